@@ -1,0 +1,155 @@
+"""The two layers of a TiM4Rec block: the time-aware SSD and the feed-forward network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.convolution import CausalConv, last_inputs
+from model.gaps import GapTable, Knots
+from model.ssd import ssd_scan, ssd_step
+
+MAX_DECAY = 30.0
+"""Bound of dt |A|: exp(-30) forgets everything, and more would only cost later digits."""
+
+FACTOR_SPAN = 2.0
+"""c of exp(c tanh f(gap)): a gap changes the step size by at most e^2 either way."""
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    return {"hardswish": F.hardswish, "silu": F.silu}[name]
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm(y silu(z)): the gate first (mamba-ssm's `RMSNormGated`, norm_before_gate=False)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, y: Tensor, z: Tensor) -> Tensor:
+        return F.rms_norm(y * F.silu(z), self.weight.shape, self.weight, self.eps)
+
+
+class TimeAwareSSD(nn.Module):
+    """One time-aware SSD block (paper, section 4.3): `forward` and `step` are the same sums."""
+
+    def __init__(self, config: ModelConfig, gap_rows: int) -> None:
+        super().__init__()
+        self.config = config
+        d, e, h = config.d_model, config.d_inner, config.n_heads
+        self.in_proj = nn.Linear(d, e + config.d_xbc + h)
+        self.conv = CausalConv(config.d_xbc, config.d_conv)
+        # Mamba-2's initial step sizes (log-uniform in 0.001..0.1) and decay rates (1..16).
+        dt = torch.empty(h).uniform_(math.log(1e-3), math.log(1e-1)).exp()
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
+        self.A_log = nn.Parameter(torch.empty(h).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(h))
+        self.norm = GatedRMSNorm(e, config.norm_eps)
+        self.out_proj = nn.Linear(e, d)
+        self.dropout = nn.Dropout(config.dropout)
+        self.out_norm = nn.LayerNorm(d, eps=config.norm_eps)
+        self.residual = config.n_layers > 1
+        self.activation = activation(config.activation)
+        has_table = config.time == "causal" and config.gap_mix != "none"
+        self.gap_table = GapTable(gap_rows, h) if has_table else None
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        c = self.config
+        z, xbc, dt = self.in_proj(x).split([c.d_inner, c.d_xbc, c.n_heads], -1)
+        return z, xbc, dt
+
+    def _step_size(self, dt: Tensor, A: Tensor, knots: Knots | None, g: Tensor | None) -> Tensor:
+        """Final step size (..., H): softplus, time and bound."""
+        if g is not None:
+            return F.softplus(dt * g + self.dt_bias)
+        if self.gap_table is None or knots is None:
+            delta = F.softplus(dt + self.dt_bias)
+        elif self.config.gap_mix == "product":
+            delta = F.softplus(dt * (1 + self.gap_table(knots)) + self.dt_bias)
+        else:
+            factor = torch.exp(FACTOR_SPAN * torch.tanh(self.gap_table(knots)))
+            delta = F.softplus(dt + self.dt_bias) * factor
+        return torch.minimum(delta, MAX_DECAY / -A)
+
+    def _finish(self, y: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        out = self.dropout(self.out_proj(self.norm(y, z)))
+        normed: Tensor = self.out_norm(out + x if self.residual else out)
+        return normed
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        knots: Knots | None = None,
+        g_BLH: Tensor | None = None,
+        h_BHPN: Tensor | None = None,
+        tail_BKC: Tensor | None = None,
+        lengths_B: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """All L positions at once.
+
+        Args:
+            knots: (B, L) gaps of the causal time path.
+            g_BLH: time factor of the sequence time path, before the softplus.
+            h_BHPN, tail_BKC: state before the first position; zero when None.
+            lengths_B: each row's own length; given, the state after it is returned.
+
+        Returns:
+            output (B, L, D), h (B, H, P, N) and tail (B, K-1, E+2N), the last two None
+            when `lengths_B` is None.
+        """
+        c = self.config
+        z, xbc, dt = self._project(x_BLD)
+        extended = self.conv.extend(xbc, tail_BKC)
+        xs, b, c_ = self.activation(self.conv.over(extended)).split(
+            [c.d_inner, c.d_state, c.d_state], -1
+        )
+        A = -torch.exp(self.A_log)
+        delta = self._step_size(dt, A, knots, g_BLH)
+        if lengths_B is not None:
+            position = torch.arange(x_BLD.shape[1], device=x_BLD.device)
+            delta = delta * (position < lengths_B[:, None])[..., None]
+        heads = xs.unflatten(-1, (c.n_heads, c.head_dim))
+        y, h = ssd_scan(heads, delta, A, b, c_, h_BHPN, need_state=lengths_B is not None)
+        y = (y + self.D[:, None] * heads).flatten(-2)
+        tail = None if lengths_B is None else last_inputs(extended, lengths_B, c.d_conv - 1)
+        return self._finish(y, z, x_BLD), h, tail
+
+    def step(
+        self, x_BD: Tensor, knots: Knots | None, h_BHPN: Tensor, tail_BKC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One position: returns output (B, D), h and tail."""
+        c = self.config
+        z, xbc, dt = self._project(x_BD)
+        extended = torch.cat([tail_BKC, xbc[:, None]], 1)
+        xs, b, c_ = self.activation(self.conv.over(extended)[:, 0]).split(
+            [c.d_inner, c.d_state, c.d_state], -1
+        )
+        A = -torch.exp(self.A_log)
+        heads = xs.unflatten(-1, (c.n_heads, c.head_dim))
+        y, h = ssd_step(heads, self._step_size(dt, A, knots, None), A, b, c_, h_BHPN)
+        y = (y + self.D[:, None] * heads).flatten(-2)
+        return self._finish(y, z, x_BD), h, extended[:, 1:]
+
+
+class FeedForward(nn.Module):
+    """LayerNorm(W2 act(W1 x) + x), inner width 4D, pointwise in time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.d_model, 4 * config.d_model)
+        self.fc2 = nn.Linear(4 * config.d_model, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.d_model, eps=config.ffn_norm_eps)
+        self.activation = activation(config.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.dropout(self.activation(self.fc1(x)))
+        out: Tensor = self.norm(self.dropout(self.fc2(inner)) + x)
+        return out

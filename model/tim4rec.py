@@ -1,0 +1,266 @@
+"""TiM4Rec: one set of weights, three ways to run it (`forward`, `prefill`, `step`)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.gaps import UNKNOWN_TIME, GapGrid, GapTable, Knots, past_gaps, request_gaps
+from model.layers import FeedForward, TimeAwareSSD
+from model.sequence_time import TimeEncoder, TimeMixer, time_differences
+from model.state import Part, State, StateLayout
+
+
+class Block(nn.Module):
+    """A time-aware SSD and its feed-forward layer."""
+
+    def __init__(self, config: ModelConfig, gap_rows: int) -> None:
+        super().__init__()
+        self.ssd = TimeAwareSSD(config, gap_rows)
+        self.mixer = TimeMixer(config) if config.time == "sequence" else None
+        self.ffn = FeedForward(config) if config.ffn else nn.Identity()
+
+
+class _Gaps(NamedTuple):
+    knots: Knots | None
+    last_BL: Tensor
+
+
+class TiM4Rec(nn.Module):
+    """Time-aware SSD recommender (arXiv 2409.16182).
+
+    Items are int64 in 1..V, 0 pads; times int64 milliseconds, UNKNOWN_TIME where not known;
+    batches are padded on the right.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.d_model
+        self.item_embedding = nn.Embedding(config.n_items + 1, d, padding_idx=0)
+        nn.init.normal_(self.item_embedding.weight, std=0.02)
+        self.in_norm = nn.LayerNorm(d, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.gap_grid = GapGrid(config.gap_range_s)
+        self.blocks = nn.ModuleList(
+            Block(config, self.gap_grid.rows) for _ in range(config.n_layers)
+        )
+        embeds_gap = config.time == "causal" and config.gap_embedding
+        self.gap_embedding = GapTable(self.gap_grid.rows, d) if embeds_gap else None
+        self.time_encoder = TimeEncoder(config) if config.time == "sequence" else None
+        if config.uses_request_time:
+            self.request_grid = GapGrid(config.request_range_s)
+            self.request_table = GapTable(self.request_grid.rows, 2 * d)
+            self.request_norm = nn.LayerNorm(d, eps=config.norm_eps)
+
+    @property
+    def device(self) -> torch.device:
+        return self.item_embedding.weight.device
+
+    @property
+    def steppable(self) -> bool:
+        """Whether a step costs the same at any history length."""
+        return self.config.time != "sequence"
+
+    def _embed(self, items: Tensor, knots: Knots | None) -> Tensor:
+        x = self.item_embedding(items)
+        if self.gap_embedding is not None and knots is not None:
+            x = x + self.gap_embedding(knots)
+        normed: Tensor = self.in_norm(self.dropout(x))
+        return normed
+
+    def _gaps(self, times_BL: Tensor, last_B: Tensor, count_B: Tensor) -> _Gaps:
+        gap, kind, last = past_gaps(times_BL, last_B, count_B)
+        if self.config.time != "causal":
+            return _Gaps(None, last)
+        return _Gaps(self.gap_grid(gap, kind, self.item_embedding.weight.dtype), last)
+
+    def _read_out(self, out: Tensor, request_times: Tensor | None, last_times: Tensor) -> Tensor:
+        """The query (..., D) of a recommendation asked for at `request_times` (...)."""
+        if not self.config.uses_request_time:
+            return out
+        if request_times is None:
+            request_times = torch.full_like(last_times, UNKNOWN_TIME)
+        knots = self.request_grid(*request_gaps(request_times, last_times), out.dtype)
+        scale, shift = self.request_table(knots).chunk(2, -1)
+        query: Tensor = self.request_norm(out * (1 + scale) + shift)
+        return query
+
+    # -- in parallel ---------------------------------------------------------------------
+
+    def forward(
+        self, items_BL: Tensor, times_BL: Tensor, request_times_BL: Tensor | None = None
+    ) -> Tensor:
+        """The query at every position, (B, L, D): what is recommended after it.
+
+        Args:
+            request_times_BL: when the recommendation after each position is asked for (in
+                training: the next interaction's time); None: unknown.
+
+        Raises:
+            TypeError: for a `sequence` model, whose positions see later ones.
+        """
+        if not self.steppable:
+            raise TypeError("a `sequence` model has no output per position: use window_output")
+        first = torch.zeros_like(items_BL[:, 0])
+        gaps = self._gaps(times_BL, torch.full_like(first, UNKNOWN_TIME), first)
+        x = self._embed(items_BL, gaps.knots)
+        for block in self.blocks:
+            x = block.ffn(block.ssd(x, gaps.knots)[0])
+        return self._read_out(x, request_times_BL, gaps.last_BL)
+
+    def window_output(self, items_BL: Tensor, lengths_B: Tensor, timestamps_BL: Tensor) -> Tensor:
+        """The last real position's output, (B, D), of windows padded on the right with zeros.
+
+        This is the official code's forward pass. A `sequence` model needs L = max_len.
+
+        Args:
+            timestamps_BL: epoch SECONDS (integers or floats), as in the official code.
+        """
+        knots, d = None, None
+        if self.time_encoder is not None:
+            d = self.time_encoder(time_differences(timestamps_BL).to(self._dtype))
+            d = d[:, None].expand(-1, self.config.n_heads, -1)  # the layers mix each head's own
+        elif self.config.time == "causal":
+            times_ms = (timestamps_BL.double() * 1000).round().long()
+            first = torch.zeros_like(lengths_B)
+            knots = self._gaps(times_ms, torch.full_like(first, UNKNOWN_TIME), first).knots
+        x = self._embed(items_BL, knots)
+        for block in self.blocks:
+            g = None
+            if block.mixer is not None:
+                g, d = block.mixer(d)
+            x = block.ffn(block.ssd(x, knots, g)[0])
+        return x[torch.arange(len(x), device=x.device), lengths_B - 1]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.item_embedding.weight.dtype
+
+    def scores(self, query: Tensor) -> Tensor:
+        """Scores (..., V+1) of all items for queries (..., D); the padding's is -inf."""
+        scores = query @ self.item_embedding.weight.T
+        scores[..., 0] = -torch.inf
+        return scores
+
+    # -- with a state --------------------------------------------------------------------
+
+    @property
+    def state_layout(self) -> StateLayout:
+        """What one user's state consists of.
+
+        For a model that can be stepped: per layer h and the convolution's last inputs, then
+        the last output, the last known time and the number of interactions. For a `sequence`
+        model: its window.
+        """
+        c = self.config
+        ends = (
+            Part("last_time", (), torch.int64, UNKNOWN_TIME),
+            Part("count", (), torch.int64),
+        )
+        if not self.steppable:
+            items = Part("items", (c.max_len,), torch.int64)
+            return StateLayout((items, Part("times", (c.max_len,), torch.int64), *ends))
+        f = torch.float32
+        return StateLayout(
+            (
+                Part("h", (c.n_layers, c.n_heads, c.head_dim, c.d_state), f),
+                Part("conv", (c.n_layers, c.d_conv - 1, c.d_xbc), f),
+                Part("out", (c.d_model,), f),
+                *ends,
+            )
+        )
+
+    def new_state(self, batch: int, device: torch.device | str | None = None) -> State:
+        """States of `batch` users without a history, in the model's precision."""
+        state = self.state_layout.new(batch, device or self.device)
+        return state.double() if self._dtype == torch.float64 else state
+
+    def prefill(self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State) -> State:
+        """The states after each row's first `lengths_B` interactions, in one parallel pass.
+
+        Args:
+            lengths_B: int64, each from 0 (the row's state stays) to L.
+            state: of the same B users; it is not changed.
+        """
+        if not self.steppable:
+            return self._slide(items_BL, times_BL, lengths_B, state)
+        gaps = self._gaps(times_BL, state["last_time"], state["count"])
+        x = self._embed(items_BL, gaps.knots)
+        hs, tails = [], []
+        for i, block in enumerate(self.blocks):
+            x, h, tail = block.ssd(
+                x, gaps.knots, None, state["h"][:, i], state["conv"][:, i], lengths_B
+            )
+            x = block.ffn(x)
+            hs.append(h)
+            tails.append(tail)
+        last = (lengths_B - 1).clamp(min=0)
+        row = torch.arange(len(x), device=x.device)
+        some = lengths_B > 0
+        return State(
+            {
+                "h": torch.stack(hs, 1),
+                "conv": torch.stack(tails, 1),
+                "out": torch.where(some[:, None], x[row, last], state["out"]),
+                "last_time": torch.where(some, gaps.last_BL[row, last], state["last_time"]),
+                "count": state["count"] + lengths_B,
+            }
+        )
+
+    def step(self, items_B: Tensor, times_B: Tensor, state: State) -> State:
+        """The states after one more interaction each: (B) items, (B) times."""
+        if not self.steppable:
+            ones = torch.ones_like(items_B)
+            return self._slide(items_B[:, None], times_B[:, None], ones, state)
+        gaps = self._gaps(times_B[:, None], state["last_time"], state["count"])
+        knots = None if gaps.knots is None else Knots(*(part[:, 0] for part in gaps.knots))
+        x = self._embed(items_B, knots)
+        hs, tails = [], []
+        for i, block in enumerate(self.blocks):
+            x, h, tail = block.ssd.step(x, knots, state["h"][:, i], state["conv"][:, i])
+            x = block.ffn(x)
+            hs.append(h)
+            tails.append(tail)
+        return State(
+            {
+                "h": torch.stack(hs, 1),
+                "conv": torch.stack(tails, 1),
+                "out": x,
+                "last_time": gaps.last_BL[:, 0],
+                "count": state["count"] + 1,
+            }
+        )
+
+    def query(self, state: State, request_times_B: Tensor | None = None) -> Tensor:
+        """The query (B, D) of users whose history is not empty, asked for at those times."""
+        if self.steppable:
+            return self._read_out(state["out"], request_times_B, state["last_time"])
+        return self.window_output(
+            state["items"], state["count"].clamp(1, self.config.max_len), state["times"] / 1000
+        )
+
+    def _slide(self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State) -> State:
+        """Moves each row's window on by its first `lengths_B` interactions."""
+        width = self.config.max_len
+        _, _, last_BL = past_gaps(times_BL, state["last_time"], state["count"])
+        known = torch.where(last_BL == UNKNOWN_TIME, 0, last_BL)  # the official padding's time
+        held = state["count"].clamp(max=width)
+        total = held + lengths_B
+        # Slot s of the new window is place s + total - min(total, width) of old then new.
+        place = torch.arange(width, device=total.device) + (total - total.clamp(max=width))[:, None]
+        old = place < held[:, None]
+        parts = {}
+        for name, new in (("items", items_BL), ("times", known)):
+            from_old = state[name].gather(1, place.clamp(max=width - 1))
+            fresh = (place - held[:, None]).clamp(0, new.shape[1] - 1)
+            slid = torch.where(old, from_old, new.gather(1, fresh))
+            parts[name] = torch.where(place < total[:, None], slid, 0)
+        row = torch.arange(len(total), device=total.device)
+        last = last_BL[row, (lengths_B - 1).clamp(min=0)]
+        parts["last_time"] = torch.where(lengths_B > 0, last, state["last_time"])
+        parts["count"] = state["count"] + lengths_B
+        return State(parts)
