@@ -21,9 +21,9 @@ FIRST, UNKNOWN, ZERO, N_SPECIAL = 0, 1, 2, 3
 
 
 class Knots(NamedTuple):
-    """Where gaps lie in a table: between rows `index` and `index` + 1, `weight` of the way."""
+    """Where gaps lie in a table: between rows `row` and `row` + 1, `weight` of the way."""
 
-    index: Tensor
+    row: Tensor
     weight: Tensor
 
 
@@ -67,9 +67,9 @@ class GapTable(nn.Module):
 
     def forward(self, knots: Knots) -> Tensor:
         """(...) knots to (..., width) vectors."""
-        low = nn.functional.embedding(knots.index, self.weight)
+        low = nn.functional.embedding(knots.row, self.weight)
         high = nn.functional.embedding(
-            (knots.index + 1).clamp(max=self.weight.shape[0] - 1), self.weight
+            (knots.row + 1).clamp(max=self.weight.shape[0] - 1), self.weight
         )
         return torch.lerp(low, high, knots.weight[..., None])
 

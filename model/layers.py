@@ -62,7 +62,7 @@ class TimeAwareSSD(nn.Module):
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c = self.config
-        z, xbc, dt = self.in_proj(x).split([c.d_inner, c.d_xbc, c.n_heads], -1)
+        z, xbc, dt = torch.split(self.in_proj(x), [c.d_inner, c.d_xbc, c.n_heads], -1)
         return z, xbc, dt
 
     def _step_size(self, dt: Tensor, A: Tensor, knots: Knots | None, g: Tensor | None) -> Tensor:
@@ -107,15 +107,15 @@ class TimeAwareSSD(nn.Module):
         c = self.config
         z, xbc, dt = self._project(x_BLD)
         extended = self.conv.extend(xbc, tail_BKC)
-        xs, b, c_ = self.activation(self.conv.over(extended)).split(
-            [c.d_inner, c.d_state, c.d_state], -1
+        xs, b, c_ = torch.split(
+            self.activation(self.conv.over(extended)), [c.d_inner, c.d_state, c.d_state], -1
         )
         A = -torch.exp(self.A_log)
         delta = self._step_size(dt, A, knots, g_BLH)
         if lengths_B is not None:
             position = torch.arange(x_BLD.shape[1], device=x_BLD.device)
             delta = delta * (position < lengths_B[:, None])[..., None]
-        heads = xs.unflatten(-1, (c.n_heads, c.head_dim))
+        heads = xs.reshape(*xs.shape[:-1], c.n_heads, c.head_dim)
         y, h = ssd_scan(heads, delta, A, b, c_, h_BHPN, need_state=lengths_B is not None)
         y = (y + self.D[:, None] * heads).flatten(-2)
         tail = None if lengths_B is None else last_inputs(extended, lengths_B, c.d_conv - 1)
@@ -128,11 +128,11 @@ class TimeAwareSSD(nn.Module):
         c = self.config
         z, xbc, dt = self._project(x_BD)
         extended = torch.cat([tail_BKC, xbc[:, None]], 1)
-        xs, b, c_ = self.activation(self.conv.over(extended)[:, 0]).split(
-            [c.d_inner, c.d_state, c.d_state], -1
+        xs, b, c_ = torch.split(
+            self.activation(self.conv.over(extended)[:, 0]), [c.d_inner, c.d_state, c.d_state], -1
         )
         A = -torch.exp(self.A_log)
-        heads = xs.unflatten(-1, (c.n_heads, c.head_dim))
+        heads = xs.reshape(*xs.shape[:-1], c.n_heads, c.head_dim)
         y, h = ssd_step(heads, self._step_size(dt, A, knots, None), A, b, c_, h_BHPN)
         y = (y + self.D[:, None] * heads).flatten(-2)
         return self._finish(y, z, x_BD), h, extended[:, 1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ class TiM4Rec(nn.Module):
         self.in_norm = nn.LayerNorm(d, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.gap_grid = GapGrid(config.gap_range_s)
-        self.blocks = nn.ModuleList(
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
             Block(config, self.gap_grid.rows) for _ in range(config.n_layers)
         )
         embeds_gap = config.time == "causal" and config.gap_embedding
