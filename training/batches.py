@@ -1,0 +1,155 @@
+"""Batches of training targets.
+
+A step carries a fixed number of *targets*, not of sequences: with a fixed number of
+length-sorted sequences, short histories would weigh many times more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import UNKNOWN_TIME
+from training.dataset import Dataset, Histories, Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded sequences, all (B, L) int64.
+
+    items: 0 pads; times: ms, UNKNOWN_TIME where not known; request_times: the time of the target
+    after each position, or UNKNOWN_TIME; targets: what follows each position, 0 where no loss is
+    taken. lengths: (B).
+    """
+
+    items: Tensor
+    times: Tensor
+    request_times: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            *(
+                part.to(device, non_blocking=True)
+                for part in (
+                    self.items,
+                    self.times,
+                    self.request_times,
+                    self.targets,
+                    self.lengths,
+                )
+            )
+        )
+
+
+def gather_padded(
+    histories: Histories, starts: Int64s, lengths: Int64s, width: int | None = None
+) -> tuple[Int64s, Int64s]:
+    """Rows [starts, starts + lengths) of the histories, right-padded: items (B, L), times (B, L).
+
+    Padding is item 0 at UNKNOWN_TIME. L is `width`, or the longest row.
+    """
+    position = np.arange(int(lengths.max(initial=1)) if width is None else width)
+    inside = position < lengths[:, None]
+    place = np.where(inside, starts[:, None] + position, 0)
+    items = np.where(inside, histories.items[place], 0).astype(np.int64)
+    return items, np.where(inside, histories.times[place], UNKNOWN_TIME)
+
+
+def window_batches(
+    dataset: Dataset,
+    *,
+    targets: int = 2048,
+    max_len: int = 200,
+    request_dropout: float = 0.1,
+    seed: int = 0,
+    epoch: int = 0,
+) -> Iterator[Batch]:
+    """One epoch: every training target exactly once, a loss at every position.
+
+    A history of more than `max_len` targets is cut into windows, at another place each epoch.
+    Windows of similar length share a batch. With probability `request_dropout` a window's
+    request times are unknown, so that a model learns to do without. Deterministic in (seed, epoch).
+    """
+    rng = np.random.default_rng([seed, epoch])
+    starts, lengths = _windows(dataset, max_len, rng)
+    order = np.lexsort((rng.random(len(starts)), lengths))
+    groups = _cut(lengths[order], targets)
+    for group in rng.permutation(len(groups)):
+        rows = order[groups[group]]
+        yield _window_batch(dataset.histories, starts[rows], lengths[rows], request_dropout, rng)
+
+
+def prefix_batches(
+    dataset: Dataset, *, targets: int = 2048, max_len: int = 50, seed: int = 0, epoch: int = 0
+) -> Iterator[Batch]:
+    """One epoch for a `sequence` model: a sample a target, its input the last `max_len` before it.
+
+    Rows are `max_len` wide, and the loss is at the last real position only. Deterministic in
+    (seed, epoch).
+    """
+    rng = np.random.default_rng([seed, epoch])
+    histories = dataset.histories
+    user = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    place = np.arange(len(histories.items))
+    first = histories.offsets[user]
+    ends = place[(place > first) & (place < dataset.train_ends[user])]
+    ends = rng.permutation(ends)
+    for chunk in np.array_split(ends, max(1, round(len(ends) / targets))):
+        starts = np.maximum(first[chunk], chunk - max_len)
+        lengths = chunk - starts
+        items, times = gather_padded(histories, starts, lengths, max_len)
+        followed = np.zeros_like(items)
+        followed[np.arange(len(chunk)), lengths - 1] = histories.items[chunk]
+        unknown = np.full_like(times, UNKNOWN_TIME)
+        yield _tensors(items, times, unknown, followed, lengths)
+
+
+def n_batches(dataset: Dataset, *, targets: int) -> int:
+    """About how many batches an epoch has."""
+    return max(1, round(dataset.n_train_targets / targets))
+
+
+def _windows(dataset: Dataset, max_len: int, rng: np.random.Generator) -> tuple[Int64s, Int64s]:
+    """Start and number of targets of each window."""
+    totals = np.maximum(dataset.train_lengths - 1, 0)
+    # Where a long history is cut moves, so that no target always lacks its context.
+    head = np.where(totals > max_len, rng.integers(1, max_len + 1, len(totals)), totals)
+    count = np.where(totals > 0, 1 + -(-(totals - head) // max_len), 0)
+    user = np.repeat(np.arange(len(totals)), count)
+    number = np.arange(len(user)) - np.repeat(np.cumsum(count) - count, count)
+    begin = np.where(number == 0, 0, head[user] + (number - 1) * max_len)
+    end = np.minimum(head[user] + number * max_len, totals[user])
+    return dataset.histories.offsets[user] + begin, end - begin
+
+
+def _cut(lengths: Int64s, targets: int) -> list[Int64s]:
+    """Groups of consecutive windows with about the same number of targets each."""
+    before = np.cumsum(lengths) - lengths
+    total = int(lengths.sum())
+    groups = max(1, round(total / targets))
+    group = before * groups // max(total, 1)
+    bounds = np.flatnonzero(np.diff(group)) + 1
+    return [rows for rows in np.split(np.arange(len(lengths)), bounds) if len(rows)]
+
+
+def _window_batch(
+    histories: Histories,
+    starts: Int64s,
+    lengths: Int64s,
+    request_dropout: float,
+    rng: np.random.Generator,
+) -> Batch:
+    items, times = gather_padded(histories, starts, lengths)
+    targets, request_times = gather_padded(histories, starts + 1, lengths)
+    request_times[rng.random(len(starts)) < request_dropout] = UNKNOWN_TIME
+    return _tensors(items, times, request_times, targets, lengths)
+
+
+def _tensors(*arrays: Int64s) -> Batch:
+    return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))

@@ -1,0 +1,273 @@
+"""From a log to training and evaluation data: k-core, vocabulary, order, splits.
+
+Everything is stored flat: one array of items and one of times, and where each user's begin.
+Names: U users, N interactions, T targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from model import UNKNOWN_TIME
+from training.interactions import InputError, Log
+
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+Split = Literal["leave-one-out", "temporal"]
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How a log becomes training, validation and test parts.
+
+    core: users and items with fewer interactions are removed, until none is left.
+    split: `leave-one-out` tests on each user's last interaction and validates on the one before
+        (the test input includes it), cored on the full log; `temporal` cuts the log at two times,
+        cores and takes its vocabulary from the part before the first, and tests on each user's
+        first interaction after a cut.
+    validation_share, test_share: (temporal) of the log's interactions, its latest.
+    """
+
+    core: int = 5
+    split: Split = "leave-one-out"
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.core < 1:
+            raise ValueError(f"core must be at least 1, not {self.core}")
+        if self.split not in get_args(Split):
+            raise ValueError(f"split must be {' or '.join(get_args(Split))}, not {self.split!r}")
+        if not (
+            self.validation_share > 0
+            and self.test_share > 0
+            and self.validation_share + self.test_share < 1
+        ):
+            raise ValueError("validation_share and test_share must be positive, together below 1")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Histories:
+    """The interactions of U users, oldest first: user u has [offsets[u], offsets[u + 1]).
+
+    offsets (U + 1) int64, items (N) int32 in 1..V, times (N) int64 ms (UNKNOWN_TIME: not known).
+    """
+
+    offsets: Int64s
+    items: Int32s
+    times: Int64s
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What is to be predicted, at most one a user: (T) each.
+
+    users: index of the user; ends: the input is the user's interactions up to, without, this
+    place in `Histories`; items: the target, 0 where it is not in the vocabulary (always a miss);
+    times: the target's own, UNKNOWN_TIME where not known.
+    """
+
+    users: Int64s
+    ends: Int64s
+    items: Int32s
+    times: Int64s
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, index: Int64s) -> Targets:
+        return Targets(self.users[index], self.ends[index], self.items[index], self.times[index])
+
+    def sample(self, size: int, seed: int = 0) -> Targets:
+        """`size` of them drawn without replacement, in their order; all where there are fewer."""
+        if size >= len(self):
+            return self
+        drawn = np.random.default_rng(seed).choice(len(self), size, replace=False)
+        return self.take(np.sort(drawn))
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A log, split. The training part of user u is [offsets[u], train_ends[u]) of `histories`."""
+
+    protocol: Protocol
+    user_ids: list[str]
+    item_ids: list[str]
+    histories: Histories
+    train_ends: Int64s
+    validation: Targets
+    test: Targets
+
+    @property
+    def n_items(self) -> int:
+        return len(self.item_ids)
+
+    @property
+    def train_lengths(self) -> Int64s:
+        return self.train_ends - self.histories.offsets[:-1]
+
+    @property
+    def n_train_targets(self) -> int:
+        """Every training interaction but each user's first."""
+        return int(np.maximum(self.train_lengths - 1, 0).sum())
+
+    def _train_target_places(self) -> npt.NDArray[np.bool_]:
+        place = np.arange(len(self.histories.items))
+        user = np.repeat(np.arange(len(self.histories)), np.diff(self.histories.offsets))
+        chosen: npt.NDArray[np.bool_] = (place > self.histories.offsets[user]) & (
+            place < self.train_ends[user]
+        )
+        return chosen
+
+    def popularity(self) -> Int64s:
+        """How often each item is a training target: (V), index i is item i + 1."""
+        items = self.histories.items[self._train_target_places()]
+        return np.bincount(items, minlength=self.n_items + 1)[1:].astype(np.int64)
+
+    def gap_range_ms(self) -> tuple[int, int] | None:
+        """Smallest and largest positive gap of the training part; None where there is none."""
+        later = np.flatnonzero(self._train_target_places())
+        times = self.histories.times
+        known = (times[later] != UNKNOWN_TIME) & (times[later - 1] != UNKNOWN_TIME)
+        gaps = times[later[known]] - times[later[known] - 1]
+        gaps = gaps[gaps > 0]
+        return (int(gaps.min()), int(gaps.max())) if len(gaps) else None
+
+    def describe(self) -> dict[str, int | float]:
+        """Sizes for metrics and the model card."""
+        lengths = np.diff(self.histories.offsets)
+        return {
+            "users": len(self.histories),
+            "items": self.n_items,
+            "interactions": len(self.histories.items),
+            "mean_length": round(float(lengths.mean()), 2),
+            "longest": int(lengths.max()),
+            "training_targets": self.n_train_targets,
+            "validation_targets": len(self.validation),
+            "test_targets": len(self.test),
+            "test_targets_unseen": int((self.test.items == 0).sum()),
+            "unknown_times": int((self.histories.times == UNKNOWN_TIME).sum()),
+        }
+
+
+def k_core(users: Int64s, items: Int64s, k: int) -> npt.NDArray[np.bool_]:
+    """Which rows are left once every user and every item has at least k of them: (N) bool."""
+    keep = np.ones(len(users), dtype=np.bool_)
+    while True:
+        sparse = np.zeros(len(users), dtype=np.bool_)
+        for codes in (users, items):
+            counts = np.bincount(codes[keep], minlength=int(codes.max(initial=-1)) + 1)
+            sparse |= keep & (counts[codes] < k)
+        if not sparse.any():
+            return keep
+        keep &= ~sparse
+
+
+def build_dataset(
+    log: Log, protocol: Protocol | None = None, vocabulary: Sequence[str] | None = None
+) -> Dataset:
+    """Splits a log.
+
+    Args:
+        vocabulary: item ids of a trained model, in its order; None: those of the training part,
+            sorted. Interactions with other items are left out of the inputs; as targets they
+            are misses.
+
+    Raises:
+        InputError: nothing is left to train or test on, or a temporal split lacks times.
+    """
+    protocol = protocol or Protocol()
+    frame = log.frame
+    user_codes, user_ids = _codes(frame["user_id"])
+    item_codes, item_ids = _codes(frame["item_id"])
+    times = frame["time_ms"].to_numpy().astype(np.int64)
+    if protocol.split == "temporal":
+        first_cut, second_cut = _cuts(times, protocol)
+        training = times < first_cut
+    else:
+        training = np.ones(len(times), dtype=np.bool_)
+    core = np.zeros(len(times), dtype=np.bool_)
+    core[training] = k_core(user_codes[training], item_codes[training], protocol.core)
+    if not core.any():
+        raise InputError(
+            f"no interactions are left in the {protocol.core}-core of {len(times)} "
+            "interactions to train on; use a smaller --core"
+        )
+    if vocabulary is None:
+        # The codes follow the sorted ids, so these are sorted as well.
+        vocabulary = [item_ids[code] for code in np.unique(item_codes[core])]
+    index_of = {item: index for index, item in enumerate(vocabulary, 1)}
+    index = np.array([index_of.get(item, 0) for item in item_ids], dtype=np.int32)
+
+    users_kept = np.unique(user_codes[core])
+    keep = core | (~training & np.isin(user_codes, users_kept))
+    user_of = np.full(len(user_ids), -1)
+    user_of[users_kept] = np.arange(len(users_kept))
+    users = user_of[user_codes[keep]]
+    items, times, training = index[item_codes[keep]], times[keep], training[keep]
+
+    starts = np.searchsorted(users, np.arange(len(users_kept) + 1))
+    if protocol.split == "temporal":
+        train_ends = starts[:-1] + np.bincount(users[training], minlength=len(users_kept))
+        before_test = np.bincount(users[times < second_cut], minlength=len(users_kept))
+        test_rows = starts[:-1] + before_test
+        has_validation = train_ends < test_rows
+        has_test = test_rows < starts[1:]
+        validation_rows = train_ends
+    else:
+        has_validation = has_test = np.diff(starts) >= 3
+        test_rows, validation_rows = starts[1:] - 1, starts[1:] - 2
+        train_ends = np.where(has_test, validation_rows, starts[1:])
+
+    known = items > 0
+    before = np.concatenate([[0], np.cumsum(known)])  # known rows before each row
+
+    def targets(rows: Int64s, chosen: npt.NDArray[np.bool_]) -> Targets:
+        of = np.flatnonzero(chosen)
+        of = of[before[rows[of]] > before[starts[of]]]  # no known input: nothing to predict from
+        return Targets(of, before[rows[of]], items[rows[of]], times[rows[of]])
+
+    dataset = Dataset(
+        protocol=protocol,
+        user_ids=[user_ids[code] for code in users_kept],
+        item_ids=list(vocabulary),
+        histories=Histories(before[starts], items[known], times[known]),
+        train_ends=before[train_ends],
+        validation=targets(validation_rows, has_validation),
+        test=targets(test_rows, has_test),
+    )
+    if not (len(dataset.test) and len(dataset.validation)):
+        raise InputError(
+            f"no user is left to validate and test on ({protocol.split}, {protocol.core}-core, "
+            f"{len(dataset.histories)} users): a user needs at least 3 interactions"
+        )
+    return dataset
+
+
+def _codes(ids: pl.Series) -> tuple[Int64s, list[str]]:
+    """Each id's place in the sorted distinct ids (by code point), and those."""
+    distinct = ids.unique().sort()
+    codes = ids.replace_strict(distinct, pl.int_range(len(distinct), eager=True))
+    return codes.to_numpy().astype(np.int64), distinct.to_list()
+
+
+def _cuts(times: Int64s, protocol: Protocol) -> tuple[int, int]:
+    unknown = int((times == UNKNOWN_TIME).sum())
+    if unknown:
+        raise InputError(f"a temporal split needs every time; {unknown} are not known")
+    ordered = np.sort(times)
+    first = int(len(ordered) * (1 - protocol.validation_share - protocol.test_share))
+    second = int(len(ordered) * (1 - protocol.test_share))
+    return int(ordered[first]), int(ordered[second])

@@ -1,0 +1,328 @@
+"""Full-ranking evaluation in three modes that must agree: parallel, recurrent and service.
+
+A target's rank is 1 + the number of other items scored at least as high: ties count against us.
+`kept` ranks among all items, `masked` leaves out every item of the user's whole history (a target
+seen before then can't be recommended and is a miss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model import State, TiM4Rec
+from training.batches import gather_padded
+from training.dataset import Histories, Int64s, Targets
+from training.metrics import MISS, ranking_metrics
+
+OfflineMode = Literal["parallel", "recurrent"]
+Float32s = npt.NDArray[np.float32]
+
+TOLERANCE = 1e-4
+"""Scores closer than this may change places between modes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Best and worst rank (T) each if items within TOLERANCE of the target change places."""
+
+    best: Int64s
+    worst: Int64s
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """What one mode found, a row a target.
+
+    kept, masked: (T) ranks with seen items kept and masked. kept_interval, masked_interval: what
+    rounding may make of them. scores: (T) of the targets, NaN where unknown. top_items, top_scores:
+    (T, K) best items with seen ones kept, 0 and -inf where there are fewer. limit: ranks
+    beyond it are only known to be beyond.
+    """
+
+    targets: Targets
+    kept: Int64s
+    masked: Int64s
+    kept_interval: Interval
+    masked_interval: Interval
+    scores: Float32s
+    top_items: Int64s
+    top_scores: Float32s
+    limit: int = MISS
+
+    def metrics(self) -> dict[str, dict[str, float]]:
+        return {"kept": ranking_metrics(self.kept), "masked": ranking_metrics(self.masked)}
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How the rankings of two modes compare over the same targets.
+
+    same: equal ranks, kept and masked; near: users whose rank differs only by items scored within
+    TOLERANCE of the target; different: indices of all others. largest_score_gap: between the two
+    modes' scores of the same target.
+    """
+
+    users: int
+    same: int
+    near: int
+    different: list[int]
+    largest_score_gap: float
+
+    @property
+    def holds(self) -> bool:
+        return not self.different
+
+
+def rank_targets(
+    model: TiM4Rec,
+    histories: Histories,
+    targets: Targets,
+    *,
+    mode: OfflineMode = "parallel",
+    last: int | None = None,
+    at_target_time: Sequence[bool] = (False,),
+    top: int = 100,
+    tokens: int = 1 << 15,
+    progress: Callable[[int], None] | None = None,
+) -> dict[bool, Ranking]:
+    """Ranks every target among all items.
+
+    Args:
+        mode: `parallel` (one prefill of the history) or `recurrent` (a step an interaction).
+        last: use only this many latest interactions as input; None: all of them.
+        at_target_time: for each, a ranking asked for at the target's own time (True) or at an
+            unknown time (False), under that key of the result.
+        top: K of `top_items`.
+        tokens: bounds the padded interactions of a batch, and with it the memory.
+        progress: is told how many targets were ranked, after each batch.
+    """
+    firsts = histories.offsets[targets.users]
+    starts = firsts if last is None else np.maximum(firsts, targets.ends - last)
+    lengths = targets.ends - starts
+    top = min(top, model.config.n_items)
+    columns = {asked: _Columns(len(targets), top) for asked in at_target_time}
+    run = _prefill if mode == "parallel" else _step_through
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for rows in _batches(lengths, tokens, model.config.n_items):
+                state = run(model, histories, starts[rows], lengths[rows])
+                batch = targets.take(rows)
+                for asked, out in columns.items():
+                    times = _on(model.device, batch.times)[0] if asked else None
+                    scores = model.scores(model.query(state, times))
+                    out.fill(rows, scores, histories, firsts[rows], batch)
+                if progress is not None:
+                    progress(len(rows))
+    finally:
+        model.train(was_training)
+    return {asked: out.ranking(targets) for asked, out in columns.items()}
+
+
+def _batches(lengths: Int64s, tokens: int, n_items: int) -> Iterator[Int64s]:
+    """Rows of similar length, at most `tokens` padded interactions and 2**24 scores each."""
+    order = np.argsort(lengths, kind="stable")
+    most = max(1, (1 << 24) // (n_items + 1))
+    begin = 0
+    while begin < len(order):
+        end = begin + 1
+        while (
+            end < len(order)
+            and end - begin < most
+            and (end - begin + 1) * lengths[order[end]] <= tokens
+        ):
+            end += 1
+        yield order[begin:end]
+        begin = end
+
+
+def _prefill(model: TiM4Rec, histories: Histories, starts: Int64s, lengths: Int64s) -> State:
+    items, times, ends = _on(model.device, *gather_padded(histories, starts, lengths), lengths)
+    return model.prefill(items, times, ends, model.new_state(len(starts)))
+
+
+def _step_through(model: TiM4Rec, histories: Histories, starts: Int64s, lengths: Int64s) -> State:
+    items, times = _on(model.device, *gather_padded(histories, starts, lengths))
+    state, final = model.new_state(len(starts)), model.new_state(len(starts))
+    for step in range(items.shape[1]):
+        # A row past its end goes on with padding; its state is taken when it ends.
+        state = model.step(items[:, step], times[:, step], state)
+        (ended,) = np.nonzero(lengths == step + 1)
+        if len(ended):
+            (at,) = _on(model.device, ended)
+            final.write(at, state.rows(at))
+    return final
+
+
+def _on(device: torch.device, *arrays: Int64s) -> list[Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays]
+
+
+class _Columns:
+    """The columns of a Ranking while batches fill them."""
+
+    def __init__(self, size: int, top: int) -> None:
+        self.ranks = {
+            (seen, which): np.zeros(size, dtype=np.int64)
+            for seen in ("kept", "masked")
+            for which in ("rank", "best", "worst")
+        }
+        self.scores = np.zeros(size, dtype=np.float32)
+        self.top_items = np.zeros((size, top), dtype=np.int64)
+        self.top_scores = np.zeros((size, top), dtype=np.float32)
+
+    def fill(
+        self,
+        rows: Int64s,
+        scores: Tensor,
+        histories: Histories,
+        firsts: Int64s,
+        targets: Targets,
+    ) -> None:
+        (items,) = _on(scores.device, targets.items.astype(np.int64))
+        own = scores.gather(1, items[:, None])  # -inf, the padding's, for an unknown target
+        unknown = targets.items == 0
+        best = scores.topk(self.top_items.shape[1], dim=1)
+        self.top_items[rows] = best.indices.cpu().numpy()
+        self.top_scores[rows] = best.values.cpu().numpy()
+        self.scores[rows] = np.where(unknown, np.nan, own[:, 0].float().cpu().numpy())
+        self._rank("kept", rows, scores, own, unknown)
+        lengths = targets.ends - firsts  # the whole history, however much of it was used
+        seen, _ = gather_padded(histories, firsts, lengths)
+        repeated = ((seen == targets.items[:, None]) & (seen > 0)).any(1)
+        (seen_items,) = _on(scores.device, seen)  # its padding masks column 0 once more
+        scores = scores.scatter(1, seen_items, -torch.inf)
+        self._rank("masked", rows, scores, own, unknown | repeated)
+
+    def _rank(
+        self,
+        seen: str,
+        rows: Int64s,
+        scores: Tensor,
+        own: Tensor,
+        missed: npt.NDArray[np.bool_],
+    ) -> None:
+        items = scores[:, 1:]  # never the padding
+        # Not "at least": a NaN then counts against us too. The target counts itself.
+        bounds = {
+            "rank": (~(items < own)).sum(1),
+            "best": (items > own + TOLERANCE).sum(1) + 1,
+            "worst": (~(items < own - TOLERANCE)).sum(1),
+        }
+        for which, rank in bounds.items():
+            self.ranks[seen, which][rows] = np.where(missed, MISS, rank.cpu().numpy())
+
+    def ranking(self, targets: Targets) -> Ranking:
+        ranks = self.ranks
+        return Ranking(
+            targets=targets,
+            kept=ranks["kept", "rank"],
+            masked=ranks["masked", "rank"],
+            kept_interval=Interval(ranks["kept", "best"], ranks["kept", "worst"]),
+            masked_interval=Interval(ranks["masked", "best"], ranks["masked", "worst"]),
+            scores=self.scores,
+            top_items=self.top_items,
+            top_scores=self.top_scores,
+        )
+
+
+def agreement(a: Ranking, b: Ranking) -> Agreement:
+    """Compares two modes' rankings of the same targets.
+
+    Ranks may differ where the items between the two places have scores within TOLERANCE of the
+    target's in `a`. Where one mode knows ranks up to a limit only, those beyond are alike.
+
+    Raises ValueError if the targets are not the same.
+    """
+    if not (
+        np.array_equal(a.targets.users, b.targets.users)
+        and np.array_equal(a.targets.ends, b.targets.ends)
+    ):
+        raise ValueError("only rankings of the same targets can be compared")
+    limit = min(a.limit, b.limit)
+    same = np.ones(len(a.kept), dtype=np.bool_)
+    near = np.ones(len(a.kept), dtype=np.bool_)
+    for first, second, interval in (
+        (a.kept, b.kept, a.kept_interval),
+        (a.masked, b.masked, a.masked_interval),
+    ):
+        beyond = limit + 1
+        found = np.minimum(second, beyond)
+        same &= np.minimum(first, beyond) == found
+        near &= (np.minimum(interval.best, beyond) <= found) & (
+            found <= np.minimum(interval.worst, beyond)
+        )
+    gaps = np.abs(a.scores - b.scores)
+    gaps = gaps[np.isfinite(gaps)]
+    return Agreement(
+        users=len(same),
+        same=int(same.sum()),
+        near=int((near & ~same).sum()),
+        different=np.flatnonzero(~(same | near)).tolist(),
+        largest_score_gap=float(gaps.max(initial=0.0)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a results table."""
+
+    mode: str
+    history: str
+    request_time: bool
+    seen: str
+    metrics: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "history": self.history,
+            "request_time": self.request_time,
+            "seen": self.seen,
+            **self.metrics,
+        }
+
+
+def rows_of(ranking: Ranking, mode: str, history: str, request_time: bool) -> list[Row]:
+    """The two rows, seen kept and masked, of a ranking."""
+    return [
+        Row(mode, history, request_time, seen, metrics)
+        for seen, metrics in ranking.metrics().items()
+    ]
+
+
+def evaluate_offline(
+    model: TiM4Rec,
+    histories: Histories,
+    targets: Targets,
+    *,
+    mode: OfflineMode = "parallel",
+    lasts: tuple[int, ...] = (50, 200),
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[Row], dict[bool, Ranking]]:
+    """The whole table of one mode, and its whole-history rankings by `request_time`.
+
+    A model that takes the request time has rows with it and without.
+    """
+    rows: list[Row] = []
+    whole: dict[bool, Ranking] = {}
+    asked = (False, True) if model.config.uses_request_time else (False,)
+    for last in (None, *lasts):
+        rankings = rank_targets(
+            model, histories, targets,
+            mode=mode, last=last, at_target_time=asked, progress=progress,
+        )  # fmt: skip
+        if last is None:
+            whole = rankings
+        history = "whole" if last is None else f"last {last}"
+        for request_time, ranking in rankings.items():
+            rows += rows_of(ranking, mode, history, request_time)
+    return rows, whole

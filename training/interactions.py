@@ -1,0 +1,359 @@
+"""Interaction logs and item tables: CSV, CSV.gz or Parquet in, clean sorted columns out.
+
+A log has the columns `user_id,item_id,timestamp`, in any order; `rating` is checked where there is
+one, other columns are ignored. Ids are any strings. A timestamp is epoch seconds, epoch
+milliseconds (above 1e11), ISO 8601 (UTC where no offset is given), or empty: not known.
+
+    log = read_log(Path("interactions.csv.gz"))
+    log.frame   # user_id, item_id, time_ms: by user, then time, then place in the file
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+
+from model import UNKNOWN_TIME
+
+REPORTED_ROWS = 20
+CHUNK_ROWS = 200_000
+MILLISECONDS_ABOVE = 1e11
+# Years 1 and 9999; microseconds and nanoseconds since 1970 fall outside.
+MIN_TIME_MS, MAX_TIME_MS = -62_135_596_800_000, 253_402_300_799_999
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class InputError(ValueError):
+    """A file that can't be used; the message names the file, the place and the way out."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BadRow:
+    """One row that can't be read. `line` is 1-based; in Parquet it is the row, from 1."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """A log as read.
+
+    frame: user_id (String), item_id (String), time_ms (Int64, UNKNOWN_TIME where not known); sorted
+        by user id; within a user by time, equal times in file order.
+    bad_rows: the first of the rows left out, `bad_row_count` is how many there were.
+    notes: what a reader of the results should know about the order.
+    """
+
+    frame: pl.DataFrame
+    bad_rows: list[BadRow] = field(default_factory=list)
+    bad_row_count: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def read_log(path: Path, *, skip_bad_rows: bool = False) -> Log:
+    """The interactions of a CSV, CSV.gz or Parquet file (told apart by content, not by name).
+
+    Rows of one user are sorted by time if all their times are known; else the file's order is
+    taken, in which a known time must not go back.
+
+    Raises InputError where the file is no such table, has no usable row, or, unless
+    `skip_bad_rows`, has a row that can't be read.
+    """
+    raw, bad = _read_table(path, ["user_id", "item_id", "timestamp"], ["rating"])
+    frame = raw.with_columns(_time_ms(raw["timestamp"]))
+    reason = pl.coalesce(
+        _id_fault("user_id"),
+        _id_fault("item_id"),
+        _time_fault(),
+        _rating_fault(raw.schema.get("rating")),
+    )
+    frame, bad = _split_off(frame, reason, bad)
+    frame, unordered_users, bad = _in_order(frame, bad)
+    _refuse(path, bad, skip_bad_rows)
+    if frame.is_empty():
+        raise InputError(f"{path}: no interactions in it")
+    notes = []
+    if unordered_users:
+        notes.append(
+            f"{unordered_users} users have interactions without a time: "
+            "theirs are taken in the order of the file"
+        )
+    columns = frame.select("user_id", "item_id", "time_ms")
+    return Log(columns, bad[:REPORTED_ROWS], len(bad), notes)
+
+
+def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
+    """An item table: item_id (String), title (String or null), categories (List[String]).
+
+    Read from the columns `item_id`, `title` and `categories` or `genres` (`|`-separated); the last
+    two may be missing. Raises InputError as `read_log` does; an id listed twice is a bad row.
+    """
+    raw, bad = _read_table(path, ["item_id"], ["title", "categories", "genres"])
+    raw = raw.with_columns(
+        pl.col(name).cast(pl.String)
+        for name in ("title", "categories", "genres")
+        if name in raw.columns and raw.schema[name] != pl.List(pl.String)
+    )
+    listed_before = pl.when(pl.col("item_id").is_first_distinct().not_()).then(
+        pl.format("item_id '{}' was listed before", "item_id")
+    )
+    frame, bad = _split_off(raw, pl.coalesce(_id_fault("item_id"), listed_before), bad)
+    _refuse(path, bad, skip_bad_rows)
+    title = pl.col("title") if "title" in frame.columns else pl.lit(None, pl.String)
+    source = next((name for name in ("categories", "genres") if name in frame.columns), None)
+    if source is None:
+        categories = pl.lit([], pl.List(pl.String))
+    elif frame.schema[source] == pl.List(pl.String):
+        categories = pl.col(source).fill_null([])
+    else:
+        parts = (
+            pl.col(source).fill_null("").str.split("|").list.eval(pl.element().str.strip_chars())
+        )
+        categories = parts.list.eval(pl.element().filter(pl.element() != ""))
+    return frame.select(
+        "item_id",
+        pl.when(title.str.strip_chars() != "").then(title).alias("title"),
+        categories.alias("categories"),
+    )
+
+
+def parse_time(text: str) -> int:
+    """Epoch milliseconds of an ISO 8601 text. Raises ValueError."""
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - EPOCH) // timedelta(milliseconds=1)
+
+
+def _read_table(
+    path: Path, required: Sequence[str], optional: Sequence[str]
+) -> tuple[pl.DataFrame, list[BadRow]]:
+    """The named columns, as they stand, and `line`; CSV fields are strings, never null."""
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    if magic == b"PAR1":
+        return _read_parquet(path, required, optional), []
+    with path.open("rb") as file:
+        stream: IO[bytes] = gzip.open(file) if magic[:2] == b"\x1f\x8b" else file  # type: ignore[assignment]
+        with io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as text:
+            return _read_csv(path, text, required, optional)
+
+
+def _pick(
+    path: Path, names: Sequence[str], required: Sequence[str], optional: Sequence[str]
+) -> list[str]:
+    missing = [name for name in required if name not in names]
+    if missing:
+        found = ", ".join(map(repr, names[:20])) or "none"
+        raise InputError(f"{path}: no column {', '.join(missing)}; the columns are {found}")
+    picked = [*required, *(name for name in optional if name in names)]
+    twice = [name for name in picked if list(names).count(name) > 1]
+    if twice:
+        raise InputError(f"{path}: two columns are called {twice[0]}")
+    return picked
+
+
+def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
+    try:
+        columns = _pick(path, list(pl.read_parquet_schema(path)), required, optional)
+        frame = pl.read_parquet(path, columns=columns)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"{path}: not readable as Parquet: {error}") from error
+    for name in ("user_id", "item_id"):
+        if name in columns:
+            kind = frame.schema[name]
+            if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)):
+                raise InputError(f"{path}: {name} is {kind}; store it as integers or strings")
+    ids = [pl.col(name).cast(pl.String) for name in ("user_id", "item_id") if name in columns]
+    line = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("line")
+    return frame.with_columns(*ids, line)
+
+
+def _read_csv(
+    path: Path, text: io.TextIOWrapper, required: Sequence[str], optional: Sequence[str]
+) -> tuple[pl.DataFrame, list[BadRow]]:
+    # polars' own CSV reader fills short rows silently and does not tell lines; csv does both right.
+    reader = csv.reader(text, strict=True)
+    bad: list[BadRow] = []
+    chunks: list[pl.DataFrame] = []
+    rows: list[list[str]] = []
+    lines: list[int] = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        columns = _pick(path, header, required, optional)
+        schema = dict.fromkeys(columns, pl.String) | {"line": pl.Int64}
+        places = [header.index(name) for name in columns]
+
+        def flush() -> None:
+            fields = list(zip(*rows, strict=True)) if rows else [()] * len(header)
+            data = {name: fields[place] for name, place in zip(columns, places, strict=True)}
+            chunks.append(pl.DataFrame({**data, "line": lines}, schema=schema))
+            rows.clear()
+            lines.clear()
+
+        width = len(header)
+        while True:
+            line = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                break
+            except csv.Error as error:
+                through = "" if reader.line_num <= line else f" (read up to line {reader.line_num})"
+                bad.append(BadRow(line, f"{error}{through}"))
+                continue
+            if len(row) != width:
+                if row:  # an empty line is no row
+                    bad.append(BadRow(line, f"{len(row)} fields instead of {width}"))
+                continue
+            rows.append(row)
+            lines.append(line)
+            if len(rows) == CHUNK_ROWS:
+                flush()
+        flush()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        where = f"after line {reader.line_num}"
+        raise InputError(f"{path}: the compressed file is damaged {where}: {error}") from error
+    except csv.Error as error:
+        raise InputError(f"{path}: line 1: {error}") from error
+    return pl.concat(chunks), bad
+
+
+def _time_ms(column: pl.Series) -> pl.Series:
+    """Epoch milliseconds; UNKNOWN_TIME where empty, null where it can't be read."""
+    name = "time_ms"
+    kind = column.dtype
+    if kind == pl.Date:
+        column = column.cast(pl.Datetime("ms"))
+        kind = column.dtype
+    if isinstance(kind, pl.Datetime):
+        return column.dt.epoch("ms").fill_null(UNKNOWN_TIME).alias(name)
+    if kind.is_numeric() or kind == pl.Null:
+        empty = column.is_null()
+        number = column.cast(pl.Float64)
+        iso = pl.Series([None] * 0, dtype=pl.Int64).extend_constant(None, len(column))
+    else:
+        text = column.cast(pl.String).str.strip_chars()
+        empty = text.is_null() | (text == "")
+        number = text.cast(pl.Float64, strict=False)
+        iso = _iso_times(text.set(number.is_not_null() | empty, None))
+    # Doubles are exact here: every time in range is below 2**53 ms.
+    frame = pl.DataFrame({"number": number, "iso": iso, "empty": empty})
+    value = pl.col("number")
+    ms = pl.when(value.abs() > MILLISECONDS_ABOVE).then(value).otherwise(value * 1000).round()
+    in_range = ms.is_between(MIN_TIME_MS, MAX_TIME_MS)
+    return frame.select(
+        pl.when("empty")
+        .then(pl.lit(UNKNOWN_TIME, pl.Int64))
+        .otherwise(pl.coalesce("iso", pl.when(in_range).then(ms).cast(pl.Int64)))
+        .alias(name)
+    ).to_series()
+
+
+def _iso_times(text: pl.Series) -> pl.Series:
+    times: dict[str, int] = {}
+    for value in text.drop_nulls().unique().to_list():
+        try:
+            times[value] = parse_time(value)
+        except (ValueError, OverflowError):
+            continue
+    return text.replace_strict(times, default=None, return_dtype=pl.Int64)
+
+
+def _id_fault(name: str) -> pl.Expr:
+    value = pl.col(name)
+    missing = value.is_null() | (value.str.strip_chars() == "")
+    return (
+        pl.when(missing)
+        .then(pl.lit(f"{name} is missing"))
+        .when(value.str.contains("\ufffd", literal=True))
+        .then(pl.lit(f"{name} is not valid UTF-8"))
+    )
+
+
+def _time_fault() -> pl.Expr:
+    value = pl.col("timestamp").cast(pl.String)
+    number = value.str.strip_chars().cast(pl.Float64, strict=False)
+    return pl.when(pl.col("time_ms").is_null()).then(
+        pl.when(number.is_null())
+        .then(
+            pl.format("timestamp '{}' is neither epoch seconds or milliseconds nor ISO 8601", value)
+        )
+        .when(number.is_finite())
+        .then(
+            pl.format(
+                "timestamp {} is outside the years 1 to 9999 in seconds and milliseconds", value
+            )
+        )
+        .otherwise(pl.format("timestamp {} is not finite", value))
+    )
+
+
+def _rating_fault(kind: pl.DataType | None) -> pl.Expr:
+    if kind is None:
+        return pl.lit(None, pl.String)
+    value = pl.col("rating").cast(pl.String)
+    number = value.str.strip_chars().cast(pl.Float64, strict=False)
+    given = value.is_not_null() & (value.str.strip_chars() != "")
+    return pl.when(given & number.is_finite().fill_null(False).not_()).then(
+        pl.format("rating '{}' is not a finite number", value)
+    )
+
+
+def _split_off(
+    frame: pl.DataFrame, reason: pl.Expr, bad: list[BadRow]
+) -> tuple[pl.DataFrame, list[BadRow]]:
+    """The rows without a reason against them; the others join the bad ones, by line."""
+    judged = frame.with_columns(reason.alias("reason"))
+    faulty = judged.filter(pl.col("reason").is_not_null())
+    found = [BadRow(*row) for row in faulty.select("line", "reason").iter_rows()]
+    kept = judged.filter(pl.col("reason").is_null()).drop("reason")
+    return kept, sorted([*bad, *found])
+
+
+def _in_order(frame: pl.DataFrame, bad: list[BadRow]) -> tuple[pl.DataFrame, int, list[BadRow]]:
+    known = pl.col("time_ms") != UNKNOWN_TIME
+    partial = (known.not_().any() & known.any()).over("user_id")
+    newest = pl.when(known).then("time_ms").cum_max().over("user_id").forward_fill().over("user_id")
+    if frame.select((pl.col("time_ms") == UNKNOWN_TIME).any()).item():
+        goes_back = pl.when(partial & known & (pl.col("time_ms") < newest)).then(
+            pl.lit(
+                "timestamp is before an earlier row's of the same user, whose rows are taken in the "
+                "order of the file because some have no time"
+            )
+        )
+        frame, bad = _split_off(frame, goes_back, bad)
+    in_file_order = (pl.col("time_ms") == UNKNOWN_TIME).any().over("user_id")
+    key = pl.when(in_file_order).then(pl.lit(0, pl.Int64)).otherwise("time_ms")
+    frame = frame.with_columns(key.alias("key"), in_file_order.alias("in_file_order"))
+    unordered = frame.filter("in_file_order").get_column("user_id").n_unique()
+    return frame.sort("user_id", "key", "line"), unordered, bad
+
+
+def _refuse(path: Path, bad: list[BadRow], skip_bad_rows: bool) -> None:
+    if bad and not skip_bad_rows:
+        raise InputError(
+            f"{path}: {len(bad)} rows can't be read:\n{describe_bad_rows(bad, len(bad))}\n"
+            "Mend them, or leave them out with --skip-bad-rows (skip_bad_rows=True)."
+        )
+
+
+def describe_bad_rows(bad: Sequence[BadRow], count: int) -> str:
+    """The first bad rows, a line each, and how many more there are."""
+    lines = [f"  line {row.line}: {row.reason}" for row in bad[:REPORTED_ROWS]]
+    if count > len(lines):
+        lines.append(f"  and {count - len(lines)} more")
+    return "\n".join(lines)

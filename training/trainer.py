@@ -1,0 +1,296 @@
+"""The training loop: AdamW, early stopping on validation NDCG@10, resumable, reproducible."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as ProgressBar,
+)
+from torch import Tensor
+
+from model import ModelConfig, TiM4Rec
+from training.batches import Batch, n_batches, prefix_batches, window_batches
+from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.dataset import Dataset
+from training.evaluation import rank_targets
+from training.loss import batch_queries, softmax_loss
+from training.metrics import ranking_metrics
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained; the architecture is in `ModelConfig`.
+
+    targets: of the loss in one step. max_len: longest window (a `sequence` model's is its own).
+    warmup: steps of linear growth of the learning rate. patience: epochs without a better
+    validation NDCG@10 before stopping. request_dropout: share of windows without request times.
+    clip: largest norm of the gradient. threads: of torch on a CPU, 0 leaves its own choice.
+    validation_users: validate on a fixed sample of this many, 0 on all.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    warmup: int = 100
+    clip: float = 1.0
+    label_smoothing: float = 0.0
+    targets: int = 2048
+    max_len: int = 200
+    request_dropout: float = 0.1
+    max_epochs: int = 200
+    patience: int = 10
+    validation_users: int = 0
+    seed: int = 0
+    threads: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("targets", "max_len", "max_epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("weight_decay", "warmup", "validation_users", "seed", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("beta1", "beta2", "label_smoothing", "request_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished run: the best weights, in evaluation mode, and how it went."""
+
+    model: TiM4Rec
+    epochs: int
+    best_epoch: int
+    best_ndcg: float
+    seconds: float
+
+
+def recipe(dataset: Dataset) -> dict[str, float]:
+    """Defaults that depend on the data: short histories overfit sooner and need more dropout."""
+    mean_length = float(np.diff(dataset.histories.offsets).mean())
+    return {"dropout": 0.5 if mean_length < 20 else 0.2}
+
+
+def model_config(dataset: Dataset, **options: Any) -> ModelConfig:
+    """An architecture for this data: its size and gap constants, and the given options."""
+    gaps = dataset.gap_range_ms()
+    if gaps is not None:
+        seconds = (gaps[0] / 1000, gaps[1] / 1000)
+        options = {"gap_range_s": seconds, "request_range_s": seconds} | options
+    return ModelConfig(n_items=dataset.n_items, **(recipe(dataset) | options))
+
+
+def train(
+    dataset: Dataset,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    folder: Path | None = None,
+    *,
+    console: Console | None = None,
+) -> Result:
+    """Trains a model; its weights are a function of (dataset, both configs, machine).
+
+    Args:
+        folder: keeps a checkpoint there after each epoch and goes on from the one it finds; None
+            keeps none. The run that is resumed ends with the weights of the uninterrupted one.
+        console: where progress goes; None: nowhere.
+
+    Raises:
+        CheckpointError: the folder's checkpoint is damaged or of another run.
+    """
+    return _Run(dataset, model_config, config, folder, console or Console(quiet=True)).finish()
+
+
+def fingerprint(dataset: Dataset, model_config: ModelConfig, config: TrainingConfig) -> str:
+    """Names a run: what its weights depend on. More epochs or patience continue the same run."""
+    settings = config.to_dict()
+    for name in ("max_epochs", "patience", "device"):
+        del settings[name]
+    text = json.dumps([model_config.to_dict(), settings, dataset.protocol.to_dict()])
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for array in (
+        dataset.histories.offsets,
+        dataset.histories.items,
+        dataset.histories.times,
+        dataset.train_ends,
+    ):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update("\n".join(dataset.item_ids).encode())
+    return digest.hexdigest()
+
+
+class _Run:
+    def __init__(
+        self,
+        dataset: Dataset,
+        model_config: ModelConfig,
+        config: TrainingConfig,
+        folder: Path | None,
+        console: Console,
+    ) -> None:
+        self.dataset, self.config, self.console = dataset, config, console
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.model = TiM4Rec(model_config).to(config.device)
+        self.optimizer = _optimizer(self.model, config)
+        self.progress = Progress(fingerprint(dataset, model_config, config))
+        self.best: dict[str, Tensor] = {}
+        self.validation = dataset.validation
+        if config.validation_users:
+            self.validation = self.validation.sample(config.validation_users)
+        self.checkpoint = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.checkpoint = folder / "checkpoint.safetensors"
+            if self.checkpoint.exists():
+                self.best, self.progress = load_checkpoint(
+                    self.checkpoint, self.model, self.optimizer, self.progress.run
+                )
+                console.print(
+                    f"Resumed after epoch {self.progress.epoch} "
+                    f"(best NDCG@10 {self.progress.best_ndcg:.4f}, "
+                    f"epoch {self.progress.best_epoch})"
+                )
+
+    def finish(self) -> Result:
+        while not self._stopped():
+            self._epoch()
+        self.model.load_state_dict(self.best)
+        p = self.progress
+        return Result(self.model.eval(), p.epoch, p.best_epoch, p.best_ndcg, p.seconds)
+
+    def _stopped(self) -> bool:
+        p = self.progress
+        waited = p.epoch - p.best_epoch
+        return p.epoch >= self.config.max_epochs or (p.epoch > 0 and waited >= self.config.patience)
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        c = self.config
+        if self.model.steppable:
+            return window_batches(
+                self.dataset, targets=c.targets, max_len=c.max_len,
+                request_dropout=c.request_dropout, seed=c.seed, epoch=epoch,
+            )  # fmt: skip
+        return prefix_batches(
+            self.dataset, targets=c.targets, max_len=self.model.config.max_len,
+            seed=c.seed, epoch=epoch,
+        )  # fmt: skip
+
+    def _epoch(self) -> None:
+        began = time.perf_counter()
+        p, epoch = self.progress, self.progress.epoch
+        # An epoch depends on nothing before it but weights, moments and this: hence exact resume.
+        torch.manual_seed(_mix(self.config.seed, epoch))
+        self.model.train()
+        losses = torch.zeros((), dtype=torch.float64)
+        count = 0
+        with _bar(self.console) as bar:
+            task = bar.add_task(
+                f"epoch {epoch + 1}",
+                total=n_batches(self.dataset, targets=self.config.targets),
+                metrics="",
+            )
+            for batch in self._batches(epoch):
+                loss = self._step(batch.to(self.model.device))
+                n = int((batch.targets > 0).sum())
+                losses += loss.double().cpu() * n
+                count += n
+                bar.update(task, advance=1, metrics=f"loss {float(losses) / count:.4f}")
+            bar.update(task, description=f"epoch {epoch + 1}, validating")
+            ranks = self._validate()
+        found = ranking_metrics(ranks)
+        p.epoch += 1
+        if found["NDCG@10"] > p.best_ndcg:
+            p.best_ndcg, p.best_epoch = found["NDCG@10"], p.epoch
+            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        seconds = time.perf_counter() - began
+        p.seconds += seconds
+        if self.checkpoint is not None:
+            save_checkpoint(self.checkpoint, self.model, self.best, self.optimizer, p)
+        waits = p.epoch - p.best_epoch
+        self.console.print(
+            f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
+            f"NDCG@10 {found['NDCG@10']:.4f}  HR@10 {found['HR@10']:.4f}  {seconds:.1f} s"
+            + ("  best" if not waits else f"  ({waits}/{self.config.patience} since the best)"),
+            highlight=False,
+        )
+
+    def _step(self, batch: Batch) -> Tensor:
+        c = self.config
+        self.progress.step += 1
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.lr * min(1.0, self.progress.step / max(1, c.warmup))
+        self.optimizer.zero_grad(set_to_none=True)
+        queries, targets = batch_queries(self.model, batch)
+        loss = softmax_loss(self.model, queries, targets, c.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
+        self.optimizer.step()
+        return loss.detach()
+
+    def _validate(self) -> np.typing.NDArray[np.int64]:
+        """Seen items kept; asked for at the target's own time where the model takes one."""
+        asked = self.model.config.uses_request_time
+        ranking = rank_targets(
+            self.model, self.dataset.histories, self.validation, at_target_time=(asked,), top=0
+        )
+        return ranking[asked].kept
+
+
+def _optimizer(model: TiM4Rec, config: TrainingConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},  # norms, biases, decay rates
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def _mix(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _bar(console: Console) -> ProgressBar:
+    return ProgressBar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[metrics]}"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
