@@ -1,0 +1,41 @@
+# Needs Python 3.11 or newer and nothing else. `make help` lists what there is.
+
+PORT ?= 8000
+DATA ?=
+DEVICE ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed ## Make .venv with everything that the other targets use
+
+run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder DEVICE=cpu)
+	@$(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device "$(DEVICE)")
+
+test: install ## Run the whole test suite, real servers included
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: install ## Check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch by itself first, pinned, so that nothing after it can ask for another one.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { \
+	for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
+		if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+			echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+		fi; \
+	done; \
+	echo "error: no Python 3.11 or newer with its venv module found: install one, or name it: make install PYTHON=/path/to/python3" >&2; \
+	exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,132 @@
+"""`make run`: data, training and serving in one go, each step only where it is still to be done.
+
+    python -m cli.run [--port 8000] [--data LOG] [--device cpu]
+
+The trained model is kept in `artefacts/NAME` (NAME is that of the log, or of its folder); delete
+that folder to train anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.console import CommandError, err, errors_without_traceback
+
+LOGS = ("interactions.csv.gz", "interactions.csv", "interactions.parquet")
+ITEMS = ("items.csv.gz", "items.csv", "items.parquet")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on and where the model goes."""
+
+    log: Path
+    items: Path | None
+    artefact: Path
+
+    @classmethod
+    def of(cls, data: Path | None) -> Plan:
+        """The plan for a log file or a folder with `interactions.*` and perhaps `items.*`; for
+        None, MovieLens-100K. Raises CommandError where there is no log."""
+        if data is None:
+            folder = Path("data", "ml-100k")
+            return cls(folder / LOGS[0], folder / ITEMS[0], Path("artefacts", folder.name))
+        if data.is_dir():
+            log = _first(data, LOGS)
+            if log is None:
+                raise CommandError(f"DATA={data}: no {', '.join(LOGS)} in that folder")
+            name = data.resolve().name
+        elif data.exists():
+            log, name = data, data.name.split(".")[0]
+            if log.name in LOGS:
+                name = data.resolve().parent.name
+        else:
+            raise CommandError(f"DATA={data}: no such file or folder")
+        return cls(log, _first(log.parent, ITEMS), Path("artefacts", name or "data"))
+
+    @property
+    def trained(self) -> bool:
+        return (self.artefact / "config.json").exists()
+
+    def claim(self) -> None:
+        """Note which log the artefact is of. Raises CommandError if it is another log's."""
+        note = self.artefact.with_name(f"{self.artefact.name}.source")
+        log = str(self.log.resolve())
+        if note.exists() and (before := note.read_text().strip()) != log:
+            raise CommandError(
+                f"{self.artefact} is of {before}, not of {log}: rename the log, or delete "
+                f"{self.artefact} and {note}"
+            )
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(f"{log}\n")
+
+
+def require_free_port(port: int, host: str = "127.0.0.1") -> None:
+    """Raise CommandError unless a server could listen on `port` now."""
+    if not 1 <= port <= 65535:
+        raise CommandError(f"PORT={port} is no port: take one between 1 and 65535")
+    with socket.socket() as probe:
+        # As servers do: a connection closed a moment ago does not count as in use.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise CommandError(
+                    f"port {port} is in use: stop what listens there, or take another one, "
+                    f"for instance: make run PORT={port + 1 if port < 65535 else 8000}"
+                ) from None
+            raise CommandError(f"port {port} can't be used: {error.strerror}") from None
+
+
+def run(
+    port: Annotated[int, typer.Option(help="Where the service listens.")] = 8000,
+    data: Annotated[
+        Path | None, typer.Option(help="A log, or a folder with one; default: MovieLens-100K.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: chosen.")] = None,
+) -> None:
+    """Get the data, train, serve: what was done before is kept."""
+    with errors_without_traceback():
+        require_free_port(port)
+        plan = Plan.of(data)
+        plan.claim()
+        on_device = ["--device", device] if device else []
+        if not plan.trained:
+            if data is None and not (plan.log.exists() and plan.items and plan.items.exists()):
+                _tim4rec("data", "ml-100k", "--out", str(plan.log.parent))
+            with_items = ["--items", str(plan.items)] if plan.items else []
+            out = ["--out", str(plan.artefact)]
+            _tim4rec("train", str(plan.log), *with_items, *out, *on_device)
+        serve = _command("serve", str(plan.artefact), "--port", str(port), *on_device)
+        os.execv(serve[0], serve)
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _tim4rec(*arguments: str) -> None:
+    code = subprocess.run(_command(*arguments)).returncode
+    if code:
+        raise typer.Exit(code if code > 0 else 128 - code)
+
+
+def _command(*arguments: str) -> list[str]:
+    shown = shlex.join(["tim4rec", *arguments])
+    err.print(f"$ {shown}", markup=False, highlight=False, soft_wrap=True)
+    return [sys.executable, "-m", "cli.main", *arguments]
+
+
+if __name__ == "__main__":
+    typer.run(run)
