@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ def read(path: Path) -> MovieLens:
     """Read the publisher's zip, the wheel, a folder (the zip's, unpacked, or this module's
     output), or an interactions CSV with its item table beside it. The content is not checked.
 
-    Raises FileNotFoundError, or PublicDataError naming what is missing or can't be read.
+    Raises OSError, or PublicDataError naming what is missing or can't be read.
     """
     try:
         if path.is_dir():
@@ -145,7 +146,15 @@ def read(path: Path) -> MovieLens:
         if not path.exists():
             raise FileNotFoundError(2, "no such file or folder", str(path))
         return _read_tables(path, _first(path.parent, _ITEM_FILES))
-    except (pl.exceptions.PolarsError, zipfile.BadZipFile, UnicodeDecodeError, EOFError) as error:
+    except (
+        pl.exceptions.PolarsError,
+        zipfile.BadZipFile,
+        zlib.error,
+        UnicodeDecodeError,
+        OSError,
+    ) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
         reason = str(error).splitlines()[0]
         raise PublicDataError(f"{path}: can't be read as MovieLens-100K: {reason}") from error
 
