@@ -28,7 +28,7 @@ lint: install ## Check style, formatting and types
 
 # torch by itself first, pinned, so that nothing after it can ask for another one.
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@test -x $(BIN)/python || { \
+	@test -x $(BIN)/pip || { \
 	for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
 		if $$python -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
 			echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
