@@ -20,9 +20,9 @@ class CommandError(Exception):
     """A command can't go on; the message says why and what to do, without a traceback."""
 
 
-def fail(message: str) -> None:
-    """Print `error: message` to standard error, as it is: no markup, no wrapping."""
-    err.print(f"error: {message}", markup=False, highlight=False, soft_wrap=True)
+def say(line: str, console: Console = err) -> None:
+    """Print one line as it is: no markup, no colours, no wrapping."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -39,7 +39,7 @@ def errors_without_traceback(traceback: bool = False) -> Iterator[None]:
     except (CommandError, ValueError, OSError) as error:
         if traceback:
             raise
-        fail(_message(error))
+        say(f"error: {_message(error)}")
         raise typer.Exit(1) from None
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import err, out
+from cli.console import out, say
 from training import public_data
 
 
@@ -47,17 +47,15 @@ def data(
         found, came_from = public_data.read(source), str(source)
         found.check()
     else:
-        found, came_from = public_data.get(_say)
+        found, came_from = public_data.get(say)
     if kept is None:
         found.write(folder)
-    out.print(
+    say(
         f"{folder}: {found.interactions.height:,} interactions, {found.items.height:,} items, "
         f"from {came_from}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
+        out,
     )
-    out.print(public_data.TERMS, highlight=False, soft_wrap=True)
+    say(public_data.TERMS, out)
 
 
 def _kept(folder: Path) -> public_data.MovieLens | None:
@@ -67,7 +65,3 @@ def _kept(folder: Path) -> public_data.MovieLens | None:
     except (public_data.PublicDataError, FileNotFoundError):
         return None
     return data
-
-
-def _say(line: str) -> None:
-    err.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperGroup
 
-from cli.console import errors_without_traceback, out
+from cli.console import errors_without_traceback, out, say
 
 
 class _Command(NamedTuple):
@@ -56,7 +56,7 @@ def _load(name: str) -> Any:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        out.print(f"tim4rec {version('tim4rec')}", highlight=False)
+        say(f"tim4rec {version('tim4rec')}", out)
         raise typer.Exit
 
 

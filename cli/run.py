@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import CommandError, err, errors_without_traceback
+from cli.console import CommandError, errors_without_traceback, say
 
 LOGS = ("interactions.csv.gz", "interactions.csv", "interactions.parquet")
 ITEMS = ("items.csv.gz", "items.csv", "items.parquet")
@@ -124,7 +124,7 @@ def _tim4rec(*arguments: str) -> None:
 
 def _command(*arguments: str) -> list[str]:
     shown = shlex.join(["tim4rec", *arguments])
-    err.print(f"$ {shown}", markup=False, highlight=False, soft_wrap=True)
+    say(f"$ {shown}")
     return [sys.executable, "-m", "cli.main", *arguments]
 
 
