@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -146,10 +145,9 @@ def _read_table(
         raise InputError(f"{path}: {error.strerror}") from error
     if magic == b"PAR1":
         return _read_parquet(path, required, optional), []
-    with path.open("rb") as file:
-        stream: IO[bytes] = gzip.open(file) if magic[:2] == b"\x1f\x8b" else file  # type: ignore[assignment]
-        with io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="") as text:
-            return _read_csv(path, text, required, optional)
+    open_file = gzip.open if magic[:2] == b"\x1f\x8b" else open
+    with open_file(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as text:
+        return _read_csv(path, text, required, optional)
 
 
 def _pick(
@@ -183,7 +181,7 @@ def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) 
 
 
 def _read_csv(
-    path: Path, text: io.TextIOWrapper, required: Sequence[str], optional: Sequence[str]
+    path: Path, text: IO[str], required: Sequence[str], optional: Sequence[str]
 ) -> tuple[pl.DataFrame, list[BadRow]]:
     # polars' own CSV reader fills short rows silently and does not tell lines; csv does both right.
     reader = csv.reader(text, strict=True)
@@ -331,8 +329,8 @@ def _in_order(frame: pl.DataFrame, bad: list[BadRow]) -> tuple[pl.DataFrame, int
     if frame.select((pl.col("time_ms") == UNKNOWN_TIME).any()).item():
         goes_back = pl.when(partial & known & (pl.col("time_ms") < newest)).then(
             pl.lit(
-                "timestamp is before an earlier row's of the same user, whose rows are taken in the "
-                "order of the file because some have no time"
+                "timestamp is before that of an earlier row of the same user, whose rows are taken "
+                "in the order of the file because some have no time"
             )
         )
         frame, bad = _split_off(frame, goes_back, bad)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from model import TiM4Rec
 from training.batches import Batch
+
+# Scores in flight: few enough for a CPU's cache, many enough to fill a GPU.
+CPU_SCORES, GPU_SCORES = 1 << 20, 1 << 27
 
 
 def batch_queries(model: TiM4Rec, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -25,7 +30,48 @@ def batch_queries(model: TiM4Rec, batch: Batch) -> tuple[Tensor, Tensor]:
 def softmax_loss(
     model: TiM4Rec, queries: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy of targets (T) in 1..V under queries (T, D)."""
-    # Without the padding's column: its -inf would make smoothing infinite.
-    scores = model.scores(queries)[:, 1:]
-    return F.cross_entropy(scores, targets - 1, label_smoothing=label_smoothing)
+    """Mean cross-entropy of targets (T) in 1..V under `model.scores` of queries (T, D)."""
+    items = model.item_embedding.weight[1:]
+    loss: Tensor = _SoftmaxLoss.apply(queries, items, targets - 1, label_smoothing)
+    return loss
+
+
+class _SoftmaxLoss(torch.autograd.Function):
+    """The loss and its gradients a few queries at a time.
+
+    The (T, V) scores are never stored: they are the largest thing in a step, and writing them,
+    their softmax and their gradient to memory takes longer than computing them.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, items: Tensor, targets: Tensor, smoothing: float
+    ) -> Tensor:
+        size, n_items = len(queries), len(items)
+        scores_at_once = GPU_SCORES if queries.is_cuda else CPU_SCORES
+        rows = max(1, min(size, scores_at_once // n_items))
+        buffer = queries.new_empty(rows, n_items)
+        query_grad, item_grad = torch.empty_like(queries), torch.zeros_like(items)
+        loss = queries.new_zeros(())
+        for begin in range(0, size, rows):
+            q, target = queries[begin : begin + rows], targets[begin : begin + rows, None]
+            s = torch.mm(q, items.T, out=buffer[: len(q)])
+            own = s.gather(1, target)
+            if smoothing:
+                own = (1 - smoothing) * own + smoothing * s.mean(1, keepdim=True)
+            largest = s.amax(1, keepdim=True)
+            total = s.sub_(largest).exp_().sum(1, keepdim=True)
+            loss += (total.log() + largest - own).sum()
+            s.mul_(1 / (total * size))  # from here on the gradient of the scores
+            if smoothing:
+                s.sub_(smoothing / (n_items * size))
+            s.scatter_add_(1, target, torch.full_like(own, (smoothing - 1) / size))
+            torch.mm(s, items, out=query_grad[begin : begin + rows])
+            item_grad.addmm_(s.T, q)
+        ctx.save_for_backward(query_grad, item_grad)
+        return loss / size
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        query_grad, item_grad = ctx.saved_tensors
+        return query_grad * grad, item_grad * grad, None, None

@@ -1,0 +1,269 @@
+"""`tim4rec evaluate`: a trained model on a log, in modes that must agree."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich import box
+from rich.progress import Progress
+from rich.table import Table
+
+from cli.console import CommandError, err, out
+from cli.train import choose_device
+from model.artefact import Artefact, load_artefact
+from training.dataset import Dataset, Protocol, Targets, build_dataset
+from training.evaluation import (
+    TOLERANCE,
+    Agreement,
+    OfflineMode,
+    Ranking,
+    Row,
+    agreement,
+    evaluate_offline,
+    rank_targets,
+    rows_of,
+)
+from training.interactions import describe_bad_rows, read_log
+from training.live import rank_through_service, replayable
+from training.metrics import CUTOFFS
+
+
+class Mode(StrEnum):
+    PARALLEL = "parallel"
+    RECURRENT = "recurrent"
+    SERVICE = "service"
+
+    @property
+    def offline(self) -> OfflineMode:
+        return "recurrent" if self is Mode.RECURRENT else "parallel"
+
+
+LISTED = 20
+
+
+def evaluate(
+    artefact: Annotated[Path, typer.Argument(help="A folder written by `tim4rec train`.")],
+    log: Annotated[Path, typer.Argument(help="The interaction log to split and test on.")],
+    mode: Annotated[
+        list[Mode] | None,
+        typer.Option(
+            help="parallel: one pass over each history. recurrent: one step an interaction. "
+            "service: replayed through a running service (--url). May be given several times.",
+            show_default="parallel and recurrent",
+        ),
+    ] = None,
+    url: Annotated[
+        str, typer.Option(help="(service) Where the service listens.")
+    ] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="TIM4REC_API_KEY", help="(service) Sent as X-API-Key."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="(service) Ranks are known up to this.")] = 100,
+    users: Annotated[
+        int, typer.Option(min=0, help="Test a fixed sample of this many users; 0: all.")
+    ] = 0,
+    core: Annotated[
+        int | None, typer.Option(min=1, help="Of the log.", show_default="as in training")
+    ] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results there too.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+) -> None:
+    """Measure a model on a log: HR, NDCG and MRR at 10, 20 and 50 over the whole catalogue.
+
+    With several modes, every user's rank must be the same in all of them, except where scores
+    differ by less than 1e-4; how many those are is printed, and any other difference is listed
+    and ends the command with exit code 1. In service mode, histories are posted under user ids
+    of their own and deleted afterwards; a model that takes the request time is asked at the
+    target's own.
+    """
+    modes = list(dict.fromkeys(mode or [Mode.PARALLEL, Mode.RECURRENT]))
+    loaded = load_artefact(artefact, choose_device(device))
+    read = read_log(log, skip_bad_rows=skip_bad_rows)
+    if read.bad_row_count:
+        _say(f"{log}: {read.bad_row_count} rows left out:")
+        _say(describe_bad_rows(read.bad_rows, read.bad_row_count))
+    protocol = Protocol(**loaded.metrics.get("protocol", {}))
+    if core is not None:
+        protocol = Protocol(core, protocol.split, protocol.validation_share, protocol.test_share)
+    dataset = build_dataset(read, protocol, loaded.items.ids)
+    targets = dataset.test.sample(users) if users else dataset.test
+    unseen = int((targets.items == 0).sum())
+    _say(
+        f"{len(targets)} users tested of {len(dataset.histories)}, {dataset.n_items} items"
+        + (f"; {unseen} targets are unknown to the model: misses" if unseen else "")
+    )
+
+    rows: list[Row] = []
+    rankings: dict[Mode, dict[bool, Ranking]] = {}
+    for current in modes:
+        if current is Mode.SERVICE:
+            found = _through_service(loaded, dataset, targets, url, api_key, top)
+            (asked, ranking) = next(iter(found.items()))
+            shown = rows_of(ranking, current.value, "whole", asked)
+        else:
+            lasts = (50, 200) if current is Mode.PARALLEL else ()
+            with _progress(current.value, len(targets) * (1 + len(lasts))) as advance:
+                shown, found = evaluate_offline(
+                    loaded.model, dataset.histories, targets,
+                    mode=current.offline, lasts=lasts, progress=advance,
+                )  # fmt: skip
+        rankings[current] = found
+        out.print(results_table(current.value, shown), soft_wrap=True)
+        rows += shown
+    compared = _compare(loaded, dataset, rankings)
+    if json_file is not None:
+        report = {
+            "artefact": loaded.identity,
+            "log": log.name,
+            "protocol": protocol.to_dict(),
+            "users": len(targets),
+            "results": [row.to_dict() for row in rows],
+            "agreement": compared,
+        }
+        json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if any(entry["different"] for entry in compared):
+        raise typer.Exit(1)
+
+
+def results_table(title: str, rows: list[Row]) -> Table:
+    """A table of one mode, three cutoffs a cell."""
+    cutoffs = "/".join(map(str, CUTOFFS))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("history", "asked at", "seen"):
+        table.add_column(column, no_wrap=True)
+    for metric in ("HR", "NDCG", "MRR"):
+        table.add_column(f"{metric}@{cutoffs}", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.history,
+            "target" if row.request_time else "-",
+            row.seen,
+            *(
+                " ".join(f"{row.metrics[f'{metric}@{k}']:.4f}" for k in CUTOFFS)
+                for metric in ("HR", "NDCG", "MRR")
+            ),
+        )
+    return table
+
+
+def _through_service(
+    loaded: Artefact,
+    dataset: Dataset,
+    targets: Targets,
+    url: str,
+    api_key: str | None,
+    top: int,
+) -> dict[bool, Ranking]:
+    config = loaded.model.config
+    fit = replayable(dataset.histories, targets, config)
+    if len(fit) < len(targets):
+        _say(f"{len(targets) - len(fit)} users have unknown times and are left out of service mode")
+    if not len(fit):
+        raise CommandError("no user is left to replay through the service")
+    asked = config.uses_request_time
+
+    async def run(advance: Callable[[int], None]) -> Ranking:
+        headers = {"X-API-Key": api_key} if api_key else {}
+        limits = httpx.Limits(max_connections=64)
+        timeout = httpx.Timeout(60, pool=None)
+        async with httpx.AsyncClient(
+            base_url=url, headers=headers, limits=limits, timeout=timeout
+        ) as client:
+            return await rank_through_service(
+                client, dataset, fit, at_target_time=asked, top=top, progress=advance
+            )
+
+    with _progress("service", len(fit)) as advance:
+        return {asked: asyncio.run(run(advance))}
+
+
+def _compare(
+    loaded: Artefact, dataset: Dataset, rankings: dict[Mode, dict[bool, Ranking]]
+) -> list[dict[str, Any]]:
+    """Each mode against the first offline one, by request time; what was found, for the report."""
+    compared: list[dict[str, Any]] = []
+    base = next((mode for mode in rankings if mode is not Mode.SERVICE), None)
+    if base is None:
+        return compared
+    for mode, found in rankings.items():
+        if mode is base:
+            continue
+        for asked, ranking in found.items():
+            reference = rankings[base][asked]
+            if len(reference.targets) != len(ranking.targets):
+                again = rank_targets(
+                    loaded.model, dataset.histories, ranking.targets,
+                    mode=base.offline, at_target_time=(asked,),
+                )  # fmt: skip
+                reference = again[asked]
+            result = agreement(reference, ranking)
+            _show(base, mode, asked, result, dataset, reference, ranking)
+            compared.append(
+                {
+                    "modes": [base.value, mode.value],
+                    "request_time": asked,
+                    "users": result.users,
+                    "same": result.same,
+                    "near": result.near,
+                    "different": [dataset.user_ids[ranking.targets.users[row]]
+                                  for row in result.different],
+                    "largest_score_gap": result.largest_score_gap,
+                }
+            )  # fmt: skip
+    return compared
+
+
+def _show(
+    base: Mode,
+    mode: Mode,
+    asked: bool,
+    result: Agreement,
+    dataset: Dataset,
+    first: Ranking,
+    second: Ranking,
+) -> None:
+    how = ", asked at the target's time" if asked else ""
+    out.print(
+        f"{base} and {mode}{how}: {result.same} of {result.users} users have the same rank, "
+        f"{result.near} differ by scores closer than {TOLERANCE:g}, "
+        f"{len(result.different)} otherwise; largest score difference "
+        f"{result.largest_score_gap:.2g}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for row in result.different[:LISTED]:
+        out.print(
+            f"  user {dataset.user_ids[second.targets.users[row]]}: {base} {first.kept[row]} "
+            f"(masked {first.masked[row]}), {mode} {second.kept[row]} (masked "
+            f"{second.masked[row]})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if len(result.different) > LISTED:
+        out.print(f"  and {len(result.different) - LISTED} more")
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda done: bar.update(task, advance=done)
+
+
+def _say(line: str) -> None:
+    err.print(line, markup=False, highlight=False, soft_wrap=True)

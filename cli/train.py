@@ -1,0 +1,289 @@
+"""`tim4rec train`: an interaction log in, an artefact out."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import torch
+import typer
+
+from cli.console import CommandError, err, out
+from model.artefact import Items, load_artefact, save_artefact
+from training.card import model_card
+from training.dataset import Dataset, Protocol, build_dataset
+from training.evaluation import evaluate_offline
+from training.interactions import describe_bad_rows, read_items, read_log
+from training.trainer import TrainingConfig, model_config
+from training.trainer import train as run_training
+
+
+class TimePath(StrEnum):
+    CAUSAL = "causal"
+    NONE = "none"
+    SEQUENCE = "sequence"
+
+
+class Splits(StrEnum):
+    LEAVE_ONE_OUT = "leave-one-out"
+    TEMPORAL = "temporal"
+
+
+MODEL, LOOP, DATA = "Model", "Training", "Data"
+DEFAULTS = TrainingConfig()
+
+
+def train(
+    log: Annotated[
+        Path,
+        typer.Argument(
+            help="Interactions: CSV, CSV.gz or Parquet with user_id, item_id, timestamp (epoch "
+            "seconds or milliseconds, ISO 8601, or empty)."
+        ),
+    ],
+    items: Annotated[
+        Path | None,
+        typer.Option(
+            help="Item table: item_id, title, categories or genres (`|`-separated).",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where the artefact goes.", show_default="artefacts/NAME"
+        ),
+    ] = None,
+    core: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Drop users and items with fewer interactions.", rich_help_panel=DATA
+        ),
+    ] = 5,
+    split: Annotated[
+        Splits, typer.Option(help="How test data is set aside.", rich_help_panel=DATA)
+    ] = Splits.LEAVE_ONE_OUT,
+    skip_bad_rows: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-rows", help="Leave out rows that can't be read.", rich_help_panel=DATA
+        ),
+    ] = False,
+    time: Annotated[
+        TimePath,
+        typer.Option(
+            help="causal: past gaps and request time, constant-time steps. none: order only. "
+            "sequence: the paper's, served by recomputing its window.",
+            rich_help_panel=MODEL,
+        ),
+    ] = TimePath.CAUSAL,
+    d_model: Annotated[int, typer.Option(help="Width.", rich_help_panel=MODEL)] = 64,
+    layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=MODEL)] = 2,
+    d_state: Annotated[int, typer.Option(help="State size a channel.", rich_help_panel=MODEL)] = 32,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Dropout probability.",
+            show_default="0.5 for histories below 20 on average, else 0.2",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    gap_mix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[factor|product|none]",
+            help="(causal) How a gap changes the step size.",
+            show_default="the model's",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    gap_embedding: Annotated[
+        bool | None,
+        typer.Option(help="(causal) Add an embedding of the gap.", rich_help_panel=MODEL),
+    ] = None,
+    request_time: Annotated[
+        bool | None,
+        typer.Option(help="(causal) Use the time of the request.", rich_help_panel=MODEL),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(help="(sequence) Window length.", rich_help_panel=MODEL)
+    ] = 50,
+    epochs: Annotated[
+        int, typer.Option(help="At most this many.", rich_help_panel=LOOP)
+    ] = DEFAULTS.max_epochs,
+    patience: Annotated[
+        int,
+        typer.Option(
+            help="Stop after this many epochs without a better validation NDCG@10.",
+            rich_help_panel=LOOP,
+        ),
+    ] = DEFAULTS.patience,
+    lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=LOOP)] = DEFAULTS.lr,
+    weight_decay: Annotated[
+        float, typer.Option(help="AdamW's, on matrices.", rich_help_panel=LOOP)
+    ] = DEFAULTS.weight_decay,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Of the softmax loss.", rich_help_panel=LOOP)
+    ] = DEFAULTS.label_smoothing,
+    targets: Annotated[
+        int, typer.Option(help="Targets of the loss a step.", rich_help_panel=LOOP)
+    ] = DEFAULTS.targets,
+    max_len: Annotated[
+        int, typer.Option(help="Longest training window.", rich_help_panel=LOOP)
+    ] = DEFAULTS.max_len,
+    validation_users: Annotated[
+        int, typer.Option(help="Validate on a sample of users; 0: all.", rich_help_panel=LOOP)
+    ] = DEFAULTS.validation_users,
+    seed: Annotated[
+        int, typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LOOP)
+    ] = DEFAULTS.seed,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--fresh", help="Go on with an interrupted run.", rich_help_panel=LOOP
+        ),
+    ] = True,
+    threads: Annotated[
+        int, typer.Option(help="CPU threads; 0: torch's choice.", rich_help_panel=LOOP)
+    ] = DEFAULTS.threads,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=LOOP)
+    ] = "auto",
+) -> None:
+    """Train a model on an interaction log and write it as an artefact.
+
+    Each user's last interaction is kept for the test and the one before for validation. A run
+    that was killed goes on where it stopped when the same command is given again.
+    """
+    name = _name(log)
+    folder = folder or Path("artefacts", name)
+    read = read_log(log, skip_bad_rows=skip_bad_rows)
+    table = None if items is None else read_items(items, skip_bad_rows=skip_bad_rows)
+    if read.bad_row_count:
+        _say(f"{log}: {read.bad_row_count} rows left out:")
+        _say(describe_bad_rows(read.bad_rows, read.bad_row_count))
+    for note in read.notes:
+        _say(f"{log}: {note}")
+    protocol = Protocol(core=core, split=split.value)
+    dataset = build_dataset(read, protocol)
+    options: dict[str, Any] = {
+        "dropout": dropout,
+        "gap_mix": gap_mix,
+        "gap_embedding": gap_embedding,
+        "request_time": request_time,
+    }
+    architecture = model_config(
+        dataset,
+        time=time.value,
+        d_model=d_model,
+        n_layers=layers,
+        d_state=d_state,
+        max_len=window,
+        **{key: value for key, value in options.items() if value is not None},
+    )
+    config = TrainingConfig(
+        lr=lr,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        targets=targets,
+        max_len=max_len,
+        max_epochs=epochs,
+        patience=patience,
+        validation_users=validation_users,
+        seed=seed,
+        threads=threads,
+        device=choose_device(device),
+    )
+    sizes = dataset.describe()
+    _say(", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in sizes.items()))
+    for title, values in (("model", architecture.to_dict()), ("training", config.to_dict())):
+        _say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+
+    checkpoint = folder.with_name(f"{folder.name}.training")
+    _require_artefact_folder(folder)
+    if not resume:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    result = run_training(dataset, architecture, config, checkpoint, console=err)
+    rows, _ = evaluate_offline(result.model, dataset.histories, dataset.test)
+    metrics = {
+        "data": {"name": name, **sizes},
+        "protocol": protocol.to_dict(),
+        "training": config.to_dict(),
+        "epochs": result.epochs,
+        "best_epoch": result.best_epoch,
+        "seconds": round(result.seconds, 1),
+        "validation": {"NDCG@10": result.best_ndcg},
+        "test": [row.to_dict() for row in rows],
+    }
+    card = model_card(
+        name, sizes, protocol, architecture, config, result, rows, _command(), read.notes
+    )
+    identity = save_artefact(folder, result.model, _items(dataset, table), metrics, card)
+    shutil.rmtree(checkpoint)
+    load_artefact(folder)
+    whole = {(row.seen, row.request_time): row.metrics for row in rows if row.history == "whole"}
+    for (seen, asked), found in whole.items():
+        how = "asked at the target's time" if asked else "request time not told"
+        out.print(
+            f"test, seen {seen}, {how}: HR@10 {found['HR@10']:.4f}  NDCG@10 {found['NDCG@10']:.4f}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    out.print(f"{folder}: model {identity}", markup=False, highlight=False, soft_wrap=True)
+
+
+def choose_device(name: str) -> str:
+    """`auto` is the first CUDA device, or the CPU. Raises CommandError for an unusable one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CommandError(f"--device {name} can't be used: {reason}") from None
+    return name
+
+
+def _name(log: Path) -> str:
+    """The log's name without endings; its folder's where it is merely called interactions."""
+    stem = log.name.split(".")[0]
+    return log.resolve().parent.name if stem == "interactions" else stem
+
+
+def _require_artefact_folder(folder: Path) -> None:
+    # Said before hours of training rather than after.
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"--out {folder} is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise CommandError(f"--out {folder} is not empty and not an artefact: choose another")
+
+
+def _items(dataset: Dataset, table: pl.DataFrame | None) -> Items:
+    if table is None:
+        return Items(dataset.item_ids, dataset.popularity())
+    ids = pl.DataFrame({"item_id": dataset.item_ids}, schema={"item_id": pl.String})
+    joined = ids.join(table, on="item_id", how="left", maintain_order="left")
+    missing = joined["title"].null_count()
+    if missing:
+        _say(f"{missing} of {len(joined)} items have no title in the item table")
+    return Items(
+        dataset.item_ids,
+        dataset.popularity(),
+        joined["title"].to_list(),
+        joined["categories"].fill_null([]).to_list(),
+    )
+
+
+def _command() -> str:
+    return shlex.join(["tim4rec", *sys.argv[1:]])
+
+
+def _say(line: str) -> None:
+    err.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,110 @@
+"""The model card: what was trained, on what, how well it does, how to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from model import ModelConfig
+from training.dataset import Protocol
+from training.evaluation import Row
+from training.metrics import CUTOFFS
+from training.trainer import Result, TrainingConfig
+
+TIME_PATHS = {
+    "causal": "causal: the gaps before each interaction enter pointwise, so a user's state is "
+    "updated by one constant-size step an interaction",
+    "sequence": "sequence: the paper's, mixed along the whole window; served by recomputing the "
+    "window, never by stepping",
+    "none": "none: order only, no times (the SSD4Rec* ablation)",
+}
+
+
+def model_card(
+    name: str,
+    sizes: dict[str, int | float],
+    protocol: Protocol,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    result: Result,
+    rows: Sequence[Row],
+    command: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """The text of an artefact's README.md (Markdown).
+
+    Args:
+        name: of the data; command: what trains this model again; notes: on the data, as read.
+    """
+    split = {
+        "leave-one-out": "Leave-one-out: each user's last interaction is the test target, the one "
+        "before is for validation, and the test input includes it.",
+        "temporal": "Temporal: tested on each user's first interaction after a cut; core and "
+        "vocabulary are of the part before the first cut, an unseen target is a miss.",
+    }[protocol.split]
+    sections = [
+        f"# TiM4Rec on {name}",
+        "## Data",
+        _table(["", ""], [[key.replace("_", " "), f"{value:,}"] for key, value in sizes.items()]),
+        f"{protocol.core}-core. {split}",
+        *(f"Note: {note}." for note in notes),
+        "## Model",
+        _table(["", ""], [[key, _shown(value)] for key, value in model_config.to_dict().items()]),
+        f"Time path: {TIME_PATHS[model_config.time]}.",
+        *_time_reasons(model_config),
+        "## Training",
+        _table(["", ""], [[key, _shown(value)] for key, value in config.to_dict().items()]),
+        f"{result.epochs} epochs in {result.seconds:.0f} s; the weights are those of epoch "
+        f"{result.best_epoch}, the best by validation NDCG@10 ({result.best_ndcg:.4f}).",
+        "## Test results",
+        "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
+        "user's earlier items stay among the candidates (kept) or not (masked). *Asked at*: "
+        "whether the model is told the time of the request, here the target's own; compare only "
+        "rows without it to models that do not take it.",
+        metrics_table(rows),
+        "## Again",
+        f"```sh\n{command}\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def metrics_table(rows: Sequence[Row]) -> str:
+    """Markdown table of results, a line a row."""
+    names = [f"{metric}@{k}" for metric in ("HR", "NDCG", "MRR") for k in CUTOFFS]
+    return _table(
+        ["history", "asked at", "seen", *names],
+        [
+            [
+                row.history,
+                "target's time" if row.request_time else "not told",
+                row.seen,
+                *(f"{row.metrics[name]:.4f}" for name in names),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _time_reasons(config: ModelConfig) -> list[str]:
+    if config.time != "causal":
+        return []
+    reasons = []
+    if config.gap_embedding:
+        reasons.append("an embedding of the gap is added to the item's")
+    if config.gap_mix != "none":
+        place = "after" if config.gap_mix == "factor" else "before"
+        reasons.append(f"the gap scales the step size {place} the softplus")
+    if config.request_time:
+        reasons.append("the gap from the last interaction to the request scales the read-out")
+    return [f"How time enters: {'; '.join(reasons) or 'not at all'}."]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " .. ".join(map(_shown, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
