@@ -15,13 +15,55 @@ Times are int64 epoch milliseconds.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import os
+import random
+import struct
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from importlib.resources import files
+from typing import Any, Literal
+from urllib.parse import quote, unquote_to_bytes
 
-from service.store import Store, StoreError
+from redis.exceptions import (
+    ClusterDownError,
+    NoScriptError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from service.store import (
+    Command,
+    HistoryChanged,
+    InvalidRequest,
+    RecordDamaged,
+    Store,
+    StoreError,
+    StoreUnavailable,
+)
+
+_SOURCE = files("service").joinpath("append.lua").read_text("utf-8")
+# The same script twice: without the right to write it also answers on a full store or a replica.
+_SCRIPTS = {
+    hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(): source
+    for source in ("#!lua\n" + _SOURCE, "#!lua flags=no-writes\n" + _SOURCE)
+}
+_APPEND, _FETCH = _SCRIPTS
+
+_GIVEN = struct.Struct(">qH")  # given time, length of event_id; then event_id and item id
+_STORED = struct.Struct(">8sqqH")  # uid, effective time, then as above
+_NO_TIME = -(2**63)
+_EXACT = 2**53  # Lua's numbers are exact up to here
+_LONGEST_EVENT_ID = 2**16 - 1
+_MAX_PAGE = 4096  # Lua's unpack fails on more than about 8 000 values
+
+_PASSING = (ReadOnlyError, TryAgainError, ClusterDownError)  # over once a failover is
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
+_ERASED_KEPT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +115,9 @@ class Verdict(StrEnum):
     REJECTED = "rejected"  # late, and the policy refuses late events
     CONFLICT = "conflict"  # this event_id is there already, with another body
     FUTURE = "future"  # further ahead of the store's clock than tolerated
+
+
+_VERDICTS = tuple(Verdict)  # in the order of the codes in append.lua
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +173,13 @@ class UserRecord:
 
 
 class EventLog:
-    """The records of all users in one namespace of a store."""
+    """The records of all users in one namespace of a store.
+
+    `page`: most events in one reply. `dedup_window`: newest events of a user whose `event_id` is
+    remembered. `idle_ttl_s`: a record vanishes that long after its last event; 0 keeps it.
+    `timeout_s`: deadline of a call, its retries included. Every method raises StoreUnavailable
+    when it passes, and StoreError when the store refuses.
+    """
 
     def __init__(
         self,
@@ -142,44 +193,312 @@ class EventLog:
         idle_ttl_s: int = 0,
         timeout_s: float = 2.0,
     ) -> None:
-        raise NotImplementedError
+        if not 1 <= page <= _MAX_PAGE:
+            raise ValueError(f"page is {page}; give 1 to {_MAX_PAGE}")
+        if dedup_window < 1:
+            raise ValueError(f"dedup_window is {dedup_window}; give 1 or more")
+        if late_policy not in ("clamp", "reject"):
+            raise ValueError(f"late_policy is {late_policy!r}; give 'clamp' or 'reject'")
+        self.store = store
+        self.namespace = quote(namespace, safe="")
+        self.page = page
+        self.dedup_window = dedup_window
+        self._timeout_s = timeout_s
+        self._settings: tuple[str | int, ...] = (
+            page,
+            dedup_window,
+            int(late_policy == "reject"),
+            future_tolerance_ms,
+            idle_ttl_s,
+        )
 
     @property
     def max_events(self) -> int:
-        """Most events one request may append (half the dedup window: a retry stays exact while
-        others append as many in between)."""
-        raise NotImplementedError
+        """Most events one request may append: half the dedup window, so that a retry stays
+        exact while others append as many to the same record in between."""
+        return max(1, self.dedup_window // 2)
 
     async def exchange(self, requests: Sequence[LogRequest]) -> list[LogReply | StoreError]:
-        """Append and read for many users in one pipelined call; at most one request a user."""
-        raise NotImplementedError
+        """Append and read for many users in one pipelined call; at most one request a user.
 
-    def events(self, user_id: str, after: Mark | int = 0) -> AsyncIterator[list[Event]]:
-        """Pages of the events after a version (unchecked) or mark (HistoryChanged if not there)."""
-        raise NotImplementedError
+        A reply or an error for each request, in order: InvalidRequest (nothing was sent for
+        it), StoreUnavailable (unknown whether its events were appended; send the same uids
+        again), RecordDamaged, or StoreError (the store refused it).
+        """
+        if len({request.user_id for request in requests}) < len(requests):
+            raise ValueError("an exchange takes at most one request a user")
+        replies: list[LogReply | StoreError | None] = [None] * len(requests)
+        commands: list[Command] = []
+        sent: list[tuple[int, LogRequest]] = []
+        for position, request in enumerate(requests):
+            try:
+                script = self._script(request)
+                if request.snapshot_of is not None:
+                    # Before the script: the record read after it covers the snapshot.
+                    commands.append(("GET", self._snapshot(request.snapshot_of, request.user_id)))
+                commands.append(script)
+                sent.append((position, request))
+            except InvalidRequest as error:
+                replies[position] = error
+        answers = iter(await self._call(commands))
+        for position, request in sent:
+            snapshot = next(answers) if request.snapshot_of is not None else None
+            try:
+                # A snapshot is a cache: one that cannot be read is a miss.
+                replies[position] = _reply(
+                    _raised(next(answers)), snapshot if isinstance(snapshot, bytes) else None
+                )
+            except StoreError as error:
+                replies[position] = error
+        return [reply for reply in replies if reply is not None]
 
-    def users(self) -> AsyncIterator[list[str]]:
-        """Pages of the users with a record; a user may come twice while records change."""
-        raise NotImplementedError
+    async def events(self, user_id: str, after: Mark | int = 0) -> AsyncIterator[list[Event]]:
+        """Pages of the events after a mark, or after a version whose uid is not known.
+
+        Raises HistoryChanged when the mark, or later the page just read, is no longer in the
+        user's history.
+        """
+        known = after if isinstance(after, Mark) else Mark(after, b"")
+        unchecked = isinstance(after, int)
+        while True:
+            script = self._script(LogRequest(user_id, known), unchecked=unchecked)
+            reply = _reply(_raised(*await self._call([script])), None)
+            if not reply.known_is_current_history:
+                if unchecked and known.version > reply.newest.version:
+                    return
+                raise HistoryChanged(f"user {user_id!r}: the record was erased or replaced")
+            if reply.events:
+                yield reply.events
+            if reply.complete:
+                return
+            known, unchecked = reply.events[-1].mark, False
+
+    async def users(self) -> AsyncIterator[list[str]]:
+        """Pages of the users with a record; one may come twice while records change."""
+        prefix = f"{self.namespace}:u:"
+        cursor = b"0"
+        while True:
+            scan: Command = ("SCAN", cursor, "MATCH", prefix + "*", "COUNT", 1000)
+            cursor, keys = _raised(*await self._call([scan]))
+            if keys:
+                yield [_unquoted(key[len(prefix) :]) for key in keys]
+            if cursor == b"0":
+                return
 
     async def write_snapshots(
         self, model: str, snapshots: Sequence[tuple[str, bytes]], ttl_s: int | None
     ) -> None:
-        raise NotImplementedError
+        """Write (user, snapshot) pairs in one pipelined call. `ttl_s` None or 0: kept."""
+        if not snapshots:
+            return
+        expiry = ("EX", ttl_s) if ttl_s else ()
+        commands: list[Command] = [("SADD", f"{self.namespace}:models", model)]
+        commands += [("SET", self._snapshot(model, u), value, *expiry) for u, value in snapshots]
+        _raised(*await self._call(commands))
 
     async def read_snapshots(self, model: str, user_ids: Sequence[str]) -> list[bytes | None]:
-        raise NotImplementedError
+        """The users' snapshots, None where there is none."""
+        commands: list[Command] = [("GET", self._snapshot(model, user)) for user in user_ids]
+        answers = await self._call(commands)
+        _raised(*answers)
+        return answers
 
     async def erase(self, user_id: str) -> bool:
-        """Delete record and snapshots, announce it. True: there was a record."""
-        raise NotImplementedError
+        """Delete a user's record and snapshots and announce it. True: there was a record."""
+        record = self._record(user_id)
+        models, existed = await self._call(
+            [("SMEMBERS", f"{self.namespace}:models"), ("EXISTS", record)]
+        )
+        _raised(models, existed)
+        commands: list[Command] = [("UNLINK", record)]
+        commands += [("UNLINK", self._snapshot(_text(model), user_id)) for model in models]
+        stream, user = f"{self.namespace}:erased", _utf8("user_id", user_id)
+        commands.append(("XADD", stream, "MAXLEN", "~", _ERASED_KEPT, "*", "user", user))
+        _raised(*await self._call(commands))
+        return bool(existed)
 
     async def erasures(self, cursor: str) -> tuple[str, list[str]]:
-        """Users erased since the cursor, and the next cursor. "$": from now on (answers none)."""
-        raise NotImplementedError
+        """Users erased since the cursor, oldest first, and the next cursor. A cursor of "$"
+        answers nobody and a cursor for what comes from now on; "0-0" begins at the oldest kept."""
+        stream = f"{self.namespace}:erased"
+        if cursor == "$":
+            last = _raised(*await self._call([("XREVRANGE", stream, "+", "-", "COUNT", 1)]))
+            return (last[0][0].decode() if last else "0-0"), []
+        entries = _raised(*await self._call([("XRANGE", stream, f"({cursor}", "+", "COUNT", 1000)]))
+        users = [_text(fields[1]) for _, fields in entries]
+        return (entries[-1][0].decode() if entries else cursor), users
 
     async def describe(self, user_id: str) -> UserRecord | None:
-        raise NotImplementedError
+        """Size and last time of a user's record, None if there is none."""
+        script = self._script(LogRequest(user_id), page=1)
+        answer, size = await self._call([script, ("MEMORY", "USAGE", self._record(user_id))])
+        _raised(answer, size)
+        reply = _reply(answer, None)
+        if not reply.events:
+            return None
+        return UserRecord(reply.newest.version, reply.events[-1].time_ms, size or 0)
 
     async def ping(self) -> None:
-        raise NotImplementedError
+        _raised(*await self._call([("PING",)]))
+
+    def _record(self, user_id: str) -> str:
+        return f"{self.namespace}:u:{_quoted('user_id', user_id)}"
+
+    def _snapshot(self, model: str, user_id: str) -> str:
+        return f"{self.namespace}:s:{_quoted('model', model)}:{_quoted('user_id', user_id)}"
+
+    def _script(
+        self, request: LogRequest, *, unchecked: bool = False, page: int | None = None
+    ) -> Command:
+        if len(request.events) > self.max_events:
+            raise InvalidRequest(
+                f"events: {len(request.events)} for one user in one request; "
+                f"at most {self.max_events} fit (half of dedup_window), send the rest after them"
+            )
+        known: tuple[str | int, str | bytes] = ("", "")
+        if request.known is not None:
+            # A uid is never empty, so an empty one that must be checked matches nothing.
+            known = request.known.version, request.known.uid or ("" if unchecked else "none")
+        return (
+            "EVALSHA",
+            _APPEND if request.events else _FETCH,
+            1,
+            self._record(request.user_id),
+            *known,
+            page or self.page,
+            *self._settings[1:],
+            *map(_packed, request.events),
+        )
+
+    async def _call(self, commands: Sequence[Command]) -> list[Any]:
+        """Each command's reply, or a StoreError in its place.
+
+        A command without a reply is sent again until the deadline, as it is: appends carry
+        uids, everything else may be repeated.
+        """
+        answers: list[Any] = [None] * len(commands)
+        sending = dict(enumerate(commands))
+        deadline = time.monotonic() + self._timeout_s
+        pause, cause = _FIRST_PAUSE_S, ""
+        while sending:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                for i in sending:
+                    answers[i] = StoreUnavailable(f"{cause} ({self._timeout_s:g} s in all)")
+                break
+            again: dict[int, Command] = {}
+            at_once = True
+            try:
+                # Half the time for one attempt: a dead connection leaves time for another.
+                replies = await self.store.execute(
+                    list(sending.values()), min(left, self._timeout_s / 2)
+                )
+            except StoreUnavailable as error:
+                cause, again, at_once = str(error), sending, False
+            except StoreError as error:
+                answers = [error if i in sending else a for i, a in enumerate(answers)]
+            else:
+                for (i, command), reply in zip(sending.items(), replies, strict=True):
+                    if isinstance(reply, NoScriptError):
+                        # EVAL loads the script on the very node that lacks it.
+                        again[i] = ("EVAL", _SCRIPTS[str(command[1])], *command[2:])
+                    elif isinstance(reply, ResponseError) and _passing(reply):
+                        again[i], cause, at_once = command, _one_line(reply), False
+                    elif isinstance(reply, ResponseError):
+                        answers[i] = _refusal(reply)
+                    else:
+                        answers[i] = reply
+            sending = again
+            if sending and not at_once:
+                left = max(0.0, deadline - time.monotonic())
+                await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+        return answers
+
+
+def _raised(*answers: Any) -> Any:
+    """The first answer, once none is an error."""
+    for answer in answers:
+        if isinstance(answer, StoreError):
+            raise answer
+    return answers[0] if answers else None
+
+
+def _passing(error: ResponseError) -> bool:
+    return isinstance(error, _PASSING) or str(error).startswith(("BUSY ", "NOREPLICAS"))
+
+
+def _refusal(error: ResponseError) -> StoreError:
+    text = _one_line(error)
+    if text.startswith("DAMAGED"):
+        return RecordDamaged(text.removeprefix("DAMAGED").split(" script:")[0].strip())
+    return StoreError(f"the store refused: {text}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _utf8(field: str, value: str) -> bytes:
+    try:
+        encoded = value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"{field} {value!a} contains half a surrogate pair; send valid Unicode"
+        ) from None
+    if not encoded:
+        raise InvalidRequest(f"{field} is empty")
+    return encoded
+
+
+def _quoted(field: str, value: str) -> str:
+    return quote(_utf8(field, value), safe="")
+
+
+def _unquoted(key: bytes) -> str:
+    return unquote_to_bytes(key).decode()
+
+
+def _text(value: bytes) -> str:
+    return value.decode()
+
+
+def _packed(event: NewEvent) -> bytes:
+    if len(event.uid) != 8:
+        raise InvalidRequest(f"uid has {len(event.uid)} bytes; new_uid() makes 8")
+    if event.time_ms is not None and abs(event.time_ms) > _EXACT:
+        raise InvalidRequest(f"time_ms {event.time_ms} is no time in milliseconds")
+    event_id = b"" if event.event_id is None else _utf8("event_id", event.event_id)
+    if len(event_id) > _LONGEST_EVENT_ID:
+        raise InvalidRequest(f"event_id has {len(event_id)} bytes; at most {_LONGEST_EVENT_ID} fit")
+    given = _NO_TIME if event.time_ms is None else event.time_ms
+    item_id = _utf8("item_id", event.item_id)
+    return event.uid + _GIVEN.pack(given, len(event_id)) + event_id + item_id
+
+
+def _event(version: int, stored: bytes) -> Event:
+    try:
+        uid, effective, given, length = _STORED.unpack_from(stored)
+        end = _STORED.size + length
+        return Event(
+            version,
+            uid,
+            stored[end:].decode(),
+            None if given == _NO_TIME else given,
+            effective,
+            stored[_STORED.size : end].decode() if length else None,
+        )
+    except (struct.error, UnicodeDecodeError) as error:
+        raise RecordDamaged(f"event {version} cannot be read: {error}") from None
+
+
+def _reply(answer: Any, snapshot: bytes | None) -> LogReply:
+    now, version, uid, in_history, flat, first, stored = answer
+    events = [_event(first + i, value) for i, value in enumerate(stored)]
+    outcomes = [
+        Outcome(_VERDICTS[verdict], at or None, time if at else None)
+        for verdict, at, time in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
+    ]
+    complete = first + len(stored) > version
+    newest = Mark(version, uid)
+    return LogReply(outcomes, newest, bool(in_history), events, complete, snapshot, now)

@@ -1,0 +1,1 @@
+"""Online recommendation: the event log, the states that follow from it, the HTTP service."""
