@@ -62,10 +62,10 @@ class Plan:
         """Note which log the artefact is of. Raises CommandError if it is another log's."""
         note = self.artefact.with_name(f"{self.artefact.name}.source")
         log = str(self.log.resolve())
-        if note.exists() and (before := note.read_text().strip()) != log:
+        if self.artefact.exists() and note.exists() and (other := note.read_text().strip()) != log:
             raise CommandError(
-                f"{self.artefact} is of {before}, not of {log}: rename the log, or delete "
-                f"{self.artefact} and {note}"
+                f"{self.artefact} is the model of {other}, not of {log}: rename the log's folder "
+                f"or delete {self.artefact}"
             )
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(f"{log}\n")
