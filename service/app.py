@@ -1,0 +1,144 @@
+"""The FastAPI application: its parts put together, from start to stop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import torch
+from fastapi import Depends, FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model.artefact import load_artefact
+from service import metrics, problems
+from service.dependencies import Services, require_key
+from service.embedded import EmbeddedStore
+from service.engine import Engine
+from service.event_log import EventLog
+from service.routes import health, interactions, recommend, users
+from service.schemas import Problem
+from service.settings import Settings
+from service.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service; settings None: from the environment."""
+    chosen = settings or Settings()  # type: ignore[call-arg]
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            app.state.services = await _assemble(chosen, stack)
+            yield
+            app.state.services = None
+
+    app = FastAPI(
+        title="TiM4Rec",
+        summary="Online recommendation with a constant-size step per interaction",
+        version="0.1.0",
+        lifespan=lifespan,
+        docs_url="/docs",
+        redoc_url=None,
+    )
+    app.state.services = None
+    guarded = [Depends(require_key)]
+    for noun in (interactions, recommend, users):
+        app.include_router(noun.router, dependencies=guarded, responses=problems.declared(401))
+    app.include_router(health.router)
+    problems.install(app)
+    app.add_middleware(TimeRequests)
+    _declare_problems(app)
+    return app
+
+
+async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
+    torch.set_num_threads(settings.threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    artefact = load_artefact(settings.artefact, device)
+    url = settings.redis or stack.enter_context(
+        EmbeddedStore(settings.data_dir, fsync=settings.fsync)
+    )
+    store = await stack.enter_async_context(Store(url))
+    await store.check()
+    log = EventLog(
+        store,
+        namespace=settings.namespace,
+        page=max(256, 2 * settings.snapshot_every),
+        dedup_window=settings.dedup_window,
+        late_policy=settings.late_policy,
+        future_tolerance_ms=round(settings.future_tolerance_s * 1000),
+        idle_ttl_s=settings.idle_ttl_s,
+        timeout_s=settings.store_timeout_s,
+    )
+    engine = Engine(
+        artefact,
+        log,
+        pool_capacity=settings.pool_capacity,
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        snapshot_every=settings.snapshot_every,
+        snapshot_ttl_s=settings.snapshot_ttl_s,
+        snapshot_precision=settings.snapshot_precision,
+        erasure_poll_s=settings.erasure_poll_s,
+    )
+    await engine.start()
+    stack.push_async_callback(engine.stop)
+    config = artefact.model.config
+    metrics.MODEL.labels(engine.identity, config.time, str(config.n_items)).set(1)
+    logger.info(
+        "serving model %s (%d items, time path %s) on %s",
+        engine.identity,
+        config.n_items,
+        config.time,
+        device,
+    )
+    return Services(settings, artefact, log, engine)
+
+
+def _declare_problems(app: FastAPI) -> None:
+    """Puts the problem document's schema into OpenAPI, in place of FastAPI's own error's."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, object]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+class TimeRequests:
+    """Times every request by its route's template: no label that a caller can invent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            route = scope.get("route")
+            template = getattr(route, "path", "unmatched")
+            metrics.REQUESTS.labels(scope["method"], template, str(status)).observe(
+                time.perf_counter() - started
+            )

@@ -1,0 +1,352 @@
+"""The arithmetic of a wave: rows caught up with the log, then the recommendations.
+
+A state is a pure function of (model, events 1..version). All of this runs in one thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.artefact import Artefact
+from model.gaps import UNKNOWN_TIME
+from model.state import Precision, State
+from service import snapshots
+from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
+from service.pool import Row, Seen, StatePool
+from service.retrieval import ExactRetrieval, Ranking
+from service.wave import Entry, History, Read, Recommendation
+
+STEPS = 8
+"""A row that lacks more events than this goes through `prefill`."""
+
+PREFILL_EVENTS = 512
+PREFILL_CELLS = 32_768
+"""One prefill call takes at most so many events of a row, and so many cells of the batch."""
+
+
+@dataclass
+class Work:
+    """What one pass did: answers, snapshots to write, entries that need their history."""
+
+    answers: list[tuple[Read, Recommendation]] = field(default_factory=list)
+    snapshots: list[tuple[str, bytes]] = field(default_factory=list)
+    unresolved: list[Entry] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    rebuilt: int = 0
+    stepped: int = 0
+    unfit: int = 0
+    unsound: int = 0
+
+
+def missing(mark: Mark, known: Mark | None, reply: LogReply) -> list[Event] | None:
+    """The events a state at `mark` lacks; None when the reply does not show that the state
+    belongs to this history, or not all that it lacks.
+
+    Args:
+        known: the mark that was sent with the request, if one was.
+    """
+    if not reply.complete:
+        return None
+    if mark == reply.newest:
+        return []
+    if reply.known_is_current_history and mark == known:
+        return reply.events
+    if mark == ORIGIN:
+        whole = reply.newest.version == len(reply.events)
+        return reply.events if whole else None
+    if not reply.events:
+        return None
+    place = mark.version - reply.events[0].version
+    if 0 <= place < len(reply.events) and reply.events[place].uid == mark.uid:
+        return reply.events[place + 1 :]
+    return None
+
+
+class Computer:
+    """Applies events to the rows of a pool and reads recommendations out of them."""
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        pool: StatePool,
+        *,
+        snapshot_every: int = 64,
+        snapshot_precision: Precision = "float32",
+    ) -> None:
+        self.model = artefact.model
+        self.pool = pool
+        self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
+        self.retrieval = ExactRetrieval(self.model.item_embedding.weight, artefact.items)
+        self.snapshot_every = snapshot_every
+        self.precision = snapshot_precision
+
+    @property
+    def rounds_states(self) -> bool:
+        """With reduced snapshots, every worker rounds a state at every snapshot's version."""
+        return self.precision != "float32"
+
+    @torch.inference_mode()
+    def run(self, entries: Sequence[Entry]) -> Work:
+        """Catches up, packs due snapshots and answers reads. On an error every row concerned is
+        dropped: the log still has the events."""
+        work = Work()
+        try:
+            self._run(entries, work)
+        except BaseException:
+            for entry in entries:
+                self.pool.drop(entry.user_id)
+            raise
+        finally:
+            for entry in entries:
+                self.pool.unpin(entry.row)
+                entry.row = None
+        return work
+
+    def _run(self, entries: Sequence[Entry], work: Work) -> None:
+        started = time.perf_counter()
+        ready: list[tuple[Entry, Row]] = []
+        lacking: list[tuple[Row, list[Event]]] = []
+        due: list[Row] = []
+        for entry in entries:
+            found = self._place(entry, work)
+            if found is None:
+                work.unresolved.append(entry)
+                continue
+            row, events = found
+            ready.append((entry, row))
+            if events:
+                lacking.append((row, events))
+            if self._snapshot_due(entry):
+                due.append(row)
+        try:
+            self._catch_up(lacking, due, work)
+            work.seconds["compute"] = time.perf_counter() - started
+            if due and not self.rounds_states:
+                self._pack(due, work)
+            self._answer(ready, work)
+        finally:
+            for _, row in ready:
+                self.pool.unpin(row)
+
+    # -- catching up ---------------------------------------------------------------------
+
+    def _place(self, entry: Entry, work: Work) -> tuple[Row, list[Event]] | None:
+        """A pinned row for the entry and the events it lacks, or None: its history is needed."""
+        row = self.pool.pin(entry.user_id)
+        if entry.reply is None:
+            return None if row is None else (row, [])
+        if row is not None:
+            events = missing(row.mark, entry.known, entry.reply)
+            if events is not None:
+                return row, events
+            self.pool.unpin(row)
+        history = entry.history
+        if history is None:
+            history = self._history(entry.reply, work)
+            if history is None:
+                return None
+        row = self.pool.create(entry.user_id)
+        if history.base is None:
+            self.pool.reset([row])
+        else:
+            base = history.base
+            self.pool.states.write(self.pool.index([row]), base.state)
+            row.mark, row.count, row.seen = base.mark, base.count, Seen(base.seen)
+        if history.events:
+            work.rebuilt += 1
+        return row, history.events
+
+    def _history(self, reply: LogReply, work: Work) -> History | None:
+        """What the reply alone says of a user without a row: its snapshot and the newest page."""
+        base = snapshots.read(self.pool.layout, reply.snapshot)
+        if base is not None:
+            events = missing(base.mark, None, reply)
+            if events is not None:
+                return History(base, events)
+        elif reply.snapshot is not None:
+            work.unsound += 1
+        events = missing(ORIGIN, None, reply)
+        return None if events is None else History(None, events)
+
+    def _snapshot_due(self, entry: Entry) -> bool:
+        """Whether this wave's own append crossed a multiple of `snapshot_every`, or rebuilding
+        the state took as many events as a snapshot would have saved."""
+        if entry.reply is None:
+            return False
+        own = [
+            outcome.version
+            for outcome in entry.reply.outcomes
+            if outcome.verdict in (Verdict.APPLIED, Verdict.LATE) and outcome.version
+        ]
+        every = self.snapshot_every
+        if own and (min(own) - 1) // every < max(own) // every:
+            return True
+        return entry.history is not None and len(entry.history.events) >= every
+
+    def _catch_up(self, lacking: list[tuple[Row, list[Event]]], due: list[Row], work: Work) -> None:
+        places = [0] * len(lacking)
+        while True:
+            part: list[tuple[Row, list[Event]]] = []
+            for i, (row, events) in enumerate(lacking):
+                if places[i] == len(events):
+                    continue
+                end = len(events)
+                if self.rounds_states:  # up to the next version at which every worker rounds
+                    border = (row.mark.version // self.snapshot_every + 1) * self.snapshot_every
+                    end = min(end, places[i] + border - row.mark.version)
+                part.append((row, events[places[i] : end]))
+                places[i] = end
+            if not part:
+                return
+            self._apply(part, work)
+            if self.rounds_states:
+                at_border = [r for r, _ in part if r.mark.version % self.snapshot_every == 0]
+                self._round(at_border)
+                self._pack([row for row in at_border if row in due], work)
+
+    def _apply(self, part: list[tuple[Row, list[Event]]], work: Work) -> None:
+        """Moves rows on by their events; a row's mark moves only when its state has."""
+        known = []
+        for row, events in part:
+            indexed = [
+                (self.vocabulary[e.item_id], e.time_ms)
+                for e in events
+                if e.item_id in self.vocabulary
+            ]
+            known.append((row, indexed))
+            work.stepped += len(indexed)
+        self._step([(r, e) for r, e in known if 0 < len(e) <= STEPS])
+        self._prefill([(r, e) for r, e in known if len(e) > STEPS])
+        for (row, events), (_, indexed) in zip(part, known, strict=True):
+            row.seen.add(item for item, _ in indexed)
+            row.count += len(indexed)
+            row.mark = events[-1].mark
+
+    def _step(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
+        rows = sorted(rows, key=lambda pair: -len(pair[1]))
+        if not rows:
+            return
+        index = self.pool.index([row for row, _ in rows])
+        state = self.pool.states.rows(index)
+        longest = len(rows[0][1])
+        for i in range(longest):
+            going = sum(len(events) > i for _, events in rows)
+            batch = torch.tensor([events[i] for _, events in rows[:going]], device=index.device)
+            head = (
+                state
+                if going == len(rows)
+                else State({name: values[:going] for name, values in state.parts.items()})
+            )
+            moved = self.model.step(batch[:, 0], batch[:, 1], head)
+            if going == len(rows):
+                state = moved
+            else:
+                for name, values in state.parts.items():
+                    values[:going] = moved[name]
+        self.pool.states.write(index, state)
+
+    def _prefill(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
+        rows = sorted(rows, key=lambda pair: len(pair[1]))
+        while rows:
+            group: list[tuple[Row, list[tuple[int, int]]]] = []
+            width = 0
+            while rows:
+                wider = max(width, min(len(rows[-1][1]), PREFILL_EVENTS))
+                if group and wider * (len(group) + 1) > PREFILL_CELLS:
+                    break
+                width = wider
+                group.append(rows.pop())
+            index = self.pool.index([row for row, _ in group])
+            state = self.pool.states.rows(index)
+            longest = max(len(events) for _, events in group)
+            for start in range(0, longest, PREFILL_EVENTS):
+                pieces = [events[start : start + PREFILL_EVENTS] for _, events in group]
+                state = self.model.prefill(*_padded(pieces, index.device), state)
+            self.pool.states.write(index, state)
+
+    # -- snapshots -----------------------------------------------------------------------
+
+    def _round(self, rows: list[Row]) -> None:
+        if not rows:
+            return
+        index = self.pool.index(rows)
+        state = self.pool.states.rows(index)
+        fits = self.pool.layout.fits(state, self.precision)
+        kept = index[fits]
+        self.pool.states.write(
+            kept, self.pool.layout.rounded(self.pool.states.rows(kept), self.precision)
+        )
+
+    def _pack(self, rows: list[Row], work: Work) -> None:
+        if not rows:
+            return
+        started = time.perf_counter()
+        state = self.pool.states.rows(self.pool.index(rows))
+        fits = self.pool.layout.fits(state, self.precision)
+        work.unfit += int((~fits).sum())
+        chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
+        extras = [snapshots.describe(row.mark, row.count, row.seen) for row in chosen]
+        packed = self.pool.layout.pack(state.rows(fits.nonzero()[:, 0]), extras, self.precision)
+        work.snapshots += zip((row.user_id for row in chosen), packed, strict=True)
+        work.seconds["snapshot"] = work.seconds.get("snapshot", 0) + time.perf_counter() - started
+
+    # -- recommendations -----------------------------------------------------------------
+
+    def _answer(self, ready: list[tuple[Entry, Row]], work: Work) -> None:
+        started = time.perf_counter()
+        asked = [(entry, row, read) for entry, row in ready for read in entry.reads]
+        informed = [(entry, row, read) for entry, row, read in asked if row.count]
+        if informed:
+            index = self.pool.index([row for _, row, _ in informed])
+            times = torch.tensor(
+                [_request_time(entry, read) for entry, _, read in informed], device=index.device
+            )
+            query = self.model.query(self.pool.states.rows(index), times)
+            masks = [_mask(row, read) for _, row, read in informed]
+            rankings = self.retrieval.top(query, masks, [read.k for _, _, read in informed])
+            for (entry, row, read), ranking in zip(informed, rankings, strict=True):
+                work.answers.append((read, _recommendation(entry, row, ranking, "model")))
+        for entry, row, read in asked:
+            if not row.count:
+                ranking = self.retrieval.popular(_mask(row, read), read.k)
+                work.answers.append((read, _recommendation(entry, row, ranking, "popular")))
+        if asked:
+            work.seconds["retrieve"] = time.perf_counter() - started
+
+
+def _padded(
+    pieces: list[list[tuple[int, int]]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    lengths = [len(piece) for piece in pieces]
+    items = np.zeros((len(pieces), max(lengths)), np.int64)
+    times = np.full((len(pieces), max(lengths)), UNKNOWN_TIME, np.int64)
+    for i, piece in enumerate(pieces):
+        if piece:
+            items[i, : len(piece)], times[i, : len(piece)] = np.array(piece, np.int64).T
+    return (
+        torch.from_numpy(items).to(device),
+        torch.from_numpy(times).to(device),
+        torch.tensor(lengths, device=device),
+    )
+
+
+def _request_time(entry: Entry, read: Read) -> int:
+    if read.at_ms is not None:
+        return read.at_ms
+    return entry.reply.now_ms if entry.reply is not None else int(time.time() * 1000)
+
+
+def _mask(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    if not read.exclude_seen:
+        return read.masked
+    return np.concatenate([row.seen.array(), read.masked]) if len(read.masked) else row.seen.array()
+
+
+def _recommendation(entry: Entry, row: Row, ranking: Ranking, source: str) -> Recommendation:
+    return Recommendation(ranking, row.mark.version, source, stale=entry.reply is None)

@@ -1,0 +1,381 @@
+"""The engine: requests become waves, a wave goes through the log and then the arithmetic.
+
+While one wave computes, the next is on the wire. A wave is everything that is waiting; there is
+no timer, so a lone request never waits for company. An append is answered when the log has it:
+what happens to a state afterwards can cost time, never an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from model.artefact import Artefact
+from model.state import Precision
+from service import metrics, snapshots
+from service.compute import Computer, Work, missing
+from service.event_log import (
+    ORIGIN,
+    Event,
+    EventLog,
+    LogReply,
+    LogRequest,
+    NewEvent,
+    Outcome,
+    Verdict,
+)
+from service.pool import StatePool
+from service.store import StoreError, StoreUnavailable
+from service.wave import Append, Entry, History, Read, Recommendation, Wave, collect
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 5
+"""How often a user's history may change under our hands before a request is given up."""
+
+NOTHING_MASKED: NDArray[np.int32] = np.empty(0, np.int32)
+
+
+class Overloaded(Exception):
+    """The queue is full: nothing was done."""
+
+
+class Engine:
+    """One process's share of the service for one model."""
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        log: EventLog,
+        *,
+        pool_capacity: int = 16_384,
+        max_batch: int = 128,
+        max_queue: int = 4096,
+        snapshot_every: int = 64,
+        snapshot_ttl_s: int = 30 * 86_400,
+        snapshot_precision: Precision = "float32",
+        erasure_poll_s: float = 0.25,
+    ) -> None:
+        self.log = log
+        self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
+        self.computer = Computer(
+            artefact,
+            self.pool,
+            snapshot_every=snapshot_every,
+            snapshot_precision=snapshot_precision,
+        )
+        self.identity = artefact.identity
+        if self.computer.rounds_states:  # then the interval and precision decide the state
+            self.identity += f"-{snapshot_precision}-{snapshot_every}"
+        self.max_batch, self.max_queue = max_batch, max_queue
+        self.snapshot_ttl_s = snapshot_ttl_s
+        self.erasure_poll_s = erasure_poll_s
+        self._queue: deque[Append | Read] = deque()
+        self._arrived = asyncio.Event()
+        self._computing: asyncio.Queue[Wave] = asyncio.Queue(maxsize=1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._loops: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._busy = 0  # waves between leaving the queue and the end of their arithmetic
+        self._erased = "$"
+
+    # -- life ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Warms the arithmetic up and starts the loops.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        self._erased, _ = await self.log.erasures("$")
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
+        self._loops = [
+            asyncio.create_task(self._log_loop()),
+            asyncio.create_task(self._compute_loop()),
+            asyncio.create_task(self._erasure_loop()),
+        ]
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        model = self.computer.model
+        for batch in (1, self.max_batch):
+            items = torch.ones(batch, 2, dtype=torch.long, device=model.device)
+            lengths = torch.full((batch,), 2, device=model.device)
+            state = model.prefill(items, items * 1000, lengths, model.new_state(batch))
+            state = model.step(items[:, 0], items[:, 0] * 3000, state)
+            query = model.query(state, items[:, 0] * 4000)
+            self.computer.retrieval.top(query, [NOTHING_MASKED] * batch, [10] * batch)
+
+    async def stop(self) -> None:
+        """Finishes the waves under way and what is queued, then ends."""
+        self._stopping = True
+        # Three conditions, once in a life: an event for each would be more than it saves.
+        while self._loops and (self._queue or self._background or self._busy):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        self._thread.shutdown()
+
+    # -- requests ------------------------------------------------------------------------
+
+    async def append(self, user_id: str, events: Sequence[NewEvent]) -> list[Outcome]:
+        """Logs events of one user, at most `log.max_events`; returns when they are durable.
+
+        Raises:
+            Overloaded: nothing was done.
+            StoreError: unknown whether they were logged; a retry must carry the same event ids.
+        """
+        done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._enqueue(Append(user_id, events, done, time.perf_counter()))
+        return await done
+
+    async def recommend(
+        self,
+        user_id: str,
+        k: int,
+        *,
+        at_ms: int | None = None,
+        exclude_seen: bool = True,
+        masked: NDArray[np.int32] = NOTHING_MASKED,
+        allow_stale: bool = False,
+    ) -> Recommendation:
+        """The best items by the state of everything logged before the call.
+
+        Args:
+            at_ms: the time recommended for; None: the store's clock now.
+            masked: item indices not to return.
+            allow_stale: a state in the pool will do, without asking the log.
+        """
+        done: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+        self._enqueue(
+            Read(user_id, k, at_ms, exclude_seen, masked, allow_stale, done, time.perf_counter())
+        )
+        return await done
+
+    async def erase(self, user_id: str) -> bool:
+        """Forgets a user everywhere; False when nothing was known."""
+        existed = await self.log.erase(user_id)
+        self.pool.drop(user_id)
+        return existed
+
+    def _enqueue(self, request: Append | Read) -> None:
+        if self._stopping or len(self._queue) >= self.max_queue:
+            metrics.REFUSED.labels("queue_full").inc()
+            raise Overloaded("stopping" if self._stopping else "the queue is full")
+        self._queue.append(request)
+        self._arrived.set()
+
+    # -- waves ---------------------------------------------------------------------------
+
+    async def _log_loop(self) -> None:
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._queue:
+                wave = self.collect()
+                if not wave.entries:
+                    continue
+                self._busy += 1
+                await self.exchange(wave)
+                await self._computing.put(wave)
+
+    async def _compute_loop(self) -> None:
+        while True:
+            wave = await self._computing.get()
+            try:
+                await self._finish(list(wave.entries.values()))
+            finally:
+                self._busy -= 1
+
+    def collect(self) -> Wave:
+        """The next wave off the queue."""
+        wave = collect(self._queue, self.max_batch, self.log.max_events)
+        metrics.QUEUE.set(len(self._queue))
+        if wave.entries:
+            metrics.WAVE_SIZE.observe(len(wave))
+            now = time.perf_counter()
+            queued = metrics.STAGES.labels("queue")
+            for entry in wave.entries.values():
+                for request in entry.requests:
+                    queued.observe(now - request.queued)
+        return wave
+
+    async def exchange(self, wave: Wave) -> None:
+        """Asks the log for all of a wave in one call, and answers its appends."""
+        asked, requests = [], []
+        for entry in wave.entries.values():
+            entry.row = self.pool.pin(entry.user_id)
+            metrics.POOL_LOOKUPS.labels("miss" if entry.row is None else "hit").inc()
+            stale = not entry.appends and all(read.allow_stale for read in entry.reads)
+            if stale and entry.row is not None:
+                continue
+            entry.known = entry.row.mark if entry.row else None
+            asked.append(entry)
+            requests.append(
+                LogRequest(
+                    entry.user_id,
+                    entry.known,
+                    [event for append in entry.appends for event in append.events],
+                    None if entry.row else self.identity,
+                )
+            )
+        if not asked:
+            return
+        started = time.perf_counter()
+        try:
+            replies: Sequence[LogReply | Exception] = await self.log.exchange(requests)
+        except Exception as error:  # whatever it is, the loop goes on and the callers hear of it
+            if not isinstance(error, StoreError):
+                logger.exception("an exchange of %d users failed", len(asked))
+            replies = [error] * len(asked)
+        metrics.STAGES.labels("log").observe(time.perf_counter() - started)
+        for entry, reply in zip(asked, replies, strict=True):
+            if isinstance(reply, Exception):
+                self._fail(entry, reply)
+                del wave.entries[entry.user_id]
+            else:
+                entry.reply = reply
+                self._answer_appends(entry, reply.outcomes)
+
+    def _answer_appends(self, entry: Entry, outcomes: list[Outcome]) -> None:
+        place = 0
+        for append in entry.appends:
+            own = outcomes[place : place + len(append.events)]
+            place += len(append.events)
+            for event, outcome in zip(append.events, own, strict=True):
+                metrics.EVENTS.labels(outcome.verdict.value).inc()
+                logged = outcome.verdict in (Verdict.APPLIED, Verdict.LATE)
+                if logged and event.item_id not in self.computer.vocabulary:
+                    metrics.UNKNOWN_ITEMS.inc()
+            _resolve(append.done, own)
+
+    def _fail(self, entry: Entry, error: Exception) -> None:
+        metrics.STORE_ERRORS.inc()
+        self.pool.unpin(entry.row)
+        entry.row = None
+        for request in entry.requests:
+            if not request.done.done():
+                request.done.set_exception(error)
+
+    async def _finish(self, entries: list[Entry]) -> None:
+        """Computes; entries that need more of their history get it in a task of their own, so
+        that one long history does not hold the others up."""
+        if not entries:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            work = await loop.run_in_executor(self._thread, self.computer.run, entries)
+        except Exception as error:
+            logger.exception("a wave of %d users failed; their states are dropped", len(entries))
+            for entry in entries:
+                for read in entry.reads:
+                    if not read.done.done():
+                        read.done.set_exception(error)
+            return
+        self._conclude(work)
+        if work.snapshots:
+            self._spawn(self._write_snapshots(work.snapshots))
+        for entry in work.unresolved:
+            self._spawn(self._resolve_entry(entry))
+
+    def _conclude(self, work: Work) -> None:
+        for read, recommendation in work.answers:
+            metrics.RECOMMENDATIONS.labels(recommendation.source).inc()
+            _resolve(read.done, recommendation)
+        for stage, seconds in work.seconds.items():
+            metrics.STAGES.labels(stage).observe(seconds)
+        metrics.REBUILDS.inc(work.rebuilt)
+        metrics.STEPS.inc(work.stepped)
+        metrics.SNAPSHOTS.labels("unfit").inc(work.unfit)
+        metrics.SNAPSHOTS.labels("unsound").inc(work.unsound)
+        metrics.POOL_USERS.set(len(self.pool))
+
+    async def _resolve_entry(self, entry: Entry) -> None:
+        try:
+            entry.attempts += 1
+            if entry.attempts > MAX_ATTEMPTS:
+                raise StoreUnavailable("the user's history kept changing: try again")
+            await self.resolve(entry)
+        except StoreError as error:
+            self._fail(entry, error)
+            return
+        await self._finish([entry])
+
+    async def resolve(self, entry: Entry) -> None:
+        """Gets an entry all the history it needs: from its row, its snapshot or the start."""
+        outcomes = entry.reply.outcomes if entry.reply else []
+        row = self.pool.get(entry.user_id)
+        mark = row.mark if row else None
+        reply = await self._ask(LogRequest(entry.user_id, mark, (), self.identity))
+        entry.known, entry.history = mark, None
+        if mark is None or missing(mark, mark, reply) is None:
+            base = snapshots.read(self.pool.layout, reply.snapshot)
+            start = base.mark if base else ORIGIN
+            at, events = start, list[Event]()
+            while True:
+                reply = await self._ask(LogRequest(entry.user_id, at))
+                if not reply.known_is_current_history:
+                    if base is not None and at == base.mark:  # of a history that is no more
+                        base = None
+                    entry.attempts += 1
+                    if entry.attempts > MAX_ATTEMPTS:
+                        raise StoreUnavailable("the user's history kept changing: try again")
+                    at, events = base.mark if base else ORIGIN, []
+                    continue
+                events += reply.events
+                if reply.complete:
+                    break
+                at = reply.events[-1].mark
+            entry.known, entry.history = None, History(base, events)
+            reply = dataclasses.replace(reply, known_is_current_history=False, events=events[-1:])
+        entry.reply = dataclasses.replace(reply, outcomes=outcomes)
+
+    async def _ask(self, request: LogRequest) -> LogReply:
+        (reply,) = await self.log.exchange([request])
+        if isinstance(reply, StoreError):
+            raise reply
+        return reply
+
+    async def _write_snapshots(self, packed: list[tuple[str, bytes]]) -> None:
+        # A snapshot is a cache: one that can't be written costs a longer replay, nothing else.
+        try:
+            await self.log.write_snapshots(self.identity, packed, self.snapshot_ttl_s)
+            metrics.SNAPSHOTS.labels("written").inc(len(packed))
+        except StoreError as error:
+            metrics.SNAPSHOTS.labels("failed").inc(len(packed))
+            logger.warning("%d snapshots not written: %s", len(packed), error)
+
+    async def _erasure_loop(self) -> None:
+        while True:
+            await asyncio.sleep(self.erasure_poll_s)
+            try:
+                self._erased, users = await self.log.erasures(self._erased)
+            except StoreError as error:
+                logger.warning("erasures not read: %s", error)
+                continue
+            for user_id in users:
+                self.pool.drop(user_id)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _resolve(future: asyncio.Future[T], value: T) -> None:
+    if not future.done():
+        future.set_result(value)

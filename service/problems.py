@@ -1,0 +1,92 @@
+"""Errors as RFC 9457 problem documents, validation included."""
+
+from __future__ import annotations
+
+import http
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from service.engine import Overloaded
+from service.schemas import Problem
+from service.store import InvalidRequest, StoreError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 1
+
+
+class ProblemError(Exception):
+    """A request that can't be carried out, in the caller's words."""
+
+    def __init__(self, status: int, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.errors = [{"field": field, "message": detail}] if field else None
+
+
+def problem(
+    status: int,
+    detail: str,
+    errors: list[dict[str, Any]] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    body = Problem(
+        title=http.HTTPStatus(status).phrase, status=status, detail=detail, errors=errors
+    )
+    return JSONResponse(
+        body.model_dump(exclude_none=True), status, media_type=MEDIA_TYPE, headers=headers
+    )
+
+
+def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these problems."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": http.HTTPStatus(status).phrase, "content": content}
+        for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Makes every error of the app a problem document."""
+
+    @app.exception_handler(ProblemError)
+    async def _(request: Request, error: ProblemError) -> JSONResponse:
+        return problem(error.status, error.detail, error.errors)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [
+            {"field": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()
+        ]
+        first = errors[0]
+        return problem(422, f"{first['field']}: {first['message']}", errors)
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers) if error.headers else None
+        return problem(error.status_code, str(error.detail), headers=headers)
+
+    @app.exception_handler(InvalidRequest)
+    async def _(request: Request, error: InvalidRequest) -> JSONResponse:
+        return problem(422, str(error))
+
+    @app.exception_handler(StoreError)
+    @app.exception_handler(Overloaded)
+    async def _(request: Request, error: Exception) -> JSONResponse:
+        known = "nothing was done" if isinstance(error, Overloaded) else "the outcome is unknown"
+        return problem(
+            503,
+            f"{error}; {known}: retry with the same event_id",
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+        )
+
+    @app.exception_handler(Exception)
+    async def _(request: Request, error: Exception) -> JSONResponse:
+        return problem(500, "an error of the service; its log has the details")

@@ -1,0 +1,38 @@
+"""/livez, /readyz and /metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from service import metrics
+from service.problems import ProblemError, declared
+from service.store import StoreError
+
+router = APIRouter(tags=["operation"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz", responses=declared(503))
+async def readyz(request: Request) -> dict[str, str]:
+    """The model is warm and the store answers."""
+    services = getattr(request.app.state, "services", None)
+    if services is None:
+        raise ProblemError(503, "starting")
+    try:
+        await services.log.ping()
+    except StoreError as error:
+        raise ProblemError(503, str(error)) from None
+    return {"status": "ready", "model": services.engine.identity}
+
+
+@router.get("/metrics", include_in_schema=False)
+def get_metrics() -> Response:
+    """Prometheus' text format; of all workers."""
+    metrics.forget_dead_workers()
+    body, media_type = metrics.exposition()
+    return Response(body, headers={"Content-Type": media_type})

@@ -1,0 +1,75 @@
+"""GET and DELETE /users/{id}, and the export of a history."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+
+from service.dependencies import ServicesDep
+from service.event_log import Event
+from service.problems import ProblemError, declared
+from service.schemas import Erased, HistoryPage, Id, LoggedEvent, User
+from service.times import iso
+
+router = APIRouter(prefix="/users", tags=["users"])
+
+UserId = Annotated[Id, Path()]
+
+
+def _unknown(user_id: str) -> ProblemError:
+    return ProblemError(404, f"user_id: nothing is known of {user_id!r}", field="user_id")
+
+
+@router.get("/{user_id:path}/history", responses=declared(404, 422, 503))
+async def get_history(
+    user_id: UserId,
+    services: ServicesDep,
+    after: Annotated[int, Query(ge=0, description="only interactions after this version")] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> HistoryPage:
+    """A user's interactions, oldest first, as the log has them."""
+    if await services.log.describe(user_id) is None:
+        raise _unknown(user_id)
+    events: list[Event] = []
+    async for page in services.log.events(user_id, after):
+        events += page
+        if len(events) > limit:
+            break
+    more = len(events) > limit
+    events = events[:limit]
+    return HistoryPage(
+        user_id=user_id,
+        events=[
+            LoggedEvent(
+                version=event.version,
+                item_id=event.item_id,
+                timestamp=iso(event.time_ms),
+                given_timestamp=None if event.given_ms is None else iso(event.given_ms),
+                event_id=event.event_id,
+            )
+            for event in events
+        ],
+        next=events[-1].version if more else None,
+    )
+
+
+@router.get("/{user_id:path}", responses=declared(404, 422, 503))
+async def get_user(user_id: UserId, services: ServicesDep) -> User:
+    """What is kept of a user."""
+    record = await services.log.describe(user_id)
+    if record is None:
+        raise _unknown(user_id)
+    return User(
+        user_id=user_id,
+        version=record.version,
+        last_time=iso(record.last_time_ms),
+        bytes=record.bytes,
+        model=services.engine.identity,
+    )
+
+
+@router.delete("/{user_id:path}", responses=declared(422, 503))
+async def delete_user(user_id: UserId, services: ServicesDep) -> Erased:
+    """Forgets a user: the record, the snapshots and the states in memory of every worker."""
+    return Erased(user_id=user_id, erased=await services.engine.erase(user_id))

@@ -1,0 +1,143 @@
+"""What the API takes and gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from service.times import parse_time
+
+
+def _short(value: str) -> str:
+    if len(value.encode()) > 256:
+        raise ValueError("must be at most 256 bytes of UTF-8")
+    return value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_short)]
+Time = Annotated[
+    int,
+    BeforeValidator(parse_time),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}],
+            "description": "ISO 8601, or epoch seconds (from 1e11 on: milliseconds)",
+            "examples": ["2026-01-31T12:00:00Z", 1769860800],
+        }
+    ),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Interaction(_Body):
+    """One user interacted with one item."""
+
+    user_id: Id
+    item_id: Id
+    timestamp: Time | None = Field(None, description="when; none: now, by the store's clock")
+    event_id: Id | None = Field(
+        None, description="applied once however often it is sent; send it with every retry"
+    )
+
+
+class InteractionBatch(_Body):
+    """Interactions in order; the order of each user's is kept."""
+
+    interactions: list[Interaction] = Field(min_length=1)
+
+
+class InteractionResult(BaseModel):
+    """What became of an interaction.
+
+    `status`: `applied`; `late` (applied, with its time raised to the user's newest);
+    `unknown_item` (logged; the model skips it until one knows the item); `duplicate` (this
+    event_id was there already).
+    """
+
+    user_id: str
+    item_id: str
+    version: int = Field(description="the user's number of interactions, this one included")
+    status: Literal["applied", "late", "unknown_item", "duplicate"]
+    timestamp: str = Field(description="the time in effect")
+
+
+class BatchResult(BaseModel):
+    """One interaction of a batch: a result, or the problem that kept it out of the log."""
+
+    status: Literal[
+        "applied", "late", "unknown_item", "duplicate", "conflict", "rejected", "future", "failed"
+    ]
+    version: int | None = None
+    timestamp: str | None = None
+    detail: str | None = None
+
+
+class BatchResults(BaseModel):
+    """A result for each interaction, in the order of the request."""
+
+    results: list[BatchResult]
+    accepted: int = Field(description="how many are in the log, duplicates included")
+
+
+class RecommendedItem(BaseModel):
+    item_id: str
+    score: float
+    title: str | None = None
+
+
+class Recommendations(BaseModel):
+    """The best items, best first."""
+
+    user_id: str
+    items: list[RecommendedItem]
+    version: int = Field(description="the number of the user's interactions this answer knows")
+    source: Literal["model", "popular"] = Field(
+        description="popular: the model knows none of the user's interactions"
+    )
+    stale: bool = Field(description="the log was not asked (allow_stale)")
+    model: str = Field(description="identity of the model")
+
+
+class User(BaseModel):
+    user_id: str
+    version: int = Field(description="number of interactions")
+    last_time: str = Field(description="time of the newest interaction")
+    bytes: int = Field(description="size of the record in the store")
+    model: str
+
+
+class LoggedEvent(BaseModel):
+    version: int
+    item_id: str
+    timestamp: str = Field(description="the time in effect")
+    given_timestamp: str | None = Field(description="the time the caller gave")
+    event_id: str | None
+
+
+class HistoryPage(BaseModel):
+    """Interactions, oldest first."""
+
+    user_id: str
+    events: list[LoggedEvent]
+    next: int | None = Field(description="`after` of the next page; none: this was the last")
+
+
+class Erased(BaseModel):
+    user_id: str
+    erased: bool = Field(description="false: nothing was known of the user")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = Field(
+        None, description="each wrong field: where it is, and what is wrong with it"
+    )

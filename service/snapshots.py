@@ -1,0 +1,43 @@
+"""A snapshot: a user's state at one point of the log, as bytes that are checked before use."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.state import State, StateBytesError, StateLayout
+from service.event_log import Mark
+from service.pool import Seen
+
+_HEAD = struct.Struct("<q8sq")  # version, uid, known events; then the seen items, int32 each
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state (B = 1) after the events up to `mark`, `count` of which the model knew."""
+
+    mark: Mark
+    count: int
+    seen: NDArray[np.int32]
+    state: State
+
+
+def describe(mark: Mark, count: int, seen: Seen) -> bytes:
+    """What is packed beside a state, under its checksum."""
+    return _HEAD.pack(mark.version, mark.uid, count) + seen.unique().astype("<i4").tobytes()
+
+
+def read(layout: StateLayout, data: bytes | None) -> Snapshot | None:
+    """The snapshot in these bytes; None when there is none or they can't be believed."""
+    if data is None:
+        return None
+    try:
+        state, extra = layout.unpack(data)
+        version, uid, count = _HEAD.unpack_from(extra)
+        seen = np.frombuffer(extra, "<i4", offset=_HEAD.size)
+    except (StateBytesError, struct.error, ValueError):
+        return None
+    return Snapshot(Mark(version, uid), count, seen.astype(np.int32), state)

@@ -1,0 +1,123 @@
+"""A wave: the requests that share one exchange with the log and one pass of arithmetic."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.event_log import Event, LogReply, Mark, NewEvent, Outcome
+from service.pool import Row
+from service.retrieval import Ranking
+from service.snapshots import Snapshot
+
+
+@dataclass(eq=False)
+class Append:
+    """Events of one user to be logged; answered when they are durable."""
+
+    user_id: str
+    events: Sequence[NewEvent]
+    done: asyncio.Future[list[Outcome]]
+    queued: float
+
+
+@dataclass(eq=False)
+class Read:
+    """A recommendation asked for; answered when the state has caught up with the log.
+
+    `at_ms` None: now, by the store's clock. `masked`: item indices not to return.
+    """
+
+    user_id: str
+    k: int
+    at_ms: int | None
+    exclude_seen: bool
+    masked: NDArray[np.int32]
+    allow_stale: bool
+    done: asyncio.Future[Recommendation]
+    queued: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`source`: `model`, or `popular` when the model knows nothing of the user."""
+
+    ranking: Ranking
+    version: int
+    source: str
+    stale: bool
+
+
+@dataclass(frozen=True)
+class History:
+    """Enough to build a state: the one at `base` (None: of no history), and all events after."""
+
+    base: Snapshot | None
+    events: list[Event]
+
+
+@dataclass(eq=False)
+class Entry:
+    """One user's part of a wave."""
+
+    user_id: str
+    appends: list[Append] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    row: Row | None = None  # pinned from the exchange to the end of the wave
+    known: Mark | None = None  # what the row stood for when the log was asked
+    reply: LogReply | None = None  # None: the log was not asked (stale reads only)
+    history: History | None = None
+    attempts: int = 0
+
+    @property
+    def requests(self) -> list[Append | Read]:
+        return [*self.appends, *self.reads]
+
+    @property
+    def n_events(self) -> int:
+        return sum(len(append.events) for append in self.appends)
+
+
+@dataclass(eq=False)
+class Wave:
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(len(e.appends) + len(e.reads) for e in self.entries.values())
+
+
+def collect(queue: deque[Append | Read], max_batch: int, max_events: int) -> Wave:
+    """Takes up to `max_batch` requests off the queue, keeping each user's order.
+
+    All of a user's events become one append of at most `max_events`; a request that does not
+    fit waits, and so do the user's later ones.
+    """
+    wave, taken = Wave(), 0
+    waiting: list[Append | Read] = []
+    blocked: set[str] = set()
+    while queue and taken < max_batch and len(waiting) < max_batch:
+        request = queue.popleft()
+        if request.done.done():  # its caller has gone
+            continue
+        entry = wave.entries.get(request.user_id) or Entry(request.user_id)
+        if request.user_id in blocked or (
+            isinstance(request, Append)
+            and entry.appends
+            and entry.n_events + len(request.events) > max_events
+        ):
+            blocked.add(request.user_id)
+            waiting.append(request)
+            continue
+        wave.entries[request.user_id] = entry
+        if isinstance(request, Append):
+            entry.appends.append(request)
+        else:
+            entry.reads.append(request)
+        taken += 1
+    queue.extendleft(reversed(waiting))
+    return wave
