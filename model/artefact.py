@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model.config import ConfigError, ModelConfig
+from model.config import ModelConfig
+from model.folder import replace_folder
 from model.tim4rec import TiM4Rec
 
 FORMAT = 1
@@ -32,6 +33,7 @@ CONFIG, WEIGHTS, ITEMS, METRICS, CARD = (
     "metrics.json",
     "README.md",
 )
+FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD)
 
 
 class ArtefactError(ValueError):
@@ -54,6 +56,8 @@ class Items:
     categories: list[list[str]] | None = None
 
     def __post_init__(self) -> None:
+        if not all(isinstance(item, str) for item in self.ids):
+            raise ArtefactError("items: an id is not a string")
         if len(set(self.ids)) != len(self.ids):
             raise ArtefactError("items: an id stands there twice")
         for name, column in (
@@ -84,7 +88,9 @@ class Artefact:
 def save_artefact(
     folder: Path, model: TiM4Rec, items: Items, metrics: dict[str, Any], card: str
 ) -> str:
-    """Writes the folder as a whole (it appears under its name only when complete).
+    """Writes the folder as a whole: at any moment it is the old artefact or the new one.
+
+    Other files in the folder of an old artefact are kept.
 
     Returns:
         the identity.
@@ -95,42 +101,43 @@ def save_artefact(
     """
     if len(items) != model.config.n_items:
         raise ArtefactError(f"{len(items)} items for a model of {model.config.n_items}")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).exists():
-        raise ArtefactError(f"{folder} is not empty and not an artefact: choose another folder")
+    folder = folder.resolve()
+    _require_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    save_file(weights, partial / WEIGHTS)
-    _write_json(
-        partial / ITEMS,
-        {
-            "ids": items.ids,
-            "popularity": items.popularity.tolist(),
-            "titles": items.titles,
-            "categories": items.categories,
-        },
-    )
-    _write_json(partial / METRICS, metrics)
-    (partial / CARD).write_text(card, encoding="utf-8")
-    hashes = {name: _hash(partial / name) for name in (WEIGHTS, ITEMS)}
-    description = {
-        "format": FORMAT,
-        "architecture": model.config.to_dict(),
-        "state": {
-            "hash": model.state_layout.hash.hex(),
-            "bytes": model.state_layout.nbytes(),
-            "parts": {p.name: list(p.shape) for p in model.state_layout.parts},
-        },
-        "hashes": hashes,
-    }
-    _write_json(partial / CONFIG, description)
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return _identity(model.config, hashes)
+    try:
+        weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+        save_file(weights, partial / WEIGHTS)
+        _write_json(
+            partial / ITEMS,
+            {
+                "ids": items.ids,
+                "popularity": items.popularity.tolist(),
+                "titles": items.titles,
+                "categories": items.categories,
+            },
+        )
+        _write_json(partial / METRICS, metrics)
+        (partial / CARD).write_text(card, encoding="utf-8")
+        hashes = {name: _hash(partial / name) for name in (WEIGHTS, ITEMS)}
+        identity = _identity(model.config, hashes)
+        description = {
+            "format": FORMAT,
+            "identity": identity,
+            "architecture": model.config.to_dict(),
+            "state": {
+                "hash": model.state_layout.hash.hex(),
+                "bytes": model.state_layout.nbytes(),
+                "parts": {p.name: list(p.shape) for p in model.state_layout.parts},
+            },
+            "hashes": hashes,
+        }
+        _write_json(partial / CONFIG, description)
+        replace_folder(partial, folder, keep_others_than=FILES)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return identity
 
 
 def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Artefact:
@@ -140,6 +147,28 @@ def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Art
         ArtefactError: a file is missing, damaged, of a newer format, or does not fit.
     """
     folder = Path(folder)
+    while True:
+        before = _stamp(folder)
+        try:
+            artefact = _load(folder, device)
+        except (ArtefactError, OSError):
+            if _stamp(folder) == before:
+                raise
+        else:
+            if _stamp(folder) == before:
+                return artefact
+        # Replaced while it was read: what was read may be half of each.
+
+
+def _stamp(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = (folder / CONFIG).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _load(folder: Path, device: torch.device | str) -> Artefact:
     if not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; make one with `tim4rec train`")
     for name in (CONFIG, WEIGHTS, ITEMS, METRICS):
@@ -159,15 +188,21 @@ def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Art
             raise ArtefactError(f"{folder / name}: its hash is not the one in {CONFIG}: damaged")
     try:
         config = ModelConfig.from_dict(description["architecture"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtefactError(f"{folder / CONFIG}: architecture: {error}") from None
+    identity = _identity(config, hashes)
+    if description.get("identity") != identity:
+        raise ArtefactError(
+            f"{folder / CONFIG}: the architecture is not the one these weights were saved with"
+        )
+    try:
         model = TiM4Rec(config)
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, ConfigError) as error:
-        raise ArtefactError(f"{folder / CONFIG}: architecture: {error}") from None
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except (TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
         raise ArtefactError(f"{folder / WEIGHTS} does not fit the architecture: {reason}") from None
-    layout = description.get("state", {}).get("hash")
-    if layout != model.state_layout.hash.hex():
+    state = description.get("state")
+    if not isinstance(state, dict) or state.get("hash") != model.state_layout.hash.hex():
         raise ArtefactError(
             f"{folder / CONFIG}: its state layout is not this version's: train again"
         )
@@ -178,9 +213,24 @@ def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Art
         model=model.to(device).eval(),
         items=items,
         metrics=_read_json(folder / METRICS),
-        identity=_identity(config, hashes),
+        identity=identity,
         folder=folder,
     )
+
+
+def _require_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ArtefactError(f"{folder} is a file: choose another folder")
+    if not any(folder.iterdir()):
+        return
+    try:
+        is_artefact = {"format", "architecture", "hashes"} <= set(_read_json(folder / CONFIG))
+    except ArtefactError:
+        is_artefact = False
+    if not is_artefact:
+        raise ArtefactError(f"{folder} is not empty and not an artefact: choose another folder")
 
 
 def _identity(config: ModelConfig, hashes: dict[str, str]) -> str:

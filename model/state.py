@@ -23,6 +23,7 @@ _MAGIC = b"T4RS"
 _VERSION = 1
 _HEADER = struct.Struct("<4sBB8sI8s")  # magic, version, precision, layout, extra's length, sum
 _PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
+_TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 class StateBytesError(ValueError):
@@ -103,19 +104,16 @@ class StateLayout:
         sound = torch.ones(state.batch, dtype=torch.bool, device=state[self.parts[0].name].device)
         for part in self.parts:
             if part.dtype.is_floating_point:
-                values = state[part.name]
-                if precision == "float16":
-                    values = values.half()
-                sound &= values.isfinite().flatten(1).all(1)
+                finite = state[part.name].to(_TORCH_DTYPES[precision]).isfinite()
+                sound &= finite.reshape(state.batch, part.size).all(1)
         return sound
 
     def rounded(self, state: State, precision: Precision) -> State:
         """The state as it comes back from its packed form."""
-        if precision == "float32":
-            return state
+        dtype = _TORCH_DTYPES[precision]
         return State(
             {
-                n: p.half().to(p.dtype) if p.is_floating_point() else p
+                n: p.to(dtype).to(p.dtype) if p.is_floating_point() else p
                 for n, p in state.parts.items()
             }
         )
@@ -134,12 +132,11 @@ class StateLayout:
         """
         if not bool(self.fits(state, precision).all()):
             raise StateBytesError(f"a value of the state is not finite in {precision}")
-        columns = [
-            np.ascontiguousarray(
-                state[p.name].detach().cpu().numpy().astype(_numpy_dtype(p, precision))
-            )
-            for p in self.parts
-        ]
+        columns = []
+        for p in self.parts:
+            dtype = _TORCH_DTYPES[precision] if p.dtype.is_floating_point else p.dtype
+            values = state[p.name].detach().to("cpu", dtype).contiguous().numpy()
+            columns.append(values.astype(_numpy_dtype(p, precision), copy=False))
         packed = []
         for user in range(state.batch):
             extra = extras[user] if extras is not None else b""
