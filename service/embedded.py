@@ -106,19 +106,27 @@ class EmbeddedStore:
             os.close(users)
             os.close(starting)
 
+    def ensure_running(self) -> None:
+        """Start the server again if it has died under its users. Blocks until it answers."""
+        starting = _lock(self._folder / "start.lock", fcntl.LOCK_EX)
+        try:
+            self._start_or_attach()
+        finally:
+            os.close(starting)
+
     def _start_or_attach(self) -> str:
         socket = self._socket()
-        if not self._server_lives():
-            self._start(socket)
         with _client(socket) as client:
-            self._wait_until_it_answers(client)
+            if not (self._server_lives() and self._answers(client)):
+                self._start(socket)
+                if not self._answers(client):
+                    self._fail("stopped while starting", _read(self._folder / "valkey.log"))
             if self._fsync == "always":
                 client.config_set("appendfsync", "always")  # it may have been started without
         return f"unix://{socket}"
 
     def _start(self, socket: Path) -> None:
         server_lock = _lock(self._folder / "server.lock", fcntl.LOCK_EX)
-        os.set_inheritable(server_lock, True)
         options = {
             "port": "0",
             "unixsocket": str(socket),
@@ -149,17 +157,18 @@ class EmbeddedStore:
         if started.returncode != 0:
             self._fail("could not be started", started.stdout.decode(errors="replace"))
 
-    def _wait_until_it_answers(self, client: redis.Redis) -> None:
+    def _answers(self, client: redis.Redis) -> bool:
+        """Wait until the server answers; False if it dies instead."""
         silent_since = time.monotonic()
         while True:
             try:
                 client.ping()
-                return
+                return True
             except redis.exceptions.BusyLoadingError:
                 silent_since = time.monotonic()  # reading its file, however long that takes
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 if not self._server_lives():
-                    self._fail("stopped while starting", self._log_tail())
+                    return False
                 if time.monotonic() - silent_since > _ANSWERS_WITHIN_S:
                     pid = _read(self._folder / "valkey.pid").strip() or "?"
                     raise EmbeddedStoreError(
@@ -189,11 +198,8 @@ class EmbeddedStore:
             )
         return short / f"{hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:16]}.sock"
 
-    def _log_tail(self) -> str:
-        return _read(self._folder / "valkey.log")[-4000:]
-
     def _fail(self, what: str, output: str) -> None:
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        lines = [line.strip() for line in output[-4000:].splitlines() if line.strip()]
         # Valkey marks its warnings and fatal errors with "#".
         telling = [line.partition(" # ")[2] or line for line in lines if " # " in line] or lines
         reason = " ".join(telling[-2:]) or "it said nothing"
@@ -221,7 +227,7 @@ def _client(socket: Path) -> redis.Redis:
 
 
 def _open(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _lock(path: Path, kind: int) -> int:
