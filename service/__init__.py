@@ -1,1 +1,1 @@
-"""Online recommendation: the event log, the states that follow from it, the HTTP service."""
+"""The online service: HTTP, the engine, the event log in Redis, and the states on the device."""

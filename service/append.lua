@@ -72,7 +72,7 @@ for a = FIRST_EVENT, #ARGV do
   local given = struct.unpack('>i8', rest)
   local field = index_field(uid, rest)
   local at = index[field] or tonumber(redis.call('HGET', key, field))
-  if at then
+  if at and at > version - window then
     local there = event(at)
     local time = struct.unpack('>i8', there, 9)
     if string.sub(there, 1, 8) == uid then
@@ -131,6 +131,8 @@ end
 local newest_uid = version > 0 and string.sub(event(version), 1, 8) or ''
 
 if version > before then
+  -- First, because an event_id that has left the window may be among the new events.
+  for _, field in ipairs(expired) do redis.call('HDEL', key, field) end
   local pairs_ = {'n', text(version)}
   for v = before + 1, version do
     local p = #pairs_
@@ -141,7 +143,6 @@ if version > before then
       pairs_ = {}
     end
   end
-  for _, field in ipairs(expired) do redis.call('HDEL', key, field) end
   if ttl > 0 then redis.call('EXPIRE', key, text(ttl)) else redis.call('PERSIST', key) end
 end
 
