@@ -12,10 +12,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import IO
 
@@ -24,10 +27,12 @@ import polars as pl
 from model import UNKNOWN_TIME
 
 REPORTED_ROWS = 20
+BLOCK_CHARACTERS = 1 << 24
 CHUNK_ROWS = 200_000
 MILLISECONDS_ABOVE = 1e11
 # Years 1 and 9999; microseconds and nanoseconds since 1970 fall outside.
 MIN_TIME_MS, MAX_TIME_MS = -62_135_596_800_000, 253_402_300_799_999
+COMPRESSION_FAULTS = (EOFError, gzip.BadGzipFile, zlib.error)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -183,51 +188,91 @@ def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) 
 def _read_csv(
     path: Path, text: IO[str], required: Sequence[str], optional: Sequence[str]
 ) -> tuple[pl.DataFrame, list[BadRow]]:
-    # polars' own CSV reader fills short rows silently and does not tell lines; csv does both right.
+    # polars' own CSV reader fills short rows silently and does not tell lines.
     reader = csv.reader(text, strict=True)
-    bad: list[BadRow] = []
-    chunks: list[pl.DataFrame] = []
-    rows: list[list[str]] = []
-    lines: list[int] = []
     try:
         header = [name.strip() for name in next(reader, [])]
-        columns = _pick(path, header, required, optional)
-        schema = dict.fromkeys(columns, pl.String) | {"line": pl.Int64}
-        places = [header.index(name) for name in columns]
+    except csv.Error as error:
+        raise InputError(f"{path}: line 1: {error}") from error
+    except COMPRESSION_FAULTS as error:
+        raise InputError(f"{path}: the compressed file is damaged: {error}") from error
+    columns = _pick(path, header, required, optional)
+    table = _CsvTable({name: header.index(name) for name in columns}, len(header))
+    line = reader.line_num + 1
+    try:
+        while block := text.read(BLOCK_CHARACTERS):
+            block += text.readline()
+            if '"' in block or block.count("\r") != block.count("\r\n"):
+                # A quoted field may hold anything, line breaks too: the rest is read row by row.
+                table.add_rows(chain(io.StringIO(block, newline=""), text), line)
+                break
+            table.add_plain(block, line)
+            line += block.count("\n")
+    except COMPRESSION_FAULTS as error:
+        raise InputError(
+            f"{path}: the compressed file is damaged after line {line - 1}: {error}"
+        ) from error
+    return table.frame(), table.bad
 
-        def flush() -> None:
-            fields = list(zip(*rows, strict=True)) if rows else [()] * len(header)
-            data = {name: fields[place] for name, place in zip(columns, places, strict=True)}
-            chunks.append(pl.DataFrame({**data, "line": lines}, schema=schema))
-            rows.clear()
-            lines.clear()
 
-        width = len(header)
+class _CsvTable:
+    """The wanted columns of a CSV file, as strings, while it is read."""
+
+    def __init__(self, places: dict[str, int], width: int) -> None:
+        self.places, self.width = places, width
+        self.schema = dict.fromkeys(places, pl.String) | {"line": pl.Int64}
+        self.chunks: list[pl.DataFrame] = []
+        self.bad: list[BadRow] = []
+
+    def frame(self) -> pl.DataFrame:
+        return pl.concat([pl.DataFrame(schema=self.schema), *self.chunks])
+
+    def add_plain(self, block: str, first_line: int) -> None:
+        """Whole lines without quotes."""
+        text = pl.Series("text", block.split("\n")).str.strip_suffix("\r")
+        numbers = pl.int_range(first_line, first_line + len(text), dtype=pl.Int64, eager=True)
+        lines = pl.DataFrame({"text": text, "line": numbers}).filter(pl.col("text") != "")
+        fields = pl.col("text").str.count_matches(",", literal=True) + 1
+        odd = lines.filter(fields != self.width).select("line", fields)
+        self.bad += [BadRow(line, self._width_fault(found)) for line, found in odd.iter_rows()]
+        split = pl.col("text").str.split_exact(",", self.width - 1).struct
+        self.chunks.append(
+            lines.filter(fields == self.width).select(
+                *(split[place].alias(name) for name, place in self.places.items()), "line"
+            )
+        )
+
+    def add_rows(self, text: Iterable[str], first_line: int) -> None:
+        """Any CSV, quotes and line breaks in fields included."""
+        reader = csv.reader(text, strict=True)
+        pick = itemgetter(*self.places.values(), self.width)  # the last is the line's number
+        rows: list[tuple[object, ...]] = []
         while True:
-            line = reader.line_num + 1
+            begin = reader.line_num
             try:
-                row = next(reader)
+                row: list[object] = list(next(reader))
             except StopIteration:
                 break
             except csv.Error as error:
-                through = "" if reader.line_num <= line else f" (read up to line {reader.line_num})"
-                bad.append(BadRow(line, f"{error}{through}"))
+                line, end = first_line + begin, first_line + reader.line_num - 1
+                through = f" (read up to line {end})" if end > line else ""
+                self.bad.append(BadRow(line, f"{error}{through}"))
                 continue
-            if len(row) != width:
-                if row:  # an empty line is no row
-                    bad.append(BadRow(line, f"{len(row)} fields instead of {width}"))
-                continue
-            rows.append(row)
-            lines.append(line)
+            if len(row) == self.width:
+                row.append(first_line + begin)
+                rows.append(pick(row))
+            elif row:  # an empty line is no row
+                self.bad.append(BadRow(first_line + begin, self._width_fault(len(row))))
             if len(rows) == CHUNK_ROWS:
-                flush()
-        flush()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        where = f"after line {reader.line_num}"
-        raise InputError(f"{path}: the compressed file is damaged {where}: {error}") from error
-    except csv.Error as error:
-        raise InputError(f"{path}: line 1: {error}") from error
-    return pl.concat(chunks), bad
+                self._flush(rows)
+        self._flush(rows)
+
+    def _flush(self, rows: list[tuple[object, ...]]) -> None:
+        self.chunks.append(pl.DataFrame(rows, schema=self.schema, orient="row"))
+        rows.clear()
+
+    def _width_fault(self, found: int) -> str:
+        return f"{found} fields instead of {self.width}"
 
 
 def _time_ms(column: pl.Series) -> pl.Series:

@@ -32,7 +32,9 @@ def softmax_loss(
 ) -> Tensor:
     """Mean cross-entropy of targets (T) in 1..V under `model.scores` of queries (T, D)."""
     items = model.item_embedding.weight[1:]
-    loss: Tensor = _SoftmaxLoss.apply(queries, items, targets - 1, label_smoothing)
+    loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
+        queries, items, targets - 1, label_smoothing
+    )
     return loss
 
 
@@ -72,6 +74,6 @@ class _SoftmaxLoss(torch.autograd.Function):
         return loss / size
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         query_grad, item_grad = ctx.saved_tensors
         return query_grad * grad, item_grad * grad, None, None

@@ -1,0 +1,39 @@
+"""Small logs to train and test on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from model import UNKNOWN_TIME
+from training.interactions import Log
+
+DAY_MS = 86_400_000
+START_MS = 1_300_000_000_000
+
+
+def make_log(rows: Sequence[tuple[str, str, int]]) -> Log:
+    """A log of (user, item, ms), sorted as `read_log` sorts."""
+    frame = pl.DataFrame(
+        rows,
+        schema={"user_id": pl.String, "item_id": pl.String, "time_ms": pl.Int64},
+        orient="row",
+    )
+    unknown = (pl.col("time_ms") == UNKNOWN_TIME).any().over("user_id")
+    key = pl.when(unknown).then(0).otherwise("time_ms")
+    return Log(frame.with_columns(key=key).sort("user_id", "key", maintain_order=True).drop("key"))
+
+
+def chain_log(users: int = 60, length: int = 24, items: int = 30, seed: int = 0) -> Log:
+    """Users who walk a ring of items, mostly one place on, at random gaps: learnable in seconds."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        place, now = int(rng.integers(items)), START_MS + int(rng.integers(DAY_MS))
+        for _ in range(int(rng.integers(length // 2, length + 1))):
+            rows.append((f"u{user:03}", f"i{place:03}", now))
+            place = (place + int(rng.choice([1, 1, 1, 2]))) % items
+            now += int(rng.choice([0, 1000, 60_000, DAY_MS, 30 * DAY_MS]))
+    return make_log(rows)

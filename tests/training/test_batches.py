@@ -1,0 +1,138 @@
+"""Windows and batches: every training target exactly once an epoch, with its own context."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import UNKNOWN_TIME
+from tests.training.logs import chain_log, make_log
+from training.batches import Batch, gather_padded, prefix_batches, window_batches
+from training.dataset import Dataset, Protocol, build_dataset
+
+
+def numbered(lengths: list[int]) -> Dataset:
+    """Users with these training lengths; every item and time occurs once."""
+    rows, number = [], 0
+    for user, length in enumerate(lengths):
+        for _ in range(length + 2):
+            rows.append((f"u{user:02}", f"i{number:04}", 1000 * number))
+            number += 1
+    return build_dataset(make_log(rows), Protocol(core=1))
+
+
+def followed(batches: Iterator[Batch]) -> Counter[tuple[int, int]]:
+    pairs: Counter[tuple[int, int]] = Counter()
+    for batch in batches:
+        at = batch.targets > 0
+        pairs.update(zip(batch.items[at].tolist(), batch.targets[at].tolist(), strict=True))
+    return pairs
+
+
+def training_pairs(dataset: Dataset) -> Counter[tuple[int, int]]:
+    pairs: Counter[tuple[int, int]] = Counter()
+    for begin, end in zip(dataset.histories.offsets[:-1], dataset.train_ends, strict=True):
+        items = dataset.histories.items[begin:end].tolist()
+        pairs.update(pairwise(items))
+    return pairs
+
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+
+
+@given(lengths, st.integers(1, 15), st.integers(1, 60), st.integers(0, 3))
+def test_every_target_once_an_epoch(
+    lengths: list[int], max_len: int, targets: int, epoch: int
+) -> None:
+    dataset = numbered(lengths)
+    options = {"max_len": max_len, "targets": targets, "epoch": epoch}
+    assert followed(window_batches(dataset, **options)) == training_pairs(dataset)
+    assert followed(prefix_batches(dataset, **options)) == training_pairs(dataset)
+
+
+@given(lengths, st.integers(1, 15), st.integers(1, 60))
+def test_windows_are_consecutive_right_padded_and_ask_at_the_targets_time(
+    lengths: list[int], max_len: int, targets: int
+) -> None:
+    dataset = numbered(lengths)
+    item_time = dict(zip(dataset.histories.items, dataset.histories.times, strict=True))
+    for batch in window_batches(dataset, max_len=max_len, targets=targets, request_dropout=0.0):
+        assert batch.items.dtype == batch.times.dtype == torch.int64
+        assert batch.items.shape[1] <= max_len
+        for row, length in enumerate(batch.lengths.tolist()):
+            items = batch.items[row].tolist()
+            assert min(items[:length]) > 0
+            assert not any(items[length:])
+            assert not batch.targets[row, length:].any()
+            assert batch.targets[row, : length - 1].tolist() == items[1:length]
+            assert batch.times[row, :length].tolist() == [item_time[i] for i in items[:length]]
+            assert (batch.times[row, length:] == UNKNOWN_TIME).all()
+            asked = [item_time[i] for i in batch.targets[row, :length].tolist()]
+            assert batch.request_times[row, :length].tolist() == asked
+
+
+@given(lengths, st.integers(1, 12))
+def test_a_prefix_has_its_last_items_and_one_target(lengths: list[int], max_len: int) -> None:
+    dataset = numbered(lengths)
+    offsets = dataset.histories.offsets
+    flat = dataset.histories.items.tolist()
+    for batch in prefix_batches(dataset, max_len=max_len, targets=7):
+        assert batch.items.shape[1] == max_len
+        for row, length in enumerate(batch.lengths.tolist()):
+            (at,) = batch.targets[row].nonzero()
+            assert at.tolist() == [length - 1]
+            place = flat.index(int(batch.targets[row, length - 1]))
+            begin = offsets[np.searchsorted(offsets, place, side="right") - 1]
+            expected = flat[max(begin, place - max_len) : place]
+            assert batch.items[row].tolist() == expected + [0] * (max_len - length)
+
+
+def test_a_batch_carries_the_number_of_targets_asked_for() -> None:
+    dataset = build_dataset(chain_log(users=300), Protocol(core=1))
+    counts = [int((b.targets > 0).sum()) for b in window_batches(dataset, targets=256)]
+    assert sum(counts) == dataset.n_train_targets
+    longest = int(dataset.train_lengths.max())
+    assert all(abs(count - 256) <= longest + 10 for count in counts)
+    padding = [float((b.items == 0).float().mean()) for b in window_batches(dataset, targets=256)]
+    assert np.mean(padding) < 0.1, "windows of similar length must share a batch"
+
+
+def test_an_epoch_is_a_function_of_seed_and_number() -> None:
+    dataset = build_dataset(chain_log(), Protocol(core=1))
+
+    def epoch(seed: int, number: int) -> list[list[int]]:
+        return [
+            [*batch.items.flatten().tolist(), *batch.request_times.flatten().tolist()]
+            for batch in window_batches(dataset, targets=64, max_len=6, seed=seed, epoch=number)
+        ]
+
+    assert epoch(1, 2) == epoch(1, 2)
+    assert epoch(1, 2) != epoch(1, 3)
+    assert epoch(1, 2) != epoch(2, 2)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_request_dropout_takes_whole_windows(share: float) -> None:
+    dataset = build_dataset(chain_log(users=2000, length=8), Protocol(core=1))
+    without = total = 0
+    for batch in window_batches(dataset, request_dropout=share):
+        inside = batch.targets > 0
+        unknown = ((batch.request_times == UNKNOWN_TIME) & inside).sum(1)
+        assert ((unknown == 0) | (unknown == batch.lengths)).all()
+        without += int((unknown > 0).sum())
+        total += len(unknown)
+    assert without / total == pytest.approx(share, abs=4 * (share / total) ** 0.5)
+
+
+def test_gather_padded() -> None:
+    dataset = numbered([3])
+    items, times = gather_padded(dataset.histories, np.array([0, 2]), np.array([3, 1]))
+    assert items.tolist() == [[1, 2, 3], [3, 0, 0]]
+    assert times.tolist() == [[0, 1000, 2000], [2000, UNKNOWN_TIME, UNKNOWN_TIME]]

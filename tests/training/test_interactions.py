@@ -1,0 +1,298 @@
+"""Reading logs and item tables: every fault has its file, line and reason."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import UNKNOWN_TIME
+from training.interactions import InputError, parse_time, read_items, read_log
+
+MOMENT = datetime(2011, 10, 18, 1, 2, 3, 456000, tzinfo=UTC)
+MOMENT_MS = 1_318_899_723_456
+
+
+def write(tmp_path: Path, text: str, name: str = "log.csv") -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def rows(path: Path, **options: bool) -> list[tuple[str, str, int]]:
+    return [tuple(row) for row in read_log(path, **options).frame.iter_rows()]  # type: ignore[misc]
+
+
+def reasons(path: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        read_log(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1318899723", 1_318_899_723_000),
+        ("1318899723.456", MOMENT_MS),
+        ("1318899723456", MOMENT_MS),
+        (" 1318899723 ", 1_318_899_723_000),
+        ("-5", -5000),
+        ("0", 0),
+        ("100000000000", 100_000_000_000_000),  # not above 1e11: seconds
+        ("100000000001", 100_000_000_001),  # above: milliseconds
+        ("2011-10-18T01:02:03.456Z", MOMENT_MS),
+        ("2011-10-18T03:02:03.456+02:00", MOMENT_MS),
+        ("2011-10-18 01:02:03.456", MOMENT_MS),
+        ("2011-10-18", 1_318_896_000_000),
+        ("", UNKNOWN_TIME),
+        ("  ", UNKNOWN_TIME),
+    ],
+)
+def test_every_form_of_time(tmp_path: Path, text: str, expected: int) -> None:
+    path = write(tmp_path, f"user_id,item_id,timestamp\nu,i,{text}\n")
+    assert rows(path) == [("u", "i", expected)]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (",i,1", "user_id is missing"),
+        ("u, ,1", "item_id is missing"),
+        ("u,i", "2 fields instead of 3"),
+        ("u,i,1,2", "4 fields instead of 3"),
+        ("u,i,NaN", "timestamp NaN is not finite"),
+        ("u,i,inf", "timestamp inf is not finite"),
+        ("u,i,-inf", "timestamp -inf is not finite"),
+        ("u,i,yesterday", "timestamp 'yesterday' is neither"),
+        ("u,i,2011-02-30", "timestamp '2011-02-30' is neither"),
+        ("u,i,1_000", "timestamp '1_000' is neither"),
+        ("u,i,1318899723456789", "timestamp 1318899723456789 is outside"),
+        ("u,i,1318899723456789000", "is outside"),
+        ('u,"i"x,1', "expected after"),
+    ],
+)
+def test_a_bad_row_is_named_and_the_rest_used_on_demand(
+    tmp_path: Path, line: str, reason: str
+) -> None:
+    path = write(tmp_path, f"user_id,item_id,timestamp\na,b,1\n{line}\nc,d,2\n")
+    message = reasons(path)
+    assert f"{path}: 1 rows can't be read" in message
+    assert "  line 3: " in message
+    assert reason in message
+    assert "--skip-bad-rows" in message
+    log = read_log(path, skip_bad_rows=True)
+    assert log.frame.rows() == [("a", "b", 1000), ("c", "d", 2000)]
+    assert log.bad_row_count == 1
+    assert log.bad_rows[0].line == 3
+
+
+@pytest.mark.parametrize("rating", ["nan", "inf", "five"])
+def test_a_rating_must_be_a_finite_number(tmp_path: Path, rating: str) -> None:
+    path = write(tmp_path, f"rating,user_id,item_id,timestamp\n,u,i,1\n{rating},u,j,2\n4.5,u,k,3\n")
+    assert f"line 3: rating '{rating}' is not a finite number" in reasons(path)
+    assert len(rows(path, skip_bad_rows=True)) == 2
+
+
+def test_lines_stay_right_across_quotes_blank_lines_and_line_breaks_in_fields(
+    tmp_path: Path,
+) -> None:
+    path = write(
+        tmp_path,
+        "\ufeffreview,item_id,timestamp,user_id\r\n"
+        '"two\nlines, with a comma",i,1,"u,1"\r\n'
+        "\r\n"
+        "short\r\n"
+        '"said ""yes""",j,bad,u\r\n',
+    )
+    message = reasons(path)
+    assert "line 5: 1 fields instead of 4" in message
+    assert "line 6: timestamp 'bad'" in message
+    assert rows(path, skip_bad_rows=True) == [("u,1", "i", 1000)]
+
+
+def test_the_first_twenty_bad_rows_are_shown_and_all_counted(tmp_path: Path) -> None:
+    lines = "".join(f"u,i{n},x\n" for n in range(50))
+    message = reasons(write(tmp_path, f"user_id,item_id,timestamp\n{lines}u,i,1\n"))
+    assert "50 rows can't be read" in message
+    assert message.count("  line ") == 20
+    assert "line 21: " in message
+    assert "line 22: " not in message
+    assert "and 30 more" in message
+
+
+def test_an_open_quote_is_one_fault_that_says_how_far_it_reached(tmp_path: Path) -> None:
+    path = write(tmp_path, 'user_id,item_id,timestamp\nu,i,1\nu,"j,2\nu,k,3\n')
+    assert "line 3: unexpected end of data (read up to line 4)" in reasons(path)
+
+
+def test_bytes_that_are_not_utf8_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"user_id,item_id,timestamp\nu,caf\xe9,1\n")
+    assert "line 2: item_id is not valid UTF-8" in reasons(path)
+
+
+def test_gzip_is_told_by_content_and_a_cut_one_is_refused(tmp_path: Path) -> None:
+    text = "user_id,item_id,timestamp\n" + "".join(f"u{n % 7},i{n},{n}\n" for n in range(5000))
+    packed = gzip.compress(text.encode())
+    path = tmp_path / "log.csv"
+    path.write_bytes(packed)
+    assert len(rows(path)) == 5000
+    path.write_bytes(packed[: len(packed) // 2])
+    assert "the compressed file is damaged" in reasons(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column user_id, item_id, timestamp; the columns are none"),
+        ("user,item_id,timestamp\n", "no column user_id; the columns are 'user'"),
+        ("user_id,item_id,timestamp\n", "no interactions in it"),
+        ("user_id,item_id,timestamp,item_id\n", "two columns are called item_id"),
+    ],
+)
+def test_a_file_that_is_no_log(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    assert reasons(path) == f"{path}: {message}" or reasons(path).startswith(f"{path}: {message}")
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        read_log(tmp_path / "none.csv")
+
+
+def test_rows_are_sorted_by_user_and_time_and_ties_keep_the_order_of_the_file(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "user_id,item_id,timestamp\nb,1,5\na,2,9\na,3,5\na,4,9\na,5,1\nb,6,5\n")
+    assert [(user, item) for user, item, _ in rows(path)] == [
+        ("a", "5"),
+        ("a", "3"),
+        ("a", "2"),
+        ("a", "4"),
+        ("b", "1"),
+        ("b", "6"),
+    ]
+
+
+def test_a_user_with_an_unknown_time_keeps_the_order_of_the_file(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "user_id,item_id,timestamp\na,1,7\na,2,\nb,3,9\nb,4,8\na,5,7\nc,6,\na,7,9\n"
+    )
+    log = read_log(path)
+    assert log.frame["item_id"].to_list() == ["1", "2", "5", "7", "4", "3", "6"]
+    assert log.notes == [
+        "2 users have interactions without a time: theirs are taken in the order of the file"
+    ]
+
+
+def test_there_a_known_time_must_not_go_back(tmp_path: Path) -> None:
+    path = write(tmp_path, "user_id,item_id,timestamp\na,1,7\na,2,\nb,3,9\na,4,6\nb,5,8\na,6,7\n")
+    message = reasons(path)
+    assert "1 rows can't be read" in message
+    assert "line 5: timestamp is before that of an earlier row" in message
+    kept = read_log(path, skip_bad_rows=True).frame
+    assert kept["item_id"].to_list() == ["1", "2", "6", "5", "3"]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pl.Series([1_318_899_723, 1_318_899_723_456, None]),
+        pl.Series([1318899723.0, 1318899723456.0, None]),
+        pl.Series(["1318899723", "2011-10-18T01:02:03.456Z", None]),
+    ],
+)
+def test_parquet_columns(tmp_path: Path, times: pl.Series) -> None:
+    path = tmp_path / "log.parquet"
+    users = pl.Series([7, 7, 8])
+    pl.DataFrame({"item_id": ["x", "y", "z"], "timestamp": times, "user_id": users}).write_parquet(
+        path
+    )
+    assert rows(path) == [
+        ("7", "x", 1_318_899_723_000),
+        ("7", "y", MOMENT_MS),
+        ("8", "z", UNKNOWN_TIME),
+    ]
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_parquet_datetimes(tmp_path: Path, unit: str, zone: str | None) -> None:
+    path = tmp_path / "log.parquet"
+    moments = pl.Series([MOMENT.replace(tzinfo=None), None]).cast(pl.Datetime(unit))  # type: ignore[arg-type]
+    if zone is not None:
+        moments = moments.dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
+    frame = pl.DataFrame({"user_id": ["u", "u"], "item_id": ["i", "j"], "timestamp": moments})
+    frame.write_parquet(path)
+    assert [ms for _, _, ms in rows(path)] == [MOMENT_MS, UNKNOWN_TIME]
+
+
+def test_parquet_faults_name_the_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    frame = pl.DataFrame(
+        {
+            "user_id": ["u", None, "u"],
+            "item_id": ["i", "j", "k"],
+            "timestamp": [1.0, 2.0, float("nan")],
+        }
+    )
+    frame.write_parquet(path)
+    message = reasons(path)
+    assert "line 2: user_id is missing" in message
+    assert "line 3: timestamp NaN is not finite" in message
+    frame.with_columns(pl.lit(1.5).alias("user_id")).write_parquet(path)
+    assert "user_id is Float64; store it as integers or strings" in reasons(path)
+    path.write_bytes(path.read_bytes()[:40])
+    assert "not readable as Parquet" in reasons(path)
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_iso_and_epoch_agree(moment: datetime) -> None:
+    ms = parse_time(moment.isoformat())
+    assert ms <= moment.timestamp() * 1000 + 1e-3 * abs(moment.timestamp())
+    back = datetime(1970, 1, 1, tzinfo=UTC).timestamp() * 1000 + ms
+    assert abs(back - moment.timestamp() * 1000) <= 1.001
+
+
+def test_item_table(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, 'item_id,title,genres\n1,"Heat, 1995",Action| Crime\n2,,\n3,Up|,|\n', "items.csv"
+    )
+    assert read_items(path).rows() == [
+        ("1", "Heat, 1995", ["Action", "Crime"]),
+        ("2", None, []),
+        ("3", "Up|", []),
+    ]
+    bare = write(tmp_path, "item_id\nx\n", "bare.csv")
+    assert read_items(bare).rows() == [("x", None, [])]
+
+
+def test_an_item_listed_twice_is_a_bad_row(tmp_path: Path) -> None:
+    path = write(tmp_path, "item_id,title\n1,a\n1,b\n2,c\n")
+    with pytest.raises(InputError, match="line 3: item_id '1' was listed before"):
+        read_items(path)
+    assert read_items(path, skip_bad_rows=True)["title"].to_list() == ["a", "c"]
+
+
+def test_item_table_from_parquet_with_lists(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pl.DataFrame({"item_id": [1, 2], "categories": [["a", "b"], None]}).write_parquet(path)
+    assert read_items(path).rows() == [("1", None, ["a", "b"]), ("2", None, [])]
+
+
+def test_large_files_take_seconds(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    n = 300_000
+    frame = pl.DataFrame({"user_id": pl.int_range(n, eager=True) % 5003}).with_columns(
+        item_id=pl.int_range(n) * 7919 % 4001, timestamp=pl.int_range(n) + 1_300_000_000
+    )
+    frame.write_csv(path)
+    began = time.perf_counter()
+    assert len(read_log(path).frame) == n
+    assert time.perf_counter() - began < 10
