@@ -189,7 +189,7 @@ class _Columns:
     ) -> None:
         (items,) = _on(scores.device, targets.items.astype(np.int64))
         own = scores.gather(1, items[:, None])  # -inf, the padding's, for an unknown target
-        unknown = targets.items == 0
+        unknown = (targets.items == 0) | own[:, 0].isnan().cpu().numpy()
         best = scores.topk(self.top_items.shape[1], dim=1)
         self.top_items[rows] = best.indices.cpu().numpy()
         self.top_scores[rows] = best.values.cpu().numpy()
@@ -211,7 +211,7 @@ class _Columns:
         missed: npt.NDArray[np.bool_],
     ) -> None:
         items = scores[:, 1:]  # never the padding
-        # Not "at least": a NaN then counts against us too. The target counts itself.
+        # Not "at least": so a NaN counts against us. The target counts itself.
         bounds = {
             "rank": (~(items < own)).sum(1),
             "best": (items > own + TOLERANCE).sum(1) + 1,
