@@ -1,6 +1,6 @@
 """A trained model as a folder of plain files, and its identity.
 
-`config.json` (architecture, state layout, hashes), `model.safetensors`, `items.json`
+`config.json` (architecture, state layout, identity, hashes), `model.safetensors`, `items.json`
 (vocabulary, popularity, optional titles and categories), `metrics.json`, `README.md` (the
 model card). Nothing is pickled.
 """
@@ -134,6 +134,8 @@ def save_artefact(
             "hashes": hashes,
         }
         _write_json(partial / CONFIG, description)
+        # safetensors writes for the owner alone; the service may be another user.
+        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
         replace_folder(partial, folder, keep_others_than=FILES)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -48,14 +47,20 @@ def log(tmp_path: Path) -> Path:
     return path
 
 
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    app = typer.Typer()
+    app.command()(module.main)
+    result = CliRunner().invoke(app, list(map(str, arguments)))
+    return result.exit_code, result.stdout, result.stderr
+
+
 def test_the_command_writes_its_figures(tmp_path: Path, log: Path) -> None:
     model = make(tmp_path / "m")
     written = tmp_path / "figures.json"
-    options = ["--json", str(written), "--users", "3", "--steps", "100", "--every", "16"]
-    command = [sys.executable, "-m", "benchmarks.snapshot_precision", str(tmp_path / "m"), str(log)]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "overlap@10" in done.stdout
+    options = ["--json", written, "--users", "3", "--steps", "100", "--every", "16"]
+    code, stdout, stderr = run(tmp_path / "m", log, *options)
+    assert code == 0, stderr
+    assert "overlap@10" in stdout
     found = json.loads(written.read_text())
     assert found["model"] == load_artefact(tmp_path / "m").identity
     assert found["lists"] == 3 * (100 - 15)
@@ -73,12 +78,10 @@ def test_the_command_writes_its_figures(tmp_path: Path, log: Path) -> None:
 
 def test_too_short_a_log_is_said_in_one_line(tmp_path: Path, log: Path) -> None:
     make(tmp_path / "m")
-    app = typer.Typer()
-    app.command()(module.main)
-    done = CliRunner().invoke(app, [str(tmp_path / "m"), str(log)])
-    assert done.exit_code == 1
-    assert done.stderr.startswith(f"error: {log}: too few interactions")
-    assert done.stderr.count("\n") == 1
+    code, _, stderr = run(tmp_path / "m", log)
+    assert code == 1
+    assert stderr.startswith(f"error: {log}: too few interactions")
+    assert stderr.count("\n") == 1
 
 
 def test_streams_are_long_and_never_go_back(tmp_path: Path, log: Path) -> None:

@@ -72,7 +72,7 @@ def save(
     recbole: Any, path: Path, config: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
 ) -> Path:
     """Writes what RecBole's trainer writes."""
-    adam = torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))])
+    moments = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}
     content = {
         "config": recbole.Config(config, recbole.kind),
         "epoch": 7,
@@ -80,7 +80,7 @@ def save(
         "best_valid_score": np.float64(0.5),
         "state_dict": dict(weights),
         "other_parameter": None,
-        "optimizer": adam.state_dict(),
+        "optimizer": {"state": {0: moments}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
     }
     torch.save(content, path)
     forget_recbole()

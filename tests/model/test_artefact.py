@@ -72,6 +72,7 @@ def test_loading_gives_the_same_scores(tmp_path: Path, time: str) -> None:
     assert loaded.items.popularity.tolist() == ITEMS.popularity.tolist()
     assert sorted(p.name for p in (tmp_path / "new" / "m").iterdir()) == sorted(FILES)
     assert (tmp_path / "new" / "m" / "README.md").read_text() == "# A card\n"
+    assert len({p.stat().st_mode for p in (tmp_path / "new" / "m").iterdir()}) == 1
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["m"]
 
 
@@ -330,7 +331,7 @@ def test_readers_meet_the_old_or_the_new_even_if_the_writer_is_killed(tmp_path: 
         assert writer.stdout is not None
         try:
             assert writer.stdout.readline() == "ready\n"
-            while len(met) < 60 or len(set(met)) < 2:
+            while len(met) < 30 or len(set(met)) < 2:
                 meet()
         finally:
             writer.kill()
