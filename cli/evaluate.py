@@ -16,7 +16,7 @@ from rich import box
 from rich.progress import Progress
 from rich.table import Table
 
-from cli.console import CommandError, err, out
+from cli.console import CommandError, err, out, say
 from cli.train import choose_device
 from model.artefact import Artefact, load_artefact
 from training.dataset import Dataset, Protocol, Targets, build_dataset
@@ -94,15 +94,15 @@ def evaluate(
     loaded = load_artefact(artefact, choose_device(device))
     read = read_log(log, skip_bad_rows=skip_bad_rows)
     if read.bad_row_count:
-        _say(f"{log}: {read.bad_row_count} rows left out:")
-        _say(describe_bad_rows(read.bad_rows, read.bad_row_count))
+        say(f"{log}: {read.bad_row_count} rows left out:")
+        say(describe_bad_rows(read.bad_rows, read.bad_row_count))
     protocol = Protocol(**loaded.metrics.get("protocol", {}))
     if core is not None:
         protocol = Protocol(core, protocol.split, protocol.validation_share, protocol.test_share)
     dataset = build_dataset(read, protocol, loaded.items.ids)
     targets = dataset.test.sample(users) if users else dataset.test
     unseen = int((targets.items == 0).sum())
-    _say(
+    say(
         f"{len(targets)} users tested of {len(dataset.histories)}, {dataset.n_items} items"
         + (f"; {unseen} targets are unknown to the model: misses" if unseen else "")
     )
@@ -171,7 +171,7 @@ def _through_service(
     config = loaded.model.config
     fit = replayable(dataset.histories, targets, config)
     if len(fit) < len(targets):
-        _say(f"{len(targets) - len(fit)} users have unknown times and are left out of service mode")
+        say(f"{len(targets) - len(fit)} users have unknown times and are left out of service mode")
     if not len(fit):
         raise CommandError("no user is left to replay through the service")
     asked = config.uses_request_time
@@ -184,7 +184,13 @@ def _through_service(
             base_url=url, headers=headers, limits=limits, timeout=timeout
         ) as client:
             return await rank_through_service(
-                client, dataset, fit, at_target_time=asked, top=top, progress=advance
+                client,
+                dataset,
+                fit,
+                at_target_time=asked,
+                identity=loaded.identity,
+                top=top,
+                progress=advance,
             )
 
     with _progress("service", len(fit)) as advance:
@@ -237,25 +243,22 @@ def _show(
     second: Ranking,
 ) -> None:
     how = ", asked at the target's time" if asked else ""
-    out.print(
+    say(
         f"{base} and {mode}{how}: {result.same} of {result.users} users have the same rank, "
         f"{result.near} differ by scores closer than {TOLERANCE:g}, "
         f"{len(result.different)} otherwise; largest score difference "
         f"{result.largest_score_gap:.2g}",
-        highlight=False,
-        soft_wrap=True,
+        out,
     )
     for row in result.different[:LISTED]:
-        out.print(
+        say(
             f"  user {dataset.user_ids[second.targets.users[row]]}: {base} {first.kept[row]} "
             f"(masked {first.masked[row]}), {mode} {second.kept[row]} (masked "
             f"{second.masked[row]})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            out,
         )
     if len(result.different) > LISTED:
-        out.print(f"  and {len(result.different) - LISTED} more")
+        say(f"  and {len(result.different) - LISTED} more", out)
 
 
 @contextmanager
@@ -263,7 +266,3 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(name, total=total)
         yield lambda done: bar.update(task, advance=done)
-
-
-def _say(line: str) -> None:
-    err.print(line, markup=False, highlight=False, soft_wrap=True)

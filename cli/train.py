@@ -13,8 +13,8 @@ import polars as pl
 import torch
 import typer
 
-from cli.console import CommandError, err, out
-from model.artefact import Items, load_artefact, save_artefact
+from cli.console import CommandError, err, out, say
+from model.artefact import Items, save_artefact
 from training.card import model_card
 from training.dataset import Dataset, Protocol, build_dataset
 from training.evaluation import evaluate_offline
@@ -167,10 +167,10 @@ def train(
     read = read_log(log, skip_bad_rows=skip_bad_rows)
     table = None if items is None else read_items(items, skip_bad_rows=skip_bad_rows)
     if read.bad_row_count:
-        _say(f"{log}: {read.bad_row_count} rows left out:")
-        _say(describe_bad_rows(read.bad_rows, read.bad_row_count))
+        say(f"{log}: {read.bad_row_count} rows left out:")
+        say(describe_bad_rows(read.bad_rows, read.bad_row_count))
     for note in read.notes:
-        _say(f"{log}: {note}")
+        say(f"{log}: {note}")
     protocol = Protocol(core=core, split=split.value)
     dataset = build_dataset(read, protocol)
     options: dict[str, Any] = {
@@ -202,9 +202,9 @@ def train(
         device=choose_device(device),
     )
     sizes = dataset.describe()
-    _say(", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in sizes.items()))
+    say(", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in sizes.items()))
     for title, values in (("model", architecture.to_dict()), ("training", config.to_dict())):
-        _say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+        say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
 
     checkpoint = folder.with_name(f"{folder.name}.training")
     _require_artefact_folder(folder)
@@ -227,16 +227,12 @@ def train(
     )
     identity = save_artefact(folder, result.model, _items(dataset, table), metrics, card)
     shutil.rmtree(checkpoint)
-    load_artefact(folder)
     whole = {(row.seen, row.request_time): row.metrics for row in rows if row.history == "whole"}
     for (seen, asked), found in whole.items():
         how = "asked at the target's time" if asked else "request time not told"
-        out.print(
-            f"test, seen {seen}, {how}: HR@10 {found['HR@10']:.4f}  NDCG@10 {found['NDCG@10']:.4f}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    out.print(f"{folder}: model {identity}", markup=False, highlight=False, soft_wrap=True)
+        numbers = f"HR@10 {found['HR@10']:.4f}  NDCG@10 {found['NDCG@10']:.4f}"
+        say(f"test, seen {seen}, {how}: {numbers}", out)
+    say(f"{folder}: model {identity}", out)
 
 
 def choose_device(name: str) -> str:
@@ -272,7 +268,7 @@ def _items(dataset: Dataset, table: pl.DataFrame | None) -> Items:
     joined = ids.join(table, on="item_id", how="left", maintain_order="left")
     missing = joined["title"].null_count()
     if missing:
-        _say(f"{missing} of {len(joined)} items have no title in the item table")
+        say(f"{missing} of {len(joined)} items have no title in the item table")
     return Items(
         dataset.item_ids,
         dataset.popularity(),
@@ -283,7 +279,3 @@ def _items(dataset: Dataset, table: pl.DataFrame | None) -> Items:
 
 def _command() -> str:
     return shlex.join(["tim4rec", *sys.argv[1:]])
-
-
-def _say(line: str) -> None:
-    err.print(line, markup=False, highlight=False, soft_wrap=True)

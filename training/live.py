@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -48,6 +49,7 @@ async def rank_through_service(
     targets: Targets,
     *,
     at_target_time: bool,
+    identity: str | None = None,
     top: int = 100,
     progress: Callable[[int], None] | None = None,
 ) -> Ranking:
@@ -56,13 +58,15 @@ async def rank_through_service(
     Args:
         client: its base URL is the service's, its headers carry the API key if there is one.
         at_target_time: ask for the recommendation at the target's own time; else now.
+        identity: the service must serve this model; None: any.
         top: ranks are known up to this K (at most V); it is the ranking's `limit`.
         progress: is told how many targets were ranked.
 
     Raises:
-        LiveError: the service refuses a request, does not answer, or has another vocabulary.
+        LiveError: the service refuses a request, does not answer, or has another model.
     """
     replay = _Replay(client, dataset, targets, at_target_time, min(top, dataset.n_items), progress)
+    await replay.check_model(identity)
     return await replay.run()
 
 
@@ -78,6 +82,9 @@ class _Replay:
     ) -> None:
         self.client, self.dataset, self.targets = client, dataset, targets
         self.at_target_time, self.top, self.progress = at_target_time, top, progress
+        self.accepted = {"applied", "duplicate"}
+        if (dataset.histories.times == UNKNOWN_TIME).any():
+            self.accepted.add("late")  # after one that got the service's clock
         self.tag = f"evaluate-{secrets.token_hex(4)}"
         self.index_of = {item: index for index, item in enumerate(dataset.item_ids, 1)}
         size = len(targets)
@@ -88,6 +95,13 @@ class _Replay:
         self.scores = np.full(size, np.nan, dtype=np.float32)
         self.top_items = np.zeros((size, top), dtype=np.int64)
         self.top_scores = np.full((size, top), -np.inf, dtype=np.float32)
+
+    async def check_model(self, identity: str | None) -> None:
+        served = (await self._ask("GET", "/readyz", attempts=1)).get("model")
+        if identity is not None and served != identity:
+            raise LiveError(
+                f"the service at {self.client.base_url} serves model {served}, not {identity}"
+            )
 
     async def run(self) -> Ranking:
         lanes = asyncio.Semaphore(LANES)
@@ -129,8 +143,11 @@ class _Replay:
             for begin in range(0, len(events), BATCH):  # in turn: the order of a user is kept
                 await self._post(events[begin : begin + BATCH])
             await asyncio.gather(*(self._rank(row) for row in rows))
-        finally:
-            await asyncio.gather(*(self._delete(row) for row in rows))
+        except BaseException:
+            with suppress(LiveError):
+                await self._delete(rows, attempts=1)
+            raise
+        await self._delete(rows)
         if self.progress is not None:
             self.progress(len(rows))
 
@@ -150,13 +167,20 @@ class _Replay:
         return events
 
     async def _post(self, events: Sequence[dict[str, Any]]) -> None:
-        reply = await self._ask("POST", "/interactions/batch", json={"interactions": events})
-        for event, result in zip(events, reply["results"], strict=True):
-            if result.get("status") not in ("applied", "duplicate"):
-                raise LiveError(
-                    f"the service answered {result} to {event}: it can't be compared "
-                    "(does it serve the same model?)"
-                )
+        for attempt in range(ATTEMPTS):
+            reply = await self._ask("POST", "/interactions/batch", json={"interactions": events})
+            failed = []
+            for event, result in zip(events, reply["results"], strict=True):
+                if result["status"] == "failed":
+                    failed.append(event)
+                elif result["status"] not in self.accepted:
+                    raise LiveError(f"the service answered {result} to {event}")
+            if not failed:
+                return
+            # A user's later interactions fail with the first that does, so the order is kept.
+            events = failed
+            await asyncio.sleep(_pause(attempt))
+        raise LiveError(f"the service keeps failing to log interactions: {result}")
 
     async def _rank(self, row: int) -> None:
         for seen in ("kept", "masked"):
@@ -168,8 +192,10 @@ class _Replay:
             if self.at_target_time:
                 query["at"] = _timestamp(int(self.targets.times[row]))
             reply = await self._ask("GET", "/recommend", params=query)
-            if reply.get("source", "model") != "model":
-                raise LiveError(f"the service recommends from {reply['source']!r}, not its model")
+            if reply["source"] != "model":
+                raise LiveError(
+                    f"the service recommends what is {reply['source']}, not from its model"
+                )
             self._note(row, seen, reply["items"])
 
     def _note(self, row: int, seen: str, listed: Sequence[dict[str, Any]]) -> None:
@@ -192,30 +218,34 @@ class _Replay:
             self.intervals[seen].best[row] = (scores > own + TOLERANCE).sum() + 1
             self.intervals[seen].worst[row] = (scores >= own - TOLERANCE).sum()
 
-    async def _delete(self, row: int) -> None:
-        await self._ask("DELETE", f"/users/{quote(self._user(row), safe='')}", missing_ok=True)
+    async def _delete(self, rows: Int64s, attempts: int = ATTEMPTS) -> None:
+        paths = [f"/users/{quote(self._user(row), safe='')}" for row in rows]
+        await asyncio.gather(*(self._ask("DELETE", path, attempts=attempts) for path in paths))
 
     async def _ask(
-        self, method: str, path: str, *, missing_ok: bool = False, **content: Any
+        self, method: str, path: str, *, attempts: int = ATTEMPTS, **content: Any
     ) -> dict[str, Any]:
         problem = ""
-        for attempt in range(ATTEMPTS):
-            pause = 0.1 * 2**attempt
+        for attempt in range(attempts):
+            pause = _pause(attempt)
             try:
                 response = await self.client.request(method, path, **content)
             except httpx.TransportError as error:
                 problem = f"{type(error).__name__} {error}"
             else:
                 if response.is_success:
-                    return dict(response.json()) if response.content else {}
-                if missing_ok and response.status_code == 404:
-                    return {}
-                problem = f"{response.status_code}: {response.text[:300]}"
+                    return dict(response.json())
+                problem = f"{response.status_code} {response.text[:300]}"
                 if response.status_code not in (429, 503):
                     break
                 pause = float(response.headers.get("Retry-After", pause))
-            await asyncio.sleep(pause)
-        raise LiveError(f"{method} {self.client.base_url}{path}: {problem}")
+            if attempt + 1 < attempts:
+                await asyncio.sleep(pause)
+        raise LiveError(f"{method} {str(self.client.base_url).rstrip('/')}{path}: {problem}")
+
+
+def _pause(attempt: int) -> float:
+    return 0.1 * 2.0**attempt
 
 
 def _timestamp(ms: int) -> int | str:

@@ -1,0 +1,253 @@
+"""The loop: learns, repeats itself, survives kill -9, and its time path is alive."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from rich.console import Console
+
+from model import ModelConfig, TiM4Rec
+from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
+from training.checkpoint import CheckpointError
+from training.dataset import Dataset, Histories, Protocol, build_dataset
+from training.evaluation import rank_targets
+from training.interactions import Log
+from training.metrics import ranking_metrics
+from training.trainer import TrainingConfig, model_config, recipe, train
+
+SMALL = {"d_model": 32, "d_state": 16, "dropout": 0.1}
+QUICK = TrainingConfig(lr=5e-3, targets=256, max_epochs=4, warmup=5, threads=1, max_len=50)
+ROOT = Path(__file__).parents[2]
+
+
+def with_options(**options: object) -> TrainingConfig:
+    return TrainingConfig(**(QUICK.to_dict() | options))  # type: ignore[arg-type]
+
+
+def ndcg(
+    model: TiM4Rec, dataset: Dataset, histories: Histories | None = None, asked: bool = False
+) -> float:
+    ranking = rank_targets(
+        model, histories or dataset.histories, dataset.test, at_target_time=(asked,)
+    )[asked]
+    return ranking_metrics(ranking.kept)["NDCG@10"]
+
+
+def weights(model: TiM4Rec) -> dict[str, torch.Tensor]:
+    return model.state_dict()
+
+
+def identical(a: TiM4Rec, b: TiM4Rec) -> bool:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return build_dataset(chain_log(), Protocol(core=1))
+
+
+@pytest.mark.parametrize("path", ["causal", "none", "sequence"])
+def test_every_time_path_learns(path: str) -> None:
+    dataset = build_dataset(chain_log(users=120), Protocol(core=1))
+    config = model_config(dataset, time=path, max_len=12, **SMALL)
+    torch.manual_seed(0)
+    before = ndcg(TiM4Rec(config), dataset)
+    epochs = 6 if path != "sequence" else 4
+    after = ndcg(train(dataset, config, with_options(max_epochs=epochs)).model, dataset)
+    # The next item is one of two in 30: a model that learnt nothing is at about 0.15.
+    assert before < 0.3
+    assert after > 0.6
+
+
+def test_the_same_seed_gives_the_same_weights(dataset: Dataset) -> None:
+    config = model_config(dataset, **SMALL)
+    options = with_options(max_epochs=2)
+    first, second = (train(dataset, config, options) for _ in range(2))
+    assert identical(first.model, second.model)
+    assert first.best_ndcg == second.best_ndcg
+    other = train(dataset, config, with_options(max_epochs=2, seed=1))
+    assert not identical(first.model, other.model)
+
+
+RESUMED = with_options(targets=64, max_epochs=5)
+RUN = f"""
+from pathlib import Path
+from rich.console import Console
+from tests.training.logs import chain_log
+from training.dataset import Protocol, build_dataset
+from training.trainer import TrainingConfig, model_config, train
+
+dataset = build_dataset(chain_log(), Protocol(core=1))
+config = TrainingConfig(**{RESUMED.to_dict()})
+train(dataset, model_config(dataset, **{SMALL}), config, Path("run"), console=Console(width=100))
+"""
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch   2"):
+            time.sleep(0.02)  # into the third epoch
+            break
+    process.send_signal(signal.SIGKILL)
+    rest = process.stdout.read()
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL, "it must not have ended by itself"
+    assert "epoch   5" not in rest
+
+    config = model_config(dataset, **SMALL)
+    output = io.StringIO()
+    resumed = train(
+        dataset, config, RESUMED, tmp_path / "run", console=Console(file=output, width=100)
+    )
+    assert "Resumed after epoch " in output.getvalue()
+    assert "epoch   1 " not in output.getvalue()
+    assert resumed.epochs == 5
+    assert identical(resumed.model, train(dataset, config, RESUMED).model)
+
+
+def test_more_epochs_go_on_with_the_same_run(dataset: Dataset, tmp_path: Path) -> None:
+    config = model_config(dataset, **SMALL)
+    train(dataset, config, with_options(max_epochs=1), tmp_path)
+    went_on = train(dataset, config, with_options(max_epochs=3), tmp_path)
+    assert identical(went_on.model, train(dataset, config, with_options(max_epochs=3)).model)
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    config = model_config(dataset, **SMALL)
+    train(dataset, config, with_options(max_epochs=1), tmp_path)
+    with pytest.raises(CheckpointError, match=r"other data or settings.*--fresh"):
+        train(dataset, config, with_options(max_epochs=1, lr=1e-4), tmp_path)
+    other = build_dataset(chain_log(seed=1), Protocol(core=1))
+    with pytest.raises(CheckpointError, match="other data or settings"):
+        train(other, model_config(other, **SMALL), with_options(max_epochs=1), tmp_path)
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"not a readable checkpoint.*--fresh"):
+        train(dataset, config, with_options(max_epochs=1), tmp_path)
+
+
+def test_stops_early_and_keeps_the_best_weights(dataset: Dataset) -> None:
+    config = model_config(dataset, **SMALL)
+    output = io.StringIO()
+    console = Console(file=output, width=120)
+    # A learning rate that destroys what the first epochs learnt.
+    result = train(
+        dataset, config, with_options(lr=0.5, warmup=40, max_epochs=40, patience=3), console=console
+    )
+    assert result.epochs == result.best_epoch + 3 < 40
+    ranking = rank_targets(
+        result.model, dataset.histories, dataset.validation, at_target_time=(True,)
+    )[True]
+    assert ranking_metrics(ranking.kept)["NDCG@10"] == result.best_ndcg
+    lines = output.getvalue().splitlines()
+    assert len(lines) == result.epochs, "plain lines, one an epoch, where there is no terminal"
+    best = [float(line.split("NDCG@10 ")[1].split()[0]) for line in lines]
+    assert max(best) == pytest.approx(result.best_ndcg, abs=5e-5)
+    assert best.index(max(best)) + 1 == result.best_epoch
+
+
+def gap_log(decides: str, users: int = 200, length: int = 16, items: int = 12) -> Log:
+    """Two items may come next; the gap `before` the last one decides, or the one `after` it."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(users):
+        item, now, long = int(rng.integers(items)), START_MS, False
+        for _ in range(length):
+            rows.append((f"u{user}", f"i{item:02}", now))
+            previous, long = long, bool(rng.integers(2))
+            now += 30 * DAY_MS if long else 1000
+            choice = previous if decides == "before" else long
+            item = (item + (1 if choice else 5)) % items
+    return make_log(rows)
+
+
+def test_shuffled_gaps_of_a_trained_model_lower_its_ndcg() -> None:
+    dataset = build_dataset(gap_log("before"), Protocol(core=1))
+    options = with_options(max_epochs=7)
+    config = model_config(dataset, request_time=False, **SMALL)
+    model = train(dataset, config, options).model
+    plain = ndcg(model, dataset)
+    h = dataset.histories
+    rng = np.random.default_rng(0)
+    times = h.times.copy()
+    for begin, end in zip(h.offsets[:-1], h.offsets[1:], strict=True):
+        gaps = np.diff(times[begin:end])
+        times[begin + 1 : end] = times[begin] + np.cumsum(rng.permutation(gaps))
+    shuffled = ndcg(model, dataset, Histories(h.offsets, h.items, times))
+    # Knowing the gap there is one possible next item, not knowing it two: 1 or about 0.8.
+    assert plain > 0.9
+    assert shuffled < plain - 0.1
+    blind = train(dataset, model_config(dataset, time="none", **SMALL), options)
+    assert ndcg(blind.model, dataset) < plain - 0.1
+    assert ndcg(blind.model, dataset) == ndcg(
+        blind.model, dataset, Histories(h.offsets, h.items, times)
+    )
+
+
+def test_request_time_is_learnt_and_can_be_done_without() -> None:
+    dataset = build_dataset(gap_log("after"), Protocol(core=1))
+    model = train(dataset, model_config(dataset, **SMALL), with_options(max_epochs=7)).model
+    told, not_told = ndcg(model, dataset, asked=True), ndcg(model, dataset)
+    assert told > not_told + 0.1
+    assert not_told > 0.5, "a quarter as good as one of two at random"
+
+
+def test_gap_constants_and_recipe_come_from_the_data(dataset: Dataset) -> None:
+    config = model_config(dataset)
+    gaps = dataset.gap_range_ms()
+    assert gaps is not None
+    assert config.gap_range_s == config.request_range_s == (gaps[0] / 1000, gaps[1] / 1000)
+    assert config.n_items == dataset.n_items
+    assert recipe(dataset)["dropout"] == 0.5
+    long = build_dataset(chain_log(users=10, length=80), Protocol(core=1))
+    assert recipe(long)["dropout"] == 0.2
+    assert model_config(dataset, dropout=0.3).dropout == 0.3
+    same_time = make_log([("u", item, 5) for item in "abcd"])
+    default = ModelConfig(n_items=4)
+    no_gaps = build_dataset(same_time, Protocol(core=1))
+    assert model_config(no_gaps).gap_range_s == default.gap_range_s
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("lr", 0.0), ("targets", 0), ("patience", 0), ("seed", -1), ("label_smoothing", 1.0)],
+)
+def test_settings_out_of_range_are_named(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option} must"):
+        with_options(**{option: value})
+
+
+def test_a_short_run_on_movielens(ml_100k: Log) -> None:
+    some = ml_100k.frame["user_id"].unique(maintain_order=True)[:250]
+    log = Log(ml_100k.frame.filter(pl.col("user_id").is_in(some.implode())))
+    dataset = build_dataset(log)
+    popular = dataset.popularity()
+    rank = (popular >= popular[dataset.test.items - 1][:, None]).sum(1)
+    config = model_config(dataset, d_model=32, d_state=16, dropout=0.1)
+    options = TrainingConfig(lr=1e-2, targets=1024, max_epochs=3, warmup=10, threads=1)
+    found = ndcg(train(dataset, config, options).model, dataset, asked=True)
+    assert found > 1.3 * ranking_metrics(rank)["NDCG@10"]
