@@ -45,7 +45,7 @@ class TrainingConfig:
     validation_users: validate on a fixed sample of this many, 0 on all.
     """
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     weight_decay: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.98
@@ -56,7 +56,7 @@ class TrainingConfig:
     max_len: int = 200
     request_dropout: float = 0.1
     max_epochs: int = 200
-    patience: int = 10
+    patience: int = 8
     validation_users: int = 0
     seed: int = 0
     threads: int = 0

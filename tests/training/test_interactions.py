@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import time
 from datetime import UTC, datetime
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME
+from training import interactions
 from training.interactions import InputError, parse_time, read_items, read_log
 
 MOMENT = datetime(2011, 10, 18, 1, 2, 3, 456000, tzinfo=UTC)
@@ -114,6 +116,44 @@ def test_lines_stay_right_across_quotes_blank_lines_and_line_breaks_in_fields(
     assert "line 5: 1 fields instead of 4" in message
     assert "line 6: timestamp 'bad'" in message
     assert rows(path, skip_bad_rows=True) == [("u,1", "i", 1000)]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.lists(st.text('ab",\r\n ', max_size=4), min_size=1, max_size=4), min_size=1, max_size=12
+    ),
+    st.sampled_from(["\n", "\r\n"]),
+    st.integers(1, 40),
+)
+def test_any_csv_is_read_as_the_csv_module_reads_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    table: list[list[str]],
+    ending: str,
+    block: int,
+) -> None:
+    monkeypatch.setattr(interactions, "BLOCK_CHARACTERS", block)
+    path = tmp_path / "log.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator=ending)
+        writer.writerow(["user_id", "item_id", "timestamp"])
+        writer.writerow(["first", "first", "0"])
+        writer.writerows([*row[:2], "1"] if len(row) > 2 else row for row in table)
+    with path.open(newline="") as file:
+        reader = csv.reader(file)
+        line, good, bad = 1, [], []
+        for row in reader:
+            if len(row) == 3 and row[0].strip() and row[1].strip():
+                good.append((row[0], row[1]))
+            elif row:
+                bad.append(line)
+            line = reader.line_num + 1
+    log = read_log(path, skip_bad_rows=True)
+    found = [(user, item) for user, item, _ in log.frame.iter_rows()]
+    assert sorted(found) == sorted(good[1:])
+    assert log.bad_row_count == len(bad)
+    assert [row.line for row in log.bad_rows] == bad[:20]
 
 
 def test_the_first_twenty_bad_rows_are_shown_and_all_counted(tmp_path: Path) -> None:

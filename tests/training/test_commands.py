@@ -1,0 +1,296 @@
+"""`tim4rec train` and `tim4rec evaluate`, a running service included."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import polars as pl
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
+from model.artefact import load_artefact, save_artefact
+from tests.training.logs import chain_log, make_log
+from training import live
+from training.dataset import Protocol, build_dataset
+from training.evaluation import Ranking, agreement, rank_targets
+from training.interactions import read_log
+from training.live import rank_through_service
+
+QUICK = ["--epochs=2", "--d-model=32", "--d-state=16", "--targets=128", "--lr=5e-3", "--threads=1"]
+
+
+def tim4rec(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log, an item table and an artefact trained on them."""
+    folder = tmp_path_factory.mktemp("commands")
+    frame = chain_log(users=40, length=20, items=30).frame
+    frame.select("user_id", "item_id", timestamp="time_ms").write_csv(folder / "log.csv")
+    titles = frame.select("item_id").unique().sort("item_id").head(25)
+    titles.with_columns(
+        title=pl.format("Title of {}", "item_id"), genres=pl.lit("Drama|Film-Noir")
+    ).write_csv(folder / "items.csv")
+    result = tim4rec(
+        "train", folder / "log.csv", "--items", folder / "items.csv", "--out", folder / "model",
+        *QUICK,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_train_writes_a_whole_artefact(folder: Path) -> None:
+    artefact = load_artefact(folder / "model")
+    assert artefact.items.ids == [f"i{n:03}" for n in range(30)]
+    assert artefact.items.titles is not None
+    assert artefact.items.titles[3] == "Title of i003"
+    assert artefact.items.titles[28] is None
+    assert artefact.items.categories is not None
+    assert artefact.items.categories[3] == ["Drama", "Film-Noir"]
+    metrics = artefact.metrics
+    assert metrics["protocol"]["core"] == 5
+    assert metrics["data"]["users"] == 40
+    assert metrics["training"]["lr"] == 5e-3
+    whole = [row for row in metrics["test"] if row["history"] == "whole"]
+    assert {(row["seen"], row["request_time"]) for row in whole} == {
+        (seen, asked) for seen in ("kept", "masked") for asked in (False, True)
+    }
+    card = (folder / "model" / "README.md").read_text()
+    for row in whole:
+        assert f"{row['NDCG@10']:.4f}" in card
+    assert "Leave-one-out" in card
+    assert not (folder / "model.training").exists(), "nothing is left of a finished run"
+
+
+def test_train_says_what_it_does(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text((folder / "log.csv").read_text() + "u000,i001\n")
+    refused = tim4rec("train", log, "--out", tmp_path / "model", *QUICK)
+    assert refused.exit_code == 1
+    assert "1 rows can't be read" in refused.output
+    assert "2 fields instead of 3" in refused.output
+    assert "Traceback" not in refused.output
+    assert not (tmp_path / "model").exists()
+    used = tim4rec("train", log, "--out", tmp_path / "model", "--skip-bad-rows", *QUICK)
+    assert used.exit_code == 0, used.output
+    assert "1 rows left out" in used.output
+    assert "dropout=0.5" in used.output, "the recipe that was chosen is shown"
+    assert "2 fields instead of 3" in used.output
+    same = load_artefact(tmp_path / "model").model.state_dict()
+    for name, value in load_artefact(folder / "model").model.state_dict().items():
+        assert torch.equal(value, same[name]), name
+
+
+def test_train_refuses_a_foreign_folder_before_training(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    result = tim4rec("train", folder / "log.csv", "--out", tmp_path, *QUICK)
+    assert result.exit_code == 1
+    assert "not empty and not an artefact" in result.output
+    assert "epoch" not in result.output.split("training:")[-1].split("\n", 1)[-1]
+
+
+def test_evaluate_repeats_the_metrics_of_training(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    result = tim4rec("evaluate", folder / "model", folder / "log.csv", "--json", report)
+    assert result.exit_code == 0, result.output
+    assert "parallel and recurrent: " in result.output
+    found = json.loads(report.read_text())
+    parallel = [row for row in found["results"] if row["mode"] == "parallel"]
+    trained = load_artefact(folder / "model").metrics["test"]
+    assert len(parallel) == len(trained) == 12
+    for row, expected in zip(parallel, trained, strict=True):
+        assert row.pop("mode") == expected.pop("mode")
+        assert row == pytest.approx(expected)
+    assert len(found["agreement"]) == 2
+    for entry in found["agreement"]:
+        assert entry["same"] + entry["near"] == entry["users"] == 40
+
+
+def test_evaluate_a_sample(folder: Path) -> None:
+    result = tim4rec(
+        "evaluate", folder / "model", folder / "log.csv", "--mode=parallel", "--users=7"
+    )
+    assert result.exit_code == 0
+    assert "7 users tested of 40" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "log.csv"], "no such folder"),
+        (["model", "nothing.csv"], "No such file"),
+        (["model", "log.csv", "--device=tpu9"], "--device tpu9 can't be used"),
+        (["model", "log.csv", "--core=900"], "no interactions are left in the 900-core"),
+        (["model", "log.csv", "--mode=service", "--url=http://127.0.0.1:9"], "ConnectError"),
+    ],
+)
+def test_evaluate_ends_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(folder)
+    result = tim4rec("evaluate", *arguments)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert "Traceback" not in result.output
+
+
+def test_modes_that_disagree_are_listed_and_fail(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = TiM4Rec.step
+
+    def wrong(self: TiM4Rec, items: Tensor, times: Tensor, state: State) -> State:
+        return step(self, items % self.config.n_items + 1, times, state)
+
+    monkeypatch.setattr(TiM4Rec, "step", wrong)
+    result = tim4rec("evaluate", folder / "model", folder / "log.csv")
+    assert result.exit_code == 1
+    assert "\n  user u0" in result.output
+    assert " more\n" in result.output
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[str]:
+    """The address of a service process with a store of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "serve", folder / "model", "--port", str(port),
+         "--data-dir", folder / "state"],
+        env=os.environ | {"TIM4REC_FSYNC": "everysec"},
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until = time.monotonic() + 60
+        while True:
+            assert process.poll() is None
+            try:
+                if httpx.get(f"{url}/readyz").is_success:
+                    break
+            except httpx.TransportError:
+                pass
+            assert time.monotonic() < until, "the service did not become ready"
+            time.sleep(0.1)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=30)
+
+
+def test_the_service_agrees_with_both_offline_modes(
+    folder: Path, service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.secrets, "token_hex", lambda size: "0" * size)
+    report = tmp_path / "report.json"
+    result = tim4rec(
+        "evaluate", folder / "model", folder / "log.csv", "--mode=parallel", "--mode=recurrent",
+        "--mode=service", "--url", service, "--json", report,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    through = [entry for entry in found["agreement"] if entry["modes"] == ["parallel", "service"]]
+    assert len(through) == 1
+    assert through[0]["request_time"] is True
+    assert through[0]["same"] + through[0]["near"] == through[0]["users"] == 40
+    assert through[0]["different"] == []
+    by_mode = {
+        (row["mode"], row["seen"]): row
+        for row in found["results"]
+        if row["history"] == "whole" and row["request_time"]
+    }
+    for seen in ("kept", "masked"):
+        assert by_mode["service", seen]["NDCG@10"] == pytest.approx(
+            by_mode["parallel", seen]["NDCG@10"], abs=0.02
+        )
+    assert by_mode["service", "kept"]["NDCG@10"] > 0
+    left = httpx.get(f"{service}/users/evaluate-0000-u000")
+    assert left.status_code == 404, "what was posted must be deleted"
+
+
+class Unreliable(httpx.AsyncBaseTransport):
+    """Refuses every third request as overloaded, and loses the answer to every seventh."""
+
+    def __init__(self) -> None:
+        self.real = httpx.AsyncHTTPTransport()
+        self.requests = self.refused = self.lost = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.requests += 1
+        if request.url.path != "/readyz":
+            if self.requests % 3 == 0:
+                self.refused += 1
+                return httpx.Response(503, headers={"Retry-After": "0"})
+            if self.requests % 7 == 0:
+                self.lost += 1
+                await (await self.real.handle_async_request(request)).aread()
+                raise httpx.ReadError("lost", request=request)
+        return await self.real.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        await self.real.aclose()
+
+
+def test_refused_and_lost_requests_change_no_rank(folder: Path, service: str) -> None:
+    artefact = load_artefact(folder / "model")
+    dataset = build_dataset(read_log(folder / "log.csv"), Protocol(), artefact.items.ids)
+    unreliable = Unreliable()
+
+    async def run() -> Ranking:
+        async with httpx.AsyncClient(base_url=service, transport=unreliable) as client:
+            return await rank_through_service(client, dataset, dataset.test, at_target_time=True)
+
+    offline = rank_targets(artefact.model, dataset.histories, dataset.test, at_target_time=(True,))[
+        True
+    ]
+    result = agreement(offline, asyncio.run(run()))
+    assert result.holds
+    assert result.users == 40
+    assert unreliable.refused > 10
+    assert unreliable.lost > 5
+
+
+def test_users_with_unknown_times_are_not_replayed_where_time_matters() -> None:
+    rows = [("known", f"i{n}", 1000 * n) for n in range(6)]
+    rows += [("history", f"i{n}", UNKNOWN_TIME if n == 1 else 1000 * n) for n in range(6)]
+    rows += [("target", f"i{n}", UNKNOWN_TIME if n == 5 else 1000 * n) for n in range(6)]
+    dataset = build_dataset(make_log(rows), Protocol(core=1))
+
+    def kept(**options: object) -> list[str]:
+        config = ModelConfig(n_items=6, **options)  # type: ignore[arg-type]
+        found = live.replayable(dataset.histories, dataset.test, config)
+        return [dataset.user_ids[user] for user in found.users]
+
+    assert kept() == ["known"]
+    assert kept(request_time=False) == ["known", "target"]
+    assert kept(time="none") == ["history", "known", "target"]
+
+
+def test_a_service_of_another_model_is_told_apart(
+    folder: Path, service: str, tmp_path: Path
+) -> None:
+    artefact = load_artefact(folder / "model")
+    with torch.no_grad():
+        artefact.model.item_embedding.weight[1] += 1
+    save_artefact(tmp_path / "other", artefact.model, artefact.items, artefact.metrics, "")
+    result = tim4rec(
+        "evaluate", tmp_path / "other", folder / "log.csv", "--mode=service", "--url", service
+    )
+    assert result.exit_code == 1
+    assert f"serves model {artefact.identity}, not " in result.output
