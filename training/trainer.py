@@ -34,6 +34,10 @@ from training.loss import batch_queries, softmax_loss
 from training.metrics import ranking_metrics
 
 
+class DivergedError(ValueError):
+    """The weights went to infinity; the message names the setting to lower."""
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a model is trained; the architecture is in `ModelConfig`.
@@ -123,6 +127,7 @@ def train(
 
     Raises:
         CheckpointError: the folder's checkpoint is damaged or of another run.
+        DivergedError: the loss is no longer finite; the checkpoint is that of the epoch before.
     """
     return _Run(dataset, model_config, config, folder, console or Console(quiet=True)).finish()
 
@@ -225,6 +230,11 @@ class _Run:
                 bar.update(task, advance=1, metrics=f"loss {float(losses) / count:.4f}")
             bar.update(task, description=f"epoch {epoch + 1}, validating")
             ranks = self._validate()
+        if not bool(losses.isfinite()):
+            raise DivergedError(
+                f"the loss of epoch {epoch + 1} is not finite: lower lr ({self.config.lr:g}) "
+                "or raise warmup"
+            )
         found = ranking_metrics(ranks)
         p.epoch += 1
         if found["NDCG@10"] > p.best_ndcg:

@@ -23,7 +23,7 @@ from training.dataset import Dataset, Histories, Protocol, build_dataset
 from training.evaluation import rank_targets
 from training.interactions import Log
 from training.metrics import ranking_metrics
-from training.trainer import TrainingConfig, model_config, recipe, train
+from training.trainer import DivergedError, TrainingConfig, model_config, recipe, train
 
 SMALL = {"d_model": 32, "d_state": 16, "dropout": 0.1}
 QUICK = TrainingConfig(lr=5e-3, targets=256, max_epochs=4, warmup=5, threads=1, max_len=50)
@@ -87,7 +87,7 @@ from pathlib import Path
 from rich.console import Console
 from tests.training.logs import chain_log
 from training.dataset import Protocol, build_dataset
-from training.trainer import TrainingConfig, model_config, train
+from training.trainer import DivergedError, TrainingConfig, model_config, train
 
 dataset = build_dataset(chain_log(), Protocol(core=1))
 config = TrainingConfig(**{RESUMED.to_dict()})
@@ -168,6 +168,12 @@ def test_stops_early_and_keeps_the_best_weights(dataset: Dataset) -> None:
     best = [float(line.split("NDCG@10 ")[1].split()[0]) for line in lines]
     assert max(best) == pytest.approx(result.best_ndcg, abs=5e-5)
     assert best.index(max(best)) + 1 == result.best_epoch
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(dataset: Dataset) -> None:
+    config = model_config(dataset, **SMALL)
+    with pytest.raises(DivergedError, match=r"epoch 1 is not finite: lower lr \(1e\+30\)"):
+        train(dataset, config, with_options(lr=1e30))
 
 
 def gap_log(decides: str, users: int = 200, length: int = 16, items: int = 12) -> Log:
