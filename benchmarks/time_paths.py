@@ -40,7 +40,11 @@ def measure(log: Path, name: str, seed: int, args: argparse.Namespace) -> dict[s
         return result
     dataset = build_dataset(read_log(log), Protocol())
     config = TrainingConfig(
-        seed=seed, max_epochs=args.epochs, patience=args.patience, threads=args.threads
+        seed=seed,
+        lr=args.lr,
+        max_epochs=args.epochs,
+        patience=args.patience,
+        threads=args.threads,
     )
     trained = train(
         dataset, model_config(dataset, **CANDIDATES[name]), config, folder, console=Console()
@@ -66,6 +70,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--patience", type=int, default=4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--candidates", nargs="+", default=list(CANDIDATES))
     parser.add_argument("--runs", type=Path, default=Path("runs/time_paths"))

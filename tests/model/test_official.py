@@ -58,7 +58,7 @@ def test_wrong_checkpoints_name_the_tensor() -> None:
     config, weights, _ = read(GOLDEN[0])
     with pytest.raises(OfficialWeightsError, match=r"in_proj\.weight is .* asks for"):
         load_official({**config, "d_state": 4}, weights)
-    with pytest.raises(OfficialWeightsError, match="lacks .*ffn"):
+    with pytest.raises(OfficialWeightsError, match=r"lacks .*ffn"):
         load_official(config, {k: v for k, v in weights.items() if "ffn" not in k})
     with pytest.raises(OfficialWeightsError, match="extra has no place"):
         load_official(config, {**weights, "extra": torch.zeros(1)})

@@ -1,0 +1,537 @@
+"""Several workers on one real server, their phases interleaved at will.
+
+Each worker is a real engine whose loops do not run: the test itself moves its waves from the
+queue over the exchange to the arithmetic, in any order, and loses replies, snapshots and whole
+workers in between. What must hold throughout:
+
+- the log is exactly what was accepted, in the order it was accepted, each event once;
+- every state in a pool or in a snapshot is the pure function of the events up to its mark;
+- an answer is computed from exactly the log that its exchange saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from model import ModelConfig, TiM4Rec
+from model.artefact import Artefact, Items
+from model.state import Precision, State
+from service import snapshots
+from service.engine import Engine
+from service.event_log import Event, EventLog, LogRequest, NewEvent, Outcome, Verdict, new_uid
+from service.store import Command, Store, StoreUnavailable
+from service.wave import Entry, Recommendation
+
+torch.set_num_threads(1)
+
+USERS = ["ann", "b{o}b:/%"]
+ITEMS = [f"i{n}" for n in range(8)]
+EVERY = 4
+PAGE = 3  # smaller than what is missing after a crash: histories come in several pages
+BASE_MS = 1_700_000_000_000
+TOLERANCE = 2e-4
+
+
+def artefact(seed: int, known: Sequence[str]) -> Artefact:
+    torch.manual_seed(seed)
+    config = ModelConfig(n_items=len(known), d_model=8, head_dim=4, d_state=3, dropout=0.0)
+    model = TiM4Rec(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    items = Items(list(known), np.arange(len(known), 0, -1))
+    return Artefact(model, items, {}, f"model{seed}", Path())
+
+
+ARTEFACTS = [artefact(0, ITEMS[:6]), artefact(1, ITEMS[2:])]
+
+
+class LossyStore(Store):
+    """Loses what it is told to: `sent` the command is carried out but its reply is lost,
+    `unsent` it never arrives. When nothing is planned, everything works."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.plan: list[str] = []
+        self.carried_out = 0
+
+    async def execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        fate = self.plan.pop(0) if self.plan else "answered"
+        if fate == "unsent":
+            raise StoreUnavailable("lost on the way there")
+        replies = await super().execute(commands, 30)  # slow is not lost
+        self.carried_out += 1
+        if fate == "sent":
+            raise StoreUnavailable("lost on the way back")
+        return replies
+
+
+@dataclass
+class Exchanged:
+    """A wave after its exchange, with the log that the exchange saw for each user."""
+
+    entries: list[Entry]
+    saw: dict[str, list[Event]]
+
+
+class Worker:
+    def __init__(self, url: str, which: int, precision: Precision) -> None:
+        self.which, self.precision = which, precision
+        self.store = LossyStore(url)
+        self.log = EventLog(self.store, page=PAGE, dedup_window=1000, timeout_s=0.3)
+        self.engine = Engine(
+            ARTEFACTS[which],
+            self.log,
+            pool_capacity=16,
+            max_batch=4,
+            snapshot_every=EVERY,
+            snapshot_precision=precision,
+        )
+        self.exchanged: list[Exchanged] = []
+        self.unresolved: list[Entry] = []
+        self.packed: list[tuple[str, bytes]] = []
+
+
+class Workers(RuleBasedStateMachine):
+    url: str
+    precision: Precision = "float32"
+    faults = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.own = Store(self.url)
+        self.truth = EventLog(self.own, page=1000)
+        self.run(self.own.execute([("FLUSHALL",)], 5))
+        # The server knows the scripts from here on: a lost reply is then that of an append.
+        for events in ([NewEvent(new_uid(), "any")], []):
+            self.run(self.truth.exchange([LogRequest("nobody", events=events)]))
+        self.logs: dict[str, list[Event]] = {user: [] for user in USERS}
+        self.prefix: dict[bytes, list[Event]] = {b"": []}
+        self.sent: list[NewEvent] = []
+        self.backups: dict[str, tuple[bytes, list[Event]]] = {}
+        self.calls: list[asyncio.Task[Any]] = []
+        self.folded: dict[tuple[int, bytes], tuple[State, set[int]]] = {}
+
+    def run(self, work: Any) -> Any:
+        return self.loop.run_until_complete(work)
+
+    @initialize(models=st.lists(st.sampled_from([0, 1]), min_size=2, max_size=3))
+    def start(self, models: list[int]) -> None:
+        self.workers = [Worker(self.url, which, self.precision) for which in models]
+        for worker in self.workers:
+            worker.engine._erased, _ = self.run(worker.log.erasures("$"))
+
+    def worker(self, index: int) -> Worker:
+        return self.workers[index % len(self.workers)]
+
+    # -- what callers do -----------------------------------------------------------------
+
+    @rule(
+        index=st.integers(0, 2),
+        user=st.sampled_from(USERS),
+        items=st.lists(st.sampled_from(ITEMS), min_size=1, max_size=6),
+        offset=st.none() | st.integers(0, 100),
+        named=st.booleans(),
+    )
+    def post(
+        self, index: int, user: str, items: list[str], offset: int | None, named: bool
+    ) -> None:
+        events = [
+            NewEvent(
+                new_uid(),
+                item,
+                None if offset is None else BASE_MS + offset * 3_600_000 - place * 500_000,
+                f"e{len(self.sent) + place}" if named else None,
+            )
+            for place, item in enumerate(items)
+        ]
+        self.sent += events
+        self.enqueue(self.worker(index).engine.append(user, events))
+
+    @precondition(lambda self: any(e.event_id for e in self.sent))
+    @rule(
+        index=st.integers(0, 2),
+        user=st.sampled_from(USERS),
+        which=st.integers(0, 10**6),
+        altered=st.booleans(),
+    )
+    def post_again(self, index: int, user: str, which: int, altered: bool) -> None:
+        named = [event for event in self.sent if event.event_id]
+        old = named[which % len(named)]
+        item = ITEMS[(ITEMS.index(old.item_id) + 1) % len(ITEMS)] if altered else old.item_id
+        again = NewEvent(new_uid(), item, old.time_ms, old.event_id)
+        self.enqueue(self.worker(index).engine.append(user, [again]))
+
+    @rule(index=st.integers(0, 2), user=st.sampled_from(USERS), stale=st.booleans())
+    def read(self, index: int, user: str, stale: bool) -> None:
+        at_ms = BASE_MS + 10**9
+        self.enqueue(self.worker(index).engine.recommend(user, 3, at_ms=at_ms, allow_stale=stale))
+
+    @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
+    def erase(self, index: int, user: str) -> None:
+        existed = self.run(self.worker(index).engine.erase(user))
+        assert existed == bool(self.logs[user])
+        self.logs[user] = []
+
+    def enqueue(self, call: Any) -> None:
+        self.calls.append(self.loop.create_task(call))
+        self.run(asyncio.sleep(0))
+
+    # -- what a worker does --------------------------------------------------------------
+
+    @rule(
+        index=st.integers(0, 2),
+        fates=st.sampled_from(
+            [[], [], [], ["unsent"], ["sent"], ["sent", "unsent"], ["sent"] * 99, ["unsent"] * 99]
+        ),
+    )
+    def exchange(self, index: int, fates: list[str]) -> None:
+        worker = self.worker(index)
+        wave = worker.engine.collect()
+        if not wave.entries:
+            return
+        wanted = list(wave.entries.values())
+        worker.store.plan = list(fates) if self.faults else []
+        before = worker.store.carried_out
+        self.run(worker.engine.exchange(wave))
+        worker.store.plan = []
+        reached = worker.store.carried_out > before
+        saw = {}
+        for entry in wanted:
+            if entry.reply is None and entry.user_id in wave.entries:
+                continue  # stale reads only: the log was not asked
+            outcomes = entry.reply.outcomes if entry.reply else None
+            new = [event for append in entry.appends for event in append.events]
+            self.check_log(entry.user_id, new if reached else [], outcomes)
+            saw[entry.user_id] = list(self.logs[entry.user_id])
+        worker.exchanged.append(Exchanged(list(wave.entries.values()), saw))
+
+    def check_log(self, user: str, new: list[NewEvent], outcomes: list[Outcome] | None) -> None:
+        """The record is what it was, and of the new events exactly those to be accepted."""
+        log = self.logs[user]
+        found = self.whole_log(user)
+        assert found[: len(log)] == log
+        added = found[len(log) :]
+        by_id = {e.event_id: e for e in log if e.event_id}
+        last_ms = log[-1].time_ms if log else None
+        for place, event in enumerate(new):
+            verdict = outcomes[place].verdict if outcomes else None
+            twin = by_id.get(event.event_id) if event.event_id else None
+            if twin is not None:
+                same = (twin.item_id, twin.given_ms) == (event.item_id, event.time_ms)
+                assert verdict in (None, Verdict.DUPLICATE if same else Verdict.CONFLICT)
+                continue
+            assert added, "an accepted event is not in the log"
+            logged = added.pop(0)
+            assert (logged.uid, logged.item_id, logged.event_id, logged.given_ms) == (
+                event.uid, event.item_id, event.event_id, event.time_ms
+            )  # fmt: skip
+            late = event.time_ms is not None and last_ms is not None and event.time_ms < last_ms
+            if event.time_ms is not None:
+                assert logged.time_ms == max(event.time_ms, last_ms or 0)
+            assert last_ms is None or logged.time_ms >= last_ms
+            assert verdict in (None, Verdict.LATE if late else Verdict.APPLIED)
+            if outcomes:
+                assert outcomes[place].version == logged.version == len(log) + 1
+            log.append(logged)
+            self.prefix[logged.uid] = list(log)
+            last_ms = logged.time_ms
+            if logged.event_id:
+                by_id[logged.event_id] = logged
+        assert not added, "the log has events that nobody sent, or some twice"
+
+    def whole_log(self, user: str) -> list[Event]:
+        async def read() -> list[Event]:
+            return [event async for page in self.truth.events(user) for event in page]
+
+        events: list[Event] = self.run(read())
+        assert [event.version for event in events] == list(range(1, len(events) + 1))
+        return events
+
+    @rule(
+        index=st.integers(0, 2),
+        user=st.sampled_from(USERS),
+        items=st.lists(st.sampled_from(ITEMS), min_size=1, max_size=6),
+        reads=st.booleans(),
+        forgets=st.sampled_from(["", "", "row", "worker"]),
+    )
+    def whole_turn(
+        self, index: int, user: str, items: list[str], reads: bool, forgets: str
+    ) -> None:
+        """The common course of things, so that long chains of events are reached at all."""
+        if forgets == "worker":
+            self.crash(index, False)
+        elif forgets:
+            self.evict(index, user)
+        if reads:
+            self.read(index, user, False)
+        else:
+            self.post(index, user, items, None, False)
+        self.exchange(index, [])
+        worker = self.worker(index)
+        while worker.exchanged or worker.unresolved:
+            for wave in worker.exchanged[:]:
+                worker.exchanged.remove(wave)
+                self.compute_entries(worker, wave.entries, wave.saw)
+            for entry in worker.unresolved[:]:
+                worker.unresolved.remove(entry)
+                self.run(worker.engine.resolve(entry))
+                saw = {entry.user_id: list(self.logs[entry.user_id])}
+                self.compute_entries(worker, [entry], saw)
+        self.run(worker.log.write_snapshots(worker.engine.identity, worker.packed, 3600))
+        worker.packed.clear()
+
+    @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
+    def replace_history(self, index: int, user: str) -> None:
+        """Another worker makes the record anew, to about the same length."""
+        length = len(self.logs[user])
+        self.erase(index, user)
+        while len(self.logs[user]) < length:
+            self.whole_turn(index, user, ITEMS[: min(6, length)], False, "")
+
+    @precondition(lambda self: any(w.exchanged for w in self.workers))
+    @rule(which=st.integers(0, 10**6))
+    def compute(self, which: int) -> None:
+        """Any exchanged wave of any worker, also one out of turn."""
+        pairs = [(w, wave) for w in self.workers for wave in w.exchanged]
+        worker, wave = pairs[which % len(pairs)]
+        worker.exchanged.remove(wave)
+        self.compute_entries(worker, wave.entries, wave.saw)
+
+    @precondition(lambda self: any(w.unresolved for w in self.workers))
+    @rule(which=st.integers(0, 10**6), interrupted=st.booleans())
+    def resolve(self, which: int, interrupted: bool) -> None:
+        pairs = [(w, entry) for w in self.workers for entry in w.unresolved]
+        worker, entry = pairs[which % len(pairs)]
+        worker.unresolved.remove(entry)
+        self.run(worker.engine.resolve(entry))
+        saw = {entry.user_id: list(self.logs[entry.user_id])}
+        if interrupted:  # other things happen before its arithmetic
+            worker.exchanged.append(Exchanged([entry], saw))
+        else:
+            self.compute_entries(worker, [entry], saw)
+
+    def compute_entries(
+        self, worker: Worker, entries: list[Entry], saw: dict[str, list[Event]]
+    ) -> None:
+        work = worker.engine.computer.run(entries)
+        worker.engine._conclude(work)
+        worker.unresolved += work.unresolved
+        worker.packed += work.snapshots
+        self.run(asyncio.sleep(0))
+        for entry in entries:
+            if entry in work.unresolved or entry.user_id not in saw:
+                continue
+            row = worker.engine.pool.get(entry.user_id)
+            assert row is not None
+            log = saw[entry.user_id]
+            assert row.mark.version == len(log)
+            assert row.mark.uid == (log[-1].uid if log else b"")
+        for read, answer in work.answers:
+            if read.user_id in saw:
+                assert not answer.stale
+                assert answer.version == len(saw[read.user_id])
+                self.check_answer(worker, saw[read.user_id], answer)
+
+    def check_answer(self, worker: Worker, log: list[Event], answer: Recommendation) -> None:
+        state, seen = self.fold(worker.which, log)
+        assert not seen & set(answer.ranking.items.tolist())
+        if not seen:
+            assert answer.source == "popular"
+            return
+        assert answer.source == "model"
+        model = ARTEFACTS[worker.which].model
+        with torch.no_grad():
+            scores = model.scores(model.query(state, torch.tensor([BASE_MS + 10**9])))[0]
+        scores[list(seen)] = -torch.inf
+        best = scores.topk(min(3, len(scores) - 1 - len(seen))).values
+        np.testing.assert_allclose(
+            answer.ranking.scores, best.numpy(), rtol=TOLERANCE, atol=10 * TOLERANCE
+        )
+
+    @precondition(lambda self: any(w.packed for w in self.workers))
+    @rule(which=st.integers(0, 10**6), lost=st.booleans())
+    def write_snapshot(self, which: int, lost: bool) -> None:
+        pairs = [(w, one) for w in self.workers for one in w.packed]
+        worker, one = pairs[which % len(pairs)]
+        worker.packed.remove(one)
+        if not lost:
+            self.run(worker.log.write_snapshots(worker.engine.identity, [one], 3600))
+
+    @rule(index=st.integers(0, 2))
+    def poll_erasures(self, index: int) -> None:
+        engine = self.worker(index).engine
+        engine._erased, users = self.run(engine.log.erasures(engine._erased))
+        for user in users:
+            engine.pool.drop(user)
+
+    # -- what befalls them ---------------------------------------------------------------
+
+    @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
+    def evict(self, index: int, user: str) -> None:
+        self.worker(index).engine.pool.evict(user)
+
+    @rule(index=st.integers(0, 2), other_model=st.booleans())
+    def crash(self, index: int, other_model: bool) -> None:
+        index %= len(self.workers)
+        old = self.workers[index]
+        which = 1 - old.which if other_model else old.which
+        self.run(old.store.close())
+        self.workers[index] = Worker(self.url, which, self.precision)
+
+    @rule(user=st.sampled_from(USERS))
+    def back_up(self, user: str) -> None:
+        (dump,) = self.run(self.own.execute([("DUMP", self.truth._record(user))], 5))
+        if dump is not None:
+            self.backups[user] = (dump, list(self.logs[user]))
+
+    @precondition(lambda self: self.backups)
+    @rule(which=st.integers(0, 10**6))
+    def restore(self, which: int) -> None:
+        user = sorted(self.backups)[which % len(self.backups)]
+        dump, log = self.backups[user]
+        key = self.truth._record(user)
+        self.run(self.own.execute([("RESTORE", key, 0, dump, "REPLACE")], 5))
+        self.logs[user] = list(log)
+
+    @rule(user=st.sampled_from(USERS), damage=st.sampled_from(["lost", "flipped", "cut"]))
+    def damage_snapshot(self, user: str, damage: str) -> None:
+        for worker in self.workers:
+            key = self.truth._snapshot(worker.engine.identity, user)
+            (data,) = self.run(self.own.execute([("GET", key)], 5))
+            if data is None:
+                continue
+            if damage == "lost":
+                self.run(self.own.execute([("DEL", key)], 5))
+                continue
+            place = random.Random(len(data) + len(self.sent)).randrange(len(data))
+            flipped = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+            bad = flipped if damage == "flipped" else data[:place]
+            self.run(self.own.execute([("SET", key, bad)], 5))
+
+    # -- what must hold ------------------------------------------------------------------
+
+    @invariant()
+    def states_are_functions_of_the_log(self) -> None:
+        for worker in getattr(self, "workers", []):
+            pool = worker.engine.pool
+            for user in pool.users():
+                row = pool.get(user)
+                assert row is not None
+                events = self.prefix[row.mark.uid]
+                assert row.mark.version == len(events)
+                held = pool.states.rows(torch.tensor([row.slot]))
+                self.check_state(worker.which, events, held, set(row.seen.array().tolist()))
+
+    def check_state(self, which: int, events: list[Event], held: State, seen: set[int]) -> None:
+        expected, known = self.fold(which, events)
+        assert seen == known
+        for name, part in expected.parts.items():
+            if part.is_floating_point():
+                torch.testing.assert_close(held[name], part, rtol=TOLERANCE, atol=TOLERANCE)
+            else:
+                assert torch.equal(held[name], part), name
+
+    def fold(self, which: int, events: list[Event]) -> tuple[State, set[int]]:
+        """The state of a whole history, computed in one go (with the rounding's borders)."""
+        key = (which, events[-1].uid if events else b"")
+        if key not in self.folded:
+            artefact = ARTEFACTS[which]
+            model = artefact.model
+            index = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
+            state = model.new_state(1)
+            width = EVERY if self.precision != "float32" else max(len(events), 1)
+            with torch.no_grad():
+                for start in range(0, len(events), width):
+                    part = events[start : start + width]
+                    known = [(index[e.item_id], e.time_ms) for e in part if e.item_id in index]
+                    if known:
+                        items, times = torch.tensor(known).T[:, None]
+                        state = model.prefill(items, times, torch.tensor([len(known)]), state)
+                    if len(part) == EVERY and self.precision != "float32":
+                        state = model.state_layout.rounded(state, self.precision)
+            seen = {index[e.item_id] for e in events if e.item_id in index}
+            self.folded[key] = state, seen
+        return self.folded[key]
+
+    def teardown(self) -> None:
+        try:
+            for _ in range(50):  # everything under way comes to its end, without faults
+                self.faults = False
+                for index, worker in enumerate(self.workers):
+                    while worker.engine._queue:
+                        self.exchange(index, [])
+                if not any(w.exchanged or w.unresolved for w in self.workers):
+                    break
+                while any(w.exchanged for w in self.workers):
+                    self.compute(0)
+                while any(w.unresolved for w in self.workers):
+                    self.resolve(0, False)
+            assert not any(w.exchanged or w.unresolved for w in self.workers)
+            for worker in self.workers:
+                if worker.packed:
+                    self.run(
+                        worker.log.write_snapshots(worker.engine.identity, worker.packed, 3600)
+                    )
+            self.states_are_functions_of_the_log()
+            for user in USERS:
+                assert self.whole_log(user) == self.logs[user]
+                for worker in self.workers:
+                    self.check_snapshot(worker, user)
+        finally:
+            for call in self.calls:
+                call.cancel()
+            if self.calls:
+                self.run(asyncio.wait(self.calls))
+            for worker in self.workers:
+                self.run(worker.store.close())
+            self.run(self.own.close())
+            self.loop.close()
+
+    def check_snapshot(self, worker: Worker, user: str) -> None:
+        (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
+        snapshot = snapshots.read(worker.engine.pool.layout, data)
+        if snapshot is not None:
+            events = self.prefix[snapshot.mark.uid]
+            self.check_state(worker.which, events, snapshot.state, set(snapshot.seen.tolist()))
+
+
+@pytest.fixture
+def machine(valkey: Any) -> Iterator[type[Workers]]:
+    Workers.url = valkey.url
+    yield Workers
+    Workers.precision = "float32"
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_workers(machine: type[Workers], precision: Precision) -> None:
+    machine.precision = precision
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=40,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
