@@ -241,7 +241,9 @@ class TiM4Rec(nn.Module):
         if self.steppable:
             return self._read_out(state["out"], request_times_B, state["last_time"])
         return self.window_output(
-            state["items"], state["count"].clamp(1, self.config.max_len), state["times"] / 1000
+            state["items"],
+            state["count"].clamp(1, self.config.max_len),
+            state["times"].double() / 1000,  # float32 would keep them to 128 s only
         )
 
     def _slide(self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State) -> State:
