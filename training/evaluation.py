@@ -19,6 +19,7 @@ from torch import Tensor
 from model import State, TiM4Rec
 from training.batches import gather_padded
 from training.dataset import Histories, Int64s, Targets
+from training.loss import scores_at_once
 from training.metrics import MISS, ranking_metrics
 
 OfflineMode = Literal["parallel", "recurrent"]
@@ -113,7 +114,7 @@ def rank_targets(
     model.eval()
     try:
         with torch.inference_mode():
-            for rows in _batches(lengths, tokens, model.config.n_items):
+            for rows in _batches(lengths, tokens, model.config.n_items, model.device):
                 state = run(model, histories, starts[rows], lengths[rows])
                 batch = targets.take(rows)
                 for asked, out in columns.items():
@@ -127,10 +128,10 @@ def rank_targets(
     return {asked: out.ranking(targets) for asked, out in columns.items()}
 
 
-def _batches(lengths: Int64s, tokens: int, n_items: int) -> Iterator[Int64s]:
-    """Rows of similar length, at most `tokens` padded interactions and 2**24 scores each."""
+def _batches(lengths: Int64s, tokens: int, n_items: int, device: torch.device) -> Iterator[Int64s]:
+    """Rows of similar length, with a bound on padded interactions and scores."""
     order = np.argsort(lengths, kind="stable")
-    most = max(1, (1 << 24) // (n_items + 1))
+    most = max(1, scores_at_once(device) // (n_items + 1))
     begin = 0
     while begin < len(order):
         end = begin + 1

@@ -10,8 +10,12 @@ from torch import Tensor
 from model import TiM4Rec
 from training.batches import Batch
 
-# Scores in flight: few enough for a CPU's cache, many enough to fill a GPU.
-CPU_SCORES, GPU_SCORES = 1 << 20, 1 << 27
+CPU_SCORES, GPU_SCORES = 1 << 21, 1 << 27
+
+
+def scores_at_once(device: torch.device) -> int:
+    """How many scores to have in flight: few enough for a CPU's cache, enough to fill a GPU."""
+    return CPU_SCORES if device.type == "cpu" else GPU_SCORES
 
 
 def batch_queries(model: TiM4Rec, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -50,8 +54,7 @@ class _SoftmaxLoss(torch.autograd.Function):
         ctx: Any, queries: Tensor, items: Tensor, targets: Tensor, smoothing: float
     ) -> Tensor:
         size, n_items = len(queries), len(items)
-        scores_at_once = GPU_SCORES if queries.is_cuda else CPU_SCORES
-        rows = max(1, min(size, scores_at_once // n_items))
+        rows = max(1, min(size, scores_at_once(queries.device) // n_items))
         buffer = queries.new_empty(rows, n_items)
         query_grad, item_grad = torch.empty_like(queries), torch.zeros_like(items)
         loss = queries.new_zeros(())
