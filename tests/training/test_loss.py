@@ -74,7 +74,7 @@ def test_a_sequence_model_trains_on_its_window_output() -> None:
     batch = next(prefix_batches(dataset, targets=40, max_len=6))
     queries, targets = batch_queries(model, batch)
     inside = batch.items > 0
-    seconds = torch.where(inside, batch.times, 0) / 1000
+    seconds = torch.where(inside, batch.times, 0).double() / 1000
     expected = model.window_output(batch.items, batch.lengths, seconds)
     torch.testing.assert_close(queries, expected)
     assert targets.tolist() == batch.targets.sum(1).tolist()
