@@ -1,0 +1,267 @@
+"""`tim4rec import-log` and `tim4rec warm`: records and snapshots in bulk, past the service."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+import typer
+from pydantic import ValidationError
+
+from cli.console import CommandError, out, say
+from cli.progress import progress
+from cli.rows import describe_rows, read_rows
+from cli.train import choose_device
+from model.artefact import load_artefact
+from service.embedded import EmbeddedStore, EmbeddedStoreError
+from service.event_log import EventLog
+from service.importer import Importer, ImportResult, UserHistory
+from service.settings import Settings
+from service.store import Store, StoreError
+from service.warm import Warmer
+
+LISTED = 20
+READ_PAGE = 1000
+LONGEST_CALL_S = 60.0
+"""For a pipeline much longer than a wave of the service, on a store that may be busy."""
+
+Redis = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="redis://, rediss:// or unix:// URL of the store. None: TIM4REC_REDIS_URL, or else "
+        "the embedded one in --data-dir.",
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the embedded store, the one that `serve` is given; a service may be "
+        "running on it.",
+        show_default="TIM4REC_DATA_DIR or state",
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        help="Prefix of the keys, as in the service.",
+        show_default="TIM4REC_NAMESPACE or tim4rec",
+    ),
+]
+
+
+def import_log(
+    log: Annotated[Path, typer.Argument(help="The interaction log: CSV, CSV.gz or Parquet.")],
+    redis: Redis = None,
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    onto_existing: Annotated[
+        bool,
+        typer.Option(
+            "--onto-existing",
+            help="Append also to users who have other interactions. Rows older than a user's "
+            "newest get the time of that one.",
+        ),
+    ] = False,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
+    ] = False,
+) -> None:
+    """Write an interaction log straight into the store's records, without a service.
+
+    Running it again, after a crash for instance, goes on exactly where each user's import
+    stopped and adds nothing twice, however long the histories are; rows appended to the log
+    since then are added. Users who have interactions that are not from this log are left as they
+    are and named, and the exit code is 1, unless --onto-existing is given.
+
+    A row without a time gets the last known time of its user (before the first known one: that
+    one; without any: 1970), not the store's clock. Nothing is imported while a row lies in the
+    future of the store's clock, by more than TIM4REC_FUTURE_TOLERANCE_S (300).
+
+    Do not send the same log with `replay` as well: it would be there twice. Other settings come
+    from the environment as in `serve` (TIM4REC_DEDUP_WINDOW, TIM4REC_IDLE_TTL_S, TIM4REC_FSYNC).
+    """
+    # Settings are those of a service, which has a model; nothing here reads it.
+    settings = _settings(artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace)
+    rows = read_rows(log, skip_bad_rows=skip_bad_rows)
+    started = time.perf_counter()
+    try:
+        result = asyncio.run(_import(log, rows, settings, onto_existing))
+    except (StoreError, EmbeddedStoreError) as error:
+        raise CommandError(
+            f"{error}; running the same command again goes on where this one stopped"
+        ) from None
+    seconds = time.perf_counter() - started
+    text = f"{log}: {result.written:,} interactions written"
+    if result.late:
+        text += f" ({result.late:,} with the time of a newer one)"
+    if result.present:
+        text += f", {result.present:,} were there"
+    say(f"{text}; {result.written / seconds:,.0f} events/s", out)
+    if result.refused:
+        raise CommandError(
+            f"{len(result.refused):,} users are not imported, or not to the end "
+            f"(if they have other interactions: --onto-existing):\n{_listed(result.refused)}"
+        )
+
+
+async def _import(
+    path: Path, rows: pl.DataFrame, settings: Settings, onto_existing: bool
+) -> ImportResult:
+    async with _opened(settings) as store:
+        importer = Importer(
+            _event_log(store, settings, 1),
+            _event_log(store, settings, READ_PAGE),
+            onto_existing=onto_existing,
+        )
+        now = await importer.now_ms()
+        future = rows.filter(pl.col("time_ms") > now + settings.future_tolerance_s * 1000)
+        if len(future):
+            raise CommandError(
+                f"{path}: {len(future):,} rows lie in the future of the store's clock; nothing was "
+                f"imported:\n{describe_rows(future)}\nMend their timestamps, or the store's clock."
+            )
+        with progress("importing", len(rows), "events") as advance:
+            return await importer.run(_histories(rows), advance)
+
+
+def _histories(rows: pl.DataFrame) -> Iterator[UserHistory]:
+    place = 0
+    for user_id, length in rows.group_by("user_id", maintain_order=True).len().iter_rows():
+        own = rows.slice(place, length)
+        place += length
+        yield UserHistory(user_id, own["item_id"].to_list(), own["time_ms"].to_list())
+
+
+def warm(
+    artefact: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    redis: Redis = None,
+    data_dir: DataDir = None,
+    namespace: Namespace = None,
+    snapshot_precision: Annotated[
+        str | None,
+        typer.Option(
+            help="float32 or float16, as in the service.",
+            show_default="TIM4REC_SNAPSHOT_PRECISION or float32",
+        ),
+    ] = None,
+    snapshot_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="As in the service. With float16, snapshots exist at multiples of it only.",
+            show_default="TIM4REC_SNAPSHOT_EVERY or 64",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...", show_default="auto")
+    ] = None,
+) -> None:
+    """Compute a model's snapshot of every record, so that a service starts without rebuilding.
+
+    Do it after import-log, and before a new model is served; a service may be running. Users
+    whose snapshot is at their newest interaction are skipped, others are moved on from the
+    snapshot they have, so running it again costs little. A service uses the snapshots if it
+    serves the same artefact, with float16 also at the same --snapshot-every. They live as long
+    as its own (TIM4REC_SNAPSHOT_TTL_S).
+    """
+    settings = _settings(
+        artefact=artefact,
+        redis_url=redis,
+        data_dir=data_dir,
+        namespace=namespace,
+        snapshot_precision=snapshot_precision,
+        snapshot_every=snapshot_every,
+        device=device,
+    )
+    try:
+        asyncio.run(_warm(settings))
+    except (StoreError, EmbeddedStoreError) as error:
+        raise CommandError(f"{error}; running the same command again goes on there") from None
+
+
+async def _warm(settings: Settings) -> None:
+    loaded = load_artefact(settings.artefact, choose_device(settings.device))
+    started = time.perf_counter()
+    async with _opened(settings) as store:
+        warmer = Warmer(
+            loaded,
+            _event_log(store, settings, max(256, 2 * settings.snapshot_every)),
+            snapshot_every=settings.snapshot_every,
+            snapshot_ttl_s=settings.snapshot_ttl_s,
+            snapshot_precision=settings.snapshot_precision,
+        )
+        with progress("warming", await warmer.count(), "users") as advance:
+            result = await warmer.run(advance)
+    seconds = time.perf_counter() - started
+    parts = [f"{result.written:,} snapshots written", f"{result.current:,} were up to date"]
+    if result.short:
+        parts.append(
+            f"{result.short:,} users have fewer than {settings.snapshot_every} interactions and "
+            "none"
+        )
+    if result.unfit:
+        parts.append(f"{result.unfit:,} states do not fit {settings.snapshot_precision}")
+    if result.gone:
+        parts.append(f"{result.gone:,} users were erased meanwhile")
+    say(
+        f"model {warmer.engine.identity}: {', '.join(parts)}; {result.users / seconds:,.0f} "
+        f"users/s, {result.events / seconds:,.0f} events/s",
+        out,
+    )
+    if result.damaged:
+        raise CommandError(
+            f"{len(result.damaged):,} records can't be read:\n{_listed(result.damaged)}"
+        )
+
+
+def _settings(**given: Any) -> Settings:
+    """The service's settings: what is given here, else the environment. Raises CommandError."""
+    try:
+        chosen = Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise CommandError(
+            "; ".join(
+                ": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()
+            )
+        ) from None
+    if chosen.redis and given["data_dir"] is not None:
+        raise CommandError("--data-dir, and a URL in --redis or TIM4REC_REDIS_URL: give one")
+    return chosen
+
+
+@asynccontextmanager
+async def _opened(settings: Settings) -> AsyncIterator[Store]:
+    async with AsyncExitStack() as stack:
+        url = settings.redis or stack.enter_context(
+            EmbeddedStore(settings.data_dir, fsync=settings.fsync)
+        )
+        store = await stack.enter_async_context(Store(url))
+        await store.check()
+        yield store
+
+
+def _event_log(store: Store, settings: Settings, page: int) -> EventLog:
+    return EventLog(
+        store,
+        namespace=settings.namespace,
+        page=page,
+        dedup_window=settings.dedup_window,
+        future_tolerance_ms=round(settings.future_tolerance_s * 1000),
+        idle_ttl_s=settings.idle_ttl_s,
+        timeout_s=max(settings.store_timeout_s, LONGEST_CALL_S),
+    )
+
+
+def _listed(faults: list[tuple[str, str]]) -> str:
+    lines = [f"  user {user!r}: {fault}" for user, fault in faults[:LISTED]]
+    if len(faults) > LISTED:
+        lines.append(f"  and {len(faults) - LISTED:,} more")
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""The rows of an interaction log as they go into records: numbered, each with a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from cli.console import say
+from model.gaps import UNKNOWN_TIME
+from service.times import iso
+from training.interactions import REPORTED_ROWS, InputError, describe_bad_rows, read_log
+
+LONGEST_ID = 256
+"""Bytes of UTF-8 that the service takes for an id."""
+
+
+def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:
+    """The rows of a log: user_id, item_id, time_ms (Int64), row (from 1, of its user).
+
+    Sorted by user, then in the user's order. A row without a time gets the last known time of its
+    user, one before the first known time gets that one, and a user without any gets 1970: the
+    service would take its own clock, which is after everything that the log knows.
+
+    What is left out or filled in is said. Raises InputError as `read_log` does, and for an id
+    that the service would refuse.
+    """
+    log = read_log(path, skip_bad_rows=skip_bad_rows)
+    if log.bad_row_count:
+        say(f"{path}: {log.bad_row_count} rows left out:")
+        say(describe_bad_rows(log.bad_rows, log.bad_row_count))
+    frame = _numbered(log.frame)
+    too_long = frame.filter(
+        (pl.col("user_id").str.len_bytes() > LONGEST_ID)
+        | (pl.col("item_id").str.len_bytes() > LONGEST_ID)
+    )
+    if len(too_long):
+        fault = f"{path}: {len(too_long)} rows with an id of more than {LONGEST_ID} bytes"
+        if not skip_bad_rows:
+            raise InputError(
+                f"{fault}:\n{describe_rows(too_long)}\n"
+                "Mend them, or leave them out with --skip-bad-rows."
+            )
+        say(f"{fault}, left out:\n{describe_rows(too_long)}")
+        frame = _numbered(frame.join(too_long, on=["user_id", "row"], how="anti"))
+    unknown = frame.filter(pl.col("time_ms") == UNKNOWN_TIME)
+    if len(unknown):
+        say(
+            f"{path}: {len(unknown):,} rows of {unknown['user_id'].n_unique():,} users have no "
+            "time; each gets the last known one of its user"
+        )
+    known = pl.when(pl.col("time_ms") != UNKNOWN_TIME).then("time_ms")
+    carried = known.forward_fill().backward_fill().over("user_id").fill_null(0)
+    return frame.with_columns(carried.alias("time_ms"))
+
+
+def describe_rows(rows: pl.DataFrame) -> str:
+    """The first of these rows, a line each, and how many more there are."""
+    lines = [
+        f"  user {user!r}, row {row} in the user's order: item {item!r}"
+        + (f" at {iso(time)}" if time != UNKNOWN_TIME else "")
+        for user, item, time, row in rows.head(REPORTED_ROWS)
+        .select("user_id", "item_id", "time_ms", "row")
+        .iter_rows()
+    ]
+    if len(rows) > len(lines):
+        lines.append(f"  and {len(rows) - len(lines)} more")
+    return "\n".join(lines)
+
+
+def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
+    row = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user_id").alias("row")
+    return frame.select("user_id", "item_id", "time_ms", row)
