@@ -18,6 +18,13 @@ def parse_time(value: object) -> int:
     Raises:
         ValueError: neither ISO 8601 nor a finite number between the years 1 and 9999.
     """
+    ms = _milliseconds(value)
+    if not EARLIEST_MS <= ms <= LATEST_MS:
+        raise ValueError("must lie between the years 1 and 9999")
+    return ms
+
+
+def _milliseconds(value: object) -> int:
     if isinstance(value, str):
         text = value
         try:
@@ -26,12 +33,9 @@ def parse_time(value: object) -> int:
             return _parse_iso(text)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be ISO 8601, or epoch seconds or milliseconds")
-    if not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("must be a finite number")
-    ms = round(value if abs(value) >= MILLISECONDS_FROM else value * 1000)
-    if not EARLIEST_MS <= ms <= LATEST_MS:
-        raise ValueError("must lie between the years 1 and 9999")
-    return ms
+    return round(value if abs(value) >= MILLISECONDS_FROM else value * 1000)
 
 
 def _parse_iso(text: str) -> int:

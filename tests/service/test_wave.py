@@ -1,0 +1,101 @@
+"""Which requests share a wave, checked against the rules one by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.engine import NOTHING_MASKED
+from service.event_log import NewEvent
+from service.wave import Append, Read, collect
+
+MAX_EVENTS = 6
+
+
+@dataclass
+class Kind:
+    """A request to come: of which user, how many events (0: a read), whether its caller left."""
+
+    user: str
+    events: int
+    gone: bool
+
+
+KINDS = st.lists(
+    st.builds(
+        Kind,
+        st.sampled_from("abc"),
+        st.integers(0, MAX_EVENTS),
+        st.sampled_from([False] * 4 + [True]),
+    ),
+    max_size=40,
+)
+
+
+def request(kind: Kind, loop: asyncio.AbstractEventLoop) -> Append | Read:
+    done = loop.create_future()
+    if kind.gone:
+        done.cancel()
+    if kind.events:
+        events = [NewEvent(bytes(8), "item") for _ in range(kind.events)]
+        return Append(kind.user, events, done, 0.0)
+    return Read(kind.user, 1, None, True, NOTHING_MASKED, False, done, 0.0)
+
+
+@given(KINDS, st.integers(1, 12))
+def test_waves_keep_the_order_of_each_user(kinds: list[Kind], max_batch: int) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        requests = [request(kind, loop) for kind in kinds]
+        alive = [r for r, kind in zip(requests, kinds, strict=True) if not kind.gone]
+        queue = deque(requests)
+        answered: list[Append | Read] = []
+        logged: dict[str, list[Append]] = {}
+        while queue:
+            before = [r for r in queue if not r.done.done()]
+            wave = collect(queue, max_batch, MAX_EVENTS)
+            taken = [r for entry in wave.entries.values() for r in entry.requests]
+            assert len(taken) == len(wave) <= max_batch
+            assert taken or not before, "a wave of nothing while somebody waits"
+            for user, entry in wave.entries.items():
+                assert user == entry.user_id
+                assert all(r.user_id == user for r in entry.requests)
+                assert entry.n_events <= MAX_EVENTS
+                logged.setdefault(user, []).extend(entry.appends)
+            # What is left is what was there, in its order; nothing of a user overtakes.
+            assert [r for r in queue if not r.done.done()] == [r for r in before if r not in taken]
+            for user in wave.entries:
+                own = [r for r in before if r.user_id == user]
+                assert set(own[: sum(r.user_id == user for r in taken)]) <= set(taken)
+            # Nobody waits without a reason: the wave is full or its user's events are.
+            if len(wave) < max_batch and len(queue) < max_batch:
+                for user in {r.user_id for r in queue}:
+                    first = next(r for r in queue if r.user_id == user)
+                    assert isinstance(first, Append)
+                    full = wave.entries[user].n_events + len(first.events)
+                    assert full > MAX_EVENTS
+            answered += taken
+        assert set(answered) == set(alive)
+        assert len(answered) == len(alive)
+        for user, appends in logged.items():
+            assert appends == [r for r in alive if r.user_id == user and isinstance(r, Append)]
+    finally:
+        loop.close()
+
+
+def test_one_busy_user_does_not_make_others_wait() -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        busy = [request(Kind("a", MAX_EVENTS, False), loop) for _ in range(5)]
+        other = request(Kind("b", 1, False), loop)
+        queue = deque([*busy, other])
+        wave = collect(queue, 8, MAX_EVENTS)
+        assert wave.entries["a"].appends == busy[:1]
+        assert wave.entries["b"].appends == [other]
+        assert list(queue) == busy[1:]
+    finally:
+        loop.close()
