@@ -136,7 +136,7 @@ def test_the_first_time_gets_the_data_trains_and_serves(
     model = "artefacts/ml-100k"
     assert commands == [
         ["data", "ml-100k", "--out", "data/ml-100k"],
-        ["train", log, "--items", items, "--out", model, "--device", "cpu"],
+        ["train", log, "--items", items, "--out", model, "--epochs", "12", "--device", "cpu"],
         ["serve", model, "--port", str(free_port), "--device", "cpu"],
     ]
 
