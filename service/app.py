@@ -51,6 +51,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(health.router)
     problems.install(app)
     app.add_middleware(TimeRequests)
+    app.add_middleware(RouteAsSent)
     _declare_problems(app)
     return app
 
@@ -114,6 +115,19 @@ def _declare_problems(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+class RouteAsSent:
+    """Routes on the path before percent-decoding, so that an id in it may hold anything: a slash,
+    a line break, another route's ending. Routes decode what they take from it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope.get("raw_path"):
+            scope["path"] = scope["raw_path"].decode("latin-1")
+        await self.app(scope, receive, send)
 
 
 class TimeRequests:

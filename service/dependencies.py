@@ -38,7 +38,7 @@ _header = APIKeyHeader(name="X-API-Key", auto_error=False)
 def require_key(services: ServicesDep, key: Annotated[str | None, Depends(_header)]) -> None:
     """Lets a request with one of the configured keys through, or all when none is configured."""
     allowed = [secret.get_secret_value().encode() for secret in services.settings.api_keys]
-    given = (key or "").encode()
+    given = (key or "").encode("latin-1")  # the bytes as sent
     # Every key is compared, so that the time does not tell which one was nearly right.
     if allowed and not any([hmac.compare_digest(given, one) for one in allowed]):
         raise ProblemError(401, "X-API-Key is missing or not one of this service's keys")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Path, Query
+from pydantic import BeforeValidator
 
 from service.dependencies import ServicesDep
 from service.event_log import Event
@@ -14,14 +16,22 @@ from service.times import iso
 
 router = APIRouter(prefix="/users", tags=["users"])
 
-UserId = Annotated[Id, Path()]
+
+def _decoded(segment: str) -> str:
+    try:
+        return unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("must be UTF-8, percent-encoded") from None
+
+
+UserId = Annotated[Id, BeforeValidator(_decoded), Path(description="percent-encoded")]
 
 
 def _unknown(user_id: str) -> ProblemError:
     return ProblemError(404, f"user_id: nothing is known of {user_id!r}", field="user_id")
 
 
-@router.get("/{user_id:path}/history", responses=declared(404, 422, 503))
+@router.get("/{user_id}/history", responses=declared(404, 422, 503))
 async def get_history(
     user_id: UserId,
     services: ServicesDep,
@@ -54,7 +64,7 @@ async def get_history(
     )
 
 
-@router.get("/{user_id:path}", responses=declared(404, 422, 503))
+@router.get("/{user_id}", responses=declared(404, 422, 503))
 async def get_user(user_id: UserId, services: ServicesDep) -> User:
     """What is kept of a user."""
     record = await services.log.describe(user_id)
@@ -69,7 +79,7 @@ async def get_user(user_id: UserId, services: ServicesDep) -> User:
     )
 
 
-@router.delete("/{user_id:path}", responses=declared(422, 503))
+@router.delete("/{user_id}", responses=declared(422, 503))
 async def delete_user(user_id: UserId, services: ServicesDep) -> Erased:
     """Forgets a user: the record, the snapshots and the states in memory of every worker."""
     return Erased(user_id=user_id, erased=await services.engine.erase(user_id))
