@@ -122,7 +122,7 @@ def evaluate(
                     mode=current.offline, lasts=lasts, progress=advance,
                 )  # fmt: skip
         rankings[current] = found
-        out.print(results_table(current.value, shown), soft_wrap=True)
+        out.print(results_table(current.value, shown), width=max(out.width, 112))
         rows += shown
     compared = _compare(loaded, dataset, rankings)
     if json_file is not None:
