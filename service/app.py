@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import torch
 from fastapi import Depends, FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.artefact import load_artefact
@@ -36,7 +37,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             yield
             app.state.services = None
 
-    app = FastAPI(
+    app = FastAPIOffline(  # its documentation page needs no network
         title="TiM4Rec",
         summary="Online recommendation with a constant-size step per interaction",
         version="0.1.0",
