@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import torch
 from fastapi import Depends, FastAPI
@@ -21,9 +22,11 @@ from service.event_log import EventLog
 from service.routes import health, interactions, recommend, users
 from service.schemas import Problem
 from service.settings import Settings
-from service.store import Store
+from service.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
+
+WATCH_EVERY_S = 0.5
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -63,9 +66,10 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     artefact = load_artefact(settings.artefact, device)
-    url = settings.redis or stack.enter_context(
-        EmbeddedStore(settings.data_dir, fsync=settings.fsync)
-    )
+    url, embedded = settings.redis, None
+    if url is None:
+        embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
+        url = stack.enter_context(embedded)
     store = await stack.enter_async_context(Store(url))
     await store.check()
     log = EventLog(
@@ -78,6 +82,8 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         idle_ttl_s=settings.idle_ttl_s,
         timeout_s=settings.store_timeout_s,
     )
+    if embedded is not None:
+        await stack.enter_async_context(_kept_running(embedded, log))
     engine = Engine(
         artefact,
         log,
@@ -101,6 +107,33 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         device,
     )
     return Services(settings, artefact, log, engine)
+
+
+@asynccontextmanager
+async def _kept_running(embedded: EmbeddedStore, log: EventLog) -> AsyncIterator[None]:
+    """Starts the embedded server again when it dies under the service."""
+    leaving = asyncio.Event()
+
+    async def watch() -> None:
+        while not leaving.is_set():
+            try:
+                await log.ping()
+            except StoreError as error:
+                logger.warning("starting the embedded store again: %s", error)
+                try:
+                    await asyncio.to_thread(embedded.ensure_running)
+                except Exception as failure:  # the next round tries again
+                    logger.error("the embedded store is down: %s", failure)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(leaving.wait(), WATCH_EVERY_S)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        # Not cancelled: its thread could start a server that nobody stops.
+        leaving.set()
+        await watching
 
 
 def _declare_problems(app: FastAPI) -> None:

@@ -360,13 +360,17 @@ class Engine:
             logger.warning("%d snapshots not written: %s", len(packed), error)
 
     async def _erasure_loop(self) -> None:
+        reading = True
         while True:
             await asyncio.sleep(self.erasure_poll_s)
             try:
                 self._erased, users = await self.log.erasures(self._erased)
             except StoreError as error:
-                logger.warning("erasures not read: %s", error)
+                if reading:  # said once, not four times a second
+                    logger.warning("erasures not read: %s", error)
+                reading = False
                 continue
+            reading = True
             for user_id in users:
                 self.pool.drop(user_id)
 
