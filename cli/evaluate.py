@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 from rich import box
+from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -122,7 +123,8 @@ def evaluate(
                     mode=current.offline, lasts=lasts, progress=advance,
                 )  # fmt: skip
         rankings[current] = found
-        out.print(results_table(current.value, shown), width=max(out.width, 112))
+        # A narrower one would cut the figures off where the output is no terminal.
+        Console(width=max(out.width, 112)).print(results_table(current.value, shown))
         rows += shown
     compared = _compare(loaded, dataset, rankings)
     if json_file is not None:
