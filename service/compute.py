@@ -158,7 +158,7 @@ class Computer:
             base = history.base
             self.pool.states.write(self.pool.index([row]), base.state)
             row.mark, row.count, row.seen = base.mark, base.count, Seen(base.seen)
-        if history.events:
+        if len(history.events) > entry.n_events:  # more than what the user has just begun with
             work.rebuilt += 1
         return row, history.events
 
