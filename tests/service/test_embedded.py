@@ -61,14 +61,14 @@ def server_pid(data_dir: Path) -> int | None:
 
 
 def alive(pid: int) -> bool:
-    # A container without an init keeps dead orphans as zombies.
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        os.kill(pid, 0)
+        # A container without an init keeps dead orphans as zombies.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
     except FileNotFoundError:
-        if sys.platform == "linux":
-            return False
-        return subprocess.run(["kill", "-0", str(pid)], stderr=subprocess.DEVNULL).returncode == 0
-    return status.rpartition(")")[2].split()[0] != "Z"
+        return not Path("/proc/self").exists()
 
 
 def until_dead(pid: int) -> None:
