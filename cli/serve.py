@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from cli.run import require_free_port
 from model.artefact import load_artefact
 from service.metrics import MULTIPROC_DIR
 from service.settings import Settings
+from service.store import Store, StoreError
 
 ENVIRONMENT = "TIM4REC_"
 READY_WITHIN_S = 120
@@ -61,11 +64,16 @@ def serve(
         "device": device,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
+    # What is wrong with any of these is said here, in one line and once, not by every worker.
     try:
-        Settings(**chosen)
+        settings = Settings(**chosen)
     except ValidationError as error:
-        raise CommandError("; ".join(_fault(fault) for fault in error.errors())) from None
-    example = load_artefact(artefact).items.ids[0]  # also: a fault of it is said here, once
+        raise CommandError("; ".join(_fault(fault, chosen) for fault in error.errors())) from None
+    example = load_artefact(artefact).items.ids[0]
+    if settings.redis is None:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        asyncio.run(_check_store(settings.redis))
     for name, value in chosen.items():
         os.environ[ENVIRONMENT + name.upper()] = str(value)
 
@@ -73,7 +81,8 @@ def serve(
     if workers > 1 and MULTIPROC_DIR not in os.environ:
         scratch = tempfile.mkdtemp(prefix="tim4rec-metrics-")
         os.environ[MULTIPROC_DIR] = scratch
-    threading.Thread(target=_announce, args=(host, port, example), daemon=True).start()
+    announced = (host, port, example, bool(settings.api_keys))
+    threading.Thread(target=_announce, args=announced, daemon=True).start()
     try:
         uvicorn.run(
             "service.app:create_app",
@@ -92,12 +101,23 @@ def serve(
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fault(fault: Any) -> str:
-    place = ".".join(map(str, fault["loc"]))
-    return f"{place}: {fault['msg']}" if place else str(fault["msg"])
+def _fault(fault: Any, given: dict[str, Any]) -> str:
+    name = ".".join(map(str, fault["loc"]))
+    if not name:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    place = f"--{name.replace('_', '-')}" if name in given else f"{ENVIRONMENT}{name.upper()}"
+    return f"{place}: {fault['msg']}"
 
 
-def _announce(host: str, port: int, item_id: str) -> None:
+async def _check_store(url: str) -> None:
+    try:
+        async with Store(url) as store:
+            await store.check()
+    except StoreError as error:
+        raise CommandError(str(error)) from None
+
+
+def _announce(host: str, port: int, item_id: str, guarded: bool) -> None:
     """Says what to paste, once the service is ready."""
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     address = f"[{shown}]" if ":" in shown else shown
@@ -108,11 +128,15 @@ def _announce(host: str, port: int, item_id: str) -> None:
             say(f"not ready after {READY_WITHIN_S} s: see the messages above")
             return
         time.sleep(0.1)
-    body = json.dumps({"user_id": "me", "item_id": item_id})
+    body = shlex.quote(json.dumps({"user_id": "me", "item_id": item_id}))
+    key = ' -H "X-API-Key: $TIM4REC_API_KEY"' if guarded else ""
     say(f"Ready on {base}. Paste any of these:", out)
-    say(f"  curl -X POST {base}/interactions -H 'Content-Type: application/json' -d '{body}'", out)
-    say(f"  curl '{base}/recommend?user_id=me&k=10'", out)
-    say(f"  {sys.executable} -m webbrowser {base}/docs", out)
+    say(
+        f"  curl -X POST {base}/interactions{key} -H 'Content-Type: application/json' -d {body}",
+        out,
+    )
+    say(f"  curl{key} '{base}/recommend?user_id=me&k=10'", out)
+    say(f"  {shlex.quote(sys.executable)} -m webbrowser {base}/docs", out)
 
 
 def _ready(base: str) -> bool:
