@@ -104,6 +104,17 @@ def pairs(events: Iterable[dict[str, Any]]) -> list[tuple[str, int]]:
     return [(event["item_id"], parse_time(event["timestamp"])) for event in events]
 
 
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        # A container without an init keeps dead orphans as zombies.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port: int = server.getsockname()[1]

@@ -21,6 +21,7 @@ from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
     BASE_MS,
     Service,
+    alive,
     check_answer,
     history,
     make_artefact,
@@ -154,17 +155,6 @@ def answers_again(service: Service) -> float:
                 pass
             assert time.monotonic() < started + 90, service.said()
             time.sleep(0.02)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        # A container without an init keeps dead orphans as zombies.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
-        return False
-    except FileNotFoundError:
-        return not Path("/proc/self").exists()
 
 
 def until_dead(pid: int) -> None:
