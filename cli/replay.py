@@ -26,6 +26,8 @@ LISTED = 20
 REQUEST_TIMEOUT_S = 60.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 HISTORY_PAGE = 10_000
+LOOK_UPS = 2
+"""Users looked up at once for each batch."""
 REQUESTS_PER_S = 10
 """At a given rate, batches are as small as makes so many requests a second."""
 
@@ -54,6 +56,14 @@ def replay(
     retry_for: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How long to try a request again.")
     ] = 60,
+    first_time: Annotated[
+        bool,
+        typer.Option(
+            "--first-time",
+            help="Nothing of this tag was ever sent: do not ask the service for each user what is "
+            "there. Quicker with many users.",
+        ),
+    ] = False,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
@@ -78,11 +88,10 @@ def replay(
         raise CommandError(f"--tag: {longest!r} has more than {LONGEST_ID} bytes; give a shorter")
     if rate:
         batch = max(1, min(batch, round(rate / REQUESTS_PER_S)))
+    plan = _Plan(tag, batch, concurrency, rate, retry_for, first_time)
     started = time.perf_counter()
     with progress("sending", len(rows), "events") as advance:
-        sent = asyncio.run(
-            _send(rows, url, api_key, _Plan(tag, batch, concurrency, rate, retry_for), advance)
-        )
+        sent = asyncio.run(_send(rows, url, api_key, plan, advance))
     seconds = time.perf_counter() - started
     counts = ", ".join(f"{count:,} {status}" for status, count in sent.counts.most_common())
     say(f"{log}: {counts}; {sent.counts.total() / seconds:,.0f} events/s", out)
@@ -105,6 +114,7 @@ class _Plan:
     concurrency: int
     rate: float
     retry_for: float
+    first_time: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,7 @@ async def _send(
                 httpx.AsyncClient(
                     base_url=url,
                     headers={"X-API-Key": api_key} if api_key else {},
-                    limits=httpx.Limits(max_connections=2 * plan.concurrency),
+                    limits=httpx.Limits(max_connections=plan.concurrency),
                     timeout=httpx.Timeout(REQUEST_TIMEOUT_S, pool=None),
                 )
             )
@@ -156,7 +166,7 @@ async def _send(
                 for part in lanes:
                     tasks.create_task(sender.lane(part))
         except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            raise _first(errors) from None
         return sender
 
 
@@ -190,6 +200,7 @@ class _Replay:
                 f"{self.client.base_url} is no service of this kind: /readyz answers "
                 f"{response.status_code}; give its --url"
             )
+        await self._look_up("anyone")  # whether it lets us in is known before many ask
 
     async def lane(self, rows: pl.DataFrame) -> None:
         """Sends these rows in order, a batch at a time."""
@@ -198,12 +209,24 @@ class _Replay:
                 _Row(*row)
                 for row in piece.select("user_id", "item_id", "time_ms", "row").iter_rows()
             ]
-            users = {row.user_id for row in batch} - self._looked_up
-            await asyncio.gather(*(self._look_up(user) for user in users))
+            if not self.plan.first_time:
+                await self._look_up_all({row.user_id for row in batch} - self._looked_up)
             batch = [row for row in batch if self._must_be_sent(row)]
             if batch:
                 await self._pace(len(batch))
                 await self._deliver(batch)
+
+    async def _look_up_all(self, users: set[str]) -> None:
+        waiting = iter(users)
+
+        async def some() -> None:
+            for user in waiting:
+                if not self._stopped:
+                    await self._look_up(user)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(LOOK_UPS):
+                tasks.create_task(some())
 
     async def _look_up(self, user_id: str) -> None:
         """Finds what of the user is in the service: `event_id`s are remembered for the newest
@@ -300,7 +323,7 @@ class _Replay:
                     wait = max(wait, float(seconds))
             if self._stopped or time.monotonic() + wait > until:
                 if not self._stopped:
-                    self.faults.append(f"the service does not answer: {problem}")
+                    self.faults.append(f"given up: {method} {path}: {problem}")
                 self._stopped = True
                 return None
             await asyncio.sleep(wait)
@@ -318,6 +341,12 @@ class _Replay:
         self.advance(1)
         if status not in (*ACCEPTED, "not sent"):
             self.faults.append(f"{row}: {status}" + (f" ({detail})" if detail else ""))
+
+
+def _first(error: Exception) -> Exception:
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _text(error: Exception) -> str:

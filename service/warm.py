@@ -134,8 +134,16 @@ class Warmer:
         await self._compute(ready, thread)
         for start in range(0, len(long), LONG_BATCH):
             part = long[start : start + LONG_BATCH]
-            await asyncio.gather(*(self.engine.resolve(entry) for entry in part))
-            await self._compute(part, thread)
+            sound = await asyncio.gather(*(self._resolve(entry) for entry in part))
+            await self._compute([entry for entry in sound if entry is not None], thread)
+
+    async def _resolve(self, entry: Entry) -> Entry | None:
+        try:
+            await self.engine.resolve(entry)
+        except RecordDamaged as error:
+            self.result.damaged.append((entry.user_id, str(error)))
+            return None
+        return entry
 
     def _history(self, reply: LogReply) -> History | None:
         """The user's snapshot and all events after it, or all events; None: more are needed."""
