@@ -95,7 +95,7 @@ def test_a_log_becomes_records_in_time_order(valkey: ValkeyServer, write: Write)
     assert contents(valkey.url, "ann") == plain(rows, "ann")
     assert contents(valkey.url, "ü") == plain(rows, "ü")
     bob = contents(valkey.url, "b{o}b:/%")
-    assert sorted(bob) == sorted(plain(rows, "b{o}b:/%"))  # type: ignore[type-var]
+    assert sorted(bob) == sorted(plain(rows, "b{o}b:/%"))
     assert [time_ms for _, time_ms in bob] == sorted(time_ms for _, time_ms in bob)  # type: ignore[type-var]
     assert all(event.given_ms == event.time_ms for event in record(valkey.url, "b{o}b:/%"))
 
@@ -134,7 +134,7 @@ def test_a_killed_import_goes_on_exactly(valkey: ValkeyServer, write: Write) -> 
     )
 
     def written(client: redis.Redis) -> list[int]:
-        return [int(client.hget(f"tim4rec:u:u{n:02}", "n") or 0) for n in range(20)]  # type: ignore[arg-type]
+        return [int(client.hget(f"tim4rec:u:u{n:02}", "n") or 0) for n in range(20)]
 
     with valkey.client() as client:
         until = time.monotonic() + 90
@@ -276,10 +276,25 @@ def test_a_uid_names_the_whole_history_up_to_it(valkey: ValkeyServer, write: Wri
     for first in (rows[0], ("ann", "i19", BASE_MS), ("ann", rows[0][1], BASE_MS - 1), rows[0]):
         tim4rec("import-log", write([first, *rows[1:]]), "--redis", valkey.url)
         uids.append([event.uid for event in record(valkey.url, "ann")])
-        valkey.client().delete("tim4rec:u:ann")
+        with valkey.client() as client:
+            client.delete("tim4rec:u:ann")
     assert uids[0] == uids[3]
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not set(uids[a]) & set(uids[b])
+
+
+def test_a_uid_names_what_was_there_before_the_import_too(
+    valkey: ValkeyServer, write: Write
+) -> None:
+    log, uids = write(history("ann", 6)), []
+    for _ in range(2):
+        post(valkey.url, "ann", "i1", time_ms=BASE_MS)
+        tim4rec("import-log", log, "--redis", valkey.url, "--onto-existing")
+        uids.append([event.uid for event in record(valkey.url, "ann")])
+        with valkey.client() as client:
+            client.delete("tim4rec:u:ann")
+    assert len(uids[0]) == len(uids[1]) == 7
+    assert not set(uids[0]) & set(uids[1])
 
 
 class _Lossy(Store):
@@ -410,7 +425,7 @@ def test_a_service_starts_from_the_snapshots_without_the_log(
     assert "5 snapshots written, 0 were up to date" in result.stdout
     artefact = load_artefact(model_folder)
     with valkey.client() as client:
-        assert 0 < client.ttl(f"tim4rec:s:{artefact.identity}:long") <= 30 * 86_400  # type: ignore[operator]
+        assert 0 < client.ttl(f"tim4rec:s:{artefact.identity}:long") <= 30 * 86_400
 
     async def serve() -> None:
         async with Store(valkey.url) as store:
@@ -545,7 +560,7 @@ def test_nothing_is_written_of_a_user_erased_meanwhile(
 
     run(warm())
     with valkey.client() as client:
-        assert sorted(client.keys("tim4rec:s:*")) == sorted(  # type: ignore[arg-type]
+        assert sorted(client.keys("tim4rec:s:*")) == sorted(
             f"tim4rec:s:{artefact.identity}:{user}".encode() for user in LENGTHS if user != "few"
         )
 

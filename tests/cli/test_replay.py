@@ -90,7 +90,7 @@ def test_the_first_time_nobody_is_looked_up(
             return await super().handle_async_request(request)
 
     client = partial(httpx.AsyncClient, transport=Noting())
-    monkeypatch.setattr(command.httpx, "AsyncClient", client)
+    monkeypatch.setattr(httpx, "AsyncClient", client)
     log = write([*history("ann", 3), *history("bob", 3)])
     for count, status in ((0, "applied"), (2, "duplicate")):
         result = send(service, log, *(["--first-time"] if not count else []))
@@ -152,7 +152,7 @@ def test_what_cannot_work_is_said_in_one_line(
     service: Service, write: Write, arguments: list[str], said: str
 ) -> None:
     log = write([(f"u{n}", "i1", BASE_MS) for n in range(160)])
-    given = {"--url": service.url, "--concurrency": "1"} | dict([arguments])  # type: ignore[list-item]
+    given = {"--url": service.url, "--concurrency": "1"} | dict([arguments])
     pairs = [text for pair in given.items() for text in pair]
     result = tim4rec("replay", log, *pairs, TIM4REC_API_KEY=KEY)
     assert result.exit_code == 1
@@ -192,7 +192,7 @@ def test_what_is_lost_is_sent_again_under_the_same_event_ids(
     rows = [row for n in range(6) for row in history(f"u{n}", 20)]
     unreliable = _Unreliable()
     client = partial(httpx.AsyncClient, transport=unreliable)
-    monkeypatch.setattr(command.httpx, "AsyncClient", client)
+    monkeypatch.setattr(httpx, "AsyncClient", client)
     monkeypatch.setattr(command, "FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(command, "LONGEST_PAUSE_S", 0.002)
     result = send(service, write(rows), "--batch", 9, "--concurrency", 2)
@@ -209,7 +209,7 @@ def test_a_service_that_stays_away_is_given_up_and_the_rest_sent_the_next_time(
     log = write(history("ann", 60))
     with monkeypatch.context() as patched:
         client = partial(httpx.AsyncClient, transport=_Unreliable(gone_after=9))
-        patched.setattr(command.httpx, "AsyncClient", client)
+        patched.setattr(httpx, "AsyncClient", client)
         patched.setattr(command, "FIRST_PAUSE_S", 0.001)
         result = send(service, log, "--batch", 10, "--retry-for", 0.3)
     assert result.exit_code == 1
@@ -230,7 +230,7 @@ class _Failing(httpx.AsyncHTTPTransport):
         rows = json.loads(request.content)["interactions"]
         fails = [r["user_id"] == "ann" and int(r["event_id"].split(":")[1]) > 2 for r in rows]
         passed = [row for row, fail in zip(rows, fails, strict=True) if not fail]
-        results = iter([])
+        results: Iterator[Any] = iter([])
         if passed:
             headers = {"X-API-Key": KEY}
             part = httpx.Request(
@@ -248,7 +248,7 @@ def test_a_user_who_keeps_failing_holds_nobody_else_up(
     service: Service, valkey: ValkeyServer, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = partial(httpx.AsyncClient, transport=_Failing())
-    monkeypatch.setattr(command.httpx, "AsyncClient", client)
+    monkeypatch.setattr(httpx, "AsyncClient", client)
     log = write([*history("ann", 6), *history("bob", 30)])
     result = send(service, log, "--batch", 4, "--concurrency", 1, "--retry-for", 0.3)
     assert result.exit_code == 1
@@ -270,7 +270,7 @@ def test_a_killed_service_loses_nothing_and_doubles_nothing(
         replaying = thread.submit(send, service, log, "--batch", 50, "--concurrency", 4)
         with valkey.client() as client:
             until = time.monotonic() + 60
-            while int(client.hget("tim4rec:u:u00", "n") or 0) < 20:  # type: ignore[arg-type]
+            while int(client.hget("tim4rec:u:u00", "n") or 0) < 20:
                 assert not replaying.done()
                 assert time.monotonic() < until
         service.end(signal.SIGKILL)
