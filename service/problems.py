@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from service.engine import Overloaded
 from service.schemas import Problem
-from service.store import InvalidRequest, StoreError
+from service.store import InvalidRequest, RecordDamaged, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +76,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InvalidRequest)
     async def _(request: Request, error: InvalidRequest) -> JSONResponse:
         return problem(422, str(error))
+
+    @app.exception_handler(RecordDamaged)
+    async def _(request: Request, error: RecordDamaged) -> JSONResponse:
+        return problem(500, f"{error}; trying again does not help: restore the record, or erase it")
 
     @app.exception_handler(StoreError)
     @app.exception_handler(Overloaded)

@@ -693,6 +693,27 @@ def test_a_store_that_does_not_answer(
     run(_without_store(artefact, durable_valkey))
 
 
+async def _with_a_damaged_record(artefact: Artefact, valkey: ValkeyServer) -> None:
+    async with in_process(artefact.folder, valkey.url) as client:
+        event = {"user_id": "u", "item_id": "i1", "timestamp": BASE_MS}
+        assert (await client.post("/interactions", json=event)).status_code == 200
+        with valkey.client() as store:
+            store.hdel("tim4rec:u:u", "e1")
+        for answer in (
+            await client.get("/users/u/history"),
+            await client.post("/interactions", json=event),
+        ):
+            assert "does not help" in problem(answer, 500)["detail"]
+        assert (await client.delete("/users/u")).json()["erased"]
+        assert (await client.post("/interactions", json=event)).json()["version"] == 1
+
+
+def test_a_damaged_record_is_no_reason_to_try_again(
+    run: Any, artefact: Artefact, valkey: ValkeyServer
+) -> None:
+    run(_with_a_damaged_record(artefact, valkey))
+
+
 async def _overloaded(artefact: Artefact, url: str) -> None:
     limits = {"max_queue": 4, "max_batch": 2, "pool_capacity": 8}
     async with in_process(artefact.folder, url, **limits) as client:
