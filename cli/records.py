@@ -7,15 +7,15 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import polars as pl
 import typer
-from pydantic import ValidationError
 
 from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.rows import describe_rows, read_rows
+from cli.settings import chosen_settings
 from cli.train import choose_device
 from model.artefact import load_artefact
 from service.embedded import EmbeddedStore, EmbeddedStoreError
@@ -89,7 +89,9 @@ def import_log(
     from the environment as in `serve` (TIM4REC_DEDUP_WINDOW, TIM4REC_IDLE_TTL_S, TIM4REC_FSYNC).
     """
     # Settings are those of a service, which has a model; nothing here reads it.
-    settings = _settings(artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace)
+    settings = chosen_settings(
+        artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
+    )
     rows = read_rows(log, skip_bad_rows=skip_bad_rows)
     started = time.perf_counter()
     try:
@@ -172,7 +174,7 @@ def warm(
     serves the same artefact, with float16 also at the same --snapshot-every. They live as long
     as its own (TIM4REC_SNAPSHOT_TTL_S).
     """
-    settings = _settings(
+    settings = chosen_settings(
         artefact=artefact,
         redis_url=redis,
         data_dir=data_dir,
@@ -220,21 +222,6 @@ async def _warm(settings: Settings) -> None:
         raise CommandError(
             f"{len(result.damaged):,} records can't be read:\n{_listed(result.damaged)}"
         )
-
-
-def _settings(**given: Any) -> Settings:
-    """The service's settings: what is given here, else the environment. Raises CommandError."""
-    try:
-        chosen = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise CommandError(
-            "; ".join(
-                ": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in error.errors()
-            )
-        ) from None
-    if chosen.redis and given["data_dir"] is not None:
-        raise CommandError("--data-dir, and a URL in --redis or TIM4REC_REDIS_URL: give one")
-    return chosen
 
 
 @asynccontextmanager

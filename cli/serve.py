@@ -18,16 +18,14 @@ from typing import Annotated, Any
 
 import typer
 import uvicorn
-from pydantic import ValidationError
 
 from cli.console import CommandError, out, say
 from cli.run import require_free_port
+from cli.settings import ENVIRONMENT, chosen_settings
 from model.artefact import load_artefact
 from service.metrics import MULTIPROC_DIR
-from service.settings import Settings
 from service.store import Store, StoreError
 
-ENVIRONMENT = "TIM4REC_"
 READY_WITHIN_S = 120
 
 
@@ -63,19 +61,16 @@ def serve(
         "data_dir": data_dir,
         "device": device,
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
     # What is wrong with any of these is said here, in one line and once, not by every worker.
-    try:
-        settings = Settings(**chosen)
-    except ValidationError as error:
-        raise CommandError("; ".join(_fault(fault, chosen) for fault in error.errors())) from None
+    settings = chosen_settings(**given)
     example = load_artefact(artefact).items.ids[0]
     if settings.redis is None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     else:
         asyncio.run(_check_store(settings.redis))
-    for name, value in chosen.items():
-        os.environ[ENVIRONMENT + name.upper()] = str(value)
+    for name, value in given.items():
+        if value is not None:
+            os.environ[ENVIRONMENT + name.upper()] = str(value)
 
     scratch = None
     if workers > 1 and MULTIPROC_DIR not in os.environ:
@@ -99,14 +94,6 @@ def serve(
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _fault(fault: Any, given: dict[str, Any]) -> str:
-    name = ".".join(map(str, fault["loc"]))
-    if not name:
-        return str(fault["msg"]).removeprefix("Value error, ")
-    place = f"--{name.replace('_', '-')}" if name in given else f"{ENVIRONMENT}{name.upper()}"
-    return f"{place}: {fault['msg']}"
 
 
 async def _check_store(url: str) -> None:

@@ -394,7 +394,8 @@ class EventLog:
                     list(sending.values()), min(left, self._timeout_s / 2)
                 )
             except StoreUnavailable as error:
-                cause, again, at_once = str(error), sending, False
+                # The first says most: the last attempt has little time left to fail in.
+                cause, again, at_once = cause or str(error), sending, False
             except StoreError as error:
                 answers = [error if i in sending else a for i, a in enumerate(answers)]
             else:

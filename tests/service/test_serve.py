@@ -69,6 +69,14 @@ def test_settings_that_do_not_fit_each_other(
     refused(result, "error: pool_capacity 100 must be at least 4 x max_batch 128")
 
 
+def test_one_store_only(
+    artefact: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIM4REC_REDIS_URL", "redis://127.0.0.1:1/0")
+    result = serve(artefact.folder, "--port", free_port(), "--data-dir", tmp_path)
+    refused(result, "--data-dir", "TIM4REC_REDIS_URL", "give one")
+
+
 def test_no_artefact(artefact: Artefact, tmp_path: Path) -> None:
     port = free_port()
     nowhere = tmp_path / "nowhere"
