@@ -127,8 +127,9 @@ class Computer:
         try:
             self._catch_up(lacking, due, work)
             work.seconds["compute"] = time.perf_counter() - started
-            if due and not self.rounds_states:
-                self._pack(due, work)
+            if not self.rounds_states:
+                # A record erased since its append leaves nothing to keep.
+                self._pack([row for row in due if row.mark != ORIGIN], work)
             self._answer(ready, work)
         finally:
             for _, row in ready:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 MILLISECONDS_FROM = 1e11
 """A number of at least this size is milliseconds: as seconds it would be after the year 5000."""
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST_MS = -62_135_596_800_000  # year 1
 LATEST_MS = 253_402_300_799_999  # year 9999
 
@@ -45,7 +46,8 @@ def _parse_iso(text: str) -> int:
         raise ValueError("must be ISO 8601, or epoch seconds or milliseconds") from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return round(moment.timestamp() * 1000)
+    # In whole numbers: a float of seconds is too coarse for milliseconds of a far year.
+    return ((moment - EPOCH) // timedelta(microseconds=1) + 500) // 1000
 
 
 def iso(ms: int) -> str:

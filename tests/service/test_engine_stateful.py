@@ -127,6 +127,7 @@ class Workers(RuleBasedStateMachine):
             self.run(self.truth.exchange([LogRequest("nobody", events=events)]))
         self.logs: dict[str, list[Event]] = {user: [] for user in USERS}
         self.prefix: dict[bytes, list[Event]] = {b"": []}
+        self.workers: list[Worker] = []
         self.sent: list[NewEvent] = []
         self.backups: dict[str, tuple[bytes, list[Event]]] = {}
         self.calls: list[asyncio.Task[Any]] = []
@@ -433,7 +434,7 @@ class Workers(RuleBasedStateMachine):
 
     @invariant()
     def states_are_functions_of_the_log(self) -> None:
-        for worker in getattr(self, "workers", []):
+        for worker in self.workers:
             pool = worker.engine.pool
             for user in pool.users():
                 row = pool.get(user)
@@ -506,6 +507,7 @@ class Workers(RuleBasedStateMachine):
             for worker in self.workers:
                 self.run(worker.store.close())
             self.run(self.own.close())
+            self.run(asyncio.sleep(0))  # transports close in a callback
             self.loop.close()
 
     def check_snapshot(self, worker: Worker, user: str) -> None:
