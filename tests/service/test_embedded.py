@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from service.embedded import EmbeddedStore, EmbeddedStoreError
+from tests.service.processes import alive
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,17 +59,6 @@ def server_pid(data_dir: Path) -> int | None:
         return int((data_dir / "valkey.pid").read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        # A container without an init keeps dead orphans as zombies.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
-        return False
-    except FileNotFoundError:
-        return not Path("/proc/self").exists()
 
 
 def until_dead(pid: int) -> None:
