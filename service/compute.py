@@ -20,6 +20,7 @@ from service import snapshots
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 from service.pool import Row, Seen, StatePool
 from service.retrieval import ExactRetrieval, Ranking
+from service.snapshots import Snapshot
 from service.wave import Entry, History, Read, Recommendation
 
 STEPS = 8
@@ -134,6 +135,18 @@ class Computer:
         finally:
             for _, row in ready:
                 self.pool.unpin(row)
+
+    @torch.inference_mode()
+    def copy(self, user_id: str) -> Snapshot | None:
+        """What the pool holds of a user; to be called in the thread of `run`."""
+        row = self.pool.pin(user_id)
+        if row is None:
+            return None
+        try:
+            state = self.pool.states.rows(self.pool.index([row]))
+            return Snapshot(row.mark, row.count, row.seen.unique(), state)
+        finally:
+            self.pool.unpin(row)
 
     # -- catching up ---------------------------------------------------------------------
 

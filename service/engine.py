@@ -35,6 +35,7 @@ from service.event_log import (
     Verdict,
 )
 from service.pool import StatePool
+from service.snapshots import Snapshot
 from service.store import StoreError, StoreUnavailable
 from service.wave import Append, Entry, History, Read, Recommendation, Wave, collect
 
@@ -171,6 +172,12 @@ class Engine:
         existed = await self.log.erase(user_id)
         self.pool.drop(user_id)
         return existed
+
+    async def resident(self, user_id: str) -> Snapshot | None:
+        """A copy of what the pool holds of a user, taken between two waves."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self.computer.copy, user_id
+        )
 
     def _enqueue(self, request: Append | Read) -> None:
         if self._stopping or len(self._queue) >= self.max_queue:

@@ -56,6 +56,14 @@ RECOMMENDATIONS = Counter(
 SNAPSHOTS = Counter("tim4rec_snapshots", "Snapshots, by what became of them", ["result"])
 STORE_ERRORS = Counter("tim4rec_store_errors", "Exchanges with the store that failed")
 REFUSED = Counter("tim4rec_refused", "Requests refused", ["reason"])
+EXACTNESS_DIFFERENCE = Gauge(
+    "tim4rec_exactness_difference",
+    "Largest difference of a score between resident states and their recomputation, of late",
+    multiprocess_mode="livemax",
+)
+EXACTNESS_SAMPLES = Counter(
+    "tim4rec_exactness_samples", "States compared with their recomputation", ["result"]
+)
 MODEL = Gauge(
     "tim4rec_model_info",
     "The model that is served; always 1",
