@@ -52,6 +52,8 @@ class ExactnessSampler:
         self.engine = engine
         self.every_s, self.max_events, self.tolerance = every_s, max_events, tolerance
         self._latest: deque[float] = deque(maxlen=LATEST)
+        for result in ("equal", "different", "skipped"):  # exported before the first of them
+            metrics.EXACTNESS_SAMPLES.labels(result)
 
     async def run(self) -> None:
         """Samples until cancelled."""
