@@ -23,8 +23,8 @@ from cli.console import CommandError, out, say
 from cli.run import require_free_port
 from cli.settings import ENVIRONMENT, chosen_settings
 from model.artefact import load_artefact
-from service.metrics import MULTIPROC_DIR
 from service.store import Store, StoreError
+from service.values import MULTIPROC_DIR, clear
 
 READY_WITHIN_S = 120
 
@@ -76,6 +76,8 @@ def serve(
     if workers > 1 and MULTIPROC_DIR not in os.environ:
         scratch = tempfile.mkdtemp(prefix="tim4rec-metrics-")
         os.environ[MULTIPROC_DIR] = scratch
+    elif MULTIPROC_DIR in os.environ:
+        clear(Path(os.environ[MULTIPROC_DIR]))
     announced = (host, port, example, bool(settings.api_keys))
     threading.Thread(target=_announce, args=announced, daemon=True).start()
     try:

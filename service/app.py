@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import torch
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.artefact import load_artefact
-from service import metrics, problems
+from service import metrics, problems, vitals
 from service.dependencies import Services, require_key
 from service.embedded import EmbeddedStore
 from service.engine import Engine
@@ -23,6 +22,7 @@ from service.routes import health, interactions, recommend, users
 from service.schemas import Problem
 from service.settings import Settings
 from service.store import Store, StoreError
+from service.timing import TimeRequests
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         idle_ttl_s=settings.idle_ttl_s,
         timeout_s=settings.store_timeout_s,
     )
+    await stack.enter_async_context(vitals.reported(log, device))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
     engine = Engine(
@@ -98,7 +99,10 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
     await engine.start()
     stack.push_async_callback(engine.stop)
     config = artefact.model.config
-    metrics.MODEL.labels(engine.identity, config.time, str(config.n_items)).set(1)
+    metrics.MODEL.labels(
+        engine.identity, config.time, str(config.n_items), settings.snapshot_precision
+    ).set(1)
+    metrics.READY.set(1)
     logger.info(
         "serving model %s (%d items, time path %s) on %s",
         engine.identity,
@@ -162,31 +166,3 @@ class RouteAsSent:
         if scope["type"] == "http" and scope.get("raw_path"):
             scope["path"] = scope["raw_path"].decode("latin-1")
         await self.app(scope, receive, send)
-
-
-class TimeRequests:
-    """Times every request by its route's template: no label that a caller can invent."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, status = time.perf_counter(), 500
-
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self.app(scope, receive, watched)
-        finally:
-            route = scope.get("route")
-            template = getattr(route, "path", "unmatched")
-            metrics.REQUESTS.labels(scope["method"], template, str(status)).observe(
-                time.perf_counter() - started
-            )

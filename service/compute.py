@@ -16,11 +16,12 @@ from torch import Tensor
 from model.artefact import Artefact
 from model.gaps import UNKNOWN_TIME
 from model.state import Precision, State
-from service import snapshots
+from service import snapshots, stages
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 from service.pool import Row, Seen, StatePool
 from service.retrieval import ExactRetrieval, Ranking
 from service.snapshots import Snapshot
+from service.stages import Span
 from service.wave import Entry, History, Read, Recommendation
 
 STEPS = 8
@@ -33,16 +34,27 @@ PREFILL_CELLS = 32_768
 
 @dataclass
 class Work:
-    """What one pass did: answers, snapshots to write, entries that need their history."""
+    """What one pass did: answers, snapshots to write, entries that need their history.
+
+    `spans` follow each other without a gap from `started` on.
+    """
 
     answers: list[tuple[Read, Recommendation]] = field(default_factory=list)
     snapshots: list[tuple[str, bytes]] = field(default_factory=list)
     unresolved: list[Entry] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    rebuilt: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    spans: list[Span] = field(default_factory=list)
+    from_snapshot: int = 0
+    from_log: int = 0
     stepped: int = 0
+    prefilled: int = 0
     unfit: int = 0
     unsound: int = 0
+
+    def end(self, stage: str) -> None:
+        """What was done since the last span was `stage`."""
+        start = self.spans[-1][2] if self.spans else self.started
+        self.spans.append((stage, start, time.perf_counter()))
 
 
 def missing(mark: Mark, known: Mark | None, reply: LogReply) -> list[Event] | None:
@@ -110,7 +122,6 @@ class Computer:
         return work
 
     def _run(self, entries: Sequence[Entry], work: Work) -> None:
-        started = time.perf_counter()
         ready: list[tuple[Entry, Row]] = []
         lacking: list[tuple[Row, list[Event]]] = []
         due: list[Row] = []
@@ -127,10 +138,11 @@ class Computer:
                 due.append(row)
         try:
             self._catch_up(lacking, due, work)
-            work.seconds["compute"] = time.perf_counter() - started
             if not self.rounds_states:
                 # A record erased since its append leaves nothing to keep.
                 self._pack([row for row in due if row.mark != ORIGIN], work)
+                if due:
+                    work.end(stages.SNAPSHOT)
             self._answer(ready, work)
         finally:
             for _, row in ready:
@@ -172,8 +184,10 @@ class Computer:
             base = history.base
             self.pool.states.write(self.pool.index([row]), base.state)
             row.mark, row.count, row.seen = base.mark, base.count, Seen(base.seen)
-        if len(history.events) > entry.n_events:  # more than what the user has just begun with
-            work.rebuilt += 1
+            work.from_snapshot += 1
+        # More than what the user has just begun with.
+        if history.base is None and len(history.events) > len(_own_versions(entry.reply)):
+            work.from_log += 1
         return row, history.events
 
     def _history(self, reply: LogReply, work: Work) -> History | None:
@@ -193,11 +207,7 @@ class Computer:
         the state took as many events as a snapshot would have saved."""
         if entry.reply is None:
             return False
-        own = [
-            outcome.version
-            for outcome in entry.reply.outcomes
-            if outcome.verdict in (Verdict.APPLIED, Verdict.LATE) and outcome.version
-        ]
+        own = _own_versions(entry.reply)
         every = self.snapshot_every
         if own and (min(own) - 1) // every < max(own) // every:
             return True
@@ -223,6 +233,8 @@ class Computer:
                 at_border = [r for r, _ in part if r.mark.version % self.snapshot_every == 0]
                 self._round(at_border)
                 self._pack([row for row in at_border if row in due], work)
+                if at_border:
+                    work.end(stages.SNAPSHOT)
 
     def _apply(self, part: list[tuple[Row, list[Event]]], work: Work) -> None:
         """Moves rows on by their events; a row's mark moves only when its state has."""
@@ -234,9 +246,16 @@ class Computer:
                 if e.item_id in self.vocabulary
             ]
             known.append((row, indexed))
-            work.stepped += len(indexed)
-        self._step([(r, e) for r, e in known if 0 < len(e) <= STEPS])
-        self._prefill([(r, e) for r, e in known if len(e) > STEPS])
+        stepped = [(r, e) for r, e in known if 0 < len(e) <= STEPS]
+        if stepped:
+            self._step(stepped)
+            work.stepped += sum(len(indexed) for _, indexed in stepped)
+            work.end(stages.STEP)
+        prefilled = [(r, e) for r, e in known if len(e) > STEPS]
+        if prefilled:
+            self._prefill(prefilled)
+            work.prefilled += sum(len(indexed) for _, indexed in prefilled)
+            work.end(stages.PREFILL)
         for (row, events), (_, indexed) in zip(part, known, strict=True):
             row.seen.add(item for item, _ in indexed)
             row.count += len(indexed)
@@ -244,8 +263,6 @@ class Computer:
 
     def _step(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
         rows = sorted(rows, key=lambda pair: -len(pair[1]))
-        if not rows:
-            return
         index = self.pool.index([row for row, _ in rows])
         state = self.pool.states.rows(index)
         longest = len(rows[0][1])
@@ -300,7 +317,6 @@ class Computer:
     def _pack(self, rows: list[Row], work: Work) -> None:
         if not rows:
             return
-        started = time.perf_counter()
         state = self.pool.states.rows(self.pool.index(rows))
         fits = self.pool.layout.fits(state, self.precision)
         work.unfit += int((~fits).sum())
@@ -308,12 +324,10 @@ class Computer:
         extras = [snapshots.describe(row.mark, row.count, row.seen) for row in chosen]
         packed = self.pool.layout.pack(state.rows(fits.nonzero()[:, 0]), extras, self.precision)
         work.snapshots += zip((row.user_id for row in chosen), packed, strict=True)
-        work.seconds["snapshot"] = work.seconds.get("snapshot", 0) + time.perf_counter() - started
 
     # -- recommendations -----------------------------------------------------------------
 
     def _answer(self, ready: list[tuple[Entry, Row]], work: Work) -> None:
-        started = time.perf_counter()
         asked = [(entry, row, read) for entry, row in ready for read in entry.reads]
         informed = [(entry, row, read) for entry, row, read in asked if row.count]
         if informed:
@@ -331,7 +345,16 @@ class Computer:
                 ranking = self.retrieval.popular(_mask(row, read), read.k)
                 work.answers.append((read, _recommendation(entry, row, ranking, "popular")))
         if asked:
-            work.seconds["retrieve"] = time.perf_counter() - started
+            work.end(stages.RETRIEVE)
+
+
+def _own_versions(reply: LogReply) -> list[int]:
+    """The versions that the request's own events have become."""
+    return [
+        outcome.version
+        for outcome in reply.outcomes
+        if outcome.verdict in (Verdict.APPLIED, Verdict.LATE) and outcome.version
+    ]
 
 
 def _padded(

@@ -12,7 +12,7 @@ import dataclasses
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from model.artefact import Artefact
 from model.state import Precision
-from service import metrics, snapshots
+from service import metrics, snapshots, stages
 from service.compute import Computer, Work, missing
 from service.event_log import (
     ORIGIN,
@@ -36,6 +36,7 @@ from service.event_log import (
 )
 from service.pool import StatePool
 from service.snapshots import Snapshot
+from service.stages import Stages
 from service.store import StoreError, StoreUnavailable
 from service.wave import Append, Entry, History, Read, Recommendation, Wave, collect
 
@@ -92,6 +93,9 @@ class Engine:
         self._stopping = False
         self._busy = 0  # waves between leaving the queue and the end of their arithmetic
         self._erased = "$"
+        metrics.QUEUE_CAPACITY.set(max_queue)
+        metrics.POOL_CAPACITY.set(pool_capacity)
+        metrics.POOL_BYTES.set(pool_capacity * artefact.model.state_layout.nbytes())
 
     # -- life ----------------------------------------------------------------------------
 
@@ -141,7 +145,8 @@ class Engine:
             StoreError: unknown whether they were logged; a retry must carry the same event ids.
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._enqueue(Append(user_id, events, done, time.perf_counter()))
+        timeline = stages.current.get()
+        self._enqueue(Append(user_id, events, done, time.perf_counter(), timeline))
         return await done
 
     async def recommend(
@@ -162,8 +167,9 @@ class Engine:
             allow_stale: a state in the pool will do, without asking the log.
         """
         done: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+        queued, timeline = time.perf_counter(), stages.current.get()
         self._enqueue(
-            Read(user_id, k, at_ms, exclude_seen, masked, allow_stale, done, time.perf_counter())
+            Read(user_id, k, at_ms, exclude_seen, masked, allow_stale, done, queued, timeline)
         )
         return await done
 
@@ -181,7 +187,7 @@ class Engine:
 
     def _enqueue(self, request: Append | Read) -> None:
         if self._stopping or len(self._queue) >= self.max_queue:
-            metrics.REFUSED.labels("queue_full").inc()
+            metrics.REFUSED["stopping" if self._stopping else "queue_full"].inc()
             raise Overloaded("stopping" if self._stopping else "the queue is full")
         self._queue.append(request)
         self._arrived.set()
@@ -199,6 +205,7 @@ class Engine:
                 self._busy += 1
                 await self.exchange(wave)
                 await self._computing.put(wave)
+            metrics.QUEUE.set(0)
 
     async def _compute_loop(self) -> None:
         while True:
@@ -210,23 +217,18 @@ class Engine:
 
     def collect(self) -> Wave:
         """The next wave off the queue."""
-        wave = collect(self._queue, self.max_batch, self.log.max_events)
         metrics.QUEUE.set(len(self._queue))
+        wave = collect(self._queue, self.max_batch, self.log.max_events)
         if wave.entries:
-            metrics.WAVE_SIZE.observe(len(wave))
-            now = time.perf_counter()
-            queued = metrics.STAGES.labels("queue")
-            for entry in wave.entries.values():
-                for request in entry.requests:
-                    queued.observe(now - request.queued)
+            metrics.WAVE_REQUESTS.observe(len(wave))
         return wave
 
     async def exchange(self, wave: Wave) -> None:
         """Asks the log for all of a wave in one call, and answers its appends."""
-        asked, requests = [], []
+        asked, requests, hits = [], [], 0
         for entry in wave.entries.values():
             entry.row = self.pool.pin(entry.user_id)
-            metrics.POOL_LOOKUPS.labels("miss" if entry.row is None else "hit").inc()
+            hits += entry.row is not None
             stale = not entry.appends and all(read.allow_stale for read in entry.reads)
             if stale and entry.row is not None:
                 continue
@@ -240,22 +242,30 @@ class Engine:
                     None if entry.row else self.identity,
                 )
             )
+        metrics.POOL_LOOKUPS["hit"].inc(hits)
+        metrics.POOL_LOOKUPS["miss"].inc(len(wave.entries) - hits)
+        started = time.perf_counter()
+        for timeline, queued in _timelines(wave.entries.values()).items():
+            timeline.add(stages.QUEUE, queued, started)
+        for entry in wave.entries.values():
+            entry.ready = started
         if not asked:
             return
-        started = time.perf_counter()
         try:
             replies: Sequence[LogReply | Exception] = await self.log.exchange(requests)
         except Exception as error:  # whatever it is, the loop goes on and the callers hear of it
             if not isinstance(error, StoreError):
                 logger.exception("an exchange of %d users failed", len(asked))
             replies = [error] * len(asked)
-        metrics.STAGES.labels("log").observe(time.perf_counter() - started)
+        ended = time.perf_counter()
+        for timeline in _timelines(asked):
+            timeline.add(stages.LOG, started, ended)
         for entry, reply in zip(asked, replies, strict=True):
             if isinstance(reply, Exception):
                 self._fail(entry, reply)
                 del wave.entries[entry.user_id]
             else:
-                entry.reply = reply
+                entry.reply, entry.ready = reply, ended
                 self._answer_appends(entry, reply.outcomes)
 
     def _answer_appends(self, entry: Entry, outcomes: list[Outcome]) -> None:
@@ -264,14 +274,13 @@ class Engine:
             own = outcomes[place : place + len(append.events)]
             place += len(append.events)
             for event, outcome in zip(append.events, own, strict=True):
-                metrics.EVENTS.labels(outcome.verdict.value).inc()
+                metrics.EVENTS[outcome.verdict].inc()
                 logged = outcome.verdict in (Verdict.APPLIED, Verdict.LATE)
                 if logged and event.item_id not in self.computer.vocabulary:
                     metrics.UNKNOWN_ITEMS.inc()
             _resolve(append.done, own)
 
     def _fail(self, entry: Entry, error: Exception) -> None:
-        metrics.STORE_ERRORS.inc()
         self.pool.unpin(entry.row)
         entry.row = None
         for request in entry.requests:
@@ -293,6 +302,11 @@ class Engine:
                     if not read.done.done():
                         read.done.set_exception(error)
             return
+        for entry in entries:
+            for read in entry.reads:
+                if read.stages is not None:
+                    read.stages.add(stages.QUEUE, entry.ready, work.started)
+                    read.stages.spans += work.spans
         self._conclude(work)
         if work.snapshots:
             self._spawn(self._write_snapshots(work.snapshots))
@@ -301,17 +315,23 @@ class Engine:
 
     def _conclude(self, work: Work) -> None:
         for read, recommendation in work.answers:
-            metrics.RECOMMENDATIONS.labels(recommendation.source).inc()
             _resolve(read.done, recommendation)
-        for stage, seconds in work.seconds.items():
-            metrics.STAGES.labels(stage).observe(seconds)
-        metrics.REBUILDS.inc(work.rebuilt)
-        metrics.STEPS.inc(work.stepped)
-        metrics.SNAPSHOTS.labels("unfit").inc(work.unfit)
-        metrics.SNAPSHOTS.labels("unsound").inc(work.unsound)
+        popular = [answer for _, answer in work.answers if answer.source == "popular"]
+        unknown = sum(not answer.version for answer in popular)
+        metrics.RECOMMENDATIONS["model"].inc(len(work.answers) - len(popular))
+        metrics.RECOMMENDATIONS["popular"].inc(len(popular))
+        metrics.FALLBACKS["unknown_user"].inc(unknown)
+        metrics.FALLBACKS["no_known_item"].inc(len(popular) - unknown)
+        metrics.REBUILDS["snapshot"].inc(work.from_snapshot)
+        metrics.REBUILDS["log"].inc(work.from_log)
+        metrics.APPLIED["step"].inc(work.stepped)
+        metrics.APPLIED["prefill"].inc(work.prefilled)
+        metrics.SNAPSHOTS["unfit"].inc(work.unfit)
+        metrics.SNAPSHOTS["unsound"].inc(work.unsound)
         metrics.POOL_USERS.set(len(self.pool))
 
     async def _resolve_entry(self, entry: Entry) -> None:
+        started = time.perf_counter()
         try:
             entry.attempts += 1
             if entry.attempts > MAX_ATTEMPTS:
@@ -320,6 +340,11 @@ class Engine:
         except StoreError as error:
             self._fail(entry, error)
             return
+        finally:
+            entry.ready = time.perf_counter()
+            for read in entry.reads:
+                if read.stages is not None:
+                    read.stages.add(stages.LOG, started, entry.ready)
         await self._finish([entry])
 
     async def resolve(self, entry: Entry) -> None:
@@ -361,9 +386,10 @@ class Engine:
         # A snapshot is a cache: one that can't be written costs a longer replay, nothing else.
         try:
             await self.log.write_snapshots(self.identity, packed, self.snapshot_ttl_s)
-            metrics.SNAPSHOTS.labels("written").inc(len(packed))
+            metrics.SNAPSHOTS["written"].inc(len(packed))
+            metrics.SNAPSHOT_BYTES.inc(sum(len(snapshot) for _, snapshot in packed))
         except StoreError as error:
-            metrics.SNAPSHOTS.labels("failed").inc(len(packed))
+            metrics.SNAPSHOTS["failed"].inc(len(packed))
             logger.warning("%d snapshots not written: %s", len(packed), error)
 
     async def _erasure_loop(self) -> None:
@@ -385,6 +411,17 @@ class Engine:
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _timelines(entries: Iterable[Entry]) -> dict[Stages, float]:
+    """The time lines of the requests in `entries`, each with when the first of it was queued."""
+    found: dict[Stages, float] = {}
+    for entry in entries:
+        for request in entry.requests:
+            if request.stages is not None:
+                queued = found.get(request.stages, request.queued)
+                found[request.stages] = min(queued, request.queued)
+    return found
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:

@@ -36,6 +36,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from service import metrics, stages
 from service.store import (
     Command,
     HistoryChanged,
@@ -60,6 +61,9 @@ _NO_TIME = -(2**63)
 _EXACT = 2**53  # Lua's numbers are exact up to here
 _LONGEST_EVENT_ID = 2**16 - 1
 _MAX_PAGE = 4096  # Lua's unpack fails on more than about 8 000 values
+
+Operation = Literal["exchange", "snapshot", "erasures", "ping", "other"]
+"""What a round trip to the store is for."""
 
 _PASSING = (ReadOnlyError, TryAgainError, ClusterDownError)  # over once a failover is
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
@@ -240,7 +244,7 @@ class EventLog:
                 sent.append((position, request))
             except InvalidRequest as error:
                 replies[position] = error
-        answers = iter(await self._call(commands))
+        answers = iter(await self._call(commands, "exchange"))
         for position, request in sent:
             snapshot = next(answers) if request.snapshot_of is not None else None
             try:
@@ -294,12 +298,12 @@ class EventLog:
         expiry = ("EX", ttl_s) if ttl_s else ()
         commands: list[Command] = [("SADD", f"{self.namespace}:models", model)]
         commands += [("SET", self._snapshot(model, u), value, *expiry) for u, value in snapshots]
-        _raised(*await self._call(commands))
+        _raised(*await self._call(commands, "snapshot"))
 
     async def read_snapshots(self, model: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """The users' snapshots, None where there is none."""
         commands: list[Command] = [("GET", self._snapshot(model, user)) for user in user_ids]
-        answers = await self._call(commands)
+        answers = await self._call(commands, "snapshot")
         _raised(*answers)
         return answers
 
@@ -322,9 +326,11 @@ class EventLog:
         answers nobody and a cursor for what comes from now on; "0-0" begins at the oldest kept."""
         stream = f"{self.namespace}:erased"
         if cursor == "$":
-            last = _raised(*await self._call([("XREVRANGE", stream, "+", "-", "COUNT", 1)]))
+            newest: Command = ("XREVRANGE", stream, "+", "-", "COUNT", 1)
+            last = _raised(*await self._call([newest], "erasures"))
             return (last[0][0].decode() if last else "0-0"), []
-        entries = _raised(*await self._call([("XRANGE", stream, f"({cursor}", "+", "COUNT", 1000)]))
+        since: Command = ("XRANGE", stream, f"({cursor}", "+", "COUNT", 1000)
+        entries = _raised(*await self._call([since], "erasures"))
         users = [_text(fields[1]) for _, fields in entries]
         return (entries[-1][0].decode() if entries else cursor), users
 
@@ -338,8 +344,14 @@ class EventLog:
             return None
         return UserRecord(reply.newest.version, reply.events[-1].time_ms, size or 0)
 
+    async def memory(self) -> tuple[int, int]:
+        """Bytes the store uses, and may use at most (0: no limit is set)."""
+        info = _text(_raised(*await self._call([("INFO", "memory")])))
+        found = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        return int(found["used_memory"]), int(found.get("maxmemory", 0))
+
     async def ping(self) -> None:
-        _raised(*await self._call([("PING",)]))
+        _raised(*await self._call([("PING",)], "ping"))
 
     def _record(self, user_id: str) -> str:
         return f"{self.namespace}:u:{_quoted('user_id', user_id)}"
@@ -370,12 +382,40 @@ class EventLog:
             *map(_packed, request.events),
         )
 
-    async def _call(self, commands: Sequence[Command]) -> list[Any]:
+    async def _call(self, commands: Sequence[Command], operation: Operation = "other") -> list[Any]:
         """Each command's reply, or a StoreError in its place.
 
         A command without a reply is sent again until the deadline, as it is: appends carry
         uids, everything else may be repeated.
         """
+        started = time.perf_counter()
+        try:
+            return await self._answers(commands, operation)
+        finally:
+            timeline = stages.current.get()  # of a request that asks the log by itself
+            if timeline is not None:
+                timeline.add(stages.LOG, started, time.perf_counter())
+
+    async def _round_trip(
+        self, commands: Sequence[Command], timeout_s: float, operation: Operation
+    ) -> list[Any]:
+        """`Store.execute`, counted and timed."""
+        started = time.perf_counter()
+        try:
+            replies = await self.store.execute(commands, timeout_s)
+        except StoreError:
+            metrics.STORE_UP.set(0)
+            metrics.STORE_ERRORS[operation].inc()
+            raise
+        finally:
+            metrics.STORE_DURATION[operation].observe(time.perf_counter() - started)
+        metrics.STORE_UP.set(1)
+        refused = [r for r in replies if isinstance(r, ResponseError)]
+        if any(not isinstance(reply, NoScriptError) for reply in refused):
+            metrics.STORE_ERRORS[operation].inc()
+        return replies
+
+    async def _answers(self, commands: Sequence[Command], operation: Operation) -> list[Any]:
         answers: list[Any] = [None] * len(commands)
         sending = dict(enumerate(commands))
         deadline = time.monotonic() + self._timeout_s
@@ -390,8 +430,8 @@ class EventLog:
             at_once = True
             try:
                 # Half the time for one attempt: a dead connection leaves time for another.
-                replies = await self.store.execute(
-                    list(sending.values()), min(left, self._timeout_s / 2)
+                replies = await self._round_trip(
+                    list(sending.values()), min(left, self._timeout_s / 2), operation
                 )
             except StoreUnavailable as error:
                 # The first says most: the last attempt has little time left to fail in.

@@ -1,102 +1,248 @@
 """What the service counts and times, in Prometheus' conventions.
 
-With several workers, PROMETHEUS_MULTIPROC_DIR must be set before this module is imported; the
-values of all workers are then added up at every scrape.
+Every label has few values, known beforehand: none of them is of a user, an item or a caller's
+making. Counters are exported from the start, so that the first thing they count is seen to grow.
+Only the thread of the event loop may change a metric.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
-    REGISTRY,
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 
-MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
+from service import stages, values
+from service.values import MULTIPROC_DIR
 
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-REQUESTS = Histogram(
-    "tim4rec_request_seconds",
-    "Time from a request's arrival to its answer",
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+OPERATIONS = ("exchange", "snapshot", "erasures", "ping", "other")
+
+_ours = CollectorRegistry()
+
+
+def _counter(name: str, meaning: str) -> Counter:
+    return Counter(name, meaning, registry=_ours)
+
+
+def _counters(name: str, meaning: str, label: str, known: tuple[str, ...]) -> dict[str, Counter]:
+    """A counter for each value of the label."""
+    counter = Counter(name, meaning, [label], registry=_ours)
+    return {value: counter.labels(value) for value in known}
+
+
+def _sum(name: str, meaning: str) -> Gauge:
+    return Gauge(name, meaning, multiprocess_mode="livesum", registry=_ours)
+
+
+# -- requests ----------------------------------------------------------------------------
+
+REQUEST_DURATION = Histogram(
+    "tim4rec_request_duration_seconds",
+    "Time from a request's arrival to the end of its answer",
     ["method", "route", "status"],
     buckets=SECONDS,
+    registry=_ours,
 )
-STAGES = Histogram(
-    "tim4rec_stage_seconds",
-    "Time in one stage: queue (a request waiting for its wave), log, compute, retrieve, snapshot "
-    "(a wave each)",
-    ["stage"],
+STAGE_DURATION = Histogram(
+    "tim4rec_stage_duration_seconds",
+    "Time of a request in one stage; all stages add up to its whole time",
+    ["route", "stage"],
     buckets=SECONDS,
+    registry=_ours,
 )
-WAVE_SIZE = Histogram("tim4rec_wave_requests", "Requests in one wave", buckets=SIZES)
-QUEUE = Gauge("tim4rec_queue_requests", "Requests waiting for a wave", multiprocess_mode="livesum")
-POOL_LOOKUPS = Counter("tim4rec_pool_lookups", "Users looked up in the state pool", ["result"])
-POOL_USERS = Gauge(
-    "tim4rec_pool_users", "States resident on the device", multiprocess_mode="livesum"
+REFUSED = _counters(
+    "tim4rec_refused_requests",
+    "Requests refused before anything was done",
+    "reason",
+    ("queue_full", "stopping"),
 )
-EVENTS = Counter("tim4rec_events", "Interactions received, by what became of them", ["verdict"])
-UNKNOWN_ITEMS = Counter(
+
+# -- waves and the pool ------------------------------------------------------------------
+
+WAVE_REQUESTS = Histogram(
+    "tim4rec_wave_requests", "Requests in one wave", buckets=SIZES, registry=_ours
+)
+QUEUE = _sum("tim4rec_queue_requests", "Requests waiting when a wave was last taken")
+QUEUE_CAPACITY = _sum("tim4rec_queue_capacity_requests", "Most requests that may wait")
+POOL_LOOKUPS = _counters(
+    "tim4rec_pool_lookups", "Users looked up in the state pool", "result", ("hit", "miss")
+)
+POOL_USERS = _sum("tim4rec_pool_users", "States in the pool")
+POOL_CAPACITY = _sum("tim4rec_pool_capacity_users", "Most states the pool holds")
+POOL_BYTES = _sum(
+    "tim4rec_pool_bytes", "Size of all rows of the pool; on a CPU, unused ones take no memory"
+)
+
+# -- the store ---------------------------------------------------------------------------
+
+_store_duration = Histogram(
+    "tim4rec_store_duration_seconds",
+    "Time of one round trip to the store",
+    ["operation"],
+    buckets=SECONDS,
+    registry=_ours,
+)
+STORE_DURATION = {operation: _store_duration.labels(operation) for operation in OPERATIONS}
+STORE_ERRORS = _counters(
+    "tim4rec_store_errors",
+    "Round trips that failed, or in which the store refused a command",
+    "operation",
+    OPERATIONS,
+)
+STORE_UP = Gauge(
+    "tim4rec_store_up",
+    "1: the last round trip of every worker came back",
+    multiprocess_mode="livemin",
+    registry=_ours,
+)
+STORE_MEMORY = Gauge(
+    "tim4rec_store_memory_bytes",
+    "Memory the store uses",
+    multiprocess_mode="livemostrecent",
+    registry=_ours,
+)
+STORE_MEMORY_LIMIT = Gauge(
+    "tim4rec_store_memory_limit_bytes",
+    "Memory the store may use; 0: no limit is set",
+    multiprocess_mode="livemostrecent",
+    registry=_ours,
+)
+
+# -- interactions, states, recommendations -----------------------------------------------
+
+EVENTS = _counters(
+    "tim4rec_events",
+    "Interactions received, by what became of them",
+    "verdict",
+    ("applied", "duplicate", "late", "rejected", "conflict", "future"),
+)
+UNKNOWN_ITEMS = _counter(
     "tim4rec_unknown_items", "Logged interactions with an item that the model does not know"
 )
-REBUILDS = Counter("tim4rec_rebuilds", "States rebuilt from a snapshot or from the log")
-STEPS = Counter("tim4rec_steps", "Interactions applied to states")
-RECOMMENDATIONS = Counter(
-    "tim4rec_recommendations", "Recommendations answered, by where they came from", ["source"]
+REBUILDS = _counters(
+    "tim4rec_rebuilds",
+    "States of known users that were not in the pool, by what they were made from",
+    "source",
+    ("snapshot", "log"),
 )
-SNAPSHOTS = Counter("tim4rec_snapshots", "Snapshots, by what became of them", ["result"])
-STORE_ERRORS = Counter("tim4rec_store_errors", "Exchanges with the store that failed")
-REFUSED = Counter("tim4rec_refused", "Requests refused", ["reason"])
+APPLIED = _counters(
+    "tim4rec_applied_events", "Interactions applied to states", "by", ("step", "prefill")
+)
+RECOMMENDATIONS = _counters(
+    "tim4rec_recommendations",
+    "Recommendations answered, by where they came from",
+    "source",
+    ("model", "popular"),
+)
+FALLBACKS = _counters(
+    "tim4rec_fallbacks",
+    "Recommendations of popular items, by why",
+    "reason",
+    ("unknown_user", "no_known_item"),
+)
+SNAPSHOTS = _counters(
+    "tim4rec_snapshots",
+    "Snapshots, by what became of them: unfit ones have values too large for the reduced "
+    "precision, unsound ones could not be read",
+    "result",
+    ("written", "failed", "unfit", "unsound"),
+)
+SNAPSHOT_BYTES = _counter("tim4rec_snapshot_bytes", "Size of the snapshots written")
 EXACTNESS_DIFFERENCE = Gauge(
     "tim4rec_exactness_difference",
     "Largest difference of a score between resident states and their recomputation, of late",
     multiprocess_mode="livemax",
+    registry=_ours,
 )
 EXACTNESS_SAMPLES = Counter(
-    "tim4rec_exactness_samples", "States compared with their recomputation", ["result"]
+    "tim4rec_exactness_samples",
+    "States compared with their recomputation",
+    ["result"],
+    registry=_ours,
 )
+
+# -- the processes -----------------------------------------------------------------------
+
 MODEL = Gauge(
     "tim4rec_model_info",
     "The model that is served; always 1",
-    ["identity", "time_path", "items"],
+    ["identity", "time_path", "items", "precision"],
     multiprocess_mode="livemax",
+    registry=_ours,
+)
+BUILD = Gauge(
+    "tim4rec_build_info",
+    "The software that serves it; always 1",
+    ["version", "torch", "device"],
+    multiprocess_mode="livemax",
+    registry=_ours,
+)
+READY = Gauge(
+    "tim4rec_ready",
+    "1: every worker is warm; 0: one is starting or draining",
+    multiprocess_mode="livemin",
+    registry=_ours,
+)
+WORKERS = _sum("tim4rec_workers", "Processes that answer requests")
+WORKER_STARTS = _counter("tim4rec_worker_starts", "Starts of such processes")
+RESIDENT_MEMORY = _sum("tim4rec_resident_memory_bytes", "Memory of the processes")
+DEVICE_MEMORY = _sum("tim4rec_device_memory_bytes", "Memory the processes hold on the GPU")
+OPEN_FILES = _sum("tim4rec_open_files", "Files and connections the processes hold open")
+CPU = _counter("tim4rec_cpu_seconds", "CPU time of the processes")
+EVENT_LOOP_LAG = Gauge(
+    "tim4rec_event_loop_lag_seconds",
+    "How late the last timer of an event loop was; of the latest worker",
+    multiprocess_mode="livemax",
+    registry=_ours,
 )
 
 
+# Kept, because `labels` takes longer than what it is called for.
+_request_duration = cache(REQUEST_DURATION.labels)
+_stage_duration = cache(STAGE_DURATION.labels)
+
+
+def observe_request(
+    method: str, route: str, status: int, seconds: float, by_stage: Mapping[str, float]
+) -> None:
+    """Counts a request answered; the time that is in no stage is that of `http`.
+
+    Args:
+        route: the route's template, not the path.
+    """
+    if method not in METHODS:
+        method = "other"
+    _request_duration(method, route, str(status)).observe(seconds)
+    rest = seconds
+    for stage, part in by_stage.items():
+        _stage_duration(route, stage).observe(part)
+        rest -= part
+    _stage_duration(route, stages.HTTP).observe(max(0.0, rest))
+
+
 def exposition() -> tuple[bytes, str]:
-    """The metrics of all workers as text, and its content type."""
-    registry: CollectorRegistry = REGISTRY
-    if os.environ.get(MULTIPROC_DIR):
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
-
-
-def forget_dead_workers() -> None:
-    """Drops the gauges of processes that are no more (those killed could not do it)."""
+    """The metrics of all workers as text, and its content type. Safe in any thread."""
+    registry = _ours
     folder = os.environ.get(MULTIPROC_DIR)
-    if not folder:
-        return
-    for file in Path(folder).glob("gauge_live*_*.db"):
-        pid = file.stem.rpartition("_")[2]
-        if pid.isdigit() and not _lives(int(pid)):
-            mark_process_dead(int(pid))  # type: ignore[no-untyped-call]
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    if folder:
+        values.forget_the_dead(Path(folder))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST

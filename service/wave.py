@@ -14,6 +14,7 @@ from service.event_log import Event, LogReply, Mark, NewEvent, Outcome
 from service.pool import Row
 from service.retrieval import Ranking
 from service.snapshots import Snapshot
+from service.stages import Stages
 
 
 @dataclass(eq=False)
@@ -23,7 +24,8 @@ class Append:
     user_id: str
     events: Sequence[NewEvent]
     done: asyncio.Future[list[Outcome]]
-    queued: float
+    queued: float  # time.perf_counter
+    stages: Stages | None = None
 
 
 @dataclass(eq=False)
@@ -40,7 +42,8 @@ class Read:
     masked: NDArray[np.int32]
     allow_stale: bool
     done: asyncio.Future[Recommendation]
-    queued: float
+    queued: float  # time.perf_counter
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Entry:
     reply: LogReply | None = None  # None: the log was not asked (stale reads only)
     history: History | None = None
     attempts: int = 0
+    ready: float = 0.0  # since when its arithmetic could begin, time.perf_counter
 
     @property
     def requests(self) -> list[Append | Read]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
-from service import metrics
+from service import metrics, values
 from service.problems import ProblemError, declared
 from service.store import StoreError
 
@@ -31,8 +33,8 @@ async def readyz(request: Request) -> dict[str, str]:
 
 
 @router.get("/metrics", include_in_schema=False)
-def get_metrics() -> Response:
+async def get_metrics() -> Response:
     """Prometheus' text format; of all workers."""
-    metrics.forget_dead_workers()
-    body, media_type = metrics.exposition()
+    values.write()
+    body, media_type = await asyncio.to_thread(metrics.exposition)
     return Response(body, headers={"Content-Type": media_type})

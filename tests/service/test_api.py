@@ -583,19 +583,21 @@ def test_metrics_count_what_happened(client: httpx.Client, artefact: Artefact) -
     assert grown("tim4rec_events_total", verdict="duplicate") == 1
     assert grown("tim4rec_events_total", verdict="late") == 1
     assert grown("tim4rec_unknown_items_total") == 1
-    assert grown("tim4rec_steps_total") == 1
+    assert grown("tim4rec_applied_events_total", by="step") == 1
     assert grown("tim4rec_recommendations_total", source="model") == 1
     assert grown("tim4rec_recommendations_total", source="popular") == 1
-    request = "tim4rec_request_seconds_count"
+    request = "tim4rec_request_duration_seconds_count"
     assert grown(request, method="POST", route="/interactions", status="200") == 3
     assert grown(request, method="GET", route="/recommend", status="200") == 2
     assert grown(request, method="GET", route="/users/{user_id}/history", status="200") == 1
     assert grown(request, method="GET", route="unmatched", status="404") == 1
     assert grown("tim4rec_pool_lookups_total", result="miss") >= 2
-    for stage in ("queue", "log", "compute", "retrieve"):
-        assert grown("tim4rec_stage_seconds_count", stage=stage) > 0
+    stage = "tim4rec_stage_duration_seconds_count"
+    for name in ("queue", "log", "retrieve", "http"):
+        assert grown(stage, route="/recommend", stage=name) > 0
     assert after["tim4rec_queue_requests", frozenset()] == 0
     info = {"identity": artefact.identity, "time_path": "causal", "items": "40"}
+    info["precision"] = "float32"
     assert after["tim4rec_model_info", frozenset(info.items())] == 1
     text = client.get("/metrics").text
     assert "nobodys-business" not in text

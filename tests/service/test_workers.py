@@ -197,9 +197,9 @@ def test_metrics_are_of_all_workers(pair: Pair, run: Any) -> None:
 
     run(ask())
     labels = {"route": "/recommend", "status": "200"}
-    total = scraped(pair.services[0], "tim4rec_request_seconds_count", **labels)
+    total = scraped(pair.services[0], "tim4rec_request_duration_seconds_count", **labels)
     assert total >= 200
-    shares = by_worker(pair.counted[0], "tim4rec_request_seconds_bucket", **labels)
+    shares = by_worker(pair.counted[0], "tim4rec_request_duration_seconds_bucket", **labels)
     assert len(shares) == WORKERS, "not every worker was asked"
     assert total == sum(shares)
     popular = by_worker(pair.counted[0], "tim4rec_recommendations_total", source="popular")
