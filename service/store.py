@@ -57,8 +57,8 @@ class Store:
                 protocol=2,
             )
         except ValueError as error:
-            raise StoreError(f"store URL {_without_password(url)}: {error}") from None
-        self.url = _without_password(url)
+            raise StoreError(f"store URL {without_password(url)}: {error}") from None
+        self.url = without_password(url)
         self._running: set[asyncio.Task[list[Any]]] = set()
 
     async def execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
@@ -165,6 +165,6 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
