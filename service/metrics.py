@@ -171,11 +171,11 @@ EXACTNESS_DIFFERENCE = Gauge(
     multiprocess_mode="livemax",
     registry=_ours,
 )
-EXACTNESS_SAMPLES = Counter(
+EXACTNESS_SAMPLES = _counters(
     "tim4rec_exactness_samples",
-    "States compared with their recomputation",
-    ["result"],
-    registry=_ours,
+    "States compared with their recomputation; skipped: nothing to compare, or too many events",
+    "result",
+    ("equal", "different", "skipped"),
 )
 
 # -- the processes -----------------------------------------------------------------------

@@ -56,7 +56,7 @@ def sampler(engine: Engine, **options: Any) -> ExactnessSampler:
 
 
 def counted(result: str) -> float:
-    value: float = metrics.EXACTNESS_SAMPLES.labels(result)._value.get()
+    value: float = metrics.EXACTNESS_SAMPLES[result]._value.get()
     return value
 
 
