@@ -1,0 +1,98 @@
+# One image for serving, training and the store's bulk commands, in two variants:
+#
+#   docker build -t tim4rec:cpu .
+#   docker build -t tim4rec:cuda --build-arg VARIANT=cuda .
+#
+#   docker run --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 \
+#       -v ./artefacts/ml-100k:/artefact:ro -v tim4rec:/data tim4rec:cpu
+#   docker run -v .:/work -w /work --user "$(id -u):$(id -g)" tim4rec:cpu train shop.csv
+#
+# Without TIM4REC_REDIS_URL the store is the embedded one, in /data.
+
+ARG VARIANT=cpu
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+# Of torch's own CUDA release; only its compiler is used.
+ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04
+
+FROM ${PYTHON_IMAGE} AS builder
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /venv
+ENV PATH=/venv/bin:$PATH
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+# The package's own lists, so that its dependencies are a layer that its source does not change.
+RUN python -c "import tomllib; \
+        project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        open('requirements.txt', 'w').write('\n'.join(project['dependencies'])); \
+        open('gpu.txt', 'w').write('\n'.join(project['optional-dependencies']['gpu']))"
+
+FROM builder AS packages-cpu
+# PyPI's torch for Linux is the CUDA build.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-deps --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)" \
+    && pip install -c constraints.txt -r requirements.txt
+
+FROM ${CUDA_IMAGE} AS toolkit
+
+FROM builder AS packages-cuda
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && rm -rf /var/lib/apt/lists/*
+RUN pip install -c constraints.txt "$(grep '^torch==' constraints.txt)" -r requirements.txt
+# mamba-ssm is published as source. It is compiled here for every architecture that its setup.py
+# lists, beside the torch that will load it: a few GB of memory a job, an hour on few cores.
+ARG MAX_JOBS=4
+RUN --mount=type=bind,from=toolkit,source=/usr/local,target=/toolkit \
+    pip install -c constraints.txt ninja packaging setuptools wheel \
+    && CUDA_HOME="$(echo /toolkit/cuda-*.*)" MAMBA_FORCE_BUILD=TRUE MAX_JOBS="${MAX_JOBS}" \
+        pip install --no-build-isolation -c constraints.txt -r gpu.txt
+
+# hadolint ignore=DL3006
+FROM packages-${VARIANT} AS packages
+
+FROM builder AS application
+COPY README.md ./
+COPY model model
+COPY training training
+COPY service service
+COPY cli cli
+RUN pip install --no-deps --prefix /application .
+
+FROM ${PYTHON_IMAGE}
+ARG VARIANT
+# tini: signals arrive from the first moment on, and orphans are reaped. Triton, in the CUDA
+# variant, compiles the launchers of its kernels in C where it runs.
+# Debian keeps only the newest version of a package, so none can be pinned.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends tini \
+    && if [ "${VARIANT}" = cuda ]; then \
+        apt-get install -y --no-install-recommends gcc libc6-dev; fi \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp tim4rec \
+    && install -d -o tim4rec -g tim4rec /data /artefacts
+COPY --from=packages /venv /venv
+COPY --from=application /application /venv
+
+# Everything that is written goes to /data, /artefacts and /tmp: the root can be read-only.
+ENV PATH=/venv/bin:$PATH \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    TIM4REC_DATA_DIR=/data
+WORKDIR /data
+USER 10001:10001
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=90s --retries=3 \
+    CMD ["tim4rec", "health"]
+ENTRYPOINT ["tini", "--", "tim4rec"]
+CMD ["serve", "/artefact", "--host", "0.0.0.0", "--port", "8000"]
+
+ARG VERSION=0.1.0
+ARG REVISION=
+LABEL org.opencontainers.image.title="tim4rec" \
+      org.opencontainers.image.description="Online recommendation on TiM4Rec" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
