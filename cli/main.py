@@ -31,6 +31,8 @@ COMMANDS = {
     "train": _Command("cli.train", "train", "Train a model on an interaction log."),
     "evaluate": _Command("cli.evaluate", "evaluate", "Measure a model on a log, in three modes."),
     "serve": _Command("cli.serve", "serve", "Serve a trained model over HTTP."),
+    "settings": _Command("cli.settings", "settings", "Show all settings of the service."),
+    "health": _Command("cli.health", "health", "Ask a service whether it is ready."),
     "replay": _Command("cli.replay", "replay", "Send a log to a running service."),
     "import-log": _Command("cli.records", "import_log", "Write a log straight into the store."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),

@@ -1,15 +1,32 @@
-"""The service's settings as a command gets them: its own options, else the environment."""
+"""The service's settings in commands: as flags, as they were read, and as a table."""
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import ValidationError
+import annotated_types
+import typer
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+from rich.table import Table
 
-from cli.console import CommandError
-from service.settings import Settings
+from cli.console import CommandError, out, say
+from service.settings import Settings, SettingsError, flag, read_settings, variable
 
-ENVIRONMENT = "TIM4REC_"
+MARKDOWN_HEAD = """\
+# Settings
+
+Each comes from the environment variable, or from the flag of `tim4rec serve`; the flag wins. An
+empty value is as good as none. An unknown variable TIM4REC_..., or an impossible value, stops the
+start with one line. `import-log` and `warm` read the same variables. Times are in seconds.
+
+`tim4rec settings --markdown` writes this page.
+"""
 
 
 def chosen_settings(**given: Any) -> Settings:
@@ -18,20 +35,131 @@ def chosen_settings(**given: Any) -> Settings:
     Raises:
         CommandError: one line that names each wrong option or variable.
     """
-    chosen = {name: value for name, value in given.items() if value is not None}
     try:
-        settings = Settings(**chosen)
-    except ValidationError as error:
-        raise CommandError("; ".join(_fault(fault, chosen) for fault in error.errors())) from None
-    if settings.redis is not None and "data_dir" in chosen:
-        raise CommandError("--data-dir, and a URL in --redis or TIM4REC_REDIS_URL: give one")
-    return settings
+        return read_settings(given)
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
 
 
-def _fault(fault: Any, given: dict[str, Any]) -> str:
-    name = ".".join(map(str, fault["loc"]))
-    if not name:
-        return str(fault["msg"]).removeprefix("Value error, ")
-    option = name.removesuffix("_url")
-    place = f"--{option.replace('_', '-')}" if name in given else f"{ENVIRONMENT}{name.upper()}"
-    return f"{place}: {fault['msg']}"
+def takes_settings(command: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
+    """A command with a flag for every setting; it is called with the values by name, None where a
+    flag is not given."""
+
+    def called(**given: Any) -> None:
+        command(given)
+
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    called.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[(bool if field.annotation is bool else str) | None, parameter],
+            )
+            for name, field in Settings.model_fields.items()
+            for parameter in [_parameter(name, field)]
+        ]
+    )
+    return called
+
+
+def _parameter(name: str, field: FieldInfo) -> Any:
+    # Values are checked where those of the environment are.
+    kind = _kind(field)
+    metavar = kind if "|" in kind else kind.upper()
+    default = _default(field)
+    if field.is_required():
+        return typer.Argument(
+            metavar=name.upper(), help=f"{field.description}; or {variable(name)}"
+        )
+    flags = flag(name)
+    if field.annotation is bool:
+        flags = f"{flags}/--no-{flags[2:]}"
+    return typer.Option(
+        flags,
+        metavar=metavar,
+        help=f"{field.description} (default: {default})" if default else field.description,
+        show_default=False,
+        rich_help_panel=_group(field),
+    )
+
+
+def settings(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a page of Markdown.")] = False,
+) -> None:
+    """Show all settings of the service: what they are called, may be, are by default, and mean."""
+    if markdown:
+        say(as_markdown(), out)
+        return
+    for group, fields in _groups():
+        table = Table(title=group, title_justify="left", title_style="bold", expand=True)
+        for column in ("variable", "flag", "type", "default", "meaning"):
+            table.add_column(column, overflow="fold", ratio=3 if column == "meaning" else None)
+        for name, field in fields.items():
+            table.add_row(*_row(name, field))
+        out.print(table)
+
+
+def as_markdown() -> str:
+    """The page of all settings."""
+    lines = [MARKDOWN_HEAD]
+    for group, fields in _groups():
+        lines += [f"## {group}", ""]
+        lines += ["| variable | flag | type | default | meaning |", "|---|---|---|---|---|"]
+        for name, field in fields.items():
+            own, option, kind, default, meaning = _row(name, field)
+            kind = kind.replace("|", r"\|")
+            shown = f"`{default}`" if default else ""
+            lines.append(f"| `{own}` | `{option}` | {kind} | {shown} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
+    option = name.upper() if field.is_required() else flag(name)
+    return variable(name), option, _limited(field), _default(field), field.description or ""
+
+
+def _groups() -> Iterator[tuple[str, Mapping[str, FieldInfo]]]:
+    for group, fields in groupby(Settings.model_fields.items(), lambda item: _group(item[1])):
+        yield group, dict(fields)
+
+
+def _group(field: FieldInfo) -> str:
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra["group"])
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required() or field.default in (None, ()):
+        return ""
+    return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+
+
+def _kind(field: FieldInfo) -> str:
+    kind = field.annotation
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(part for part in get_args(kind) if part is not type(None))
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "secret,..."
+    names: dict[Any, str] = {
+        str: "text", int: "integer", float: "number", bool: "true|false", Path: "path",
+        SecretStr: "secret",
+    }  # fmt: skip
+    return names[kind]
+
+
+def _limited(field: FieldInfo) -> str:
+    kind = _kind(field)
+    for limit in field.metadata:
+        match limit:
+            case annotated_types.Ge(ge):
+                kind += f" ≥ {ge}"
+            case annotated_types.Gt(gt):
+                kind += f" > {gt}"
+            case annotated_types.Le(le):
+                kind += f" ≤ {le}"
+    return kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
@@ -13,14 +14,16 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.artefact import load_artefact
-from service import metrics, problems, vitals
+from service import logs, metrics, problems, vitals
 from service.dependencies import Services, require_key
+from service.drain import Drain
 from service.embedded import EmbeddedStore
 from service.engine import Engine
 from service.event_log import EventLog
+from service.request_context import IdentifyRequests
 from service.routes import health, interactions, recommend, users
 from service.schemas import Problem
-from service.settings import Settings
+from service.settings import Settings, SettingsError, read_settings
 from service.store import Store, StoreError
 from service.timing import TimeRequests
 
@@ -29,15 +32,36 @@ logger = logging.getLogger(__name__)
 WATCH_EVERY_S = 0.5
 
 
+STARTUP_FAILURE = 3
+"""The exit status by which servers tell that starting again would not help."""
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service; settings None: from the environment."""
-    chosen = settings or Settings()  # type: ignore[call-arg]
+    """The service, for a server that runs it in this process.
+
+    settings None: those of the environment, and logging is configured by them; a server's
+    `--factory` calls it so. Wrong ones end the process with one line.
+    """
+    if settings is None:
+        try:
+            settings = read_settings()
+        except SettingsError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(STARTUP_FAILURE)
+        logs.configure(settings)
+    chosen, drain, tracing = settings, Drain(), None
+    if chosen.tracing:
+        from service.tracing import Tracing  # of an extra
+
+        tracing = Tracing()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Drain]]:
         async with AsyncExitStack() as stack:
-            app.state.services = await _assemble(chosen, stack)
-            yield
+            if tracing is not None:
+                stack.push_async_callback(tracing.close)
+            app.state.services = await _assemble(chosen, drain, stack)
+            yield {"drain": drain}
             app.state.services = None
 
     app = FastAPIOffline(  # its documentation page needs no network
@@ -48,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url="/docs",
         redoc_url=None,
     )
-    app.state.services = None
+    app.state.services, app.state.drain = None, drain
     guarded = [Depends(require_key)]
     for noun in (interactions, recommend, users):
         app.include_router(noun.router, dependencies=guarded, responses=problems.declared(401))
@@ -56,11 +80,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(TimeRequests)
     app.add_middleware(RouteAsSent)
+    app.add_middleware(IdentifyRequests, log_requests=chosen.log_requests, tracing=tracing)
     _declare_problems(app)
     return app
 
 
-async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
+async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> Services:
     torch.set_num_threads(settings.threads)
     device = settings.device
     if device == "auto":
@@ -97,7 +122,15 @@ async def _assemble(settings: Settings, stack: AsyncExitStack) -> Services:
         erasure_poll_s=settings.erasure_poll_s,
     )
     await engine.start()
-    stack.push_async_callback(engine.stop)
+
+    async def stop_engine() -> None:
+        try:
+            async with asyncio.timeout(drain.left_s(settings.shutdown_s)):
+                await engine.stop()
+        except TimeoutError:
+            logger.warning("given up: what was under way did not end within shutdown_s")
+
+    stack.push_async_callback(stop_engine)
     config = artefact.model.config
     metrics.MODEL.labels(
         engine.identity, config.time, str(config.n_items), settings.snapshot_precision

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from service import request_context
 from service.engine import Overloaded
 from service.schemas import Problem
 from service.store import InvalidRequest, RecordDamaged, StoreError
@@ -36,8 +37,13 @@ def problem(
     errors: list[dict[str, Any]] | None = None,
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
+    context = request_context.current.get()
     body = Problem(
-        title=http.HTTPStatus(status).phrase, status=status, detail=detail, errors=errors
+        title=http.HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=errors,
+        request_id=context.request_id if context else None,
     )
     return JSONResponse(
         body.model_dump(exclude_none=True), status, media_type=MEDIA_TYPE, headers=headers
@@ -93,4 +99,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> JSONResponse:
-        return problem(500, "an error of the service; its log has the details")
+        answer = problem(500, "an error of the service; its log has the details")
+        # Sent from outside of all middleware, so nobody else adds it.
+        if (context := request_context.current.get()) is not None:
+            answer.headers[request_context.HEADER] = context.request_id
+        return answer

@@ -141,3 +141,6 @@ class Problem(BaseModel):
     errors: list[dict[str, Any]] | None = Field(
         None, description="each wrong field: where it is, and what is wrong with it"
     )
+    request_id: str | None = Field(
+        None, description="that of the header X-Request-ID: the service's log has it, too"
+    )

@@ -1,63 +1,131 @@
-"""Every setting of the service, from the environment (TIM4REC_...) or the command line."""
+"""Every setting of the service: name, type, default, meaning and group.
+
+A setting NAME comes from the environment variable TIM4REC_NAME, or from a flag of `tim4rec serve`.
+"""
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.state import Precision
+from service.store import without_password
+
+PREFIX = "TIM4REC_"
+CLIENT_VARIABLES = frozenset({"TIM4REC_API_KEY"})
+"""Of the commands that talk to a service; no settings of one."""
+
+_LINK = re.compile(r"TIM4REC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
+
+
+def _group(name: str) -> Any:
+    return partial(Field, json_schema_extra={"group": name})
+
+
+_model, _http, _store, _engine, _log, _limit, _watch = (
+    _group(name)
+    for name in ("Model", "Process", "Store", "States", "Interactions", "API", "Observation")
+)
+
+
+class SettingsError(ValueError):
+    """Settings that can't be used. One line that names each flag or variable, and the fix."""
 
 
 class Settings(BaseSettings):
-    """Settings of one service process; the description of each field is its documentation."""
+    """Settings of one service; the description of each field is its documentation."""
 
-    model_config = SettingsConfigDict(env_prefix="TIM4REC_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
-    artefact: Path = Field(description="folder of the model to serve")
-    device: str = Field("auto", description="`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one")
-    threads: int = Field(1, ge=1, description="threads of the arithmetic in one process")
+    artefact: Path = _model(description="folder of the model to serve")
+    device: str = _model("auto", description="`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one")
+    threads: int = _model(1, ge=1, description="threads of the arithmetic in one process")
 
-    redis_url: SecretStr | None = Field(
+    host: str = _http("127.0.0.1", description="address to listen on; `0.0.0.0`: all of IPv4")
+    port: int = _http(8000, ge=1, le=65535, description="port to listen on")
+    workers: int = _http(1, ge=1, description="processes")
+    drain_s: float = _http(
+        0,
+        ge=0,
+        description="after SIGTERM, how long to go on serving while `/readyz` answers 503, so that "
+        "load balancers turn away first",
+    )
+    shutdown_s: int = _http(
+        10, ge=1, description="most time to finish what is under way, once the port is closed"
+    )
+
+    redis_url: SecretStr | None = _store(
         None, description="redis://, rediss:// or unix:// URL; none: an embedded store in data_dir"
     )
-    data_dir: Path = Field(Path("state"), description="folder of the embedded store")
-    fsync: Literal["always", "everysec"] = Field(
+    data_dir: Path = _store(Path("state"), description="folder of the embedded store")
+    fsync: Literal["always", "everysec"] = _store(
         "always", description="when the embedded store writes its log to disk"
     )
-    namespace: str = Field("tim4rec", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of keys")
-    store_timeout_s: float = Field(
+    namespace: str = _store("tim4rec", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of keys")
+    store_timeout_s: float = _store(
         2.0, gt=0, description="time for the store to answer a wave, retries included"
     )
 
-    pool_capacity: int = Field(16_384, ge=1, description="user states kept on the device")
-    max_batch: int = Field(128, ge=1, description="most requests in one wave")
-    max_queue: int = Field(4096, ge=1, description="most requests waiting; more get a 503")
-
-    snapshot_every: int = Field(64, ge=1, description="events between two snapshots of a user")
-    snapshot_ttl_s: int = Field(30 * 86_400, ge=1, description="life of a snapshot")
-    snapshot_precision: Precision = Field(
+    pool_capacity: int = _engine(16_384, ge=1, description="user states kept on the device")
+    max_batch: int = _engine(128, ge=1, description="most requests in one wave")
+    max_queue: int = _engine(4096, ge=1, description="most requests waiting; more get a 503")
+    snapshot_every: int = _engine(64, ge=1, description="events between two snapshots of a user")
+    snapshot_ttl_s: int = _engine(30 * 86_400, ge=1, description="life of a snapshot")
+    snapshot_precision: Precision = _engine(
         "float32", description="float16 halves a snapshot, and rounds the state at each"
     )
 
-    late_policy: Literal["clamp", "reject"] = Field(
+    late_policy: Literal["clamp", "reject"] = _log(
         "clamp", description="what becomes of an event older than the user's newest"
     )
-    future_tolerance_s: float = Field(
+    future_tolerance_s: float = _log(
         300, ge=0, description="how far ahead of the store's clock an event may be"
     )
-    dedup_window: int = Field(1000, ge=2, description="newest events of a user known by event_id")
-    idle_ttl_s: int = Field(0, ge=0, description="forget users idle for so long; 0: never")
-    erasure_poll_s: float = Field(
+    dedup_window: int = _log(1000, ge=2, description="newest events of a user known by event_id")
+    idle_ttl_s: int = _log(0, ge=0, description="forget users idle for so long; 0: never")
+    erasure_poll_s: float = _log(
         0.25, gt=0, description="how often a process asks which users were erased elsewhere"
     )
 
-    max_k: int = Field(1000, ge=1, description="most items one recommendation may ask for")
-    max_batch_events: int = Field(1000, ge=1, description="most events of one batch request")
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+    max_k: int = _limit(1000, ge=1, description="most items one recommendation may ask for")
+    max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _limit(
         (), description="comma-separated keys, one of which X-API-Key must carry; none: open"
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = _watch(
+        "info", description="what is logged, at least; to standard error"
+    )
+    log_format: Literal["auto", "json", "text"] = _watch(
+        "auto", description="auto: text on a terminal, else a JSON object a line"
+    )
+    log_requests: Literal["errors", "all", "none"] = _watch(
+        "errors", description="a line for every answer with a 5xx status, for all, or for none"
+    )
+    tracing: bool = _watch(
+        False,
+        description="OpenTelemetry traces, sent as the OTEL_* variables say; needs the extra "
+        "`otel`",
+    )
+    exactness_every_s: float = _watch(
+        10, ge=0, description="how often each process recomputes a resident user; 0: never"
+    )
+    exactness_max_events: int = _watch(
+        2000, ge=1, description="users with more events are not recomputed"
+    )
+    exactness_tolerance: float = _watch(
+        1e-3, gt=0, description="a larger difference of scores is logged as an error"
     )
 
     @model_validator(mode="before")
@@ -66,6 +134,13 @@ class Settings(BaseSettings):
         if isinstance(values, dict) and isinstance(keys := values.get("api_keys"), str):
             return {**values, "api_keys": tuple(k.strip() for k in keys.split(",") if k.strip())}
         return values
+
+    @field_validator("tracing")
+    @classmethod
+    def _can_trace(cls, tracing: bool) -> bool:
+        if tracing and not all(map(_installed, ("sdk", "exporter.otlp.proto.http"))):
+            raise ValueError("needs the extra `otel`: pip install 'tim4rec[otel]'")
+        return tracing
 
     @model_validator(mode="after")
     def _room_for_waves(self) -> Settings:
@@ -79,3 +154,82 @@ class Settings(BaseSettings):
     @property
     def redis(self) -> str | None:
         return self.redis_url.get_secret_value() if self.redis_url else None
+
+    def changed(self) -> dict[str, object]:
+        """The settings that differ from their defaults, as `shown`."""
+        fields = type(self).model_fields
+        shown = self.shown()
+        return {name: shown[name] for name in fields if getattr(self, name) != fields[name].default}
+
+    def shown(self) -> dict[str, object]:
+        """All settings as JSON values, without the secrets in them."""
+        values = self.model_dump(mode="json")
+        if self.redis is not None:
+            values["redis_url"] = without_password(self.redis)
+        values["api_keys"] = f"{len(self.api_keys)} hidden" if self.api_keys else "none"
+        return values
+
+
+def variable(name: str) -> str:
+    return f"{PREFIX}{name.upper()}"
+
+
+def flag(name: str) -> str:
+    return f"--{name.removesuffix('_url').replace('_', '-')}"
+
+
+def read_settings(given: Mapping[str, object] | None = None) -> Settings:
+    """Settings of the given values and, for what is None or empty, the environment.
+
+    Raises:
+        SettingsError: a value is impossible, or a variable of the environment unknown.
+    """
+    chosen = {name: value for name, value in (given or {}).items() if value not in (None, "")}
+    faults = _unknown_variables()
+    settings = None
+    try:
+        settings = Settings(**chosen)  # type: ignore[arg-type]
+    except ValidationError as error:
+        faults += [_fault(fault, chosen) for fault in error.errors()]
+    if settings is not None and settings.redis is not None and "data_dir" in chosen:
+        faults.append(f"--data-dir, and a URL in --redis or {variable('redis_url')}: give one")
+    if settings is None or faults:
+        raise SettingsError("; ".join(faults))
+    return settings
+
+
+def _fault(fault: Any, given: Mapping[str, object]) -> str:
+    name = ".".join(map(str, fault["loc"]))
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if not name:
+        return message
+    if fault["type"] == "missing":
+        return f"{variable(name)} is not given: {Settings.model_fields[name].description}"
+    return f"{flag(name) if name in given else variable(name)}: {message}"
+
+
+def _unknown_variables() -> list[str]:
+    known = {variable(name) for name in Settings.model_fields} | CLIENT_VARIABLES
+    faults = []
+    for name, value in sorted(os.environ.items()):
+        given = name.upper()
+        linked = given == variable("port") and "://" in value
+        if not given.startswith(PREFIX) or (given in known and not linked):
+            continue
+        if _LINK.fullmatch(given):
+            faults.append(
+                f"{name} comes from a Kubernetes service named tim4rec and is no setting: say "
+                "enableServiceLinks: false in the pod"
+            )
+        elif given not in known:
+            near = difflib.get_close_matches(given, sorted(known), 1)
+            hint = f"did you mean {near[0]}?" if near else "`tim4rec settings` lists all"
+            faults.append(f"{name} is no setting: {hint}")
+    return faults
+
+
+def _installed(part: str) -> bool:
+    try:
+        return find_spec(f"opentelemetry.{part}") is not None
+    except ModuleNotFoundError:  # not even what it is a part of
+        return False

@@ -21,7 +21,9 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", responses=declared(503))
 async def readyz(request: Request) -> dict[str, str]:
-    """The model is warm and the store answers."""
+    """The model is warm, the store answers, and the process is not about to stop."""
+    if request.app.state.drain.begun:
+        raise ProblemError(503, "draining")
     services = getattr(request.app.state, "services", None)
     if services is None:
         raise ProblemError(503, "starting")

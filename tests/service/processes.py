@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -166,6 +167,16 @@ class Service:
 
     def said(self) -> str:
         return self.output.read_text()
+
+    def printed(self) -> list[str]:
+        """Its lines that are no log."""
+        return [line for line in self.said().splitlines() if not line.startswith("{")]
+
+    def logged(self, **fields: object) -> list[dict[str, Any]]:
+        """Its log's records that have these fields."""
+        whole = self.said().split("\n")[:-1]  # the last one may be half written
+        lines = [line for line in whole if line.startswith("{")]
+        return [record for record in map(json.loads, lines) if fields.items() <= record.items()]
 
     def client(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, **options)

@@ -107,10 +107,10 @@ def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
     try:
         service.start()
         until = time.monotonic() + 10
-        while service.said().count("\n") < 4:
+        while len(service.printed()) < 4:
             assert time.monotonic() < until, service.said()
             time.sleep(0.05)
-        ready, *lines = service.said().splitlines()
+        ready, *lines = service.printed()
         assert ready == f"Ready on {service.url}. Paste any of these:"
         assert len(lines) == 3
 
@@ -140,6 +140,6 @@ def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
         page = httpx.get(address)
         assert page.status_code == 200
         assert "swagger" in page.text.lower()
-        assert service.stop() in (0, -15)
+        assert service.stop() == 0
     finally:
         service.kill()

@@ -1,0 +1,53 @@
+"""`tim4rec health`: the probe of containers. Imports little, so that it costs little."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from typing import Annotated
+
+import typer
+
+from cli.console import CommandError, out, say
+
+# A proxy of the environment is for the way out, not for a service on this machine.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def health(
+    url: Annotated[
+        str | None,
+        typer.Option(
+            help="What to ask.",
+            show_default="http://127.0.0.1:8000/readyz, or TIM4REC_PORT instead of 8000",
+        ),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for it.")] = 5.0,
+) -> None:
+    """Ask a service whether it is ready; exit status 1 if it is not."""
+    url = url or f"http://127.0.0.1:{os.environ.get('TIM4REC_PORT') or 8000}/readyz"
+    status, answer = ask(url, timeout)
+    if status != 200:
+        raise CommandError(f"{url}: {answer}")
+    say(f"{url}: {answer}", out)
+
+
+def ask(url: str, timeout_s: float) -> tuple[int, str]:
+    """The status of a GET and what the answer says, in one line; status 0: no answer."""
+    try:
+        with _direct.open(url, timeout=timeout_s) as answer:
+            status, body = answer.status, answer.read(10_000)
+    except urllib.error.HTTPError as error:
+        with error:
+            status, body = error.code, error.read(10_000)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        return 0, " ".join(str(reason).split()) or type(reason).__name__
+    try:
+        told = json.loads(body)
+        told = told.get("detail") or told["status"]
+    except (ValueError, KeyError, AttributeError):
+        told = ""
+    return status, f"{status} {' '.join(str(told).split())}".rstrip()

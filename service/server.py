@@ -1,0 +1,307 @@
+"""The processes of a service, from their start to the end of their last request.
+
+SIGTERM or SIGINT: not ready any more, served on for `drain_s`, then the port is closed and what is
+under way is finished, for `shutdown_s` at most. Again, or SIGQUIT: stopped at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from multiprocessing.synchronize import Event
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from service import logs
+from service.drain import Drain
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+STARTUP_FAILURE = 3
+STOPPED_AT_ONCE = 1
+TWICE_S = 0.5
+"""Programs that start others often send a signal to the process and to its group, too: a second
+one within this time is the first one's echo."""
+AT_ONCE_S = 3
+KILL_AFTER_S = 5.0
+RESTART_EVERY_S = 1.0
+
+
+def serve(settings: Settings) -> int:
+    """Runs the service until it is told to stop; its exit status.
+
+    Raises:
+        OSError: the port can't be listened on.
+    """
+    with _bound(settings.host, settings.port) as listener:
+        if settings.workers == 1:
+            return _serve(settings, listener)
+        return Supervisor(settings, listener).run()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Not listening yet: until a process can answer, clients are refused and not kept waiting."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+class Server(uvicorn.Server):
+    """Serves in this process.
+
+    Args:
+        supervisor: the process to stop without, when this is one of its workers. It is the one
+            that gets a terminal's signals, and repeats them.
+        serving: set once requests are answered.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        supervisor: int | None = None,
+        serving: Event | None = None,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                partial(_app, settings),
+                factory=True,
+                lifespan="on",
+                workers=1,
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=settings.shutdown_s,
+            )
+        )
+        self.settings, self.supervisor, self.serving = settings, supervisor, serving
+        self._signalled: float | None = None
+        self._told = False
+
+    @property
+    def drain(self) -> Drain:
+        drain: Drain = self.lifespan.state["drain"]
+        return drain
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and self.serving is not None:
+            self.serving.set()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # As it comes, it sends itself the signal again at the end, and dies of it.
+        on_signal: dict[signal.Signals, Any] = {
+            signal.SIGTERM: self.handle_exit,
+            signal.SIGINT: signal.SIG_IGN if self.supervisor else self.handle_exit,
+            signal.SIGQUIT: self._stop_at_once,
+        }
+        before = {number: signal.signal(number, do) for number, do in on_signal.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Between any two lines of this thread: no lock may be taken here, so nothing is logged.
+        now = time.monotonic()
+        if self._signalled is None:
+            self._signalled = now
+            if self.started:
+                self.drain.begun = True
+            else:
+                self.should_exit = True
+        elif self.supervisor is None and now > self._signalled + TWICE_S:
+            self._stop_at_once(sig, frame)
+
+    def _stop_at_once(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = self.force_exit = True
+        signal.alarm(AT_ONCE_S)  # if all else fails, it ends this process
+        if self.started:
+            self.drain.over_by = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.supervisor is not None and os.getppid() != self.supervisor:
+            logger.error("the supervisor is gone: stopping")
+            self.drain.begun = self.should_exit = True
+        if self._signalled is not None:
+            if not self._told:
+                self._tell()
+            if time.monotonic() >= self._signalled + self.settings.drain_s:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+    def _tell(self) -> None:
+        from service import metrics
+
+        self._told = True
+        metrics.READY.set(0)
+        if self.settings.drain_s:
+            logger.info("draining: serving for another %g s", self.settings.drain_s)
+            # Clients that keep their connections have to look for another process.
+            self.config.encoded_headers.append((b"connection", b"close"))
+            self.server_state.default_headers = [
+                *self.server_state.default_headers,
+                (b"connection", b"close"),
+            ]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logger.info("stopping")
+        if not self.force_exit:
+            self.drain.over_by = time.monotonic() + self.settings.shutdown_s
+        await super().shutdown(sockets)
+
+
+def _app(settings: Settings) -> Any:
+    from service.app import create_app  # takes seconds: not in the supervisor, which needs none
+
+    return create_app(settings)
+
+
+def _serve(
+    settings: Settings,
+    listener: socket.socket,
+    supervisor: int | None = None,
+    serving: Event | None = None,
+) -> int:
+    server = Server(settings, supervisor=supervisor, serving=serving)
+    with listener:
+        server.run([listener])
+    if not server.started:
+        return STARTUP_FAILURE
+    return STOPPED_AT_ONCE if server.force_exit else 0
+
+
+def _work(settings: Settings, listener: socket.socket, supervisor: int, serving: Event) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    logs.configure(settings)
+    raise SystemExit(_serve(settings, listener, supervisor, serving))
+
+
+class Supervisor:
+    """Keeps `workers` processes on one port, and passes on the signals to stop."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self.settings, self.listener = settings, listener
+        self.context = multiprocessing.get_context("spawn")
+        self.serving = self.context.Event()
+        self.workers: list[SpawnProcess] = []
+        self._signalled: float | None = None
+        self._at_once = False
+
+    def run(self) -> int:
+        """Until told to stop; the exit status."""
+        handled = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        before = {number: signal.signal(number, self._on_signal) for number in handled}
+        try:
+            for _ in range(self.settings.workers):
+                self._start()
+            failed = self._watch()
+            self.listener.close()
+            lost = self._join()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if failed:
+            return STARTUP_FAILURE
+        return STOPPED_AT_ONCE if lost or self._at_once else 0
+
+    def _start(self) -> None:
+        worker = self.context.Process(
+            target=_work,
+            args=(self.settings, self.listener, os.getpid(), self.serving),
+            name="tim4rec worker",
+        )
+        # The terminal's signals are for the supervisor, also while a worker starts.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            worker.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        self.workers.append(worker)
+        if self._stopping():  # while it was being started
+            _send(worker, signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Passed on from here, and not by the loop: it may be late.
+        now = time.monotonic()
+        again = self._signalled is not None and now > self._signalled + TWICE_S
+        if again or number == signal.SIGQUIT:
+            self._at_once = True
+        self._signalled = self._signalled or now
+        for worker in self.workers:
+            _send(worker, signal.SIGQUIT if self._at_once else signal.SIGTERM)
+
+    def _stopping(self) -> bool:
+        return self._signalled is not None
+
+    def _watch(self) -> bool:
+        """Starts workers anew that die, until told to stop; whether none could be started."""
+        restart_at = 0.0
+        while not self._stopping():
+            wait([worker.sentinel for worker in self.workers], timeout=0.1)
+            for worker in [worker for worker in self.workers if not worker.is_alive()]:
+                if self._stopping():
+                    break
+                self.workers.remove(worker)
+                code = worker.exitcode
+                worker.close()
+                if code == STARTUP_FAILURE and not self.serving.is_set():
+                    self._on_signal(signal.SIGTERM, None)
+                    return True
+                logger.error("a worker ended (%s): starting another", _cause(code))
+            while len(self.workers) < self.settings.workers and not self._stopping():
+                # One that can't start now, without the store for instance, may later.
+                if time.monotonic() < restart_at:
+                    break
+                restart_at = time.monotonic() + RESTART_EVERY_S
+                self._start()
+            if not self.workers:
+                time.sleep(0.1)
+        return False
+
+    def _join(self) -> bool:
+        """Waits for all workers to end; whether any did not end by itself."""
+        lost = False
+        until = time.monotonic() + self.settings.drain_s + self.settings.shutdown_s + KILL_AFTER_S
+        for worker in self.workers:
+            worker.join(max(0.0, until - time.monotonic()))
+            if worker.is_alive():
+                logger.error("worker %d does not end: killed", worker.pid)
+                worker.kill()
+                worker.join()
+            if worker.exitcode not in (0, -signal.SIGTERM):  # of one that was just starting
+                logger.error("a worker ended: %s", _cause(worker.exitcode))
+                lost = True
+        return lost
+
+
+def _send(worker: SpawnProcess, number: int) -> None:
+    with suppress(ProcessLookupError):
+        if worker.pid is not None and worker.exitcode is None:
+            os.kill(worker.pid, number)
+
+
+def _cause(code: int | None) -> str:
+    if code is not None and code < 0:
+        with suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit status {code}"
