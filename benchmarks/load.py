@@ -43,7 +43,7 @@ class Load:
             self.ask_for_unknown_user: 4,
             self.ask_for_user_of_unknown_items: 2,
             self.post_conflict: 0.5,
-            self.send_nonsense: 1,
+            self.send_nonsense: 0.5,
             self.erase: 0.5,
         }
 
@@ -57,6 +57,11 @@ class Load:
                     requests.create_task(self._any())
                     at += self._draw.expovariate(rate(at - started))
                 await asyncio.sleep(0.01)
+
+    async def each_kind(self) -> None:
+        """Sends one request of each kind."""
+        for kind in self._kinds:
+            await kind()
 
     async def burst(self, requests: int) -> None:
         """Sends many requests at once."""
@@ -123,14 +128,10 @@ class Load:
 
     async def send_nonsense(self) -> None:
         future = {"user_id": "u", "item_id": "i", "timestamp": time.time() + DAY_S}
-        await self._draw.choice(
-            (
-                lambda: self._send("GET", "/recommend", params={"user_id": "u", "k": 0}),
-                lambda: self._send("GET", f"/users/{uuid4().hex}"),
-                lambda: self._send("GET", "/no-such-page"),
-                lambda: self._send("POST", "/interactions", json=future),
-            )
-        )()
+        await self._send("POST", "/interactions", json=future)
+        await self._send("GET", "/recommend", params={"user_id": "u", "k": 0})
+        await self._send("GET", f"/users/{uuid4().hex}")
+        await self._send("GET", "/no-such-page")
 
     async def erase(self) -> None:
         await self._send("DELETE", f"/users/{self._user()}")
