@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from cli.console import CommandError, out, say
@@ -44,6 +45,7 @@ def serve(given: dict[str, Any]) -> None:
     # What is wrong with any of these is said here, in one line and once, not by every worker.
     settings = chosen_settings(**given)
     require_free_port(settings.port, settings.host)
+    _check_device(settings.device)
     example = load_artefact(settings.artefact).items.ids[0]
     logs.configure(settings)
     if settings.redis is None:
@@ -53,8 +55,13 @@ def serve(given: dict[str, Any]) -> None:
     _log_settings(settings)
 
     scratch = None
-    if MULTIPROC_DIR in os.environ:
-        clear(Path(os.environ[MULTIPROC_DIR]))
+    if folder := os.environ.get(MULTIPROC_DIR):
+        try:
+            clear(Path(folder))
+        except OSError as error:
+            raise CommandError(
+                f"{MULTIPROC_DIR}: {folder}: {error.strerror}; give a folder to write to"
+            ) from None
     elif settings.workers > 1:
         scratch = tempfile.mkdtemp(prefix="tim4rec-metrics-")
         os.environ[MULTIPROC_DIR] = scratch
@@ -66,6 +73,18 @@ def serve(given: dict[str, Any]) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
     if status:
         raise typer.Exit(status)
+
+
+def _check_device(name: str) -> None:
+    if name == "auto":
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise CommandError(f"device {name}: take auto, cpu, cuda, cuda:1 or so") from None
+    # Counted, not used: the supervisor takes no memory of a GPU.
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise CommandError(f"device {name}: {torch.cuda.device_count()} GPUs found here")
 
 
 async def _check_store(url: str) -> None:

@@ -161,5 +161,5 @@ def _limited(field: FieldInfo) -> str:
             case annotated_types.Gt(gt):
                 kind += f" > {gt}"
             case annotated_types.Le(le):
-                kind += f" ≤ {le}"
+                kind += f" and ≤ {le}"
     return kind

@@ -209,7 +209,8 @@ def _fault(fault: Any, given: Mapping[str, object]) -> str:
 
 
 def _unknown_variables() -> list[str]:
-    known = {variable(name) for name in Settings.model_fields} | CLIENT_VARIABLES
+    names = [name.upper() for name in Settings.model_fields]
+    known = {PREFIX + name for name in names} | CLIENT_VARIABLES
     faults = []
     for name, value in sorted(os.environ.items()):
         given = name.upper()
@@ -222,8 +223,8 @@ def _unknown_variables() -> list[str]:
                 "enableServiceLinks: false in the pod"
             )
         elif given not in known:
-            near = difflib.get_close_matches(given, sorted(known), 1)
-            hint = f"did you mean {near[0]}?" if near else "`tim4rec settings` lists all"
+            near = difflib.get_close_matches(given.removeprefix(PREFIX), names, 1)
+            hint = f"did you mean {PREFIX}{near[0]}?" if near else "`tim4rec settings` lists all"
             faults.append(f"{name} is no setting: {hint}")
     return faults
 

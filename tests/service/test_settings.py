@@ -1,12 +1,36 @@
 from __future__ import annotations
 
 import os
+import pickle
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
-from service.settings import Settings
+from cli.main import app
+from cli.settings import as_markdown, takes_settings
+from service.settings import Settings, SettingsError, flag, read_settings, variable
+
+ROOT = Path(__file__).parents[2]
+
+OTHERS: dict[str, str] = {
+    "artefact": "models/a", "device": "cuda:1", "threads": "2",
+    "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
+    "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",
+    "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5",
+    "pool_capacity": "128", "max_batch": "32", "max_queue": "7", "snapshot_every": "8",
+    "snapshot_ttl_s": "60", "snapshot_precision": "float16",
+    "late_policy": "reject", "future_tolerance_s": "2.5", "dedup_window": "10",
+    "idle_ttl_s": "9", "erasure_poll_s": "1",
+    "max_k": "5", "max_batch_events": "6", "api_keys": " hunter4, hunter5 ,,",
+    "log_level": "debug", "log_format": "text", "log_requests": "all", "tracing": "true",
+    "exactness_every_s": "0", "exactness_max_events": "3", "exactness_tolerance": "0.5",
+}  # fmt: skip
+"""A value for every setting that is not its default."""
 
 
 @pytest.fixture(autouse=True)
@@ -16,42 +40,71 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+def check_others(settings: Settings) -> None:
+    """Every setting has the value of OTHERS."""
+    for name, text in OTHERS.items():
+        value = getattr(settings, name)
+        if name == "redis_url":
+            assert settings.redis == text
+        elif name == "api_keys":
+            assert [key.get_secret_value() for key in value] == ["hunter4", "hunter5"]
+        else:
+            assert str(value).lower() in (text, f"{text}.0"), name
+        assert value != Settings.model_fields[name].default, name
+
+
 def test_the_environment_gives_every_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "ARTEFACT": "models/a",
-        "REDIS_URL": "redis://:secret@host/1",
-        "MAX_BATCH": "32",
-        "POOL_CAPACITY": "128",
-        "LATE_POLICY": "reject",
-        "FUTURE_TOLERANCE_S": "1.5",
-        "SNAPSHOT_PRECISION": "float16",
-        "API_KEYS": " one, two ,,",
-    }.items():
-        monkeypatch.setenv(f"TIM4REC_{name}", value)
-    settings = Settings()  # type: ignore[call-arg]
-    assert settings.artefact == Path("models/a")
-    assert settings.redis == "redis://:secret@host/1"
-    assert (settings.max_batch, settings.pool_capacity) == (32, 128)
-    assert settings.late_policy == "reject"
-    assert settings.future_tolerance_s == 1.5
-    assert settings.snapshot_precision == "float16"
-    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert OTHERS.keys() == Settings.model_fields.keys()
+    for name, value in OTHERS.items():
+        monkeypatch.setenv(variable(name), value)
+    check_others(read_settings())
+
+
+def test_flags_give_every_setting() -> None:
+    got: dict[str, Any] = {}
+    command = typer.Typer()
+    command.command()(takes_settings(got.update))
+    given = [OTHERS["artefact"]]
+    for name, value in OTHERS.items():
+        if name == "tracing":
+            given.append(flag(name))
+        elif name not in ("artefact", "data_dir"):
+            given += [flag(name), value]
+    result = CliRunner().invoke(command, given)
+    assert result.exit_code == 0, result.output
+    assert got.pop("data_dir") is None
+    assert Path(got["artefact"]) == Path(OTHERS["artefact"])
+    check_others(read_settings(got).model_copy(update={"data_dir": Path(OTHERS["data_dir"])}))
 
 
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIM4REC_NAMESPACE", "elsewhere")
     monkeypatch.setenv("TIM4REC_THREADS", "3")
-    settings = Settings(artefact=Path("a"), namespace="here")
+    settings = read_settings({"artefact": "a", "namespace": "here", "threads": None})
     assert (settings.namespace, settings.threads) == ("here", 3)
     assert settings.redis is None
 
 
+def test_empty_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REDIS_URL", "MAX_BATCH", "API_KEYS", "TRACING"):
+        monkeypatch.setenv(f"TIM4REC_{name}", "")
+    settings = read_settings({"artefact": "a", "namespace": ""})
+    assert settings == Settings(artefact=Path("a"))
+    assert (settings.redis, settings.max_batch, settings.api_keys) == (None, 128, ())
+    assert settings.namespace == "tim4rec"
+
+
 def test_secrets_are_not_shown() -> None:
-    settings = Settings(
-        artefact=Path("a"), redis_url="redis://:hunter2@host", api_keys="hunter3,hunter4"
-    )  # type: ignore[arg-type]
-    assert "hunter" not in repr(settings)
-    assert "hunter" not in str(settings.model_dump())
+    settings = read_settings({name: OTHERS[name] for name in ("artefact", "redis_url", "api_keys")})
+    shown = (repr(settings), str(settings.model_dump()), str(settings.shown()))
+    assert "hunter" not in " ".join(shown)
+    assert settings.shown()["redis_url"] == "redis://host:7000/1"
+    assert list(settings.changed()) == ["artefact", "redis_url", "api_keys"]
+
+
+def test_workers_get_them_whole() -> None:
+    settings = read_settings({name: OTHERS[name] for name in OTHERS if name != "data_dir"})
+    assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301
 
 
 @pytest.mark.parametrize(
@@ -65,6 +118,8 @@ def test_secrets_are_not_shown() -> None:
         ({"artefact": "a", "store_timeout_s": "soon"}, "store_timeout_s"),
         ({"artefact": "a", "dedup_window": 1}, "dedup_window"),
         ({"artefact": "a", "snapshot_precision": "int8"}, "snapshot_precision"),
+        ({"artefact": "a", "port": 65536}, "port"),
+        ({"artefact": "a", "log_level": "loud"}, "log_level"),
     ],
 )
 def test_a_wrong_setting_is_named_in_one_line(values: dict[str, object], field: str) -> None:
@@ -75,6 +130,58 @@ def test_a_wrong_setting_is_named_in_one_line(values: dict[str, object], field: 
     assert "\n" not in fault["msg"]
 
 
+def test_faults_name_the_flag_or_the_variable_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIM4REC_MAX_BATCH", "many")
+    monkeypatch.setenv("TIM4REC_REDIS_URL", "redis://:hunter2@host")
+    with pytest.raises(SettingsError) as raised:
+        read_settings({"fsync": "sometimes"})
+    line = str(raised.value)
+    assert "TIM4REC_ARTEFACT is not given" in line
+    assert "TIM4REC_MAX_BATCH: " in line
+    assert "--fsync: Input should be 'always' or 'everysec'" in line
+    assert "\n" not in line
+    assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("TIM4REC_MAX_BACH", "did you mean TIM4REC_MAX_BATCH?"),
+        ("TIM4REC_REDIS", "did you mean TIM4REC_REDIS_URL?"),
+        ("tim4rec_worker", "did you mean TIM4REC_WORKERS?"),
+        ("TIM4REC_QQQ", "`tim4rec settings` lists all"),
+        ("TIM4REC_SERVICE_PORT_HTTP", "enableServiceLinks: false"),
+        ("TIM4REC_PORT_8000_TCP_ADDR", "enableServiceLinks: false"),
+    ],
+)
+def test_an_unknown_variable(monkeypatch: pytest.MonkeyPatch, name: str, hint: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SettingsError) as raised:
+        read_settings({"artefact": "a"})
+    assert str(raised.value).startswith(f"{name} ")
+    assert hint in str(raised.value)
+
+
+def test_a_port_that_kubernetes_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIM4REC_PORT", "tcp://10.0.0.1:8000")
+    with pytest.raises(SettingsError, match="enableServiceLinks: false"):
+        read_settings({"artefact": "a"})
+
+
+def test_variables_of_the_clients_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIM4REC_API_KEY", "hunter2")
+    assert read_settings({"artefact": "a"}).api_keys == ()
+
+
+def test_tracing_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_settings({"artefact": "a", "tracing": True}).tracing
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)
+    with pytest.raises(SettingsError) as raised:
+        read_settings({"artefact": "a", "tracing": True})
+    assert str(raised.value) == "--tracing: needs the extra `otel`: pip install 'tim4rec[otel]'"
+    assert not read_settings({"artefact": "a"}).tracing
+
+
 def test_the_pool_must_have_room_for_the_waves_in_flight() -> None:
     with pytest.raises(ValidationError) as raised:
         Settings(artefact=Path("a"), pool_capacity=127, max_batch=32)
@@ -82,3 +189,23 @@ def test_the_pool_must_have_room_for_the_waves_in_flight() -> None:
     assert "pool_capacity 127" in fault["msg"]
     assert "4 x max_batch 32" in fault["msg"]
     assert Settings(artefact=Path("a"), pool_capacity=128, max_batch=32).max_batch == 32
+
+
+def test_every_setting_is_in_the_tables_and_in_the_help_of_serve() -> None:
+    wide = {"COLUMNS": "200", "TERM": "dumb"}
+    shown = CliRunner().invoke(app, ["settings"], env=wide).stdout
+    page = CliRunner().invoke(app, ["settings", "--markdown"], env={"COLUMNS": "40"}).stdout
+    usage = CliRunner().invoke(app, ["serve", "--help"], env=wide).stdout
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        for text in (shown, page):
+            assert any(variable(name) in line for line in text.splitlines()), name
+        if name != "artefact":
+            assert f" {flag(name)} " in usage, name
+            assert f"| `{variable(name)}` | `{flag(name)}` |" in page
+    assert page.rstrip() == as_markdown()
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    assert page.rstrip() == as_markdown(), "tim4rec settings --markdown > docs/settings.md"
