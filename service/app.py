@@ -20,6 +20,7 @@ from service.drain import Drain
 from service.embedded import EmbeddedStore
 from service.engine import Engine
 from service.event_log import EventLog
+from service.exactness import ExactnessSampler
 from service.request_context import IdentifyRequests
 from service.routes import health, interactions, recommend, users
 from service.schemas import Problem
@@ -131,6 +132,14 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
             logger.warning("given up: what was under way did not end within shutdown_s")
 
     stack.push_async_callback(stop_engine)
+    if settings.exactness_every_s:
+        sampler = ExactnessSampler(
+            engine,
+            every_s=settings.exactness_every_s,
+            max_events=settings.exactness_max_events,
+            tolerance=settings.exactness_tolerance,
+        )
+        await stack.enter_async_context(sampler.running())
     config = artefact.model.config
     metrics.MODEL.labels(
         engine.identity, config.time, str(config.n_items), settings.snapshot_precision

@@ -7,7 +7,8 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,8 +54,17 @@ class ExactnessSampler:
         self.every_s, self.max_events, self.tolerance = every_s, max_events, tolerance
         self._latest: deque[float] = deque(maxlen=LATEST)
 
-    async def run(self) -> None:
-        """Samples until cancelled."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Samples meanwhile."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self) -> None:
         while True:
             # Not in step with the other workers.
             await asyncio.sleep(self.every_s * random.uniform(0.5, 1.5))

@@ -15,9 +15,9 @@ import torch
 from model.artefact import Artefact
 from service import metrics
 from service.engine import Engine
-from service.event_log import EventLog, NewEvent, new_uid
+from service.event_log import Event, EventLog, NewEvent, new_uid
 from service.exactness import ExactnessSampler
-from service.store import Store
+from service.store import Store, StoreUnavailable
 from tests.service.processes import BASE_MS, make_artefact
 
 ITEMS = [f"i{n}" for n in range(30)]
@@ -191,15 +191,35 @@ def test_it_runs_by_itself_beside_requests(artefact: Artefact, store_url: str, r
     async def go() -> None:
         async with started(artefact, store_url) as engine:
             equal, different = counted("equal"), counted("different")
-            watch = asyncio.create_task(sampler(engine).run())
-            for start in range(0, 40, 4):
-                await asyncio.gather(*(interact(engine, user, 4, start) for user in "abcdef"))
-            async with asyncio.timeout(20):
+            async with sampler(engine).running(), asyncio.timeout(20):
+                for start in range(0, 40, 4):
+                    await asyncio.gather(*(interact(engine, user, 4, start) for user in "abcdef"))
                 while counted("equal") < equal + 5:
                     await interact(engine, "ann", 1)
             assert counted("different") == different
-            watch.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await watch
+            after = counted("equal")
+            await asyncio.sleep(0.1)
+            assert counted("equal") == after
+
+    run(go())
+
+
+def test_a_store_that_is_away_stops_nothing(artefact: Artefact, store_url: str, run: Run) -> None:
+    async def go() -> None:
+        async with started(artefact, store_url) as engine:
+            await interact(engine, "ann", 4)
+            events, skipped, equal = engine.log.events, counted("skipped"), counted("equal")
+
+            async def away(user_id: str) -> AsyncIterator[list[Event]]:
+                raise StoreUnavailable("away")
+                yield []
+
+            engine.log.events = away  # type: ignore[method-assign,assignment]
+            async with sampler(engine).running(), asyncio.timeout(20):
+                while counted("skipped") < skipped + 3:
+                    await engine.recommend("ann", 5)
+                engine.log.events = events  # type: ignore[method-assign]
+                while counted("equal") == equal:
+                    await engine.recommend("ann", 5)
 
     run(go())
