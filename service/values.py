@@ -147,8 +147,15 @@ def forget_the_dead(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Removes what earlier runs have left in the folder; files of living processes stay."""
-    for file in folder.glob("*.db"):
+    """Removes what earlier runs have left in the folder; files of living processes stay.
+
+    Raises:
+        OSError: the folder can't be made or written to.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(folder / "0.place", os.O_RDWR | os.O_CREAT, 0o600))
+    kinds = ("counter_*.db", "histogram_*.db", "gauge_*.db")
+    for file in itertools.chain.from_iterable(map(folder.glob, kinds)):
         lock = _lock(folder / f"{file.stem.rpartition('_')[2]}.place")
         if lock is not None:
             file.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.artefact import Artefact
+from service.values import WRITE_EVERY_S
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
     BASE_MS,
@@ -196,6 +197,7 @@ def test_metrics_are_of_all_workers(pair: Pair, run: Any) -> None:
             await asyncio.gather(*(get(both[0], f"asker{n}") for n in range(200)))
 
     run(ask())
+    time.sleep(3 * WRITE_EVERY_S)
     labels = {"route": "/recommend", "status": "200"}
     total = scraped(pair.services[0], "tim4rec_request_duration_seconds_count", **labels)
     assert total >= 200
