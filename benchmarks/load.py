@@ -15,6 +15,13 @@ import httpx
 DAY_S = 86_400
 
 
+def client_of(url: str) -> httpx.AsyncClient:
+    """A client with room for bursts. It drops idle connections before the service does, which
+    may be at the very moment a request is sent."""
+    limits = httpx.Limits(max_connections=400, keepalive_expiry=2)
+    return httpx.AsyncClient(base_url=url, limits=limits, timeout=60)
+
+
 class Load:
     """Sends requests to a service and counts the answers in `statuses`.
 
@@ -46,6 +53,20 @@ class Load:
             self.send_nonsense: 0.5,
             self.erase: 0.5,
         }
+
+    async def fill(self, interactions: int) -> None:
+        """Gives each user so many interactions, an hour apart."""
+        now = time.time()
+        for number in range(self._users):
+            body = [
+                {
+                    "user_id": f"user-{number}",
+                    "item_id": self._item(),
+                    "timestamp": now - 3600 * (interactions - i),
+                }
+                for i in range(interactions)
+            ]
+            await self._send("POST", "/interactions/batch", json={"interactions": body})
 
     async def run(self, seconds: float, rate: Callable[[float], float]) -> None:
         """Sends `rate(t)` requests a second, t being the seconds since the start, and waits for no

@@ -32,7 +32,7 @@ from tests.service.processes import Service, make_artefact
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 from benchmarks.dashboard import Dashboard  # noqa: E402
-from benchmarks.load import Load  # noqa: E402
+from benchmarks.load import Load, client_of  # noqa: E402
 from benchmarks.prometheus import Prometheus  # noqa: E402
 
 PROMETHEUS, GRAFANA = ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana"
@@ -270,8 +270,7 @@ class Watched:
 
 
 async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
-    limits = httpx.Limits(max_connections=400)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+    async with client_of(url) as client:
         load = Load(client, ITEMS, users=300)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(load.run(LOAD_S, lambda t: 40 + 20 * math.sin(t)))
