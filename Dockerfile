@@ -80,6 +80,7 @@ ENV PATH=/venv/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    TIM4REC_HOST=0.0.0.0 \
     TIM4REC_DATA_DIR=/data
 WORKDIR /data
 USER 10001:10001
@@ -88,7 +89,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=90s --retries=3 \
     CMD ["tim4rec", "health"]
 ENTRYPOINT ["tini", "--", "tim4rec"]
-CMD ["serve", "/artefact", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["serve", "/artefact"]
 
 ARG VERSION=0.1.0
 ARG REVISION=

@@ -1,0 +1,8 @@
+# A trained model as an image, which a pod's init container copies to the service:
+#
+#   docker build -t REGISTRY/tim4rec-model:TAG -f deploy/kubernetes/model.Dockerfile artefacts/NAME
+#
+# Rolling out a model, and rolling it back, is then a change of this image's tag.
+FROM busybox:1.37
+COPY --chown=10001:10001 . /model/
+USER 10001:10001

