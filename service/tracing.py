@@ -48,7 +48,8 @@ class Tracing:
 
     def begin(self, scope: Scope, context: RequestContext) -> RequestSpan:
         """The span of a request; `context` gets its ids."""
-        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+        known = scope["method"] in METHODS
+        name = scope["method"] if known else "HTTP"
         carrier = {
             name.decode(): value.decode("latin-1")
             for name, value in scope["headers"]
@@ -56,11 +57,11 @@ class Tracing:
         }
         # The convention asks for the path, too. It can hold a user id: left out.
         span = self._tracer.start_span(
-            "HTTP" if method == "_OTHER" else method,
+            name,
             _propagator.extract(carrier),
             SpanKind.SERVER,
             {
-                "http.request.method": method,
+                "http.request.method": name if known else "_OTHER",
                 "url.scheme": scope["scheme"],
                 "tim4rec.request_id": context.request_id,
             },
@@ -70,7 +71,7 @@ class Tracing:
             format_trace_id(ids.trace_id),
             format_span_id(ids.span_id),
         )
-        return RequestSpan(self._tracer, span)
+        return RequestSpan(self._tracer, span, name)
 
     async def close(self) -> None:
         """Sends what is left, for `FLUSH_WITHIN_S` at most."""
@@ -83,8 +84,8 @@ class Tracing:
 class RequestSpan:
     """A request's span from its beginning to its end."""
 
-    def __init__(self, tracer: Tracer, span: Span) -> None:
-        self._tracer, self._span = tracer, span
+    def __init__(self, tracer: Tracer, span: Span, name: str) -> None:
+        self._tracer, self._span, self._name = tracer, span, name
         self._epoch_ns = time.time_ns() - time.perf_counter_ns()
 
     def end(self, scope: Scope, status: int, ended: float) -> None:
@@ -94,7 +95,7 @@ class RequestSpan:
             return
         route = route_of(scope)
         if route != "unmatched":
-            span.update_name(f"{scope['method']} {route}")
+            span.update_name(f"{self._name} {route}")
             span.set_attribute("http.route", route)
         span.set_attribute("http.response.status_code", status)
         if status >= 500:
