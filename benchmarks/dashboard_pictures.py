@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
+import importlib.util
 import math
 import os
 import re
@@ -197,8 +199,7 @@ class Drawing:
 
     def save(self, file: Path, rows: tuple[str, ...]) -> None:
         """One picture of some rows of the dashboard."""
-        from matplotlib import pyplot as plt
-
+        plt: Any = importlib.import_module("matplotlib.pyplot")  # only of the extra `docs`
         panels: list[dict[str, Any]] = []
         keep = False
         for panel in self.dashboard.json["panels"]:
@@ -390,10 +391,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     args = parser.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SystemExit("error: matplotlib is missing: pip install 'tim4rec[docs]'")
     items = load_artefact(args.artefact).items.ids
     port = free_port()
     with ExitStack() as running:
-        prometheus = running.enter_context(Prometheus(f"127.0.0.1:{port}"))
+        try:
+            prometheus = running.enter_context(Prometheus(f"127.0.0.1:{port}"))
+        except FileNotFoundError as error:
+            raise SystemExit(f"error: {error}") from None
         store = running.enter_context(a_store())
         url = running.enter_context(a_service(args.artefact, store, port))
         asyncio.run(fill(url, items))
