@@ -174,7 +174,8 @@ def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
         grows_only(before, seen[-1])
         before = seen[-1]
     alone = [found for found in seen if value(found, "tim4rec_workers") == WORKERS - 1]
-    assert alone, "the dead one's gauges stayed"
+    # All the time until the new one has loaded its model.
+    assert len(alone) > len(seen) / 2, "the dead one's gauges stayed"
     assert {value(found, "tim4rec_queue_capacity_requests") for found in alone} == {QUEUE}
     eventually(lambda: value(scrape(pair), "tim4rec_ready") == 1)
     for name, number in ask(pair, 1).items():
