@@ -4,8 +4,8 @@
 #   docker build -t tim4rec:cuda --build-arg VARIANT=cuda .
 #
 #   docker run --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 \
-#       -v ./artefacts/ml-100k:/artefact:ro -v tim4rec:/data tim4rec:cpu
-#   docker run -v .:/work -w /work --user "$(id -u):$(id -g)" tim4rec:cpu train shop.csv
+#       -v "$PWD/artefacts/ml-100k:/artefact:ro" -v tim4rec:/data tim4rec:cpu
+#   docker run -v "$PWD:/work" -w /work --user "$(id -u):$(id -g)" tim4rec:cpu train shop.csv
 #
 # Without TIM4REC_REDIS_URL the store is the embedded one, in /data.
 
