@@ -50,7 +50,7 @@ PICTURES = {
 SMALL = {
     "pool_capacity": 400,
     "max_batch": 32,
-    "max_queue": 64,
+    "max_queue": 32,
     "snapshot_every": 8,
     "exactness_every_s": 2,
 }
@@ -139,7 +139,7 @@ async def put_under_load(url: str, store: str, items: list[str], seconds: float)
         tasks.create_task(load.run(seconds, rate))
         await asyncio.sleep(BURSTS_AT * seconds)
         for _ in range(3):  # over several scrapes: a rate has to see it grow
-            await stopping.client_pause(300)
+            await stopping.client_pause(500)
             await load.burst(300)
             await asyncio.sleep(4)
     return load.statuses

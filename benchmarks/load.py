@@ -131,7 +131,7 @@ class Load:
     async def post_batch(self) -> None:
         body = [
             {"user_id": self._user(), "item_id": self._item()}
-            for _ in range(self._draw.randrange(5, 50))
+            for _ in range(self._draw.randrange(5, 30))
         ]
         await self._send("POST", "/interactions/batch", json={"interactions": body})
 
