@@ -47,11 +47,11 @@ def serve(given: dict[str, Any]) -> None:
     require_free_port(settings.port, settings.host)
     _check_device(settings.device)
     example = load_artefact(settings.artefact).items.ids[0]
-    logs.configure(settings)
     if settings.redis is None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     else:
         asyncio.run(_check_store(settings.redis))
+    logs.configure(settings)
     _log_settings(settings)
 
     scratch = None
@@ -88,11 +88,14 @@ def _check_device(name: str) -> None:
 
 
 async def _check_store(url: str) -> None:
+    logging.disable()  # what it warns of, every process will say
     try:
         async with Store(url) as store:
             await store.check()
     except StoreError as error:
         raise CommandError(str(error)) from None
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _log_settings(settings: Settings) -> None:

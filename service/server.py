@@ -164,9 +164,13 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("stopping")
-        if not self.force_exit:
+        if self.force_exit:
+            self.config.timeout_graceful_shutdown = 0
+        else:
             self.drain.over_by = time.monotonic() + self.settings.shutdown_s
         await super().shutdown(sockets)
+        if self.force_exit:  # left out above: the application would have to end by cancellation
+            await self.lifespan.shutdown()
 
 
 def _app(settings: Settings) -> Any:
@@ -288,9 +292,10 @@ class Supervisor:
                 logger.error("worker %d does not end: killed", worker.pid)
                 worker.kill()
                 worker.join()
-            if worker.exitcode not in (0, -signal.SIGTERM):  # of one that was just starting
-                logger.error("a worker ended: %s", _cause(worker.exitcode))
-                lost = True
+            if self._at_once or worker.exitcode in (0, -signal.SIGTERM):  # it was just starting
+                continue
+            logger.error("a worker ended: %s", _cause(worker.exitcode))
+            lost = True
         return lost
 
 

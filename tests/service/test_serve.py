@@ -77,8 +77,20 @@ def test_one_store_only(
     refused(result, "--data-dir", "TIM4REC_REDIS_URL", "give one")
 
 
+@pytest.mark.parametrize(("name", "part"), [("gpuu", "take auto, cpu"), ("cuda:99", "GPUs found")])
+def test_a_device_that_is_not_there(artefact: Artefact, name: str, part: str) -> None:
+    result = serve(artefact.folder, "--port", free_port(), "--device", name)
+    refused(result, f"device {name}: ", part)
+
+
+def test_a_misspelt_variable(artefact: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIM4REC_MAX_BACH", "1")
+    refused(serve(artefact.folder), "TIM4REC_MAX_BACH", "did you mean TIM4REC_MAX_BATCH?")
+
+
 def test_no_artefact(artefact: Artefact, tmp_path: Path) -> None:
     port = free_port()
+    refused(serve("--port", port), "TIM4REC_ARTEFACT is not given: folder of the model")
     nowhere = tmp_path / "nowhere"
     refused(serve(nowhere, "--port", port), str(nowhere), "no such folder", "tim4rec train")
     damaged = tmp_path / "damaged"
