@@ -36,6 +36,16 @@ class Stages:
         """Time by stage, each moment once: where spans overlap, the one that began first has it,
         and waiting in the queue has only what no other stage has."""
         total: dict[str, float] = {}
+        past = float("-inf")
+        for stage, start, end in self.spans:
+            if start < past:
+                return self._untangled()
+            total[stage] = total.get(stage, 0.0) + end - start
+            past = end
+        return total
+
+    def _untangled(self) -> dict[str, float]:
+        total: dict[str, float] = {}
         covered = worked = 0.0
         covered_to = worked_to = float("-inf")
         for stage, start, end in sorted(self.spans, key=_start):

@@ -7,6 +7,7 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics, stages
+from service.request_context import route_of
 
 
 class TimeRequests:
@@ -41,7 +42,7 @@ class TimeRequests:
             stages.current.reset(before)
             metrics.observe_request(
                 scope["method"],
-                getattr(scope.get("route"), "path", "unmatched"),
+                route_of(scope),
                 status,
                 seconds,
                 timeline.seconds(),
