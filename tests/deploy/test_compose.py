@@ -287,35 +287,49 @@ class Machine:
         }
 
 
-def stores() -> list[str]:
-    return [str(get_binary_path()), *filter(None, [shutil.which("redis-server")])]
+VALKEY = str(get_binary_path())
+REDIS = shutil.which("redis-server")
+CLIENT = shutil.which("valkey-cli") or shutil.which("redis-cli")
 
 
-@pytest.mark.parametrize("server", stores(), ids=lambda path: Path(path).name)
-def test_the_store_s_configuration(server: str, folder: Path) -> None:
-    machine = Machine(folder, STORE_MEMORY="100mb")
+@contextlib.contextmanager
+def running_store(machine: Machine, server: str) -> Iterator[redis.Redis]:
     machine.install("valkey-server", server)
-    with machine.running("store", "--bind", "127.0.0.1") as process:
-        with redis.Redis(port=machine.ports[6379]) as client:
-            until = time.monotonic() + 10
-            while True:
-                try:
-                    client.ping()
-                    break
-                except redis.ConnectionError:
-                    assert process.poll() is None
-                    assert time.monotonic() < until
-                    time.sleep(0.02)
-            settings: Any = client.config_get("*")
-        if client_program := shutil.which("valkey-cli") or shutil.which("redis-cli"):
-            # The client takes the default port; this one is elsewhere.
-            wrapper = folder / "valkey-cli"
-            wrapper.write_text(f'#!/bin/sh\nexec {client_program} -p {machine.ports[6379]} "$@"\n')
-            wrapper.chmod(0o755)
-            machine.install("valkey-cli", wrapper)
-            assert machine.healthy("store")
+    with (
+        machine.running("store", "--bind", "127.0.0.1") as process,
+        redis.Redis(port=machine.ports[6379]) as client,
+    ):
+        until = time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                assert process.poll() is None
+                assert time.monotonic() < until
+                time.sleep(0.02)
+        yield client
         process.terminate()
         assert process.wait(seconds(machine.services["store"]["stop_grace_period"])) == 0
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        pytest.param(VALKEY, id="valkey"),
+        pytest.param(
+            REDIS,
+            id="redis",
+            marks=pytest.mark.skipif(
+                REDIS is None, reason="redis-server is missing: Debian package redis-server"
+            ),
+        ),
+    ],
+)
+def test_the_store_s_configuration(server: str, folder: Path) -> None:
+    machine = Machine(folder, STORE_MEMORY="100mb")
+    with running_store(machine, server) as client:
+        settings: Any = client.config_get("*")
     assert settings["appendonly"] == "yes"
     assert settings["appendfsync"] == "always"
     assert settings["maxmemory-policy"] == "noeviction"
@@ -323,6 +337,18 @@ def test_the_store_s_configuration(server: str, folder: Path) -> None:
     assert settings["save"] == ""
     assert Path(settings["dir"]) == machine.places["store"]
     assert list(machine.places["store"].rglob("*.aof"))
+
+
+@pytest.mark.skipif(CLIENT is None, reason="redis-cli is missing: Debian package redis-tools")
+def test_the_store_s_health(folder: Path) -> None:
+    machine = Machine(folder)
+    client = folder / "valkey-cli"  # takes the default port, and here the store is elsewhere
+    client.write_text(f'#!/bin/sh\nexec {CLIENT} -p {machine.ports[6379]} "$@"\n')
+    client.chmod(0o755)
+    machine.install("valkey-cli", client)
+    assert not machine.healthy("store")
+    with running_store(machine, VALKEY):
+        assert machine.healthy("store")
 
 
 def write_log(folder: Path) -> None:
@@ -352,7 +378,6 @@ def test_a_model_is_trained_once_and_served_on_the_store(folder: Path) -> None:
 
     machine = Machine(folder, WORKERS="1")  # more are tested elsewhere, and take longer
     machine.install("tim4rec", stand_in)
-    machine.install("valkey-server", get_binary_path())
     done = machine.run("train")
     assert done.returncode == 0, done.stdout + done.stderr
     config = folder / "artefacts" / "ml-100k" / "config.json"
@@ -364,7 +389,7 @@ def test_a_model_is_trained_once_and_served_on_the_store(folder: Path) -> None:
     port = {"TIM4REC_PORT": machine.ports[8000]}
     assert not machine.healthy("service", **port)
     with (
-        machine.running("store", "--bind", "127.0.0.1"),
+        running_store(machine, VALKEY) as store,
         machine.running("service", **port) as service,
     ):
         url = f"http://127.0.0.1:{machine.ports[8000]}"
@@ -377,8 +402,7 @@ def test_a_model_is_trained_once_and_served_on_the_store(folder: Path) -> None:
             assert answer["source"] == "model"
             assert len(answer["items"]) == 3
             assert "tim4rec_workers 1.0" in client.get("/metrics").text
-        with redis.Redis(port=machine.ports[6379]) as store:
-            assert store.keys("tim4rec:u:*") == [b"tim4rec:u:me"]
+        assert store.keys("tim4rec:u:*") == [b"tim4rec:u:me"]
         service.terminate()
         assert service.wait(seconds(machine.services["service"]["stop_grace_period"])) == 0
 
