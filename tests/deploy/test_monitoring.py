@@ -41,14 +41,15 @@ EVERY_S = 1
 LOAD_S = 9
 
 WHILE_ALL_IS_WELL = {
-    "failed {{operation}}",  # store errors
-    "instances without store",
-    "page",  # alerts firing
-    "ticket",
-    "GPU {{instance}}",
-    "replaced",  # workers
+    ("Alerts firing", "page"),
+    ("Alerts firing", "ticket"),
+    ("Errors, reachability", "failed {{operation}}"),
+    ("Errors, reachability", "instances without store"),
+    ("Memory", "GPU {{instance}}"),
+    ("Event loop lag", "{{instance}}"),
+    ("Workers", "replaced"),
 }
-"""Legends of queries that a healthy service answers by nothing but zeros."""
+"""Panels and legends of queries that a healthy service may answer by nothing but zeros."""
 
 SELECTOR = re.compile(r"\b((?:tim4rec_|tim4rec:|up\b)[\w:]*)(\{[^}]*\})?")
 
@@ -210,7 +211,10 @@ class Watched:
                 where = f"panel {panel['title']!r}, {target['legendFormat']!r}"
                 if not values:
                     yield f"{where}: no data"
-                elif not any(values) and target["legendFormat"] not in WHILE_ALL_IS_WELL:
+                elif (
+                    not any(values)
+                    and (panel["title"], target["legendFormat"]) not in WHILE_ALL_IS_WELL
+                ):
                     yield f"{where}: nothing but zeros"
 
     def other_queries(self) -> Iterator[str]:
