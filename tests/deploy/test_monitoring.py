@@ -275,15 +275,15 @@ class Watched:
 
 async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
     async with client_of(url) as client:
-        load = Load(client, ITEMS, users=300)
+        load = Load(client, ITEMS, users=200)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(load.run(LOAD_S, lambda t: 40 + 20 * math.sin(t)))
+            tasks.create_task(load.run(LOAD_S, lambda t: 25 + 10 * math.sin(t)))
             for _ in range(3):  # a rate shows only from the second refusal on
                 await asyncio.sleep(0.25 * LOAD_S)
                 await load.each_kind()
                 with store.client() as paused:
                     paused.client_pause(1000)  # ms; the queues fill
-                await load.burst(200)
+                await load.burst(100)
     return load.statuses
 
 
@@ -300,7 +300,7 @@ def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
         "2",
         redis_url=store.url,
         # Small, so that users do not all fit and requests are refused.
-        max_batch=16,
+        max_batch=8,
         pool_capacity=64,
         max_queue=8,
         snapshot_every=4,
