@@ -132,6 +132,15 @@ def train(
     label_smoothing: Annotated[
         float, typer.Option(help="Of the softmax loss.", rich_help_panel=LOOP)
     ] = DEFAULTS.label_smoothing,
+    ema: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.9999,
+            help="Decay of an average of the weights that is validated and kept; 0: none.",
+            rich_help_panel=LOOP,
+        ),
+    ] = DEFAULTS.ema,
     targets: Annotated[
         int, typer.Option(help="Targets of the loss a step.", rich_help_panel=LOOP)
     ] = DEFAULTS.targets,
@@ -192,6 +201,7 @@ def train(
         lr=lr,
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
+        ema=ema,
         targets=targets,
         max_len=max_len,
         max_epochs=epochs,

@@ -35,12 +35,19 @@ class Progress:
 def save_checkpoint(
     path: Path,
     model: TiM4Rec,
+    average: TiM4Rec | None,
     best: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
 ) -> None:
-    """Replaces `path` atomically: after a crash it holds the old run state or the new one."""
+    """Replaces `path` atomically: after a crash it holds the old run state or the new one.
+
+    Args:
+        average: holds the average of the weights; None where there is none.
+    """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
@@ -63,9 +70,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: TiM4Rec, optimizer: torch.optim.Optimizer, run: str
+    path: Path,
+    model: TiM4Rec,
+    average: TiM4Rec | None,
+    optimizer: torch.optim.Optimizer,
+    run: str,
 ) -> tuple[dict[str, Tensor], Progress]:
-    """Sets `model` and `optimizer` to the saved state; returns the best weights and the progress.
+    """Sets the models and `optimizer` to the saved state; returns the best weights and progress.
 
     Raises CheckpointError if the file is damaged, or of a run with other data or settings.
     """
@@ -93,6 +104,8 @@ def load_checkpoint(
         }
 
     model.load_state_dict(part("model/"))
+    if average is not None:
+        average.load_state_dict(part("average/"))
     for name, parameter in model.named_parameters():
         state = part(f"optimizer/{name}/")
         if state:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
@@ -46,7 +47,9 @@ class TrainingConfig:
     warmup: steps of linear growth of the learning rate. patience: epochs without a better
     validation NDCG@10 before stopping. request_dropout: share of windows without request times.
     clip: largest norm of the gradient. threads: of torch on a CPU, 0 leaves its own choice.
-    validation_users: validate on a fixed sample of this many, 0 on all.
+    validation_users: validate on a fixed sample of this many, 0 on all. ema: decay of the
+    exponential average of the weights, which is then what is validated and kept; at step t it is
+    at most (1 + t) / (10 + t); 0 keeps none.
     """
 
     lr: float = 3e-3
@@ -56,6 +59,7 @@ class TrainingConfig:
     warmup: int = 100
     clip: float = 1.0
     label_smoothing: float = 0.0
+    ema: float = 0.0
     targets: int = 2048
     max_len: int = 200
     request_dropout: float = 0.1
@@ -76,7 +80,7 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup", "validation_users", "seed", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        for name in ("beta1", "beta2", "label_smoothing", "request_dropout"):
+        for name in ("beta1", "beta2", "label_smoothing", "ema", "request_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
 
@@ -164,6 +168,7 @@ class _Run:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         self.model = TiM4Rec(model_config).to(config.device)
+        self.average = copy.deepcopy(self.model) if config.ema else None
         self.optimizer = _optimizer(self.model, config)
         self.progress = Progress(fingerprint(dataset, model_config, config))
         self.best: dict[str, Tensor] = {}
@@ -176,7 +181,7 @@ class _Run:
             self.checkpoint = folder / "checkpoint.safetensors"
             if self.checkpoint.exists():
                 self.best, self.progress = load_checkpoint(
-                    self.checkpoint, self.model, self.optimizer, self.progress.run
+                    self.checkpoint, self.model, self.average, self.optimizer, self.progress.run
                 )
                 console.print(
                     f"Resumed after epoch {self.progress.epoch} "
@@ -239,11 +244,12 @@ class _Run:
         p.epoch += 1
         if found["NDCG@10"] > p.best_ndcg:
             p.best_ndcg, p.best_epoch = found["NDCG@10"], p.epoch
-            self.best = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            kept = self.average or self.model
+            self.best = {k: v.detach().clone() for k, v in kept.state_dict().items()}
         seconds = time.perf_counter() - began
         p.seconds += seconds
         if self.checkpoint is not None:
-            save_checkpoint(self.checkpoint, self.model, self.best, self.optimizer, p)
+            save_checkpoint(self.checkpoint, self.model, self.average, self.best, self.optimizer, p)
         waits = p.epoch - p.best_epoch
         self.console.print(
             f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
@@ -263,13 +269,26 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
         self.optimizer.step()
+        self._follow()
         return loss.detach()
+
+    def _follow(self) -> None:
+        """Moves the average of the weights towards them."""
+        if self.average is None:
+            return
+        step = self.progress.step
+        # Without the bound the random initial weights would stay in it for 1 / (1 - ema) steps.
+        share = 1 - min(self.config.ema, (1 + step) / (10 + step))
+        now = self.model.state_dict()
+        for name, value in self.average.state_dict().items():
+            value.lerp_(now[name], share)
 
     def _validate(self) -> np.typing.NDArray[np.int64]:
         """Seen items kept; asked for at the target's own time where the model takes one."""
-        asked = self.model.config.uses_request_time
+        model = self.average or self.model
+        asked = model.config.uses_request_time
         ranking = rank_targets(
-            self.model, self.dataset.histories, self.validation, at_target_time=(asked,), top=0
+            model, self.dataset.histories, self.validation, at_target_time=(asked,), top=0
         )
         return ranking[asked].kept
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from model import ModelConfig, TiM4Rec
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
+from training import trainer
 from training.checkpoint import CheckpointError
 from training.dataset import Dataset, Histories, Protocol, build_dataset
 from training.evaluation import rank_targets
@@ -81,7 +82,7 @@ def test_the_same_seed_gives_the_same_weights(dataset: Dataset) -> None:
     assert not identical(first.model, other.model)
 
 
-RESUMED = with_options(targets=64, max_epochs=5)
+RESUMED = with_options(targets=64, max_epochs=5, ema=0.9)
 RUN = f"""
 from pathlib import Path
 from rich.console import Console
@@ -125,6 +126,38 @@ def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     assert "epoch   1 " not in output.getvalue()
     assert resumed.epochs == 5
     assert identical(resumed.model, train(dataset, config, RESUMED).model)
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = model_config(dataset, **SMALL)
+    options = with_options(max_epochs=1, ema=0.7)
+    run = trainer._Run(dataset, config, options, None, Console(quiet=True))
+    passed = [{name: value.clone() for name, value in weights(run.model).items()}]
+    step = torch.optim.AdamW.step
+
+    def spied(optimizer: torch.optim.AdamW) -> None:
+        step(optimizer)
+        passed.append({name: value.clone() for name, value in weights(run.model).items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spied)
+        result = run.finish()
+    average = passed[0]
+    assert len(passed) > 4
+    for number, now in enumerate(passed[1:], 1):
+        decay = min(0.7, (1 + number) / (10 + number))
+        average = {name: decay * old + (1 - decay) * now[name] for name, old in average.items()}
+    for name, value in weights(result.model).items():
+        torch.testing.assert_close(value, average[name], rtol=1e-5, atol=1e-7)
+    ranking = rank_targets(
+        result.model, dataset.histories, dataset.validation, at_target_time=(True,)
+    )[True]
+    assert ranking_metrics(ranking.kept)["NDCG@10"] == result.best_ndcg
+    plain = train(dataset, config, with_options(max_epochs=1)).model
+    for name, value in weights(plain).items():
+        assert torch.equal(value, passed[-1][name]), "the training itself stays the same"
 
 
 def test_more_epochs_go_on_with_the_same_run(dataset: Dataset, tmp_path: Path) -> None:
