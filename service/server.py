@@ -6,6 +6,7 @@ under way is finished, for `shutdown_s` at most. Again, or SIGQUIT: stopped at o
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import multiprocessing
 import os
@@ -34,6 +35,9 @@ STOPPED_AT_ONCE = 1
 TWICE_S = 0.5
 """Programs that start others often send a signal to the process and to its group, too: a second
 one within this time is the first one's echo."""
+LAST_REQUESTS_S = 0.2
+"""Between closing the port and closing connections without a request: some have just been opened
+for one that is still to be read."""
 AT_ONCE_S = 3
 KILL_AFTER_S = 5.0
 RESTART_EVERY_S = 1.0
@@ -155,12 +159,14 @@ class Server(uvicorn.Server):
         metrics.READY.set(0)
         if self.settings.drain_s:
             logger.info("draining: serving for another %g s", self.settings.drain_s)
-            # Clients that keep their connections have to look for another process.
-            self.config.encoded_headers.append((b"connection", b"close"))
-            self.server_state.default_headers = [
-                *self.server_state.default_headers,
-                (b"connection", b"close"),
-            ]
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Clients that keep their connections have to look for another process."""
+        close = (b"connection", b"close")
+        if close not in self.config.encoded_headers:
+            self.config.encoded_headers.append(close)
+            self.server_state.default_headers = [*self.server_state.default_headers, close]
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         logger.info("stopping")
@@ -168,6 +174,10 @@ class Server(uvicorn.Server):
             self.config.timeout_graceful_shutdown = 0
         else:
             self.drain.over_by = time.monotonic() + self.settings.shutdown_s
+            for server in self.servers:
+                server.close()
+            self._let_go()
+            await asyncio.sleep(LAST_REQUESTS_S)
         await super().shutdown(sockets)
         if self.force_exit:  # left out above: the application would have to end by cancellation
             await self.lifespan.shutdown()
