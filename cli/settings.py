@@ -13,7 +13,6 @@ import annotated_types
 import typer
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
-from rich.table import Table
 
 from cli.console import CommandError, out, say
 from service.settings import Settings, SettingsError, flag, read_settings, variable
@@ -93,12 +92,11 @@ def settings(
         say(as_markdown(), out)
         return
     for group, fields in _groups():
-        table = Table(title=group, title_justify="left", title_style="bold", expand=True)
-        for column in ("variable", "flag", "type", "default", "meaning"):
-            table.add_column(column, overflow="fold", ratio=3 if column == "meaning" else None)
+        say(group, out)
         for name, field in fields.items():
-            table.add_row(*_row(name, field))
-        out.print(table)
+            own, option, kind, default, meaning = _row(name, field)
+            say(f"  {own}, {option}: {kind}" + (f" (default: {default})" if default else ""), out)
+            say(f"      {meaning}", out)
 
 
 def as_markdown() -> str:
