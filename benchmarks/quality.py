@@ -1,0 +1,525 @@
+"""How good the recommendations are: our models and the published ones, one table a data set.
+
+    python -m benchmarks.quality --dataset amazon-beauty --seeds 3 --json runs/beauty.json
+    python -m benchmarks.quality --dataset amazon-beauty --rows causal no-time
+    python -m benchmarks.quality --dataset amazon-beauty --rows
+    python -m benchmarks.quality --dataset amazon-beauty --rows causal --name causal-lr1e-3 \\
+        --set training.lr=0.001
+    python -m benchmarks.quality compare runs/quality/amazon-beauty/{no-time,causal}
+
+Every row and seed has a folder RUNS/DATASET/ROW/SEED; a call goes on where an earlier one stopped,
+and the table has every row found there, those of `benchmarks.recbole_baseline` as well. `--rows`
+without a name trains nothing. What was tried is in benchmarks/quality.md.
+
+Full ranking, ties count against the model. Published rows are theirs, not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
+from benchmarks.significance import compare
+from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
+from model.config import ConfigError
+from training.checkpoint import CheckpointError
+from training.dataset import Dataset, Int64s, Protocol, build_dataset
+from training.evaluation import rank_targets
+from training.interactions import InputError, read_log
+from training.metrics import CUTOFFS
+from training.trainer import DivergedError, TrainingConfig, model_config, train
+
+HIDDEN = "whole, times hidden"
+HISTORIES: dict[str, int | None] = {"whole": None, "last 50": 50, "last 200": 200}
+DATA = Path("../shared/data")
+RUNS = Path("runs/quality")
+ERRORS = (InputError, ResultError, CheckpointError, ConfigError, DivergedError)
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """One row: options of `ModelConfig` and of `TrainingConfig` that differ from their defaults."""
+
+    title: str
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def with_options(self, options: Sequence[str]) -> Preset:
+        """A copy with `model.NAME=VALUE` and `training.NAME=VALUE`, values as JSON or text.
+
+        Raises ResultError for an option of another form.
+        """
+        parts: dict[str, dict[str, Any]] = {
+            "model": dict(self.model),
+            "training": dict(self.training),
+        }
+        for option in options:
+            name, equals, text = option.partition("=")
+            part, _, key = name.partition(".")
+            if part not in parts or not key or not equals:
+                raise ResultError(
+                    f"--set {option}: must be model.NAME=VALUE or training.NAME=VALUE"
+                )
+            try:
+                parts[part][key] = json.loads(text)
+            except ValueError:
+                parts[part][key] = text
+        title = f"{self.title}; {', '.join(options)}" if options else self.title
+        return Preset(title, parts["model"], parts["training"])
+
+
+# TiM4Rec's configuration files of its official code, for Amazon Beauty and for MovieLens.
+_OFFICIAL_TRAINING = {
+    "lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "clip": 1e9,
+    "targets": 2048, "max_epochs": 300, "patience": 20,
+}  # fmt: skip
+_OFFICIAL_BEAUTY = {
+    "dropout": 0.4, "norm_eps": 1e-5, "ffn_norm_eps": 1e-12, "max_len": 50,
+    "p2p_residual": True, "time_dropout": 0.0,
+}  # fmt: skip
+_OFFICIAL_MOVIELENS = {
+    "dropout": 0.2, "norm_eps": 1e-12, "ffn_norm_eps": 1e-12, "max_len": 200,
+    "p2p_residual": False, "time_dropout": 0.2,
+}  # fmt: skip
+
+
+def presets(dataset: str) -> dict[str, Preset]:
+    """The rows of our models on a data set."""
+    official = _OFFICIAL_MOVIELENS if dataset.startswith("ml-") else _OFFICIAL_BEAUTY
+    return {
+        "causal": Preset("TiM4Rec causal, as served: 2 layers, width 64"),
+        "causal-gaps": Preset("causal without request time", {"request_time": False}),
+        "no-time": Preset("time off (SSD4Rec*)", {"time": "none"}),
+        "no-ffn": Preset("causal without FFN", {"ffn": False}),
+        "1-layer": Preset("causal, 1 layer", {"n_layers": 1}),
+        "3-layers": Preset("causal, 3 layers", {"n_layers": 3}),
+        "width-256": Preset("causal, width 256", {"d_model": 256}),
+        "sequence": Preset(
+            "TiM4Rec sequence, official recipe",
+            {"time": "sequence", **official},
+            _OFFICIAL_TRAINING,
+        ),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Figures of others, not measured here. `note`: why they are not like for like, if so."""
+
+    model: str
+    source: str
+    seen: str
+    figures: dict[str, float]
+    told: bool = False
+    note: str = ""
+
+
+def _published(
+    model: str, source: str, seen: str, *figures: float, told: bool = False, note: str = ""
+) -> Published:
+    named = dict(zip(("HR@10", "NDCG@10", "MRR@10"), figures, strict=False))
+    return Published(model, source, seen, named, told, note)
+
+
+_PAPER = "TiM4Rec, arXiv 2409.16182"
+_GAPS = "knew every time; here 39.9 % are missing"
+SIZES = {"amazon-beauty": (22363, 12101, 198502), "ml-1m-order": (6040, 3416, 999611)}
+"""Users, items and interactions that the published figures of a data set are for."""
+PUBLISHED: dict[str, list[Published]] = {
+    "amazon-beauty": [
+        _published("TiM4Rec", _PAPER, "kept", 0.0854, 0.0446, 0.0321),
+        _published("Mamba4Rec", _PAPER, "kept", 0.0838, 0.0435),
+        _published("SASRec", _PAPER, "kept", 0.0851, 0.0425),
+        _published("BSARec", "its published training log", "masked", 0.1008, 0.0611),
+        _published("LRURec", "a rerun by others", "masked", 0.0956, 0.0572),
+    ],
+    "ml-1m-order": [
+        _published("TiM4Rec", _PAPER, "kept", 0.3310, 0.1932, 0.1512, note=_GAPS),
+        _published("Mamba4Rec", _PAPER, "kept", 0.3253, 0.1891),
+        _published("SSD4Rec*", _PAPER, "kept", 0.3199, 0.1841),
+        _published("SASRec", _PAPER, "kept", 0.3060, 0.1754),
+        _published("HSTU-large", "RecTools", "masked", 0.3642, 0.2164, told=True, note=_GAPS),
+        _published("HSTU-large", "its authors", "masked", 0.3294, 0.1893),
+    ],
+}
+
+
+def load(name: str, data: Path, split: str) -> Dataset:
+    """The data set `name` of the folder `data`. Raises InputError where it can't be used."""
+    path = next(
+        (p for p in sorted((data / name).glob("interactions.*")) if p.is_file()),
+        data / name / "interactions.csv.gz",
+    )
+    return build_dataset(read_log(path), Protocol(split=split))  # type: ignore[arg-type]
+
+
+def run_folder(runs: Path, dataset: str, split: str) -> Path:
+    """Where the rows of a data set are kept."""
+    return runs / (dataset if split == "leave-one-out" else f"{dataset}-{split}")
+
+
+def rank_views(model: TiM4Rec, dataset: Dataset, console: Console) -> Ranks:
+    """The test target's rank in every view that the model has."""
+    longest = int((dataset.test.ends - dataset.histories.offsets[dataset.test.users]).max())
+    if not model.steppable:
+        longest = min(longest, model.config.max_len)
+    asked = (False, True) if model.config.uses_request_time else (False,)
+    found: dict[View, Int64s] = {}
+    for history, last in HISTORIES.items():
+        if last is not None and last >= longest:
+            found |= {
+                View(view.seen, history, view.told): ranks
+                for view, ranks in found.items()
+                if view.history == "whole"
+            }
+            continue
+        rankings = rank_targets(
+            model, dataset.histories, dataset.test, last=last, at_target_time=asked, top=0
+        )
+        for told, ranking in rankings.items():
+            found[View("kept", history, told)] = ranking.kept
+            found[View("masked", history, told)] = ranking.masked
+        console.print(f"ranked, {history} history", highlight=False)
+    if model.config.time == "causal" and (dataset.histories.times == UNKNOWN_TIME).any():
+        # Which times are missing must not tell the target: this row can't know.
+        hidden = replace(
+            dataset.histories, times=np.full_like(dataset.histories.times, UNKNOWN_TIME)
+        )
+        ranking = rank_targets(model, hidden, dataset.test, top=0)[False]
+        found[View("kept", HIDDEN)], found[View("masked", HIDDEN)] = ranking.kept, ranking.masked
+    return Ranks.of(dataset, found)
+
+
+def measure(
+    dataset: Dataset,
+    name: str,
+    row: str,
+    preset: Preset,
+    seed: int,
+    folder: Path,
+    overrides: dict[str, Any],
+    console: Console,
+) -> dict[str, Any]:
+    """Trains and tests one row with one seed, or reads what an earlier call measured.
+
+    Raises ResultError where `folder` holds a run with other settings or data.
+    """
+    try:
+        config = TrainingConfig(**(preset.training | overrides | {"seed": seed}))
+        architecture = model_config(dataset, **preset.model)
+    except (TypeError, ValueError) as error:
+        raise ResultError(f"row {row}: {error}") from error
+    if architecture.time == "sequence" and (dataset.histories.times == UNKNOWN_TIME).any():
+        raise ResultError(
+            f"row {row}: the sequence time path needs every time, and {name} lacks some; "
+            "leave the row out"
+        )
+    other = ResultError(
+        f"{folder}: holds a run with other settings or data; "
+        "remove it, or give this one its own --name or --runs"
+    )
+    result = read_result(folder)
+    if result is not None:
+        if result["data"] != digest(dataset) or not _same_run(result, architecture, config):
+            raise other
+        if all(result["training"][key] == getattr(config, key) for key in EXTENT):
+            return result
+    console.print(f"{row}, seed {seed}: {preset.title}", highlight=False)
+    try:
+        trained = train(dataset, architecture, config, folder, console=console)
+    except CheckpointError as error:
+        raise other from error
+    return write_result(
+        folder,
+        rank_views(trained.model, dataset, console),
+        {
+            "dataset": name,
+            "sizes": dataset.describe(),
+            "protocol": dataset.protocol.to_dict(),
+            "row": row,
+            "title": preset.title,
+            "seed": seed,
+            "data": digest(dataset),
+            "model": architecture.to_dict(),
+            "training": config.to_dict(),
+            "best_epoch": trained.best_epoch,
+            "epochs": trained.epochs,
+            "seconds": trained.seconds,
+            "validation_ndcg": trained.best_ndcg,
+        },
+    )
+
+
+EXTENT = ("max_epochs", "patience")
+"""Settings that lengthen a run without making it another."""
+
+
+def _same_run(result: dict[str, Any], architecture: ModelConfig, config: TrainingConfig) -> bool:
+    """Whether a result has these settings; those that came later count with their defaults."""
+    pairs = (
+        (result["model"], architecture.to_dict(), ModelConfig(n_items=1).to_dict()),
+        (result["training"], config.to_dict(), TrainingConfig().to_dict()),
+    )
+    return all(
+        json.dumps(stored.get(key, default[key])) == json.dumps(value)
+        for stored, now, default in pairs
+        for key, value in now.items()
+        if key not in (*EXTENT, "device", "threads")
+    )
+
+
+def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of one row, a line a view.
+
+    Views that a seed lacks are of those that have them; `seeds` says how many these are.
+    """
+    lines: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        for line in result["rows"]:
+            key = (line["users"], line["seen"], line["history"], line["request_time"])
+            lines.setdefault(key, []).append(line)
+    names = [f"{metric}@{k}" for metric in ("HR", "NDCG", "MRR") for k in CUTOFFS]
+    return [
+        {
+            "row": results[0]["row"],
+            "title": results[0]["title"],
+            "users": users,
+            "n_users": found[0]["n_users"],
+            "seen": seen,
+            "history": history,
+            "request_time": told,
+            "seeds": len(found),
+            "figures": {name: _spread([line[name] for line in found]) for name in names},
+        }
+        for (users, seen, history, told), found in lines.items()
+    ]
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.mean(values), "deviation": deviation, "each": values}
+
+
+def collect(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
+    """The summary lines of every row found in `folder`: `order` first, then the others."""
+    found = {path.name for path in folder.glob("*") if path.is_dir()}
+    rows = [row for row in order if row in found] + sorted(found - set(order))
+    lines = []
+    for row in rows:
+        kept = [read_result(seed) for seed in sorted((folder / row).glob("*")) if seed.is_dir()]
+        results = [result for result in kept if result is not None]
+        if results:
+            lines += summarise(results)
+    return lines
+
+
+def published(name: str, dataset: Dataset) -> list[Published]:
+    """What others published for exactly these users, items and interactions."""
+    sizes = dataset.describe()
+    if dataset.protocol.split != "leave-one-out" or SIZES.get(name) != (
+        sizes["users"],
+        sizes["items"],
+        sizes["interactions"],
+    ):
+        return []
+    return PUBLISHED[name]
+
+
+def table(
+    lines: Sequence[dict[str, Any]],
+    others: Sequence[Published],
+    *,
+    title: str,
+    histories: Sequence[str],
+    cutoff: int,
+) -> Table:
+    """Ours and the published rows, seen items kept, then masked."""
+    names = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR")]
+    head = ("seen", "model", "history", "time told", "seeds", *names, "what, or whose figures")
+    shown = Table(*head, title=title)
+    for seen in ("kept", "masked"):
+        for line in lines:
+            if line["seen"] != seen or line["history"] not in histories:
+                continue
+            shown.add_row(
+                seen,
+                line["row"],
+                line["history"],
+                "yes" if line["request_time"] else "no",
+                str(line["seeds"]),
+                *(_shown(line["figures"][name]) for name in names),
+                line["title"],
+            )
+        for other in others:
+            if other.seen != seen or not any(name in other.figures for name in names):
+                continue
+            note = f"; NOT LIKE FOR LIKE: {other.note}" if other.note else ""
+            shown.add_row(
+                seen,
+                other.model,
+                "",
+                "yes" if other.told else "no",
+                "",
+                *(f"{other.figures[n]:.4f}" if n in other.figures else "" for n in names),
+                f"published: {other.source}{note}",
+            )
+        shown.add_section()
+    return shown
+
+
+def _shown(figure: dict[str, Any]) -> str:
+    if figure["deviation"] is None:
+        return f"{figure['mean']:.4f}"
+    return f"{figure['mean']:.4f} ± {figure['deviation']:.4f}"
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    rows = presets(args.dataset)
+    if args.rows is not None and (unknown := [row for row in args.rows if row not in rows]):
+        raise ResultError(f"--rows: no row {', '.join(unknown)}; there are {', '.join(rows)}")
+    if (args.name or args.set) and not (args.name and args.rows and len(args.rows) == 1):
+        raise ResultError("--set and --name make one new row: give --name, and one of --rows")
+    if args.name in rows:
+        raise ResultError(f"--name {args.name}: is a row already; choose another")
+    dataset = load(args.dataset, args.data, args.split)
+    folder = run_folder(args.runs, args.dataset, args.split)
+    names = list(rows) if args.rows is None else args.rows
+    if args.rows is None and (dataset.histories.times == UNKNOWN_TIME).any():
+        names.remove("sequence")
+        console.print("left out: sequence, which needs every time")
+    overrides = {
+        key: getattr(args, option)
+        for key, option in (
+            ("max_epochs", "epochs"),
+            ("patience", "patience"),
+            ("threads", "threads"),
+            ("device", "device"),
+        )
+        if getattr(args, option) is not None
+    }
+    for seed in range(args.seeds):
+        for row in names:
+            preset = rows[row].with_options(args.set)
+            name = args.name or row
+            measure(
+                dataset, args.dataset, name, preset, seed,
+                folder / name / str(seed), overrides, console,
+            )  # fmt: skip
+    lines, others = collect(folder, list(rows)), published(args.dataset, dataset)
+    title = f"{args.dataset}, {args.split}"
+    everyone = [line for line in lines if line["users"] == "all"]
+    histories = [*args.history, HIDDEN]
+    console.print(table(everyone, others, title=title, histories=histories, cutoff=args.cutoff))
+    if long := [line for line in lines if line["users"] != "all"]:
+        title += f": {long[0]['n_users']:,} users with {long[0]['users']} interactions"
+        console.print(table(long, [], title=title, histories=tuple(HISTORIES), cutoff=args.cutoff))
+    if not others:
+        console.print(f"no published figures are for {args.dataset} with this split")
+    if args.json:
+        report = {
+            "dataset": args.dataset,
+            "sizes": dataset.describe(),
+            "protocol": dataset.protocol.to_dict(),
+            "rows": lines,
+            "published": [asdict(other) for other in others],
+        }
+        args.json.write_text(json.dumps(report, indent=1))
+
+
+def run_compare(args: argparse.Namespace, console: Console) -> None:
+    views = tuple(View(args.seen, args.history, args.told in (who, "both")) for who in "ab")
+    found = compare(
+        args.a,
+        args.b,
+        (views[0], views[1]),
+        metric=args.metric,
+        longer_than=args.longer_than,
+        resamples=args.resamples,
+        seed=args.seed,
+    )
+    for name, path, view, value in (
+        ("A", args.a, views[0], found.a),
+        ("B", args.b, views[1], found.b),
+    ):
+        console.print(f"{name}  {args.metric} {value:.5f}  {path} ({view})", highlight=False)
+    console.print(
+        f"B - A  {found.difference:+.5f}, 95 % interval {found.low:+.5f} to {found.high:+.5f} "
+        f"({found.relative:+.2%}, {found.relative_low:+.2%} to {found.relative_high:+.2%}); "
+        f"{found.users} users, {args.resamples} resamples",
+        highlight=False,
+    )
+    if args.json:
+        args.json.write_text(json.dumps(found.to_dict(), indent=1))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.quality",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--dataset", required=True, help="a folder of --data")
+    parser.add_argument("--rows", nargs="*", help="default: all of ours")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--split", choices=("leave-one-out", "temporal"), default="leave-one-out")
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--epochs", type=int, help="at most; default: the row's own")
+    parser.add_argument("--patience", type=int, help="default: the row's own")
+    parser.add_argument("--threads", type=int, help="of torch; part of a run's identity")
+    parser.add_argument("--device")
+    parser.add_argument("--name", help="names a new row, made of one of --rows and --set")
+    parser.add_argument("--set", nargs="+", default=[], metavar="PART.NAME=VALUE")
+    parser.add_argument("--history", nargs="+", choices=tuple(HISTORIES), default=["whole"])
+    parser.add_argument("--cutoff", type=int, choices=CUTOFFS, default=10)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def compare_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.quality compare",
+        description="B - A with a 95 % interval: paired bootstrap over users.",
+    )
+    for name in ("a", "b"):
+        parser.add_argument(name, type=Path, help="the folder of a row, or of one of its seeds")
+    parser.add_argument("--metric", default="NDCG@10")
+    parser.add_argument("--seen", choices=("kept", "masked"), default="kept")
+    parser.add_argument("--history", choices=(*HISTORIES, HIDDEN), default="whole")
+    parser.add_argument(
+        "--told", choices=("neither", "a", "b", "both"), default="neither",
+        help="who is told the request time",
+    )  # fmt: skip
+    parser.add_argument("--longer-than", type=int, default=0, help="interactions of a user")
+    parser.add_argument("--resamples", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    # Into a file, a table is as wide as its words, not as a terminal that is not there.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    try:
+        if given[:1] == ["compare"]:
+            run_compare(compare_parser().parse_args(given[1:]), console)
+        else:
+            run(parser().parse_args(given), console)
+    except ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
