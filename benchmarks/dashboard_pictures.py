@@ -74,7 +74,10 @@ COLORS = {
     "purple": "#b877d9",
     "text": INK,
 }
-PALETTE = ("#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#8ab8ff", "#b877d9", "#c8f2c2")
+PALETTE = (
+    "#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#8ab8ff", "#b877d9", "#c8f2c2",
+    "#7d64b0", "#a16a1e", "#1f60c4", "#ffb3c1",
+)  # fmt: skip
 UNITS = {"reqps": " req/s", "ops": " ops/s", "cpm": " c/m"}
 
 Floats = NDArray[np.float64]
@@ -226,7 +229,7 @@ class Drawing:
             at = ((left + 0.12) / width, (low + high - 0.23) / height)
             figure.text(*at, title, size=8.5)
             two_axes = "custom.axisPlacement" in str(panel["fieldConfig"]["overrides"])
-            inside = (left + 0.75, low + 0.62, wide - (1.4 if two_axes else 0.95), high - 0.98)
+            inside = (left + 0.75, low + 0.68, wide - (1.4 if two_axes else 0.95), high - 1.04)
             if panel["type"] in ("stat", "table"):
                 inside = (left + 0.1, low + 0.1, wide - 0.2, high - 0.45)
             axes = figure.add_axes(_share(inside, width, height), facecolor="none")
@@ -236,8 +239,9 @@ class Drawing:
             0.05 / width,
             0.1 / height,
             f"Drawn with matplotlib from the dashboard's own queries, by a real Prometheus over "
-            f"{seconds / 60:.0f} minutes of real load (python -m benchmarks.dashboard_pictures); "
-            "Grafana's drawing differs in its details.",
+            f"{seconds / 60:.0f} minutes of load (python -m benchmarks.dashboard_pictures); "
+            "the peaks near the end are bursts while the store was held still. Grafana's drawing "
+            "differs in its details.",
             color="#8e8e99",
         )
         figure.savefig(file, dpi=100)
@@ -305,9 +309,9 @@ class Drawing:
         if right is not None:
             more = right.get_legend_handles_labels()
             handles, names = handles + more[0], names + more[1]
-        columns = max(1, int(panel["gridPos"]["w"] * COLUMN_IN / 1.35))
+        columns = max(1, int(panel["gridPos"]["w"] * COLUMN_IN / 1.2))
         axes.legend(
-            handles[:8], names[:8], loc="upper left", bbox_to_anchor=(-0.1, -0.13), ncols=columns,
+            handles[:12], names[:12], loc="upper left", bbox_to_anchor=(-0.1, -0.13), ncols=columns,
             frameon=False, handlelength=1, columnspacing=1, labelspacing=0.2, fontsize=6.5,
         )  # fmt: skip
 
