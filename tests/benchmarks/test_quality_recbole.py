@@ -1,0 +1,94 @@
+"""RecBole's rows, where its environment is there: RECBOLE_PYTHON names its Python."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.metrics import MISS, ranking_metrics
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
+from benchmarks import quality, recbole_baseline
+from benchmarks.ranks import Ranks, View
+
+HIDDEN = 16
+SMALL = {"hidden_size": HIDDEN, "inner_size": HIDDEN, "train_batch_size": 64}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Users walk a ring of 80 items; times are the same for pairs of rows."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for user in range(60):
+        items = (draw.integers(80) + draw.integers(1, 4, 15).cumsum()) % 80
+        rows += [f"{user},{item},{1_000_000_000 + place // 2}" for place, item in enumerate(items)]
+    (tmp_path / "data" / "ring").mkdir(parents=True)
+    (tmp_path / "data" / "ring" / "interactions.csv").write_text(
+        "user_id,item_id,timestamp\n" + "\n".join(rows) + "\n"
+    )
+    return tmp_path / "data"
+
+
+def run(data: Path, *arguments: str) -> Path:
+    runs = data.parent / "runs"
+    common = ["--dataset", "ring", "--data", str(data), "--runs", str(runs), "--threads", "1"]
+    recbole_baseline.main([*common, *arguments])
+    return runs / "ring"
+
+
+@pytest.mark.skipif("RECBOLE_PYTHON" not in os.environ, reason="no RECBOLE_PYTHON, see --help")
+def test_ranks_are_recboles(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--models", "SASRec", "--options")
+    rows = run(data, *options, json.dumps(SMALL | {"epochs": 2}))
+    folder = rows / "recbole-SASRec" / "0"
+    first = json.loads((folder / "result.json").read_text())
+    assert first["epochs"] == 2
+    run(data, *options, json.dumps(SMALL | {"epochs": 6}))
+    result = json.loads((folder / "result.json").read_text())
+    assert result["epochs"] == 6
+    assert result["seconds"] > first["seconds"]
+    log = "".join(path.read_text() for path in (folder / "log").rglob("*.log"))
+    assert log.count("epoch 0 training") == log.count("epoch 5 training") == 1
+    ranks = Ranks.load(folder / "ranks.npz")
+    kept, masked = ranks.ranks[View()], ranks.ranks[View("masked")]
+    found = ranking_metrics(kept)
+    for ours, own in (("HR@10", "hit@10"), ("NDCG@10", "ndcg@10"), ("MRR@10", "mrr@10")):
+        assert found[ours] == pytest.approx(result["own"][own], abs=1e-6)
+    assert found["HR@10"] > 2 * 10 / 80  # it has learnt something
+    dataset = quality.load("ring", data, "leave-one-out")
+    for place, user in enumerate(dataset.test.users):
+        begin, end = dataset.histories.offsets[user], dataset.test.ends[place]
+        seen = set(dataset.histories.items[begin:end].tolist())
+        if dataset.test.items[place] in seen:
+            assert masked[place] == MISS
+        else:
+            assert 0 <= kept[place] - masked[place] <= len(seen)
+    assert (kept != masked).any()
+    capsys.readouterr()
+    quality.main(["--dataset", "ring", "--data", str(data), "--runs", str(rows.parent), "--rows"])
+    assert "recbole-SASRec" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
+        run(data, *options, json.dumps(SMALL | {"epochs": 6, "learning_rate": 0.01}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--python", "/nowhere/python"), "--python /nowhere/python: No such file"),
+        (("--python", sys.executable), "SASRec: RecBole's environment ended with status 1"),
+        (("--python", "x", "--models", "SAS"), "no SAS; there are SASRec, GRU4Rec"),
+        (("--python", "x", "--options", "{"), "--options: not JSON"),
+    ],
+)
+def test_what_can_not_run_is_said_in_one_line(
+    data: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit, match=message) as error:
+        run(data, *arguments)
+    assert "\n" not in str(error.value)
