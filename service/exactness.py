@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 LATEST = 100
 """The gauge is the largest difference of so many samples: it comes back after a repair."""
 
+ROUNDED = 10
+"""Times as much may differ where states are rounded to float16, one near an edge either way."""
+
 PIECE = 512
 """Events of one parallel pass."""
 
@@ -44,14 +47,16 @@ class ExactnessSampler:
 
     Args:
         max_events: users with more events are left out.
-        tolerance: a larger difference of scores is logged as an error, and the row dropped.
+        tolerance: a larger difference of scores is logged as an error, and the row dropped; ten
+            times that with float16 snapshots.
     """
 
     def __init__(
         self, engine: Engine, *, every_s: float, max_events: int, tolerance: float
     ) -> None:
         self.engine = engine
-        self.every_s, self.max_events, self.tolerance = every_s, max_events, tolerance
+        self.every_s, self.max_events = every_s, max_events
+        self.tolerance = tolerance * (ROUNDED if engine.computer.rounds_states else 1)
         self._latest: deque[float] = deque(maxlen=LATEST)
 
     @asynccontextmanager

@@ -125,7 +125,9 @@ class Settings(BaseSettings):
         2000, ge=1, description="users with more events are not recomputed"
     )
     exactness_tolerance: float = _watch(
-        1e-3, gt=0, description="a larger difference of scores is logged as an error"
+        1e-3,
+        gt=0,
+        description="a larger difference of scores is logged as an error; with float16, ten times that",
     )
 
     @model_validator(mode="before")

@@ -72,7 +72,7 @@ def test_states_stepped_one_by_one_are_equal(
             found = await sampler(engine).check("ann")
             assert found is not None
             assert found.events == 150
-            assert 0 <= found.difference < 1e-4
+            assert 0 <= found.difference < (1e-4 if precision == "float32" else 1e-2)
             assert counted("equal") == before + 1
             assert "ann" in engine.pool.users()
 
