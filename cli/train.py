@@ -29,6 +29,11 @@ class TimePath(StrEnum):
     SEQUENCE = "sequence"
 
 
+class Loss(StrEnum):
+    FULL = "full"
+    SAMPLED = "sampled"
+
+
 class Splits(StrEnum):
     LEAVE_ONE_OUT = "leave-one-out"
     TEMPORAL = "temporal"
@@ -141,6 +146,22 @@ def train(
             rich_help_panel=LOOP,
         ),
     ] = DEFAULTS.ema,
+    loss: Annotated[
+        Loss,
+        typer.Option(
+            help="Softmax over the whole catalogue, or over a sample: for 100 000 items and more.",
+            rich_help_panel=LOOP,
+        ),
+    ] = Loss.FULL,
+    negatives: Annotated[
+        int, typer.Option(help="(sampled) Items drawn a step.", rich_help_panel=LOOP)
+    ] = DEFAULTS.negatives,
+    negatives_power: Annotated[
+        float,
+        typer.Option(
+            help="(sampled) Draw by popularity to this power; 0: uniformly.", rich_help_panel=LOOP
+        ),
+    ] = DEFAULTS.negatives_power,
     targets: Annotated[
         int, typer.Option(help="Targets of the loss a step.", rich_help_panel=LOOP)
     ] = DEFAULTS.targets,
@@ -202,6 +223,9 @@ def train(
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
         ema=ema,
+        loss=loss.value,
+        negatives=negatives,
+        negatives_power=negatives_power,
         targets=targets,
         max_len=max_len,
         max_epochs=epochs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def save_checkpoint(
     model: TiM4Rec,
     average: TiM4Rec | None,
     best: dict[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     progress: Progress,
 ) -> None:
     """Replaces `path` atomically: after a crash it holds the old run state or the new one.
@@ -50,9 +51,10 @@ def save_checkpoint(
         tensors |= {f"average/{name}": value for name, value in average.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            tensors[f"optimizer/{names[id(parameter)]}/{key}"] = value
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                tensors[f"optimizer/{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
     part = path.with_name(path.name + ".part")
     save_file(
         {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
@@ -73,10 +75,10 @@ def load_checkpoint(
     path: Path,
     model: TiM4Rec,
     average: TiM4Rec | None,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     run: str,
 ) -> tuple[dict[str, Tensor], Progress]:
-    """Sets the models and `optimizer` to the saved state; returns the best weights and progress.
+    """Sets the models and `optimizers` to the saved state; returns the best weights and progress.
 
     Raises CheckpointError if the file is damaged, or of a run with other data or settings.
     """
@@ -106,12 +108,15 @@ def load_checkpoint(
     model.load_state_dict(part("model/"))
     if average is not None:
         average.load_state_dict(part("average/"))
-    for name, parameter in model.named_parameters():
-        state = part(f"optimizer/{name}/")
-        if state:
-            optimizer.state[parameter] = {
-                # The step count stays where the optimizer keeps it, by the parameter if fused.
-                key: value.to(parameter.device)
-                for key, value in state.items()
-            }
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            state = part(f"optimizer/{names[id(parameter)]}/")
+            if state:
+                optimizer.state[parameter] = {
+                    # The step count stays where the optimizer keeps it: by the parameter if
+                    # fused, a Python int if sparse.
+                    key: value.to(parameter.device) if value.is_floating_point() else value.item()
+                    for key, value in state.items()
+                }
     return part("best/"), progress

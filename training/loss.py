@@ -1,10 +1,11 @@
-"""The training objective: softmax cross-entropy over the whole catalogue."""
+"""The training objective: softmax cross-entropy, over the whole catalogue or a sample of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model import TiM4Rec
@@ -38,6 +39,32 @@ def softmax_loss(
     items = model.item_embedding.weight[1:]
     loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
         queries, items, targets - 1, label_smoothing
+    )
+    return loss
+
+
+def sampled_softmax_loss(
+    model: TiM4Rec, queries: Tensor, targets: Tensor, negatives: Tensor, log_inclusion: Tensor
+) -> Tensor:
+    """An estimate of `softmax_loss` that reads, and has gradients of, the items it names only.
+
+    A negative counts as exp(score) / its chance to be drawn, so the sum over the negatives is an
+    unbiased estimate of the sum over all items but the target. The target is always there and is
+    not corrected; where it was drawn as well it counts once.
+
+    Args:
+        negatives: (S) items in rising order, each once; log_inclusion: (S) of being drawn.
+    """
+    weight = model.item_embedding.weight
+    place = torch.searchsorted(negatives, targets).clamp(max=len(negatives) - 1)
+    hit = (negatives[place] == targets).nonzero().squeeze(1)
+    loss: Tensor = _SampledSoftmaxLoss.apply(  # type: ignore[no-untyped-call]
+        queries,
+        F.embedding(targets, weight, sparse=True),
+        F.embedding(negatives, weight, sparse=True),
+        log_inclusion,
+        hit,
+        place[hit],
     )
     return loss
 
@@ -80,3 +107,49 @@ class _SoftmaxLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         query_grad, item_grad = ctx.saved_tensors
         return query_grad * grad, item_grad * grad, None, None
+
+
+class _SampledSoftmaxLoss(torch.autograd.Function):
+    """As `_SoftmaxLoss`, of a target's own item and shared negatives.
+
+    hit, place: query hit[i] has its target at negative place[i].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        own_items: Tensor,
+        negatives: Tensor,
+        log_inclusion: Tensor,
+        hit: Tensor,
+        place: Tensor,
+    ) -> Tensor:
+        size = len(queries)
+        rows = max(1, min(size, scores_at_once(queries.device) // len(negatives)))
+        buffer = queries.new_empty(rows, len(negatives))
+        query_grad, negative_grad = torch.empty_like(queries), torch.zeros_like(negatives)
+        own_grad = torch.empty_like(own_items)
+        loss = queries.new_zeros(())
+        for begin in range(0, size, rows):
+            q, own_item = queries[begin : begin + rows], own_items[begin : begin + rows]
+            s = torch.mm(q, negatives.T, out=buffer[: len(q)]).sub_(log_inclusion)
+            here = (hit >= begin) & (hit < begin + len(q))
+            s[hit[here] - begin, place[here]] = -torch.inf
+            own = (q * own_item).sum(1, keepdim=True)
+            largest = torch.maximum(s.amax(1, keepdim=True), own)
+            own_part = (own - largest).exp()
+            total = s.sub_(largest).exp_().sum(1, keepdim=True) + own_part
+            loss += (total.log() + largest - own).sum()
+            s.mul_(1 / (total * size))  # from here on the gradient of the scores
+            slope = (own_part / total - 1) / size
+            torch.addmm(slope * own_item, s, negatives, out=query_grad[begin : begin + rows])
+            own_grad[begin : begin + rows] = slope * q
+            negative_grad.addmm_(s.T, q)
+        ctx.save_for_backward(query_grad, own_grad, negative_grad)
+        return loss / size
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        query_grad, own_grad, negative_grad = ctx.saved_tensors
+        return query_grad * grad, own_grad * grad, negative_grad * grad, None, None, None

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,8 +31,11 @@ from training.batches import Batch, n_batches, prefix_batches, window_batches
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.dataset import Dataset
 from training.evaluation import rank_targets
-from training.loss import batch_queries, softmax_loss
+from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
 from training.metrics import ranking_metrics
+from training.negatives import NegativeSampler
+
+Loss = Literal["full", "sampled"]
 
 
 class DivergedError(ValueError):
@@ -50,6 +53,9 @@ class TrainingConfig:
     validation_users: validate on a fixed sample of this many, 0 on all. ema: decay of the
     exponential average of the weights, which is then what is validated and kept; at step t it is
     at most (1 + t) / (10 + t); 0 keeps none.
+    loss: `full` is the softmax over the whole catalogue, `sampled` one over `negatives` draws a
+    step by popularity ** `negatives_power`, whose steps read and change only the items they name:
+    their table then has lazy moments (torch's SparseAdam) and no weight decay.
     """
 
     lr: float = 3e-3
@@ -60,6 +66,9 @@ class TrainingConfig:
     clip: float = 1.0
     label_smoothing: float = 0.0
     ema: float = 0.0
+    loss: Loss = "full"
+    negatives: int = 8192
+    negatives_power: float = 0.75
     targets: int = 2048
     max_len: int = 200
     request_dropout: float = 0.1
@@ -74,10 +83,16 @@ class TrainingConfig:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("targets", "max_len", "max_epochs", "patience"):
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss must be {' or '.join(get_args(Loss))}, not {self.loss!r}")
+        if self.loss == "sampled" and self.label_smoothing:
+            raise ValueError("label_smoothing must be 0 with loss=sampled: it needs every score")
+        for name in ("targets", "negatives", "max_len", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("weight_decay", "warmup", "validation_users", "seed", "threads"):
+        for name in (
+            "weight_decay", "negatives_power", "warmup", "validation_users", "seed", "threads"
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
         for name in ("beta1", "beta2", "label_smoothing", "ema", "request_dropout"):
@@ -169,7 +184,13 @@ class _Run:
         torch.manual_seed(config.seed)
         self.model = TiM4Rec(model_config).to(config.device)
         self.average = copy.deepcopy(self.model) if config.ema else None
-        self.optimizer = _optimizer(self.model, config)
+        self.sampler = None
+        if config.loss == "sampled":
+            self.model.item_embedding.sparse = True
+            self.sampler = NegativeSampler(
+                dataset.popularity(), config.negatives, config.negatives_power
+            )
+        self.optimizers = _optimizers(self.model, config)
         self.progress = Progress(fingerprint(dataset, model_config, config))
         self.best: dict[str, Tensor] = {}
         self.validation = dataset.validation
@@ -181,7 +202,7 @@ class _Run:
             self.checkpoint = folder / "checkpoint.safetensors"
             if self.checkpoint.exists():
                 self.best, self.progress = load_checkpoint(
-                    self.checkpoint, self.model, self.average, self.optimizer, self.progress.run
+                    self.checkpoint, self.model, self.average, self.optimizers, self.progress.run
                 )
                 console.print(
                     f"Resumed after epoch {self.progress.epoch} "
@@ -218,6 +239,7 @@ class _Run:
         p, epoch = self.progress, self.progress.epoch
         # An epoch depends on nothing before it but weights, moments and this: hence exact resume.
         torch.manual_seed(_mix(self.config.seed, epoch))
+        self.draws = torch.Generator().manual_seed(_mix(self.config.seed, epoch))
         self.model.train()
         losses = torch.zeros((), dtype=torch.float64)
         count = 0
@@ -249,7 +271,9 @@ class _Run:
         seconds = time.perf_counter() - began
         p.seconds += seconds
         if self.checkpoint is not None:
-            save_checkpoint(self.checkpoint, self.model, self.average, self.best, self.optimizer, p)
+            save_checkpoint(
+                self.checkpoint, self.model, self.average, self.best, self.optimizers, p
+            )
         waits = p.epoch - p.best_epoch
         self.console.print(
             f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
@@ -261,16 +285,26 @@ class _Run:
     def _step(self, batch: Batch) -> Tensor:
         c = self.config
         self.progress.step += 1
-        for group in self.optimizer.param_groups:
-            group["lr"] = c.lr * min(1.0, self.progress.step / max(1, c.warmup))
-        self.optimizer.zero_grad(set_to_none=True)
-        queries, targets = batch_queries(self.model, batch)
-        loss = softmax_loss(self.model, queries, targets, c.label_smoothing)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = c.lr * min(1.0, self.progress.step / max(1, c.warmup))
+            optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.clip)
-        self.optimizer.step()
+        _clip(self.model, c.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._follow()
         return loss.detach()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        queries, targets = batch_queries(self.model, batch)
+        if self.sampler is None:
+            return softmax_loss(self.model, queries, targets, self.config.label_smoothing)
+        negatives, log_inclusion = (
+            part.to(queries.device) for part in self.sampler.draw(self.draws)
+        )
+        return sampled_softmax_loss(self.model, queries, targets, negatives, log_inclusion)
 
     def _follow(self) -> None:
         """Moves the average of the weights towards them."""
@@ -293,18 +327,41 @@ class _Run:
         return ranking[asked].kept
 
 
-def _optimizer(model: TiM4Rec, config: TrainingConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    return torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},  # norms, biases, decay rates
-        ],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        fused=True,
-    )
+def _optimizers(model: TiM4Rec, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    betas = (config.beta1, config.beta2)
+    table = model.item_embedding
+    sparse = list(table.parameters()) if table.sparse else []
+    dense = [p for p in model.parameters() if not any(p is other for other in sparse)]
+    matrices = [p for p in dense if p.ndim >= 2]
+    vectors = [p for p in dense if p.ndim < 2]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},  # norms, biases, decay rates
+            ],
+            lr=config.lr,
+            betas=betas,
+            fused=True,
+        )
+    ]
+    if sparse:
+        optimizers.append(torch.optim.SparseAdam(sparse, lr=config.lr, betas=betas))
+    return optimizers
+
+
+def _clip(model: TiM4Rec, largest: float) -> None:
+    """`torch.nn.utils.clip_grad_norm_` for gradients of which some are sparse."""
+    gradients = []
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            if parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.coalesce()
+            sparse = parameter.grad.is_sparse
+            gradients.append(parameter.grad.values() if sparse else parameter.grad)
+    factor = (largest / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factor)
 
 
 def _mix(seed: int, epoch: int) -> int:
