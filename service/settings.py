@@ -127,7 +127,8 @@ class Settings(BaseSettings):
     exactness_tolerance: float = _watch(
         1e-3,
         gt=0,
-        description="a larger difference of scores is logged as an error; with float16, ten times that",
+        description="a larger difference of scores is logged as an error; with float16, ten times "
+        "that",
     )
 
     @model_validator(mode="before")
