@@ -100,19 +100,24 @@ def train(
     """
     last, best, done = folder / "last.pth", folder / "best.pth", folder / "epochs.json"
     seconds = 0.0
+    save = trainer._save_checkpoint
+
+    def save_whole(epoch: int, verbose: bool = True, saved_model_file: Path = best) -> None:
+        part = saved_model_file.with_suffix(".part")
+        save(epoch, verbose=False, saved_model_file=str(part))
+        part.replace(saved_model_file)
+
+    trainer._save_checkpoint = save_whole
     if last.exists() and done.exists():
         trainer.resume_checkpoint(last)
         seconds = json.loads(done.read_text())["seconds"]
-    trainer.saved_model_file = str(best)
     began = time.perf_counter()
     epochs = trainer.start_epoch
 
     def keep(epoch: int, _: float) -> None:
         nonlocal epochs
         epochs = epoch + 1
-        part = folder / "last.pth.part"
-        trainer._save_checkpoint(epoch, verbose=False, saved_model_file=str(part))
-        part.replace(last)
+        save_whole(epoch, saved_model_file=last)
         spent = seconds + time.perf_counter() - began
         done.write_text(json.dumps({"epochs": epochs, "seconds": spent}))
 
