@@ -168,6 +168,15 @@ def train(
     max_len: Annotated[
         int, typer.Option(help="Longest training window.", rich_help_panel=LOOP)
     ] = DEFAULTS.max_len,
+    time_masking: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=0.99,
+            help="Share of interactions whose time is hidden in training.",
+            rich_help_panel=LOOP,
+        ),
+    ] = DEFAULTS.time_masking,
     validation_users: Annotated[
         int, typer.Option(help="Validate on a sample of users; 0: all.", rich_help_panel=LOOP)
     ] = DEFAULTS.validation_users,
@@ -228,6 +237,7 @@ def train(
         negatives_power=negatives_power,
         targets=targets,
         max_len=max_len,
+        time_masking=time_masking,
         max_epochs=epochs,
         patience=patience,
         validation_users=validation_users,

@@ -67,6 +67,7 @@ def window_batches(
     targets: int = 2048,
     max_len: int = 200,
     request_dropout: float = 0.1,
+    time_masking: float = 0.0,
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterator[Batch]:
@@ -74,7 +75,9 @@ def window_batches(
 
     A history of more than `max_len` targets is cut into windows, at another place each epoch.
     Windows of similar length share a batch. With probability `request_dropout` a window's
-    request times are unknown, so that a model learns to do without. Deterministic in (seed, epoch).
+    request times are unknown, so that a model learns to do without; with probability
+    `time_masking` an interaction's own time is, and the next gap is counted from an earlier one.
+    Deterministic in (seed, epoch).
     """
     rng = np.random.default_rng([seed, epoch])
     starts, lengths = _windows(dataset, max_len, rng)
@@ -82,16 +85,26 @@ def window_batches(
     groups = _cut(lengths[order], targets)
     for group in rng.permutation(len(groups)):
         rows = order[groups[group]]
-        yield _window_batch(dataset.histories, starts[rows], lengths[rows], request_dropout, rng)
+        items, times = gather_padded(dataset.histories, starts[rows], lengths[rows])
+        followed, request_times = gather_padded(dataset.histories, starts[rows] + 1, lengths[rows])
+        request_times[rng.random(len(rows)) < request_dropout] = UNKNOWN_TIME
+        _mask(times, time_masking, rng)
+        yield _tensors(items, times, request_times, followed, lengths[rows])
 
 
 def prefix_batches(
-    dataset: Dataset, *, targets: int = 2048, max_len: int = 50, seed: int = 0, epoch: int = 0
+    dataset: Dataset,
+    *,
+    targets: int = 2048,
+    max_len: int = 50,
+    time_masking: float = 0.0,
+    seed: int = 0,
+    epoch: int = 0,
 ) -> Iterator[Batch]:
     """One epoch for a `sequence` model: a sample a target, its input the last `max_len` before it.
 
-    Rows are `max_len` wide, and the loss is at the last real position only. Deterministic in
-    (seed, epoch).
+    Rows are `max_len` wide, and the loss is at the last real position only. `time_masking` is as
+    in `window_batches`. Deterministic in (seed, epoch).
     """
     rng = np.random.default_rng([seed, epoch])
     histories = dataset.histories
@@ -107,6 +120,7 @@ def prefix_batches(
         followed = np.zeros_like(items)
         followed[np.arange(len(chunk)), lengths - 1] = histories.items[chunk]
         unknown = np.full_like(times, UNKNOWN_TIME)
+        _mask(times, time_masking, rng)
         yield _tensors(items, times, unknown, followed, lengths)
 
 
@@ -138,17 +152,9 @@ def _cut(lengths: Int64s, targets: int) -> list[Int64s]:
     return [rows for rows in np.split(np.arange(len(lengths)), bounds) if len(rows)]
 
 
-def _window_batch(
-    histories: Histories,
-    starts: Int64s,
-    lengths: Int64s,
-    request_dropout: float,
-    rng: np.random.Generator,
-) -> Batch:
-    items, times = gather_padded(histories, starts, lengths)
-    targets, request_times = gather_padded(histories, starts + 1, lengths)
-    request_times[rng.random(len(starts)) < request_dropout] = UNKNOWN_TIME
-    return _tensors(items, times, request_times, targets, lengths)
+def _mask(times: Int64s, share: float, rng: np.random.Generator) -> None:
+    if share:
+        times[rng.random(times.shape) < share] = UNKNOWN_TIME
 
 
 def _tensors(*arrays: Int64s) -> Batch:

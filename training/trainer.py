@@ -49,6 +49,7 @@ class TrainingConfig:
     targets: of the loss in one step. max_len: longest window (a `sequence` model's is its own).
     warmup: steps of linear growth of the learning rate. patience: epochs without a better
     validation NDCG@10 before stopping. request_dropout: share of windows without request times.
+    time_masking: share of interactions whose time is hidden, for logs that lack some.
     clip: largest norm of the gradient. threads: of torch on a CPU, 0 leaves its own choice.
     validation_users: validate on a fixed sample of this many, 0 on all. ema: decay of the
     exponential average of the weights, which is then what is validated and kept; at step t it is
@@ -72,6 +73,7 @@ class TrainingConfig:
     targets: int = 2048
     max_len: int = 200
     request_dropout: float = 0.1
+    time_masking: float = 0.0
     max_epochs: int = 200
     patience: int = 8
     validation_users: int = 0
@@ -95,7 +97,7 @@ class TrainingConfig:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        for name in ("beta1", "beta2", "label_smoothing", "ema", "request_dropout"):
+        for name in ("beta1", "beta2", "label_smoothing", "ema", "request_dropout", "time_masking"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
 
@@ -227,11 +229,12 @@ class _Run:
         if self.model.steppable:
             return window_batches(
                 self.dataset, targets=c.targets, max_len=c.max_len,
-                request_dropout=c.request_dropout, seed=c.seed, epoch=epoch,
+                request_dropout=c.request_dropout, time_masking=c.time_masking,
+                seed=c.seed, epoch=epoch,
             )  # fmt: skip
         return prefix_batches(
             self.dataset, targets=c.targets, max_len=self.model.config.max_len,
-            seed=c.seed, epoch=epoch,
+            time_masking=c.time_masking, seed=c.seed, epoch=epoch,
         )  # fmt: skip
 
     def _epoch(self) -> None:

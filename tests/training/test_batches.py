@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME
+from model.gaps import past_gaps
 from tests.training.logs import chain_log, make_log
 from training.batches import Batch, gather_padded, prefix_batches, window_batches
 from training.dataset import Dataset, Protocol, build_dataset
@@ -129,6 +130,51 @@ def test_request_dropout_takes_whole_windows(share: float) -> None:
         without += int((unknown > 0).sum())
         total += len(unknown)
     assert without / total == pytest.approx(share, abs=4 * (share / total) ** 0.5)
+
+
+@given(lengths, st.integers(2, 15), st.sampled_from([0.3, 0.9]))
+def test_masked_times_leave_gaps_from_the_latest_known_earlier_row(
+    lengths: list[int], max_len: int, share: float
+) -> None:
+    dataset = numbered(lengths)
+    options = {"max_len": max_len, "targets": 30, "request_dropout": 0.0}
+    masked = list(window_batches(dataset, time_masking=share, **options))
+    plain = {}
+    for batch in window_batches(dataset, **options):
+        for row, items in enumerate(batch.items.tolist()):
+            plain[items[0]] = (batch, row)
+    for batch in masked:
+        gaps, kinds, _ = past_gaps(
+            batch.times,
+            torch.full_like(batch.lengths, UNKNOWN_TIME),
+            torch.zeros_like(batch.lengths),
+        )
+        for row, length in enumerate(batch.lengths.tolist()):
+            whole, at = plain[int(batch.items[row, 0])]
+            assert batch.items[row, :length].equal(whole.items[at, :length])
+            assert batch.targets[row, :length].equal(whole.targets[at, :length])
+            assert batch.request_times[row, :length].equal(whole.request_times[at, :length])
+            known = None
+            for place in range(length):
+                now = int(batch.times[row, place])
+                usable = now != UNKNOWN_TIME and known is not None
+                assert (int(kinds[row, place]) == -1) == usable
+                if usable:
+                    assert int(gaps[row, place]) == now - known
+                if now != UNKNOWN_TIME:
+                    assert now == int(whole.times[at, place])
+                    known = now
+
+
+@pytest.mark.parametrize("batches", [window_batches, prefix_batches])
+def test_the_share_of_masked_times(batches: Callable[..., Iterator[Batch]]) -> None:
+    dataset = build_dataset(chain_log(users=500), Protocol(core=1))
+    hidden = total = 0
+    for batch in batches(dataset, time_masking=0.4):
+        inside = batch.items > 0
+        hidden += int(((batch.times == UNKNOWN_TIME) & inside).sum())
+        total += int(inside.sum())
+    assert hidden / total == pytest.approx(0.4, abs=4 * (0.24 / total) ** 0.5)
 
 
 def test_gather_padded() -> None:
