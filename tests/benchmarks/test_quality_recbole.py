@@ -42,7 +42,9 @@ def run(data: Path, *arguments: str) -> Path:
     return runs / "ring"
 
 
-@pytest.mark.skipif("RECBOLE_PYTHON" not in os.environ, reason="no RECBOLE_PYTHON, see --help")
+@pytest.mark.skipif(
+    "RECBOLE_PYTHON" not in os.environ, reason="RECBOLE_PYTHON names no Python with RecBole"
+)
 def test_ranks_are_recboles(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--models", "SASRec", "--options")
     rows = run(data, *options, json.dumps(SMALL | {"epochs": 2}))
