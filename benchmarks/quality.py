@@ -313,17 +313,38 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.mean(values), "deviation": deviation, "each": values}
 
 
-def collect(folder: Path, order: Sequence[str]) -> list[dict[str, Any]]:
-    """The summary lines of every row found in `folder`: `order` first, then the others."""
+def collect(folder: Path, order: Sequence[str], data: str) -> list[dict[str, Any]]:
+    """The summary lines of every row found in `folder`: `order` first, then the others.
+
+    Args:
+        data: digest of the data set.
+
+    Raises ResultError where a result is of other data, or the seeds of a row of other settings.
+    """
     found = {path.name for path in folder.glob("*") if path.is_dir()}
     rows = [row for row in order if row in found] + sorted(found - set(order))
     lines = []
     for row in rows:
-        kept = [read_result(seed) for seed in sorted((folder / row).glob("*")) if seed.is_dir()]
-        results = [result for result in kept if result is not None]
+        results: list[dict[str, Any]] = []
+        for seed in sorted(path for path in (folder / row).glob("*") if path.is_dir()):
+            result = read_result(seed)
+            if result is None:
+                continue
+            if result["data"] != data:
+                raise ResultError(f"{seed}: is a result of other data; remove it")
+            if results and not _alike(results[0]["training"], result["training"]):
+                raise ResultError(
+                    f"{seed}: has other settings than the row's first seed; remove it"
+                )
+            results.append(result)
         if results:
             lines += summarise(results)
     return lines
+
+
+def _alike(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    same = (a.keys() & b.keys()) - {"seed", "device", "threads"}
+    return all(a[key] == b[key] for key in same)
 
 
 def published(name: str, dataset: Dataset) -> list[Published]:
@@ -418,7 +439,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
                 dataset, args.dataset, name, preset, seed,
                 folder / name / str(seed), overrides, console,
             )  # fmt: skip
-    lines, others = collect(folder, list(rows)), published(args.dataset, dataset)
+    lines = collect(folder, list(rows), digest(dataset))
+    others = published(args.dataset, dataset)
     title = f"{args.dataset}, {args.split}"
     everyone = [line for line in lines if line["users"] == "all"]
     histories = [*args.history, HIDDEN]

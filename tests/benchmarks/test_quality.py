@@ -163,6 +163,16 @@ def test_other_settings_never_pass_for_an_old_run(data: Path) -> None:
     write_log(data / "ring", seed=1)
     with pytest.raises(SystemExit, match=r"no-time/0: holds a run with other settings or data"):
         run(data, "--rows", "no-time", "--epochs", "1")
+    with pytest.raises(SystemExit, match=r"no-time/0: is a result of other data"):
+        run(data, "--rows")
+
+
+def test_seeds_of_other_lengths_are_not_averaged(data: Path) -> None:
+    run(data, "--rows", "no-time", "--seeds", "2", "--epochs", "1")
+    with pytest.raises(SystemExit, match=r"no-time/1: has other settings than the row's first"):
+        run(data, "--rows", "no-time", "--epochs", "2")
+    report = run(data, "--rows", "no-time", "--seeds", "2", "--epochs", "2")
+    assert line(report, "no-time")["seeds"] == 2
 
 
 @pytest.mark.parametrize(
