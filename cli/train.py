@@ -13,8 +13,10 @@ import polars as pl
 import torch
 import typer
 
-from cli.console import CommandError, err, out, say
+from cli.console import CommandError, err, out
+from cli.console import say as say_always
 from model.artefact import Items, save_artefact
+from training import parallel
 from training.card import model_card
 from training.dataset import Dataset, Protocol, build_dataset
 from training.evaluation import evaluate_offline
@@ -201,6 +203,8 @@ def train(
     Each user's last interaction is kept for the test and the one before for validation. A run
     that was killed goes on where it stopped when the same command is given again.
     """
+    first = parallel.rank() == 0
+    say = say_always if first else _say_nothing
     name = _name(log)
     folder = folder or Path("artefacts", name)
     read = read_log(log, skip_bad_rows=skip_bad_rows)
@@ -252,9 +256,11 @@ def train(
 
     checkpoint = folder.with_name(f"{folder.name}.training")
     _require_artefact_folder(folder)
-    if not resume:
+    if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)
     result = run_training(dataset, architecture, config, checkpoint, console=err)
+    if not first:
+        return
     rows, _ = evaluate_offline(result.model, dataset.histories, dataset.test)
     metrics = {
         "data": {"name": name, **sizes},
@@ -280,15 +286,22 @@ def train(
 
 
 def choose_device(name: str) -> str:
-    """`auto` is the first CUDA device, or the CPU. Raises CommandError for an unusable one."""
+    """`auto` is this process's CUDA device, or the CPU. Raises CommandError for an unusable one."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    local = parallel.local_rank()
+    if name == "cuda" and local is not None:
+        name = f"cuda:{local}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CommandError(f"--device {name} can't be used: {reason}") from None
     return name
+
+
+def _say_nothing(message: object, console: object = None) -> None:
+    """In all processes of a run but the first."""
 
 
 def _name(log: Path) -> str:
@@ -312,7 +325,7 @@ def _items(dataset: Dataset, table: pl.DataFrame | None) -> Items:
     joined = ids.join(table, on="item_id", how="left", maintain_order="left")
     missing = joined["title"].null_count()
     if missing:
-        say(f"{missing} of {len(joined)} items have no title in the item table")
+        say_always(f"{missing} of {len(joined)} items have no title in the item table")
     return Items(
         dataset.item_ids,
         dataset.popularity(),

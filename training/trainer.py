@@ -28,12 +28,13 @@ from torch import Tensor
 
 from model import ModelConfig, TiM4Rec
 from training.batches import Batch, n_batches, prefix_batches, window_batches
-from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.dataset import Dataset
 from training.evaluation import rank_targets
 from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
 from training.metrics import ranking_metrics
 from training.negatives import NegativeSampler
+from training.parallel import Group, process_group
 
 Loss = Literal["full", "sampled"]
 
@@ -141,6 +142,9 @@ def train(
 ) -> Result:
     """Trains a model; its weights are a function of (dataset, both configs, machine).
 
+    Under `torchrun` the processes share the rows of every batch; all return the same result, and
+    the first one alone writes.
+
     Args:
         folder: keeps a checkpoint there after each epoch and goes on from the one it finds; None
             keeps none. The run that is resumed ends with the weights of the uninterrupted one.
@@ -150,7 +154,10 @@ def train(
         CheckpointError: the folder's checkpoint is damaged or of another run.
         DivergedError: the loss is no longer finite; the checkpoint is that of the epoch before.
     """
-    return _Run(dataset, model_config, config, folder, console or Console(quiet=True)).finish()
+    with process_group(config.device) as group:
+        if console is None or group.rank:
+            console = Console(quiet=True)
+        return _Run(dataset, model_config, config, folder, console, group).finish()
 
 
 def fingerprint(dataset: Dataset, model_config: ModelConfig, config: TrainingConfig) -> str:
@@ -179,8 +186,9 @@ class _Run:
         config: TrainingConfig,
         folder: Path | None,
         console: Console,
+        group: Group = Group(),  # noqa: B008
     ) -> None:
-        self.dataset, self.config, self.console = dataset, config, console
+        self.dataset, self.config, self.console, self.group = dataset, config, console, group
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -200,7 +208,8 @@ class _Run:
             self.validation = self.validation.sample(config.validation_users)
         self.checkpoint = None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            if not group.rank:
+                folder.mkdir(parents=True, exist_ok=True)
             self.checkpoint = folder / "checkpoint.safetensors"
             if self.checkpoint.exists():
                 self.best, self.progress = load_checkpoint(
@@ -210,6 +219,11 @@ class _Run:
                     f"Resumed after epoch {self.progress.epoch} "
                     f"(best NDCG@10 {self.progress.best_ndcg:.4f}, "
                     f"epoch {self.progress.best_epoch})"
+                )
+            if len(set(group.gather(self.progress.step))) > 1:
+                raise CheckpointError(
+                    f"{self.checkpoint} is not the same for all processes: they need a folder "
+                    "that they share"
                 )
 
     def finish(self) -> Result:
@@ -241,7 +255,7 @@ class _Run:
         began = time.perf_counter()
         p, epoch = self.progress, self.progress.epoch
         # An epoch depends on nothing before it but weights, moments and this: hence exact resume.
-        torch.manual_seed(_mix(self.config.seed, epoch))
+        torch.manual_seed(_mix(self.config.seed, epoch) + self.group.rank)
         self.draws = torch.Generator().manual_seed(_mix(self.config.seed, epoch))
         self.model.train()
         losses = torch.zeros((), dtype=torch.float64)
@@ -253,13 +267,15 @@ class _Run:
                 metrics="",
             )
             for batch in self._batches(epoch):
-                loss = self._step(batch.to(self.model.device))
+                loss = self._step(batch)
                 n = int((batch.targets > 0).sum())
                 losses += loss.double().cpu() * n
                 count += n
-                bar.update(task, advance=1, metrics=f"loss {float(losses) / count:.4f}")
+                shown = float(losses) * self.group.size / count
+                bar.update(task, advance=1, metrics=f"loss {shown:.4f}")
             bar.update(task, description=f"epoch {epoch + 1}, validating")
             ranks = self._validate()
+        losses = self.group.sum(losses.to(self.model.device)).cpu()
         if not bool(losses.isfinite()):
             raise DivergedError(
                 f"the loss of epoch {epoch + 1} is not finite: lower lr ({self.config.lr:g}) "
@@ -273,7 +289,7 @@ class _Run:
             self.best = {k: v.detach().clone() for k, v in kept.state_dict().items()}
         seconds = time.perf_counter() - began
         p.seconds += seconds
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and not self.group.rank:
             save_checkpoint(
                 self.checkpoint, self.model, self.average, self.best, self.optimizers, p
             )
@@ -286,28 +302,34 @@ class _Run:
         )
 
     def _step(self, batch: Batch) -> Tensor:
+        """One step on a batch of all processes; returns this one's part of its mean loss."""
         c = self.config
         self.progress.step += 1
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = c.lr * min(1.0, self.progress.step / max(1, c.warmup))
             optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        mine = self.group.share(batch).to(self.model.device)
+        negatives = None if self.sampler is None else self.sampler.draw(self.draws)
+        loss = torch.zeros((), device=self.model.device)
+        if len(mine.items):
+            weight = int((mine.targets > 0).sum()) / int((batch.targets > 0).sum())
+            loss = weight * self._loss(mine, negatives)
+            loss.backward()  # type: ignore[no-untyped-call]
+        table = self.model.item_embedding
+        self.group.sum_gradients(self.model, table.weight if table.sparse else None)
         _clip(self.model, c.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self._follow()
         return loss.detach()
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch, negatives: tuple[Tensor, Tensor] | None) -> Tensor:
         queries, targets = batch_queries(self.model, batch)
-        if self.sampler is None:
+        if negatives is None:
             return softmax_loss(self.model, queries, targets, self.config.label_smoothing)
-        negatives, log_inclusion = (
-            part.to(queries.device) for part in self.sampler.draw(self.draws)
-        )
-        return sampled_softmax_loss(self.model, queries, targets, negatives, log_inclusion)
+        items, log_inclusion = (part.to(queries.device) for part in negatives)
+        return sampled_softmax_loss(self.model, queries, targets, items, log_inclusion)
 
     def _follow(self) -> None:
         """Moves the average of the weights towards them."""
@@ -324,10 +346,13 @@ class _Run:
         """Seen items kept; asked for at the target's own time where the model takes one."""
         model = self.average or self.model
         asked = model.config.uses_request_time
-        ranking = rank_targets(
-            model, self.dataset.histories, self.validation, at_target_time=(asked,), top=0
-        )
-        return ranking[asked].kept
+        everyone = np.arange(len(self.validation))
+        mine = self.validation.take(everyone[self.group.rank :: self.group.size])
+        ranking = rank_targets(model, self.dataset.histories, mine, at_target_time=(asked,), top=0)
+        ranks = np.empty_like(everyone)
+        for number, part in enumerate(self.group.gather(ranking[asked].kept)):
+            ranks[number :: self.group.size] = part
+        return ranks
 
 
 def _optimizers(model: TiM4Rec, config: TrainingConfig) -> list[torch.optim.Optimizer]:
