@@ -309,7 +309,8 @@ class Drawing:
         if right is not None:
             more = right.get_legend_handles_labels()
             handles, names = handles + more[0], names + more[1]
-        columns = max(1, int(panel["gridPos"]["w"] * COLUMN_IN / 1.2))
+        longest_in = 0.28 + 0.048 * max(map(len, names))
+        columns = max(1, int(panel["gridPos"]["w"] * COLUMN_IN / longest_in))
         axes.legend(
             handles[:12], names[:12], loc="upper left", bbox_to_anchor=(-0.1, -0.13), ncols=columns,
             frameon=False, handlelength=1, columnspacing=1, labelspacing=0.2, fontsize=6.5,
