@@ -36,6 +36,11 @@ class Loss(StrEnum):
     SAMPLED = "sampled"
 
 
+class Precision(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class Splits(StrEnum):
     LEAVE_ONE_OUT = "leave-one-out"
     TEMPORAL = "temporal"
@@ -182,6 +187,13 @@ def train(
     validation_users: Annotated[
         int, typer.Option(help="Validate on a sample of users; 0: all.", rich_help_panel=LOOP)
     ] = DEFAULTS.validation_users,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Of the layers in training; the scan, the loss and the artefact are float32.",
+            rich_help_panel=LOOP,
+        ),
+    ] = Precision.FLOAT32,
     seed: Annotated[
         int, typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LOOP)
     ] = DEFAULTS.seed,
@@ -245,6 +257,7 @@ def train(
         max_epochs=epochs,
         patience=patience,
         validation_users=validation_users,
+        precision=precision.value,
         seed=seed,
         threads=threads,
         device=choose_device(device),

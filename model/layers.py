@@ -116,7 +116,10 @@ class TimeAwareSSD(nn.Module):
             position = torch.arange(x_BLD.shape[1], device=x_BLD.device)
             delta = delta * (position < lengths_B[:, None])[..., None]
         heads = xs.reshape(*xs.shape[:-1], c.n_heads, c.head_dim)
-        y, h = ssd_scan(heads, delta, A, b, c_, h_BHPN, need_state=lengths_B is not None)
+        # Under autocast too: its exponentials of sums are not for bfloat16.
+        with torch.autocast(x_BLD.device.type, enabled=False):
+            heads, b, c_ = (part.to(delta.dtype) for part in (heads, b, c_))
+            y, h = ssd_scan(heads, delta, A, b, c_, h_BHPN, need_state=lengths_B is not None)
         y = (y + self.D[:, None] * heads).flatten(-2)
         tail = None if lengths_B is None else last_inputs(extended, lengths_B, c.d_conv - 1)
         return self._finish(y, z, x_BLD), h, tail

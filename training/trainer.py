@@ -37,6 +37,7 @@ from training.negatives import NegativeSampler
 from training.parallel import Group, process_group
 
 Loss = Literal["full", "sampled"]
+Precision = Literal["float32", "bfloat16"]
 
 
 class DivergedError(ValueError):
@@ -58,6 +59,7 @@ class TrainingConfig:
     loss: `full` is the softmax over the whole catalogue, `sampled` one over `negatives` draws a
     step by popularity ** `negatives_power`, whose steps read and change only the items they name:
     their table then has lazy moments (torch's SparseAdam) and no weight decay.
+    precision: `bfloat16` autocasts the layers; weights, scan and loss stay in float32.
     """
 
     lr: float = 3e-3
@@ -78,6 +80,7 @@ class TrainingConfig:
     max_epochs: int = 200
     patience: int = 8
     validation_users: int = 0
+    precision: Precision = "float32"
     seed: int = 0
     threads: int = 0
     device: str = "cpu"
@@ -88,6 +91,10 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss must be {' or '.join(get_args(Loss))}, not {self.loss!r}")
+        if self.precision not in get_args(Precision):
+            raise ValueError(
+                f"precision must be {' or '.join(get_args(Precision))}, not {self.precision!r}"
+            )
         if self.loss == "sampled" and self.label_smoothing:
             raise ValueError("label_smoothing must be 0 with loss=sampled: it needs every score")
         for name in ("targets", "negatives", "max_len", "max_epochs", "patience"):
@@ -325,7 +332,10 @@ class _Run:
         return loss.detach()
 
     def _loss(self, batch: Batch, negatives: tuple[Tensor, Tensor] | None) -> Tensor:
-        queries, targets = batch_queries(self.model, batch)
+        lower = self.config.precision == "bfloat16"
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=lower):
+            queries, targets = batch_queries(self.model, batch)
+        queries = queries.float()
         if negatives is None:
             return softmax_loss(self.model, queries, targets, self.config.label_smoothing)
         items, log_inclusion = (part.to(queries.device) for part in negatives)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from model import ModelConfig, TiM4Rec
+from model import ModelConfig, TiM4Rec, layers
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from training import trainer
 from training.checkpoint import CheckpointError
@@ -90,6 +90,37 @@ def test_the_sampled_loss_learns(dataset: Dataset, tmp_path: Path) -> None:
     # Interrupted and resumed, the negatives and the sparse moments included.
     train(dataset, config, with_options(**(sampled.to_dict() | {"max_epochs": 2})), tmp_path)
     assert identical(train(dataset, config, sampled, tmp_path).model, model)
+
+
+@pytest.mark.parametrize("path", ["causal", "sequence"])
+def test_bfloat16_training_stays_close_to_float32(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    config = model_config(dataset, time=path, max_len=12, **(SMALL | {"dropout": 0.0}))
+    scanned, linear = set(), set()
+    scan = layers.ssd_scan
+
+    def spied(*args: torch.Tensor, **options: bool) -> object:
+        found = scan(*args, **options)
+        scanned.update(part.dtype for part in (*args, *found) if part is not None)
+        return found
+
+    monkeypatch.setattr(layers, "ssd_scan", spied)
+    one = with_options(max_epochs=1, precision="bfloat16")
+    run = trainer._Run(dataset, config, one, None, Console(quiet=True))
+    run.model.blocks[0].ssd.in_proj.register_forward_hook(
+        lambda module, given, out: linear.add(out.dtype) if module.training else None
+    )
+    run.finish()
+    assert scanned == {torch.float32}
+    assert linear == {torch.bfloat16}
+    assert {value.dtype for value in weights(run.model).values()} == {torch.float32}
+    full, lower = (
+        train(dataset, config, with_options(max_epochs=3, precision=precision))
+        for precision in ("float32", "bfloat16")
+    )
+    assert not identical(full.model, lower.model)
+    assert lower.best_ndcg == pytest.approx(full.best_ndcg, abs=0.03)
 
 
 BIG = """
@@ -343,6 +374,8 @@ def test_settings_out_of_range_are_named(option: str, value: float) -> None:
 def test_losses_are_named() -> None:
     with pytest.raises(ValueError, match="loss must be full or sampled, not 'bce'"):
         with_options(loss="bce")
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16, not 'half'"):
+        with_options(precision="half")
     with pytest.raises(ValueError, match="label_smoothing must be 0 with loss=sampled"):
         with_options(loss="sampled", label_smoothing=0.1)
 
