@@ -175,6 +175,13 @@ def train(
     max_len: Annotated[
         int, typer.Option(help="Longest training window.", rich_help_panel=LOOP)
     ] = DEFAULTS.max_len,
+    context: Annotated[
+        int,
+        typer.Option(
+            help="Interactions before a window that its first state is made of.",
+            rich_help_panel=LOOP,
+        ),
+    ] = DEFAULTS.context,
     time_masking: Annotated[
         float,
         typer.Option(
@@ -254,6 +261,7 @@ def train(
         targets=targets,
         max_len=max_len,
         time_masking=time_masking,
+        context=context,
         max_epochs=epochs,
         patience=patience,
         validation_users=validation_users,

@@ -93,24 +93,33 @@ class TiM4Rec(nn.Module):
     # -- in parallel ---------------------------------------------------------------------
 
     def forward(
-        self, items_BL: Tensor, times_BL: Tensor, request_times_BL: Tensor | None = None
+        self,
+        items_BL: Tensor,
+        times_BL: Tensor,
+        request_times_BL: Tensor | None = None,
+        state: State | None = None,
     ) -> Tensor:
         """The query at every position, (B, L, D): what is recommended after it.
 
         Args:
             request_times_BL: when the recommendation after each position is asked for (in
                 training: the next interaction's time); None: unknown.
+            state: before the first position, not changed; None: of users without a history.
 
         Raises:
             TypeError: for a `sequence` model, whose positions see later ones.
         """
         if not self.steppable:
             raise TypeError("a `sequence` model has no output per position: use window_output")
-        first = torch.zeros_like(items_BL[:, 0])
-        gaps = self._gaps(times_BL, torch.full_like(first, UNKNOWN_TIME), first)
+        if state is None:
+            first = torch.zeros_like(items_BL[:, 0])
+            gaps = self._gaps(times_BL, torch.full_like(first, UNKNOWN_TIME), first)
+        else:
+            gaps = self._gaps(times_BL, state["last_time"], state["count"])
         x = self._embed(items_BL, gaps.knots)
-        for block in self.blocks:
-            x = block.ffn(block.ssd(x, gaps.knots)[0])
+        for i, block in enumerate(self.blocks):
+            h, tail = (None, None) if state is None else (state["h"][:, i], state["conv"][:, i])
+            x = block.ffn(block.ssd(x, gaps.knots, None, h, tail)[0])
         return self._read_out(x, request_times_BL, gaps.last_BL)
 
     def window_output(self, items_BL: Tensor, lengths_B: Tensor, timestamps_BL: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ length-sorted sequences, short histories would weigh many times more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +18,22 @@ from model import UNKNOWN_TIME
 from training.dataset import Dataset, Histories, Int64s
 
 
+class Before(NamedTuple):
+    """What came just before each window, right-padded: items, times (B, C), lengths (B) from 0."""
+
+    items: Tensor
+    times: Tensor
+    lengths: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Right-padded sequences, all (B, L) int64.
 
     items: 0 pads; times: ms, UNKNOWN_TIME where not known; request_times: the time of the target
     after each position, or UNKNOWN_TIME; targets: what follows each position, 0 where no loss is
-    taken. lengths: (B).
+    taken. lengths: (B). before: None where every sequence is a history's beginning, or is to be
+    taken for one.
     """
 
     items: Tensor
@@ -31,20 +41,21 @@ class Batch:
     request_times: Tensor
     targets: Tensor
     lengths: Tensor
+    before: Before | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """A batch of what `function` makes of each tensor."""
+        return Batch(
+            items=function(self.items),
+            times=function(self.times),
+            request_times=function(self.request_times),
+            targets=function(self.targets),
+            lengths=function(self.lengths),
+            before=None if self.before is None else Before(*map(function, self.before)),
+        )
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(
-            *(
-                part.to(device, non_blocking=True)
-                for part in (
-                    self.items,
-                    self.times,
-                    self.request_times,
-                    self.targets,
-                    self.lengths,
-                )
-            )
-        )
+        return self.map(lambda part: part.to(device, non_blocking=True))
 
 
 def gather_padded(
@@ -68,6 +79,7 @@ def window_batches(
     max_len: int = 200,
     request_dropout: float = 0.1,
     time_masking: float = 0.0,
+    context: int = 0,
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterator[Batch]:
@@ -77,10 +89,13 @@ def window_batches(
     Windows of similar length share a batch. With probability `request_dropout` a window's
     request times are unknown, so that a model learns to do without; with probability
     `time_masking` an interaction's own time is, and the next gap is counted from an earlier one.
-    Deterministic in (seed, epoch).
+    A window that starts within a history has up to `context` interactions before it. Deterministic
+    in (seed, epoch).
     """
     rng = np.random.default_rng([seed, epoch])
     starts, lengths = _windows(dataset, max_len, rng)
+    offsets = dataset.histories.offsets
+    firsts = offsets[np.searchsorted(offsets, starts, side="right") - 1]
     order = np.lexsort((rng.random(len(starts)), lengths))
     groups = _cut(lengths[order], targets)
     for group in rng.permutation(len(groups)):
@@ -89,7 +104,13 @@ def window_batches(
         followed, request_times = gather_padded(dataset.histories, starts[rows] + 1, lengths[rows])
         request_times[rng.random(len(rows)) < request_dropout] = UNKNOWN_TIME
         _mask(times, time_masking, rng)
-        yield _tensors(items, times, request_times, followed, lengths[rows])
+        batch = _tensors(items, times, request_times, followed, lengths[rows])
+        before = np.minimum(starts[rows] - firsts[rows], context)
+        if before.any():
+            items, times = gather_padded(dataset.histories, starts[rows] - before, before)
+            _mask(times, time_masking, rng)
+            batch = replace(batch, before=Before(*_as_tensors(items, times, before)))
+        yield batch
 
 
 def prefix_batches(
@@ -157,5 +178,12 @@ def _mask(times: Int64s, share: float, rng: np.random.Generator) -> None:
         times[rng.random(times.shape) < share] = UNKNOWN_TIME
 
 
-def _tensors(*arrays: Int64s) -> Batch:
-    return Batch(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+def _tensors(
+    items: Int64s, times: Int64s, request_times: Int64s, targets: Int64s, lengths: Int64s
+) -> Batch:
+    parts = _as_tensors(items, times, request_times, targets, lengths)
+    return Batch(*parts)  # type: ignore[arg-type]
+
+
+def _as_tensors(*arrays: Int64s) -> list[Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import TiM4Rec
+from model import State, TiM4Rec
 from training.batches import Batch
 
 CPU_SCORES, GPU_SCORES = 1 << 21, 1 << 27
@@ -27,9 +27,16 @@ def batch_queries(model: TiM4Rec, batch: Batch) -> tuple[Tensor, Tensor]:
         # One target a row, at its last real position, so the rows are in the targets' order.
         state = model.new_state(len(batch.items))
         return model.query(model.prefill(batch.items, batch.times, batch.lengths, state)), targets
-    output = model(batch.items, batch.times, batch.request_times)
+    output = model(batch.items, batch.times, batch.request_times, _state_before(model, batch))
     # The item product is the dearest part of a step: padding is left out of it.
     return output.flatten(0, 1).index_select(0, at), targets
+
+
+@torch.no_grad()
+def _state_before(model: TiM4Rec, batch: Batch) -> State | None:
+    if batch.before is None:
+        return None
+    return model.prefill(*batch.before, model.new_state(len(batch.items)))
 
 
 def softmax_loss(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +34,7 @@ class Group:
     def share(self, batch: Batch) -> Batch:
         """This process's rows of a batch, maybe none."""
         rows = slice(self.rank, None, self.size)
-        return Batch(
-            batch.items[rows],
-            batch.times[rows],
-            batch.request_times[rows],
-            batch.targets[rows],
-            batch.lengths[rows],
-        )
+        return batch.map(lambda part: part[rows])
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -101,17 +94,15 @@ class Group:
         ).coalesce()
 
 
-@contextmanager
-def process_group(device: str) -> Iterator[Group]:
-    """Joins the processes that `torchrun` started; NCCL on GPUs, else Gloo."""
+def join(device: str) -> Group:
+    """The group of the processes that `torchrun` started; NCCL on GPUs, else Gloo."""
     if not dist.is_torchelastic_launched():
-        yield Group()
-        return
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
-    try:
-        yield Group(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        return Group()
+    if not dist.is_initialized():
+        on_gpu = torch.device(device).type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        # Not after each run: a second group would find the first one's addresses, and hang.
+        atexit.register(dist.destroy_process_group)
+    return Group(dist.get_rank(), dist.get_world_size())

@@ -34,7 +34,7 @@ from training.evaluation import rank_targets
 from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
 from training.metrics import ranking_metrics
 from training.negatives import NegativeSampler
-from training.parallel import Group, process_group
+from training.parallel import Group, join
 
 Loss = Literal["full", "sampled"]
 Precision = Literal["float32", "bfloat16"]
@@ -51,6 +51,8 @@ class TrainingConfig:
     targets: of the loss in one step. max_len: longest window (a `sequence` model's is its own).
     warmup: steps of linear growth of the learning rate. patience: epochs without a better
     validation NDCG@10 before stopping. request_dropout: share of windows without request times.
+    context: interactions before a window that starts within a history; the window begins with
+    the state after them, without a gradient to them; 0 begins anew.
     time_masking: share of interactions whose time is hidden, for logs that lack some.
     clip: largest norm of the gradient. threads: of torch on a CPU, 0 leaves its own choice.
     validation_users: validate on a fixed sample of this many, 0 on all. ema: decay of the
@@ -77,6 +79,7 @@ class TrainingConfig:
     max_len: int = 200
     request_dropout: float = 0.1
     time_masking: float = 0.0
+    context: int = 0
     max_epochs: int = 200
     patience: int = 8
     validation_users: int = 0
@@ -101,7 +104,8 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in (
-            "weight_decay", "negatives_power", "warmup", "validation_users", "seed", "threads"
+            "weight_decay", "negatives_power", "warmup", "context", "validation_users", "seed",
+            "threads",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
@@ -161,10 +165,10 @@ def train(
         CheckpointError: the folder's checkpoint is damaged or of another run.
         DivergedError: the loss is no longer finite; the checkpoint is that of the epoch before.
     """
-    with process_group(config.device) as group:
-        if console is None or group.rank:
-            console = Console(quiet=True)
-        return _Run(dataset, model_config, config, folder, console, group).finish()
+    group = join(config.device)
+    if console is None or group.rank:
+        console = Console(quiet=True)
+    return _Run(dataset, model_config, config, folder, console, group).finish()
 
 
 def fingerprint(dataset: Dataset, model_config: ModelConfig, config: TrainingConfig) -> str:
@@ -251,7 +255,7 @@ class _Run:
             return window_batches(
                 self.dataset, targets=c.targets, max_len=c.max_len,
                 request_dropout=c.request_dropout, time_masking=c.time_masking,
-                seed=c.seed, epoch=epoch,
+                context=c.context, seed=c.seed, epoch=epoch,
             )  # fmt: skip
         return prefix_batches(
             self.dataset, targets=c.targets, max_len=self.model.config.max_len,

@@ -177,6 +177,26 @@ def test_the_share_of_masked_times(batches: Callable[..., Iterator[Batch]]) -> N
     assert hidden / total == pytest.approx(0.4, abs=4 * (0.24 / total) ** 0.5)
 
 
+@given(lengths, st.integers(1, 9), st.integers(0, 30))
+def test_a_window_knows_what_came_before_it(lengths: list[int], max_len: int, context: int) -> None:
+    dataset = numbered(lengths)
+    offsets = dataset.histories.offsets.tolist()
+    for batch in window_batches(dataset, max_len=max_len, targets=20, context=context):
+        for row, first in enumerate(batch.items[:, 0].tolist()):
+            place = first - 1  # every item occurs once, in order
+            begin = max(at for at in offsets if at <= place)
+            expected = list(range(max(begin, place - context) + 1, first))
+            if batch.before is None:
+                assert expected == []
+                continue
+            n = int(batch.before.lengths[row])
+            assert batch.before.items[row, :n].tolist() == expected
+            assert not batch.before.items[row, n:].any()
+            assert batch.before.times[row, :n].tolist() == [1000 * (i - 1) for i in expected] or (
+                n == 0
+            )
+
+
 def test_gather_padded() -> None:
     dataset = numbered([3])
     items, times = gather_padded(dataset.histories, np.array([0, 2]), np.array([3, 1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -176,6 +178,34 @@ def test_queries_are_those_of_the_positions_with_a_target() -> None:
     ]
     assert targets.tolist() == [target for _, target in expected]
     torch.testing.assert_close(queries, torch.stack([query for query, _ in expected]))
+
+
+@pytest.mark.parametrize("options", [{"time": "causal"}, {"time": "none"}])
+def test_a_window_with_all_that_came_before_it_is_the_whole_history(
+    options: dict[str, str],
+) -> None:
+    dataset = build_dataset(chain_log(users=9, length=40), Protocol(core=1))
+    torch.manual_seed(0)
+    model = TiM4Rec(ModelConfig(n_items=dataset.n_items, **options)).double().eval()  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    whole = next(window_batches(dataset, targets=1000, request_dropout=0.0))
+    at = whole.targets > 0
+    # The same user's items recur, but not at the same time.
+    key = zip(whole.times[at].tolist(), whole.items[at].tolist(), strict=True)
+    output = model(whole.items, whole.times, whole.request_times)
+    expected = dict(zip(key, output[at], strict=True))
+    forgotten = 0.0
+    cut = {"max_len": 7, "targets": 60, "request_dropout": 0.0}
+    for batch in window_batches(dataset, context=100, **cut):  # type: ignore[arg-type]
+        queries, _ = batch_queries(model, batch)
+        inside = batch.targets > 0
+        keys = zip(batch.times[inside].tolist(), batch.items[inside].tolist(), strict=True)
+        wanted = torch.stack([expected[key] for key in keys])
+        torch.testing.assert_close(queries, wanted, rtol=1e-9, atol=1e-9)
+        alone, _ = batch_queries(model, dataclasses.replace(batch, before=None))
+        forgotten = max(forgotten, float((alone - wanted).abs().max().detach()))
+    assert forgotten > 0.1
 
 
 def test_a_sequence_model_trains_on_its_window_output() -> None:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 MODEL = {"d_model": 16, "head_dim": 16, "d_state": 8, "n_layers": 1, "dropout": 0.0}
 CONFIG: dict[str, Any] = {
     "lr": 5e-3, "targets": 90, "max_epochs": 2, "warmup": 5, "threads": 1, "ema": 0.9,
-    "negatives": 20,
+    "negatives": 20, "max_len": 9, "context": 6,
 }  # fmt: skip
 RUN = """
 import json, sys
