@@ -44,6 +44,9 @@ class RequestContext:
 current: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
 """Of the request that this task answers; None outside of one."""
 
+PROBES = frozenset(("/livez", "/readyz"))
+"""Asked every second or so; what fails there is said by what makes it fail."""
+
 
 class IdentifyRequests:
     """Gives every request its context, sends its id back, and writes its log line and span.
@@ -87,7 +90,9 @@ class IdentifyRequests:
             ended = time.perf_counter()
             if span is not None:
                 span.end(scope, status, ended)
-            if status >= self.logged_from:
+            if status >= self.logged_from and (
+                not self.logged_from or route_of(scope) not in PROBES
+            ):
                 _log(scope, status, ended - started)
 
 

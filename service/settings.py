@@ -111,7 +111,8 @@ class Settings(BaseSettings):
         "auto", description="auto: text on a terminal, else a JSON object a line"
     )
     log_requests: Literal["errors", "all", "none"] = _watch(
-        "errors", description="a line for every answer with a 5xx status, for all, or for none"
+        "errors",
+        description="a line for every answer with a 5xx status but to probes, for all, or for none",
     )
     tracing: bool = _watch(
         False,

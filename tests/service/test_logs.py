@@ -319,7 +319,7 @@ def test_the_settings_are_told_at_the_start(service: Service, client: httpx.Clie
 
 
 @pytest.mark.parametrize(
-    ("log_requests", "statuses"), [("all", [200, 404, 503]), ("errors", [503]), ("none", [])]
+    ("log_requests", "statuses"), [("all", [200, 404, 503, 503]), ("errors", [503]), ("none", [])]
 )
 def test_which_requests_are_logged(
     artefact: Artefact,
@@ -340,6 +340,8 @@ def test_which_requests_are_logged(
             assert (await client.get("/nowhere")).status_code == 404
             answer = await client.get("/recommend", params={"user_id": "damaged"})
             assert answer.status_code == 503, answer.text
+            client._transport.app.state.drain.begun = True
+            assert (await client.get("/readyz")).status_code == 503  # a probe
 
     run(ask())
     found = [record for record in caplog.records if record.name == "service.request_context"]
