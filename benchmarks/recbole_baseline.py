@@ -60,6 +60,9 @@ def write_task(folder: Path, task: dict[str, Any], dataset: Dataset) -> None:
     path.write_text(json.dumps(task))
 
 
+EXTENT = ("epochs", "stopping_step")
+
+
 def _goes_on(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether `new` is the same run, perhaps of more epochs or with other threads."""
 
@@ -68,9 +71,6 @@ def _goes_on(old: dict[str, Any], new: dict[str, Any]) -> bool:
         return {key: task[key] for key in ("model", "seed", "data")} | {"options": options}
 
     return fixed(old) == fixed(new)
-
-
-EXTENT = ("epochs", "stopping_step")
 
 
 def measure(

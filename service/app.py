@@ -24,6 +24,7 @@ from service.exactness import ExactnessSampler
 from service.request_context import IdentifyRequests
 from service.routes import health, interactions, recommend, users
 from service.schemas import Problem
+from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings
 from service.store import Store, StoreError
 from service.timing import TimeRequests
@@ -31,10 +32,6 @@ from service.timing import TimeRequests
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.5
-
-
-STARTUP_FAILURE = 3
-"""The exit status by which servers tell that starting again would not help."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:

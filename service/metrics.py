@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -23,7 +24,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service import stages, values
+from service import values
 from service.values import MULTIPROC_DIR
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -47,8 +48,16 @@ def _counters(name: str, meaning: str, label: str, known: tuple[str, ...]) -> di
     return {value: counter.labels(value) for value in known}
 
 
+_Over = Literal["livesum", "livemin", "livemax", "livemostrecent"]
+"""What is exported of the values of all living workers."""
+
+
+def _gauge(over: _Over, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
+    return Gauge(name, meaning, labels, multiprocess_mode=over, registry=_ours)
+
+
 def _sum(name: str, meaning: str) -> Gauge:
-    return Gauge(name, meaning, multiprocess_mode="livesum", registry=_ours)
+    return _gauge("livesum", name, meaning)
 
 
 # -- requests ----------------------------------------------------------------------------
@@ -106,23 +115,12 @@ STORE_ERRORS = _counters(
     "operation",
     OPERATIONS,
 )
-STORE_UP = Gauge(
-    "tim4rec_store_up",
-    "1: the last round trip of every worker came back",
-    multiprocess_mode="livemin",
-    registry=_ours,
-)
-STORE_MEMORY = Gauge(
-    "tim4rec_store_memory_bytes",
-    "Memory the store uses",
-    multiprocess_mode="livemostrecent",
-    registry=_ours,
-)
-STORE_MEMORY_LIMIT = Gauge(
+STORE_UP = _gauge("livemin", "tim4rec_store_up", "1: the last round trip of every worker came back")
+STORE_MEMORY = _gauge("livemostrecent", "tim4rec_store_memory_bytes", "Memory the store uses")
+STORE_MEMORY_LIMIT = _gauge(
+    "livemostrecent",
     "tim4rec_store_memory_limit_bytes",
     "Memory the store may use; 0: no limit is set",
-    multiprocess_mode="livemostrecent",
-    registry=_ours,
 )
 
 # -- interactions, states, recommendations -----------------------------------------------
@@ -165,11 +163,10 @@ SNAPSHOTS = _counters(
     ("written", "failed", "unfit", "unsound"),
 )
 SNAPSHOT_BYTES = _counter("tim4rec_snapshot_bytes", "Size of the snapshots written")
-EXACTNESS_DIFFERENCE = Gauge(
+EXACTNESS_DIFFERENCE = _gauge(
+    "livemax",
     "tim4rec_exactness_difference",
     "Largest difference of a score between resident states and their recomputation, of late",
-    multiprocess_mode="livemax",
-    registry=_ours,
 )
 EXACTNESS_SAMPLES = _counters(
     "tim4rec_exactness_samples",
@@ -180,25 +177,20 @@ EXACTNESS_SAMPLES = _counters(
 
 # -- the processes -----------------------------------------------------------------------
 
-MODEL = Gauge(
+MODEL = _gauge(
+    "livemax",
     "tim4rec_model_info",
     "The model that is served; always 1",
-    ["identity", "time_path", "items", "precision"],
-    multiprocess_mode="livemax",
-    registry=_ours,
+    ("identity", "time_path", "items", "precision"),
 )
-BUILD = Gauge(
+BUILD = _gauge(
+    "livemax",
     "tim4rec_build_info",
     "The software that serves it; always 1",
-    ["version", "torch", "device"],
-    multiprocess_mode="livemax",
-    registry=_ours,
+    ("version", "torch", "device"),
 )
-READY = Gauge(
-    "tim4rec_ready",
-    "1: every worker is warm; 0: one is starting or draining",
-    multiprocess_mode="livemin",
-    registry=_ours,
+READY = _gauge(
+    "livemin", "tim4rec_ready", "1: every worker is warm; 0: one is starting or draining"
 )
 WORKERS = _sum("tim4rec_workers", "Processes that answer requests")
 WORKER_STARTS = _counter("tim4rec_worker_starts", "Starts of such processes")
@@ -206,11 +198,10 @@ RESIDENT_MEMORY = _sum("tim4rec_resident_memory_bytes", "Memory of the processes
 DEVICE_MEMORY = _sum("tim4rec_device_memory_bytes", "Memory the processes hold on the GPU")
 OPEN_FILES = _sum("tim4rec_open_files", "Files and connections the processes hold open")
 CPU = _counter("tim4rec_cpu_seconds", "CPU time of the processes")
-EVENT_LOOP_LAG = Gauge(
+EVENT_LOOP_LAG = _gauge(
+    "livemax",
     "tim4rec_event_loop_lag_seconds",
     "How late the last timer of an event loop was; of the latest worker",
-    multiprocess_mode="livemax",
-    registry=_ours,
 )
 
 
@@ -222,7 +213,7 @@ _stage_duration = cache(STAGE_DURATION.labels)
 def observe_request(
     method: str, route: str, status: int, seconds: float, by_stage: Mapping[str, float]
 ) -> None:
-    """Counts a request answered; the time that is in no stage is that of `http`.
+    """Counts a request answered, and the time of each of its stages.
 
     Args:
         route: the route's template, not the path.
@@ -230,11 +221,8 @@ def observe_request(
     if method not in METHODS:
         method = "other"
     _request_duration(method, route, str(status)).observe(seconds)
-    rest = seconds
     for stage, part in by_stage.items():
         _stage_duration(route, stage).observe(part)
-        rest -= part
-    _stage_duration(route, stages.HTTP).observe(max(0.0, rest))
 
 
 def exposition() -> tuple[bytes, str]:

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.stages import HTTP, Stages
+from service.stages import Stages
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -118,10 +118,9 @@ def route_of(scope: Scope) -> str:
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
     method, route = scope["method"], route_of(scope)
-    timeline: Stages | None = scope.get("tim4rec.stages")
-    stages = timeline.seconds() if timeline else {}
-    stages[HTTP] = max(0.0, seconds - sum(stages.values()))
-    stages_ms = {stage: round(1000 * part, 3) for stage, part in stages.items()}
+    timeline: Stages = scope.get("tim4rec.stages") or Stages()
+    parts = timeline.parts(seconds)
+    stages_ms = {stage: round(1000 * part, 3) for stage, part in parts.items()}
     logger.log(
         logging.WARNING if status >= 500 else logging.INFO,
         "%s %s %d in %.1f ms (%s)",

@@ -31,6 +31,7 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 STARTUP_FAILURE = 3
+"""The exit status by which servers tell that starting again would not help."""
 STOPPED_AT_ONCE = 1
 TWICE_S = 0.5
 """Programs that start others often send a signal to the process and to its group, too: a second

@@ -63,6 +63,12 @@ class Stages:
             total[QUEUE] = max(0.0, covered - worked)
         return total
 
+    def parts(self, whole: float) -> dict[str, float]:
+        """All of a request's `whole` seconds: `seconds()`, and as HTTP what is in none of them."""
+        total = self.seconds()
+        total[HTTP] = max(0.0, whole - sum(total.values()))
+        return total
+
 
 current: ContextVar[Stages | None] = ContextVar("stages", default=None)
 """The stages of the request that this task answers; None outside of one."""

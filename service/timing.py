@@ -45,5 +45,5 @@ class TimeRequests:
                 route_of(scope),
                 status,
                 seconds,
-                timeline.seconds(),
+                timeline.parts(seconds),
             )
