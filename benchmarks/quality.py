@@ -504,7 +504,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="of torch; part of a run's identity")
     parser.add_argument("--device")
     parser.add_argument("--name", help="names a new row, made of one of --rows and --set")
-    parser.add_argument("--set", nargs="+", default=[], metavar="PART.NAME=VALUE")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="PART.NAME=VALUE",
+        help="options of ModelConfig (model.NAME) and of TrainingConfig (training.NAME)",
+    )  # fmt: skip
     parser.add_argument("--history", nargs="+", choices=tuple(HISTORIES), default=["whole"])
     parser.add_argument("--cutoff", type=int, choices=CUTOFFS, default=10)
     parser.add_argument("--json", type=Path)

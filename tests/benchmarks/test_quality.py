@@ -150,7 +150,7 @@ def test_other_settings_never_pass_for_an_old_run(data: Path) -> None:
     (folder / "result.json").write_text(json.dumps(stored))
     run(data, "--rows", "no-time", "--epochs", "1")
     options = ("--rows", "no-time", "--name", "low", "--epochs", "1", "--set")
-    report = run(data, *options, "training.lr=0.0001", "model.d_model=32")
+    report = run(data, *options, "training.lr=0.0001", "--set", "model.d_model=32")
     assert {one["row"] for one in report["rows"]} == {"no-time", "low"}
     assert line(report, "low")["title"].endswith("training.lr=0.0001, model.d_model=32")
     low = data.parent / "runs" / "ring" / "low" / "0"
