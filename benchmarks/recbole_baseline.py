@@ -30,6 +30,7 @@ from rich.console import Console
 
 from benchmarks.quality import DATA, ERRORS, RUNS, load, run_folder
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
+from benchmarks.recbole_worker import TRIMMABLE
 from training.dataset import Dataset
 from training.interactions import InputError
 from training.metrics import ranking_metrics
@@ -68,7 +69,8 @@ def _goes_on(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
     def fixed(task: dict[str, Any]) -> dict[str, Any]:
         options = {key: v for key, v in task["options"].items() if key not in EXTENT}
-        return {key: task[key] for key in ("model", "seed", "data")} | {"options": options}
+        same = {key: task[key] for key in ("model", "seed", "data")}
+        return same | {"options": options, "trim": task.get("trim", False)}
 
     return fixed(old) == fixed(new)
 
@@ -90,6 +92,7 @@ def measure(
         "seed": seed,
         "data": digest(dataset),
         "options": json.loads(args.options),
+        "trim": args.trim and model in TRIMMABLE,
         "threads": args.threads,
         "use_gpu": args.gpu,
     }
@@ -154,6 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--options", default="{}", help="of RecBole, JSON, over its defaults")
     parser.add_argument("--threads", type=int, default=0, help="of torch, 0: its own choice")
+    parser.add_argument(
+        "--trim",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"leave out padding that has no effect, for {' and '.join(TRIMMABLE)} (default: on)",
+    )
     parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 200)

@@ -16,14 +16,20 @@ import os
 import sys
 import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 MISS = 2**31
 NAME = "log"
+TRIMMABLE = ("SASRec", "GRU4Rec")
+"""Models whose output for a sample is a function of its first `length` items alone."""
+TOGETHER = 256
+"""Samples of similar length that are padded to the longest of them."""
 
 
 def import_recbole() -> tuple[Any, Any, Any]:
@@ -91,15 +97,45 @@ def settings(task: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {**chosen, **task["options"]}
 
 
+def trimmed(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A model's forward of items (B, L), 0 at the right, and lengths (B), without most padding.
+
+    RecBole pads every prefix to the longest that a model takes, ten times the mean one of a log
+    with short histories. What is computed is the same, but for which numbers dropout draws.
+    """
+
+    def forward_by_length(items: Tensor, lengths: Tensor) -> Tensor:
+        order = lengths.argsort()
+        parts = [
+            forward(items[rows, : int(lengths[rows].max())], lengths[rows])
+            for rows in torch.split(order, TOGETHER)
+        ]
+        return torch.cat(parts)[order.argsort()]
+
+    return forward_by_length
+
+
+def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """`function`, which appends to `seconds` how long each call took."""
+
+    def call(*args: Any, **options: Any) -> Any:
+        began = time.perf_counter()
+        result = function(*args, **options)
+        seconds.append(time.perf_counter() - began)
+        return result
+
+    return call
+
+
 def train(
     trainer: Any, train_data: Any, valid_data: Any, folder: Path, max_epochs: int
-) -> tuple[int, float]:
-    """Fits, or goes on from the last whole epoch; returns the epochs done and their seconds.
+) -> list[dict[str, float]]:
+    """Fits, or goes on from the last whole epoch; returns the curve, a point an epoch.
 
     A resumed run draws other random numbers than an uninterrupted one.
     """
-    last, best, done = folder / "last.pth", folder / "best.pth", folder / "epochs.json"
-    seconds = 0.0
+    last, best, done = folder / "last.pth", folder / "best.pth", folder / "curve.json"
+    curve: list[dict[str, float]] = []
     save = trainer._save_checkpoint
 
     def save_whole(epoch: int, verbose: bool = True, saved_model_file: Path = best) -> None:
@@ -110,21 +146,22 @@ def train(
     trainer._save_checkpoint = save_whole
     if last.exists() and done.exists():
         trainer.resume_checkpoint(last)
-        seconds = json.loads(done.read_text())["seconds"]
-    began = time.perf_counter()
-    epochs = trainer.start_epoch
+        curve = json.loads(done.read_text())[: trainer.start_epoch]
+    training: list[float] = []
+    validation: list[float] = []
+    trainer._train_epoch = timed(trainer._train_epoch, training)
+    trainer._valid_epoch = timed(trainer._valid_epoch, validation)
 
-    def keep(epoch: int, _: float) -> None:
-        nonlocal epochs
-        epochs = epoch + 1
-        save_whole(epoch, saved_model_file=last)
-        spent = seconds + time.perf_counter() - began
-        done.write_text(json.dumps({"epochs": epochs, "seconds": spent}))
+    def keep(_: int, ndcg: float) -> None:
+        curve.append(
+            {"training_s": training[-1], "validation_s": validation[-1], "ndcg": float(ndcg)}
+        )
+        done.write_text(json.dumps(curve))  # first: what is ahead of the weights is cut off again
+        save_whole(len(curve) - 1, saved_model_file=last)
 
-    if trainer.cur_step <= trainer.stopping_step and epochs < max_epochs:
+    if trainer.cur_step <= trainer.stopping_step and len(curve) < max_epochs:
         trainer.fit(train_data, valid_data, saved=True, show_progress=False, callback_fn=keep)
-        seconds += time.perf_counter() - began
-    return epochs, seconds
+    return curve
 
 
 def rank(model: Any, dataset: Any, test_data: Any, split: dict[str, Any]) -> dict[str, Any]:
@@ -192,15 +229,19 @@ def main() -> None:
     dataset = data.create_dataset(config)
     train_data, valid_data, test_data = data.data_preparation(config, dataset)
     model = utils.get_model(config["model"])(config, train_data._dataset).to(config["device"])
+    if task["trim"]:
+        model.forward = trimmed(model.forward)
     trainer = utils.get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    epochs, seconds = train(trainer, train_data, valid_data, folder, config["epochs"])
+    curve = train(trainer, train_data, valid_data, folder, config["epochs"])
     own = trainer.evaluate(test_data, load_best_model=True, model_file=str(folder / "best.pth"))
     ranks = rank(trainer.model, dataset, test_data, split)
     np.savez_compressed(folder / "worker.npz", **ranks)
     names = ("learning_rate", "train_batch_size", "stopping_step", "epochs", "MAX_ITEM_LIST_LENGTH")
     outcome = {
-        "epochs": epochs,
-        "seconds": seconds,
+        "epochs": len(curve),
+        "seconds": sum(point["training_s"] + point["validation_s"] for point in curve),
+        "curve": curve,
+        "trim": task["trim"],
         "best_epoch": int(torch.load(folder / "best.pth", map_location="cpu")["epoch"]) + 1,
         "validation_ndcg": float(trainer.best_valid_score),
         "own": {name: float(value) for name, value in own.items()},

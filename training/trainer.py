@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -128,6 +128,16 @@ class Result:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch: the weights that were validated, their NDCG@10, and what each part took."""
+
+    model: TiM4Rec
+    ndcg: float
+    training_seconds: float
+    validation_seconds: float
+
+
 def recipe(dataset: Dataset) -> dict[str, float]:
     """Defaults that depend on the data: short histories overfit sooner and need more dropout."""
     mean_length = float(np.diff(dataset.histories.offsets).mean())
@@ -150,6 +160,7 @@ def train(
     folder: Path | None = None,
     *,
     console: Console | None = None,
+    after_epoch: Callable[[Epoch], None] | None = None,
 ) -> Result:
     """Trains a model; its weights are a function of (dataset, both configs, machine).
 
@@ -160,6 +171,7 @@ def train(
         folder: keeps a checkpoint there after each epoch and goes on from the one it finds; None
             keeps none. The run that is resumed ends with the weights of the uninterrupted one.
         console: where progress goes; None: nowhere.
+        after_epoch: is called after each; what it raises ends the run.
 
     Raises:
         CheckpointError: the folder's checkpoint is damaged or of another run.
@@ -168,7 +180,8 @@ def train(
     group = join(config.device)
     if console is None or group.rank:
         console = Console(quiet=True)
-    return _Run(dataset, model_config, config, folder, console, group).finish()
+    run = _Run(dataset, model_config, config, folder, console, group)
+    return run.finish(after_epoch)
 
 
 def fingerprint(dataset: Dataset, model_config: ModelConfig, config: TrainingConfig) -> str:
@@ -237,9 +250,11 @@ class _Run:
                     "that they share"
                 )
 
-    def finish(self) -> Result:
+    def finish(self, after_epoch: Callable[[Epoch], None] | None = None) -> Result:
         while not self._stopped():
-            self._epoch()
+            done = self._epoch()
+            if after_epoch is not None:
+                after_epoch(done)
         self.model.load_state_dict(self.best)
         p = self.progress
         return Result(self.model.eval(), p.epoch, p.best_epoch, p.best_ndcg, p.seconds)
@@ -262,7 +277,7 @@ class _Run:
             time_masking=c.time_masking, seed=c.seed, epoch=epoch,
         )  # fmt: skip
 
-    def _epoch(self) -> None:
+    def _epoch(self) -> Epoch:
         began = time.perf_counter()
         p, epoch = self.progress, self.progress.epoch
         # An epoch depends on nothing before it but weights, moments and this: hence exact resume.
@@ -285,6 +300,7 @@ class _Run:
                 shown = float(losses) * self.group.size / count
                 bar.update(task, advance=1, metrics=f"loss {shown:.4f}")
             bar.update(task, description=f"epoch {epoch + 1}, validating")
+            trained = time.perf_counter()
             ranks = self._validate()
         losses = self.group.sum(losses.to(self.model.device)).cpu()
         if not bool(losses.isfinite()):
@@ -292,6 +308,7 @@ class _Run:
                 f"the loss of epoch {epoch + 1} is not finite: lower lr ({self.config.lr:g}) "
                 "or raise warmup"
             )
+        ranked = time.perf_counter()
         found = ranking_metrics(ranks)
         p.epoch += 1
         if found["NDCG@10"] > p.best_ndcg:
@@ -311,6 +328,8 @@ class _Run:
             + ("  best" if not waits else f"  ({waits}/{self.config.patience} since the best)"),
             highlight=False,
         )
+        validated = self.average or self.model
+        return Epoch(validated, found["NDCG@10"], trained - began, ranked - trained)
 
     def _step(self, batch: Batch) -> Tensor:
         """One step on a batch of all processes; returns this one's part of its mean loss."""

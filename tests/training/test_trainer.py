@@ -286,6 +286,28 @@ def test_stops_early_and_keeps_the_best_weights(dataset: Dataset) -> None:
     assert best.index(max(best)) + 1 == result.best_epoch
 
 
+def test_each_epoch_is_told(dataset: Dataset) -> None:
+    config = model_config(dataset, **SMALL)
+    told = []
+
+    def after_epoch(epoch: trainer.Epoch) -> None:
+        found = rank_targets(
+            epoch.model, dataset.histories, dataset.validation, at_target_time=(True,)
+        )
+        assert ranking_metrics(found[True].kept)["NDCG@10"] == epoch.ndcg
+        told.append(epoch)
+        if len(told) == 3:
+            raise InterruptedError
+
+    began = time.perf_counter()
+    with pytest.raises(InterruptedError):
+        train(dataset, config, with_options(max_epochs=9, ema=0.7), after_epoch=after_epoch)
+    spent = time.perf_counter() - began
+    assert len(told) == 3
+    assert all(min(epoch.training_seconds, epoch.validation_seconds) > 0 for epoch in told)
+    assert sum(epoch.training_seconds + epoch.validation_seconds for epoch in told) < spent
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(dataset: Dataset) -> None:
     config = model_config(dataset, **SMALL)
     with pytest.raises(DivergedError, match=r"epoch 1 is not finite: lower lr \(1e\+30\)"):
