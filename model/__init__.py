@@ -6,7 +6,16 @@ Dimension names used throughout: B batch, L sequence length, D model width, E in
 
 from model.config import ModelConfig
 from model.gaps import UNKNOWN_TIME
+from model.recommender import Architecture, Recommender
 from model.state import State, StateLayout
 from model.tim4rec import TiM4Rec
 
-__all__ = ["UNKNOWN_TIME", "ModelConfig", "State", "StateLayout", "TiM4Rec"]
+__all__ = [
+    "UNKNOWN_TIME",
+    "Architecture",
+    "ModelConfig",
+    "Recommender",
+    "State",
+    "StateLayout",
+    "TiM4Rec",
+]

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from model.tim4rec import TiM4Rec
 
 TimePath = Literal["causal", "sequence", "none"]
 GapMix = Literal["factor", "product", "none"]
 Activation = Literal["hardswish", "silu"]
+TimeUse = Literal["none", "optional", "required"]
+"""Whether a model reads the times of interactions, and whether it needs every one."""
 
 
 class ConfigError(ValueError):
@@ -101,6 +106,17 @@ class ModelConfig:
     @property
     def uses_request_time(self) -> bool:
         return self.time == "causal" and self.request_time
+
+    @property
+    def time_use(self) -> TimeUse:
+        uses: dict[TimePath, TimeUse] = {"causal": "optional", "sequence": "required"}
+        return uses.get(self.time, "none")
+
+    def build(self) -> TiM4Rec:
+        """The model with fresh weights, drawn from torch's default generator."""
+        from model.tim4rec import TiM4Rec  # which needs this module
+
+        return TiM4Rec(self)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

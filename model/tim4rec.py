@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.gaps import UNKNOWN_TIME, GapGrid, GapTable, Knots, past_gaps, request_gaps
 from model.layers import FeedForward, TimeAwareSSD
+from model.recommender import Recommender
 from model.sequence_time import TimeEncoder, TimeMixer, time_differences
 from model.state import Part, State, StateLayout
 
@@ -30,12 +31,14 @@ class _Gaps(NamedTuple):
     last_BL: Tensor
 
 
-class TiM4Rec(nn.Module):
+class TiM4Rec(Recommender):
     """Time-aware SSD recommender (arXiv 2409.16182).
 
     Items are int64 in 1..V, 0 pads; times int64 milliseconds, UNKNOWN_TIME where not known;
     batches are padded on the right.
     """
+
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -58,13 +61,17 @@ class TiM4Rec(nn.Module):
             self.request_norm = nn.LayerNorm(d, eps=config.norm_eps)
 
     @property
-    def device(self) -> torch.device:
-        return self.item_embedding.weight.device
-
-    @property
     def steppable(self) -> bool:
         """Whether a step costs the same at any history length."""
         return self.config.time != "sequence"
+
+    @property
+    def causal(self) -> bool:
+        return self.steppable
+
+    @property
+    def window(self) -> int | None:
+        return None if self.steppable else self.config.max_len
 
     def _embed(self, items: Tensor, knots: Knots | None) -> Tensor:
         x = self.item_embedding(items)
@@ -149,12 +156,6 @@ class TiM4Rec(nn.Module):
     @property
     def _dtype(self) -> torch.dtype:
         return self.item_embedding.weight.dtype
-
-    def scores(self, query: Tensor) -> Tensor:
-        """Scores (..., V+1) of all items for queries (..., D); the padding's is -inf."""
-        scores = query @ self.item_embedding.weight.T
-        scores[..., 0] = -torch.inf
-        return scores
 
     # -- with a state --------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model import ModelConfig
+from model import ModelConfig, TiM4Rec
 from training.dataset import Protocol
 from training.evaluation import Row
 from training.metrics import CUTOFFS
@@ -37,7 +37,7 @@ def model_card(
     protocol: Protocol,
     model_config: ModelConfig,
     config: TrainingConfig,
-    result: Result,
+    result: Result[TiM4Rec],
     rows: Sequence[Row],
     command: str,
     notes: Sequence[str] = (),

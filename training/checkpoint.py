@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import TiM4Rec
+from model import Recommender
 
 
 class CheckpointError(ValueError):
@@ -35,8 +35,8 @@ class Progress:
 
 def save_checkpoint(
     path: Path,
-    model: TiM4Rec,
-    average: TiM4Rec | None,
+    model: Recommender,
+    average: Recommender | None,
     best: dict[str, Tensor],
     optimizers: Sequence[torch.optim.Optimizer],
     progress: Progress,
@@ -73,8 +73,8 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path,
-    model: TiM4Rec,
-    average: TiM4Rec | None,
+    model: Recommender,
+    average: Recommender | None,
     optimizers: Sequence[torch.optim.Optimizer],
     run: str,
 ) -> tuple[dict[str, Tensor], Progress]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model import State, TiM4Rec
+from model import Recommender, State
 from training.batches import gather_padded
 from training.dataset import Histories, Int64s, Targets
 from training.loss import scores_at_once
@@ -82,7 +82,7 @@ class Agreement:
 
 
 def rank_targets(
-    model: TiM4Rec,
+    model: Recommender,
     histories: Histories,
     targets: Targets,
     *,
@@ -145,12 +145,14 @@ def _batches(lengths: Int64s, tokens: int, n_items: int, device: torch.device) -
         begin = end
 
 
-def _prefill(model: TiM4Rec, histories: Histories, starts: Int64s, lengths: Int64s) -> State:
+def _prefill(model: Recommender, histories: Histories, starts: Int64s, lengths: Int64s) -> State:
     items, times, ends = _on(model.device, *gather_padded(histories, starts, lengths), lengths)
     return model.prefill(items, times, ends, model.new_state(len(starts)))
 
 
-def _step_through(model: TiM4Rec, histories: Histories, starts: Int64s, lengths: Int64s) -> State:
+def _step_through(
+    model: Recommender, histories: Histories, starts: Int64s, lengths: Int64s
+) -> State:
     items, times = _on(model.device, *gather_padded(histories, starts, lengths))
     state, final = model.new_state(len(starts)), model.new_state(len(starts))
     for step in range(items.shape[1]):
@@ -301,7 +303,7 @@ def rows_of(ranking: Ranking, mode: str, history: str, request_time: bool) -> li
 
 
 def evaluate_offline(
-    model: TiM4Rec,
+    model: Recommender,
     histories: Histories,
     targets: Targets,
     *,

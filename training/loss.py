@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import State, TiM4Rec
+from model import Recommender, State
 from training.batches import Batch
 
 CPU_SCORES, GPU_SCORES = 1 << 21, 1 << 27
@@ -19,11 +19,11 @@ def scores_at_once(device: torch.device) -> int:
     return CPU_SCORES if device.type == "cpu" else GPU_SCORES
 
 
-def batch_queries(model: TiM4Rec, batch: Batch) -> tuple[Tensor, Tensor]:
+def batch_queries(model: Recommender, batch: Batch) -> tuple[Tensor, Tensor]:
     """Query vectors (T, D) where the batch has a target, and the targets (T)."""
     at = batch.targets.flatten().nonzero().squeeze(1)
     targets = batch.targets.flatten().index_select(0, at)
-    if not model.steppable:
+    if not model.causal:
         # One target a row, at its last real position, so the rows are in the targets' order.
         state = model.new_state(len(batch.items))
         return model.query(model.prefill(batch.items, batch.times, batch.lengths, state)), targets
@@ -33,14 +33,14 @@ def batch_queries(model: TiM4Rec, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _state_before(model: TiM4Rec, batch: Batch) -> State | None:
+def _state_before(model: Recommender, batch: Batch) -> State | None:
     if batch.before is None:
         return None
     return model.prefill(*batch.before, model.new_state(len(batch.items)))
 
 
 def softmax_loss(
-    model: TiM4Rec, queries: Tensor, targets: Tensor, label_smoothing: float = 0.0
+    model: Recommender, queries: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
     """Mean cross-entropy of targets (T) in 1..V under `model.scores` of queries (T, D)."""
     items = model.item_embedding.weight[1:]
@@ -51,7 +51,7 @@ def softmax_loss(
 
 
 def sampled_softmax_loss(
-    model: TiM4Rec, queries: Tensor, targets: Tensor, negatives: Tensor, log_inclusion: Tensor
+    model: Recommender, queries: Tensor, targets: Tensor, negatives: Tensor, log_inclusion: Tensor
 ) -> Tensor:
     """An estimate of `softmax_loss` that reads, and has gradients of, the items it names only.
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from model import ModelConfig, TiM4Rec
+from model import Architecture, ModelConfig, Recommender
 from training.batches import Batch, n_batches, prefix_batches, window_batches
 from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.dataset import Dataset
@@ -38,6 +38,7 @@ from training.parallel import Group, join
 
 Loss = Literal["full", "sampled"]
 Precision = Literal["float32", "bfloat16"]
+M = TypeVar("M", bound=Recommender)
 
 
 class DivergedError(ValueError):
@@ -48,9 +49,10 @@ class DivergedError(ValueError):
 class TrainingConfig:
     """How a model is trained; the architecture is in `ModelConfig`.
 
-    targets: of the loss in one step. max_len: longest window (a `sequence` model's is its own).
-    warmup: steps of linear growth of the learning rate. patience: epochs without a better
-    validation NDCG@10 before stopping. request_dropout: share of windows without request times.
+    targets: of the loss in one step. max_len: longest window (a model that has one of its own
+    keeps to it). warmup: steps of linear growth of the learning rate. patience: epochs without a
+    better validation NDCG@10 before stopping. request_dropout: share of windows without request
+    times.
     context: interactions before a window that starts within a history; the window begins with
     the state after them, without a gradient to them; 0 begins anew.
     time_masking: share of interactions whose time is hidden, for logs that lack some.
@@ -118,10 +120,10 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Result(Generic[M]):
     """A finished run: the best weights, in evaluation mode, and how it went."""
 
-    model: TiM4Rec
+    model: M
     epochs: int
     best_epoch: int
     best_ndcg: float
@@ -129,10 +131,10 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class Epoch(Generic[M]):
     """One epoch: the weights that were validated, their NDCG@10, and what each part took."""
 
-    model: TiM4Rec
+    model: M
     ndcg: float
     training_seconds: float
     validation_seconds: float
@@ -155,13 +157,13 @@ def model_config(dataset: Dataset, **options: Any) -> ModelConfig:
 
 def train(
     dataset: Dataset,
-    model_config: ModelConfig,
+    model_config: Architecture[M],
     config: TrainingConfig,
     folder: Path | None = None,
     *,
     console: Console | None = None,
-    after_epoch: Callable[[Epoch], None] | None = None,
-) -> Result:
+    after_epoch: Callable[[Epoch[M]], None] | None = None,
+) -> Result[M]:
     """Trains a model; its weights are a function of (dataset, both configs, machine).
 
     Under `torchrun` the processes share the rows of every batch; all return the same result, and
@@ -184,7 +186,9 @@ def train(
     return run.finish(after_epoch)
 
 
-def fingerprint(dataset: Dataset, model_config: ModelConfig, config: TrainingConfig) -> str:
+def fingerprint(
+    dataset: Dataset, model_config: Architecture[Recommender], config: TrainingConfig
+) -> str:
     """Names a run: what its weights depend on. More epochs or patience continue the same run."""
     settings = config.to_dict()
     for name in ("max_epochs", "patience", "device"):
@@ -202,11 +206,11 @@ def fingerprint(dataset: Dataset, model_config: ModelConfig, config: TrainingCon
     return digest.hexdigest()
 
 
-class _Run:
+class _Run(Generic[M]):
     def __init__(
         self,
         dataset: Dataset,
-        model_config: ModelConfig,
+        model_config: Architecture[M],
         config: TrainingConfig,
         folder: Path | None,
         console: Console,
@@ -216,7 +220,7 @@ class _Run:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.model = TiM4Rec(model_config).to(config.device)
+        self.model = model_config.build().to(config.device)
         self.average = copy.deepcopy(self.model) if config.ema else None
         self.sampler = None
         if config.loss == "sampled":
@@ -250,7 +254,7 @@ class _Run:
                     "that they share"
                 )
 
-    def finish(self, after_epoch: Callable[[Epoch], None] | None = None) -> Result:
+    def finish(self, after_epoch: Callable[[Epoch[M]], None] | None = None) -> Result[M]:
         while not self._stopped():
             done = self._epoch()
             if after_epoch is not None:
@@ -266,9 +270,10 @@ class _Run:
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
         c = self.config
-        if self.model.steppable:
+        if self.model.causal:
+            max_len = min(c.max_len, self.model.window or c.max_len)
             return window_batches(
-                self.dataset, targets=c.targets, max_len=c.max_len,
+                self.dataset, targets=c.targets, max_len=max_len,
                 request_dropout=c.request_dropout, time_masking=c.time_masking,
                 context=c.context, seed=c.seed, epoch=epoch,
             )  # fmt: skip
@@ -277,7 +282,7 @@ class _Run:
             time_masking=c.time_masking, seed=c.seed, epoch=epoch,
         )  # fmt: skip
 
-    def _epoch(self) -> Epoch:
+    def _epoch(self) -> Epoch[M]:
         began = time.perf_counter()
         p, epoch = self.progress, self.progress.epoch
         # An epoch depends on nothing before it but weights, moments and this: hence exact resume.
@@ -388,7 +393,7 @@ class _Run:
         return ranks
 
 
-def _optimizers(model: TiM4Rec, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(model: Recommender, config: TrainingConfig) -> list[torch.optim.Optimizer]:
     betas = (config.beta1, config.beta2)
     table = model.item_embedding
     sparse = list(table.parameters()) if table.sparse else []
@@ -411,7 +416,7 @@ def _optimizers(model: TiM4Rec, config: TrainingConfig) -> list[torch.optim.Opti
     return optimizers
 
 
-def _clip(model: TiM4Rec, largest: float) -> None:
+def _clip(model: Recommender, largest: float) -> None:
     """`torch.nn.utils.clip_grad_norm_` for gradients of which some are sparse."""
     gradients = []
     for parameter in model.parameters():

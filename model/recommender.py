@@ -1,0 +1,95 @@
+"""What training and evaluation use of a model, and of the configuration that it is built from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from model.config import TimeUse
+from model.state import State
+
+
+class Recommender(nn.Module, ABC):
+    """A model of what follows a history, scored against a table of items.
+
+    Items are int64 in 1..V, 0 pads; times int64 milliseconds, UNKNOWN_TIME where not known;
+    batches are padded on the right.
+    """
+
+    config: Architecture[Recommender]
+    item_embedding: nn.Embedding
+    """(V+1, D): scores are products of a query with its rows, so these are as wide as a query."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.item_embedding.weight.device
+
+    @property
+    @abstractmethod
+    def causal(self) -> bool:
+        """Whether no output depends on later interactions, so that all of a window are trained."""
+
+    @property
+    @abstractmethod
+    def window(self) -> int | None:
+        """The number of latest interactions that a query depends on; None: on all."""
+
+    @abstractmethod
+    def forward(
+        self,
+        items_BL: Tensor,
+        times_BL: Tensor,
+        request_times_BL: Tensor | None = None,
+        state: State | None = None,
+    ) -> Tensor:
+        """The query at every position, (B, L, D); only where the model is `causal`."""
+
+    @abstractmethod
+    def new_state(self, batch: int, device: torch.device | str | None = None) -> State:
+        """States of `batch` users without a history."""
+
+    @abstractmethod
+    def prefill(self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State) -> State:
+        """The states after each row's first `lengths_B` interactions."""
+
+    @abstractmethod
+    def step(self, items_B: Tensor, times_B: Tensor, state: State) -> State:
+        """The states after one more interaction each."""
+
+    @abstractmethod
+    def query(self, state: State, request_times_B: Tensor | None = None) -> Tensor:
+        """The query (B, D) of users whose history is not empty, asked for at those times."""
+
+    def scores(self, query: Tensor) -> Tensor:
+        """Scores (..., V+1) of all items for queries (..., D); the padding's is -inf."""
+        scores = query @ self.item_embedding.weight.T
+        scores[..., 0] = -torch.inf
+        return scores
+
+
+Built = TypeVar("Built", bound=Recommender, covariant=True)
+
+
+class Architecture(Protocol[Built]):
+    """Everything that decides a model's shape and arithmetic."""
+
+    @property
+    def n_items(self) -> int: ...
+
+    @property
+    def max_len(self) -> int:
+        """The window of a model that has one."""
+
+    @property
+    def time_use(self) -> TimeUse: ...
+
+    @property
+    def uses_request_time(self) -> bool: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def build(self) -> Built:
+        """The model with fresh weights, drawn from torch's default generator."""
