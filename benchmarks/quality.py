@@ -11,6 +11,9 @@ Every row and seed has a folder RUNS/DATASET/ROW/SEED; a call goes on where an e
 and the table has every row found there, those of `benchmarks.recbole_baseline` as well. `--rows`
 without a name trains nothing. What was tried is in benchmarks/quality.md.
 
+The rows lrurec, mamba4rec and tisasrec are our implementations of published models, in
+`benchmarks.baselines`: each with its published recipe and window, our batches, loss and ranking.
+
 Full ranking, ties count against the model. Published rows are theirs, not measured here.
 """
 
@@ -20,7 +23,7 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +32,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.baselines import LRURecConfig, Mamba4RecConfig, TiSASRecConfig
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
 from benchmarks.significance import compare
-from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
+from model import UNKNOWN_TIME, Architecture, Recommender
 from model.config import ConfigError
 from training.checkpoint import CheckpointError
 from training.dataset import Dataset, Int64s, Protocol, build_dataset
@@ -49,11 +53,18 @@ ERRORS = (InputError, ResultError, CheckpointError, ConfigError, DivergedError)
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """One row: options of `ModelConfig` and of `TrainingConfig` that differ from their defaults."""
+    """One row: options of the model and of `TrainingConfig` that differ from their defaults.
+
+    configure: makes the architecture from the data set and the options of the model.
+    """
 
     title: str
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    configure: Callable[..., Architecture[Recommender]] = model_config
+
+    def architecture(self, dataset: Dataset) -> Architecture[Recommender]:
+        return self.configure(dataset, **self.model)
 
     def with_options(self, options: Sequence[str]) -> Preset:
         """A copy with `model.NAME=VALUE` and `training.NAME=VALUE`, values as JSON or text.
@@ -76,14 +87,15 @@ class Preset:
             except ValueError:
                 parts[part][key] = text
         title = f"{self.title}; {', '.join(options)}" if options else self.title
-        return Preset(title, parts["model"], parts["training"])
+        return replace(self, title=title, model=parts["model"], training=parts["training"])
 
 
-# TiM4Rec's configuration files of its official code, for Amazon Beauty and for MovieLens.
-_OFFICIAL_TRAINING = {
+# Adam as in its paper, which all the published recipes start from.
+_PUBLISHED_TRAINING = {
     "lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "clip": 1e9,
     "targets": 2048, "max_epochs": 300, "patience": 20,
 }  # fmt: skip
+# TiM4Rec's configuration files of its official code, for Amazon Beauty and for MovieLens.
 _OFFICIAL_BEAUTY = {
     "dropout": 0.4, "norm_eps": 1e-5, "ffn_norm_eps": 1e-12, "max_len": 50,
     "p2p_residual": True, "time_dropout": 0.0,
@@ -96,7 +108,9 @@ _OFFICIAL_MOVIELENS = {
 
 def presets(dataset: str) -> dict[str, Preset]:
     """The rows of our models on a data set."""
-    official = _OFFICIAL_MOVIELENS if dataset.startswith("ml-") else _OFFICIAL_BEAUTY
+    movielens = dataset.startswith("ml-")
+    official = _OFFICIAL_MOVIELENS if movielens else _OFFICIAL_BEAUTY
+    window = 200 if movielens else 50
     # As many times are hidden in training as are missing, and at random.
     causal = {"time_masking": 0.4} if dataset == "ml-1m-order" else {}
     return {
@@ -110,7 +124,29 @@ def presets(dataset: str) -> dict[str, Preset]:
         "sequence": Preset(
             "TiM4Rec sequence, official recipe",
             {"time": "sequence", **official},
-            _OFFICIAL_TRAINING,
+            _PUBLISHED_TRAINING,
+        ),
+        "lrurec": Preset(
+            f"our LRURec, its recipe, last {window}",
+            {"dropout": 0.2 if movielens else 0.5, "max_len": window},
+            _PUBLISHED_TRAINING | {"weight_decay": 0.01, "clip": 5.0},
+            LRURecConfig.of,
+        ),
+        "mamba4rec": Preset(
+            f"our Mamba4Rec, its recipe, last {window}",
+            {"dropout": 0.2 if movielens else 0.4, "max_len": window},
+            _PUBLISHED_TRAINING,
+            Mamba4RecConfig.of,
+        ),
+        "tisasrec": Preset(
+            f"our TiSASRec, its recipe with cross-entropy, last {window}",
+            {
+                "dropout": 0.2 if movielens else 0.5,
+                "max_len": window,
+                "max_interval": 512 if movielens else 256,
+            },
+            _PUBLISHED_TRAINING | {"beta2": 0.98},
+            TiSASRecConfig.of,
         ),
     }
 
@@ -171,11 +207,10 @@ def run_folder(runs: Path, dataset: str, split: str) -> Path:
     return runs / (dataset if split == "leave-one-out" else f"{dataset}-{split}")
 
 
-def rank_views(model: TiM4Rec, dataset: Dataset, console: Console) -> Ranks:
+def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
     """The test target's rank in every view that the model has."""
     longest = int((dataset.test.ends - dataset.histories.offsets[dataset.test.users]).max())
-    if not model.steppable:
-        longest = min(longest, model.config.max_len)
+    longest = min(longest, model.window or longest)
     asked = (False, True) if model.config.uses_request_time else (False,)
     found: dict[View, Int64s] = {}
     for history, last in HISTORIES.items():
@@ -193,7 +228,7 @@ def rank_views(model: TiM4Rec, dataset: Dataset, console: Console) -> Ranks:
             found[View("kept", history, told)] = ranking.kept
             found[View("masked", history, told)] = ranking.masked
         console.print(f"ranked, {history} history", highlight=False)
-    if model.config.time == "causal" and (dataset.histories.times == UNKNOWN_TIME).any():
+    if model.config.time_use == "optional" and _lacks_times(dataset):
         # Which times are missing must not tell the target: this row can't know.
         hidden = replace(
             dataset.histories, times=np.full_like(dataset.histories.times, UNKNOWN_TIME)
@@ -219,12 +254,12 @@ def measure(
     """
     try:
         config = TrainingConfig(**(preset.training | overrides | {"seed": seed}))
-        architecture = model_config(dataset, **preset.model)
+        architecture = preset.architecture(dataset)
     except (TypeError, ValueError) as error:
         raise ResultError(f"row {row}: {error}") from error
-    if architecture.time == "sequence" and (dataset.histories.times == UNKNOWN_TIME).any():
+    if architecture.time_use == "required" and _lacks_times(dataset):
         raise ResultError(
-            f"row {row}: the sequence time path needs every time, and {name} lacks some; "
+            f"row {row}: needs the time of every interaction, and {name} lacks some; "
             "leave the row out"
         )
     other = ResultError(
@@ -233,7 +268,10 @@ def measure(
     )
     result = read_result(folder)
     if result is not None:
-        if result["data"] != digest(dataset) or not _same_run(result, architecture, config):
+        default = preset.configure(dataset)
+        if result["data"] != digest(dataset) or not _same_run(
+            result, architecture, default, config
+        ):
             raise other
         if all(result["training"][key] == getattr(config, key) for key in EXTENT):
             return result
@@ -267,10 +305,19 @@ EXTENT = ("max_epochs", "patience")
 """Settings that lengthen a run without making it another."""
 
 
-def _same_run(result: dict[str, Any], architecture: ModelConfig, config: TrainingConfig) -> bool:
+def _lacks_times(dataset: Dataset) -> bool:
+    return bool((dataset.histories.times == UNKNOWN_TIME).any())
+
+
+def _same_run(
+    result: dict[str, Any],
+    architecture: Architecture[Recommender],
+    default: Architecture[Recommender],
+    config: TrainingConfig,
+) -> bool:
     """Whether a result has these settings; those that came later count with their defaults."""
     pairs = (
-        (result["model"], architecture.to_dict(), ModelConfig(n_items=1).to_dict()),
+        (result["model"], architecture.to_dict(), default.to_dict()),
         (result["training"], config.to_dict(), TrainingConfig().to_dict()),
     )
     return all(
@@ -418,9 +465,10 @@ def run(args: argparse.Namespace, console: Console) -> None:
     dataset = load(args.dataset, args.data, args.split)
     folder = run_folder(args.runs, args.dataset, args.split)
     names = list(rows) if args.rows is None else args.rows
-    if args.rows is None and (dataset.histories.times == UNKNOWN_TIME).any():
-        names.remove("sequence")
-        console.print("left out: sequence, which needs every time")
+    if args.rows is None and _lacks_times(dataset):
+        need = [name for name in rows if rows[name].architecture(dataset).time_use == "required"]
+        names = [name for name in names if name not in need]
+        console.print(f"left out: {', '.join(need)}, which need every time")
     overrides = {
         key: getattr(args, option)
         for key, option in (
@@ -494,7 +542,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--dataset", required=True, help="a folder of --data")
-    parser.add_argument("--rows", nargs="*", help="default: all of ours")
+    parser.add_argument("--rows", nargs="*", help="default: all of them")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--split", choices=("leave-one-out", "temporal"), default="leave-one-out")
     parser.add_argument("--data", type=Path, default=DATA)

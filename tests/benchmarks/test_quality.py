@@ -202,7 +202,7 @@ def test_missing_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     hidden = line(report, "causal", history=quality.HIDDEN)
     assert hidden["figures"] != line(report, "causal")["figures"]
     assert quality.HIDDEN not in {r["history"] for r in report["rows"] if r["row"] == "no-time"}
-    with pytest.raises(SystemExit, match="sequence time path needs every time"):
+    with pytest.raises(SystemExit, match="row sequence: needs the time of every"):
         run(data, "--rows", "sequence")
     capsys.readouterr()
 
@@ -244,7 +244,7 @@ def test_every_row_can_be_built(data: Path) -> None:
     for name in ("ring", "ml-1m-order"):
         for preset in quality.presets(name).values():
             TrainingConfig(**preset.training)
-            model_config(dataset, **preset.model)
+            preset.architecture(dataset).build()
 
 
 def test_compare_from_the_command_line(

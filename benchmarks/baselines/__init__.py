@@ -1,0 +1,7 @@
+"""Published models in our own code, trained and ranked like ours by `benchmarks.quality`."""
+
+from benchmarks.baselines.lrurec import LRURec, LRURecConfig
+from benchmarks.baselines.mamba4rec import Mamba4Rec, Mamba4RecConfig
+from benchmarks.baselines.tisasrec import TiSASRec, TiSASRecConfig
+
+__all__ = ["LRURec", "LRURecConfig", "Mamba4Rec", "Mamba4RecConfig", "TiSASRec", "TiSASRecConfig"]
