@@ -41,6 +41,8 @@ from service.store import (
     Command,
     HistoryChanged,
     InvalidRequest,
+    Node,
+    NodeDown,
     RecordDamaged,
     Store,
     StoreError,
@@ -278,26 +280,31 @@ class EventLog:
             known, unchecked = reply.events[-1].mark, False
 
     async def users(self) -> AsyncIterator[list[str]]:
-        """Pages of the users with a record; one may come twice while records change."""
+        """Pages of the users with a record; one may come twice while records change, and one
+        whose slot moves to another node of a Cluster meanwhile may be left out."""
         prefix = f"{self.namespace}:u:"
-        cursor = b"0"
-        while True:
-            scan: Command = ("SCAN", cursor, "MATCH", prefix + "*", "COUNT", 1000)
-            cursor, keys = _raised(*await self._call([scan]))
-            if keys:
-                yield [_unquoted(key[len(prefix) :]) for key in keys]
-            if cursor == b"0":
-                return
+        for node in await self.store.nodes(self._timeout_s):
+            cursor = b"0"
+            while True:
+                scan: Command = ("SCAN", cursor, "MATCH", prefix + "*", "COUNT", 1000)
+                cursor, keys = _raised(*await self._call([scan], at=node))
+                if keys:
+                    yield [_unquoted(key[len(prefix) :]) for key in keys]
+                if cursor == b"0":
+                    break
 
     async def write_snapshots(
         self, model: str, snapshots: Sequence[tuple[str, bytes]], ttl_s: int | None
     ) -> None:
-        """Write (user, snapshot) pairs in one pipelined call. `ttl_s` None or 0: kept."""
+        """Write (user, snapshot) pairs. `ttl_s` None or 0: kept."""
         if not snapshots:
             return
         expiry = ("EX", ttl_s) if ttl_s else ()
-        commands: list[Command] = [("SADD", f"{self.namespace}:models", model)]
-        commands += [("SET", self._snapshot(model, u), value, *expiry) for u, value in snapshots]
+        # By itself: `erase` must know of the model before a snapshot can exist on another node.
+        _raised(*await self._call([("SADD", f"{self.namespace}:models", model)], "snapshot"))
+        commands: list[Command] = [
+            ("SET", self._snapshot(model, user), value, *expiry) for user, value in snapshots
+        ]
         _raised(*await self._call(commands, "snapshot"))
 
     async def read_snapshots(self, model: str, user_ids: Sequence[str]) -> list[bytes | None]:
@@ -316,9 +323,11 @@ class EventLog:
         _raised(models, existed)
         commands: list[Command] = [("UNLINK", record)]
         commands += [("UNLINK", self._snapshot(_text(model), user_id)) for model in models]
-        stream, user = f"{self.namespace}:erased", _utf8("user_id", user_id)
-        commands.append(("XADD", stream, "MAXLEN", "~", _ERASED_KEPT, "*", "user", user))
         _raised(*await self._call(commands))
+        # By itself: who hears of it must not find the record again on another node.
+        stream, user = f"{self.namespace}:erased", _utf8("user_id", user_id)
+        announcement = ("XADD", stream, "MAXLEN", "~", _ERASED_KEPT, "*", "user", user)
+        _raised(*await self._call([announcement]))
         return bool(existed)
 
     async def erasures(self, cursor: str) -> tuple[str, list[str]]:
@@ -345,10 +354,14 @@ class EventLog:
         return UserRecord(reply.newest.version, reply.events[-1].time_ms, size or 0)
 
     async def memory(self) -> tuple[int, int]:
-        """Bytes the store uses, and may use at most (0: no limit is set)."""
-        info = _text(_raised(*await self._call([("INFO", "memory")])))
-        found = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
-        return int(found["used_memory"]), int(found.get("maxmemory", 0))
+        """Bytes the store uses, and may use at most (0: no limit is set), on all primaries."""
+        used, limits = 0, []
+        for node in await self.store.nodes(self._timeout_s):
+            info = _text(_raised(*await self._call([("INFO", "memory")], at=node)))
+            found = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+            used += int(found["used_memory"])
+            limits.append(int(found.get("maxmemory", 0)))
+        return used, sum(limits) if all(limits) else 0
 
     async def ping(self) -> None:
         _raised(*await self._call([("PING",)], "ping"))
@@ -382,7 +395,12 @@ class EventLog:
             *map(_packed, request.events),
         )
 
-    async def _call(self, commands: Sequence[Command], operation: Operation = "other") -> list[Any]:
+    async def _call(
+        self,
+        commands: Sequence[Command],
+        operation: Operation = "other",
+        at: Node | None = None,
+    ) -> list[Any]:
         """Each command's reply, or a StoreError in its place.
 
         A command without a reply is sent again until the deadline, as it is: appends carry
@@ -390,52 +408,58 @@ class EventLog:
         """
         started = time.perf_counter()
         try:
-            return await self._answers(commands, operation)
+            return await self._answers(commands, operation, at)
         finally:
             timeline = stages.current.get()  # of a request that asks the log by itself
             if timeline is not None:
                 timeline.add(stages.LOG, started, time.perf_counter())
 
     async def _round_trip(
-        self, commands: Sequence[Command], timeout_s: float, operation: Operation
+        self,
+        commands: Sequence[Command],
+        timeout_s: float,
+        operation: Operation,
+        at: Node | None,
     ) -> list[Any]:
         """`Store.execute`, counted and timed."""
         started = time.perf_counter()
         try:
-            replies = await self.store.execute(commands, timeout_s)
+            replies = await self.store.execute(commands, timeout_s, at)
         except StoreError:
             metrics.STORE_UP.set(0)
             metrics.STORE_ERRORS[operation].inc()
             raise
         finally:
             metrics.STORE_DURATION[operation].observe(time.perf_counter() - started)
-        metrics.STORE_UP.set(1)
-        refused = [r for r in replies if isinstance(r, ResponseError)]
+        metrics.STORE_UP.set(0 if self.store.failing else 1)
+        refused = [r for r in replies if isinstance(r, ResponseError | StoreError)]
         if any(not isinstance(reply, NoScriptError) for reply in refused):
             metrics.STORE_ERRORS[operation].inc()
         return replies
 
-    async def _answers(self, commands: Sequence[Command], operation: Operation) -> list[Any]:
+    async def _answers(
+        self, commands: Sequence[Command], operation: Operation, at: Node | None
+    ) -> list[Any]:
         answers: list[Any] = [None] * len(commands)
         sending = dict(enumerate(commands))
         deadline = time.monotonic() + self._timeout_s
-        pause, cause = _FIRST_PAUSE_S, ""
+        pause = _FIRST_PAUSE_S
+        causes: dict[int, str] = {}  # the first says most: the last attempt has little time left
         while sending:
             left = deadline - time.monotonic()
             if left <= 0:
                 for i in sending:
-                    answers[i] = StoreUnavailable(f"{cause} ({self._timeout_s:g} s in all)")
+                    answers[i] = StoreUnavailable(f"{causes[i]} ({self._timeout_s:g} s in all)")
                 break
             again: dict[int, Command] = {}
             at_once = True
             try:
                 # Half the time for one attempt: a dead connection leaves time for another.
                 replies = await self._round_trip(
-                    list(sending.values()), min(left, self._timeout_s / 2), operation
+                    list(sending.values()), min(left, self._timeout_s / 2), operation, at
                 )
             except StoreUnavailable as error:
-                # The first says most: the last attempt has little time left to fail in.
-                cause, again, at_once = cause or str(error), sending, False
+                causes, again, at_once = dict.fromkeys(sending, str(error)) | causes, sending, False
             except StoreError as error:
                 answers = [error if i in sending else a for i, a in enumerate(answers)]
             else:
@@ -443,8 +467,13 @@ class EventLog:
                     if isinstance(reply, NoScriptError):
                         # EVAL loads the script on the very node that lacks it.
                         again[i] = ("EVAL", _SCRIPTS[str(command[1])], *command[2:])
-                    elif isinstance(reply, ResponseError) and _passing(reply):
-                        again[i], cause, at_once = command, _one_line(reply), False
+                    elif command[0] == "GET" and isinstance(reply, StoreError):
+                        answers[i] = reply  # nobody waits for the node of a snapshot
+                    elif _passing(reply):
+                        again[i], at_once = command, False
+                        causes.setdefault(i, _one_line(reply))
+                    elif isinstance(reply, StoreError):
+                        answers[i] = reply
                     elif isinstance(reply, ResponseError):
                         answers[i] = _refusal(reply)
                     else:
@@ -465,8 +494,11 @@ def _raised(*answers: Any) -> Any:
     return answers[0] if answers else None
 
 
-def _passing(error: ResponseError) -> bool:
-    return isinstance(error, _PASSING) or str(error).startswith(("BUSY ", "NOREPLICAS"))
+def _passing(reply: Any) -> bool:
+    if isinstance(reply, ResponseError):
+        return isinstance(reply, _PASSING) or str(reply).startswith(("BUSY ", "NOREPLICAS"))
+    # Its own part of a Cluster; one that has failed for a while holds nobody up any more.
+    return isinstance(reply, StoreUnavailable) and not isinstance(reply, NodeDown)
 
 
 def _refusal(error: ResponseError) -> StoreError:

@@ -1,20 +1,43 @@
-"""The connection to the store (Redis >= 7 or Valkey)."""
+"""The connection to the store (Redis >= 7 or Valkey): one server, or a Cluster of them.
+
+Which of the two is asked of the server, so one URL setting serves both.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 from redis.asyncio import BlockingConnectionPool, Connection
+from redis.asyncio.connection import UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 logger = logging.getLogger(__name__)
 
 Command = Sequence[str | bytes | int]
+
+SLOTS = 16_384
+_PING: Command = ("PING",)
+_REDIRECTS = 5
+"""Most times that one call follows a key to another node."""
+_DOWN_AFTER_S = 1.0
+"""A node of a Cluster that fails for so long is no longer waited for, until it answers again."""
+_LOOK_EVERY_S = 0.2
 
 
 class StoreError(Exception):
@@ -23,6 +46,10 @@ class StoreError(Exception):
 
 class StoreUnavailable(StoreError):
     """No answer in time: whether the events were appended is unknown. Retry."""
+
+
+class NodeDown(StoreUnavailable):
+    """A node of a Cluster has failed for a while; nothing was sent to it."""
 
 
 class InvalidRequest(StoreError, ValueError):
@@ -37,49 +64,31 @@ class HistoryChanged(StoreError):
     """The mark to go on from is no longer in the user's history (erased, expired, restored)."""
 
 
-class Store:
-    """A pool of connections that sends pipelines and never sends one twice.
+class Node:
+    """One server: a pool of connections that sends pipelines and never sends one twice.
 
-    `url`: redis://, rediss:// (TLS) or unix://. Connections are opened on first use, at most
-    `connections` at a time; a caller beyond that waits.
+    Connections are opened on first use; a caller beyond the most there may be waits.
     """
 
-    def __init__(self, url: str, *, connections: int = 16, connect_timeout_s: float = 1.0) -> None:
-        try:
-            self._pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=connections,
-                timeout=None,
-                # A pipeline has one deadline of its own, and is retried where its uids are known.
-                socket_timeout=None,
-                socket_connect_timeout=connect_timeout_s,
-                retry=Retry(NoBackoff(), 0),
-                protocol=2,
-            )
-        except ValueError as error:
-            raise StoreError(f"store URL {without_password(url)}: {error}") from None
-        self.url = without_password(url)
-        self._running: set[asyncio.Task[list[Any]]] = set()
+    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        self.name = name
+        self.down = False
+        self.failing_since: float | None = None
+        self._retired = False
+        self.options = options
+        self._pool = BlockingConnectionPool(**options)
 
     async def execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
-        """Send commands in one write and return their replies in order.
-
-        A command the server refused has its `ResponseError` for a reply. Raises
-        `StoreUnavailable` if any reply is missing after `timeout_s`: the server may or may not
-        have carried the commands out.
-
-        A cancelled caller leaves at once; the pipeline runs on to its end, so that no later
-        one finds its replies on the connection.
-        """
-        task = asyncio.create_task(self._execute(commands, timeout_s))
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-        return await asyncio.shield(task)
-
-    def _finished(self, task: asyncio.Task[list[Any]]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            task.exception()  # seen, also where the caller has left
+        """`Store.execute` on this server; raises for all of the commands or for none."""
+        started = time.monotonic()
+        try:
+            replies = await self._execute(commands, timeout_s)
+        except StoreUnavailable:
+            self.failing_since = self.failing_since or started
+            self.down = time.monotonic() - self.failing_since >= _DOWN_AFTER_S
+            raise
+        self.down, self.failing_since = False, None
+        return replies
 
     async def _execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         try:
@@ -87,7 +96,7 @@ class Store:
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 try:
                     replies = await _converse(connection, commands)
-                    if any(isinstance(reply, ReadOnlyError) for reply in replies):
+                    if self._retired or any(isinstance(r, ReadOnlyError) for r in replies):
                         # A primary no longer: the next connection may find the new one.
                         await connection.disconnect()
                     return replies
@@ -98,56 +107,295 @@ class Store:
                     await self._pool.release(connection)
         except TimeoutError as error:
             raise StoreUnavailable(
-                f"store {self.url}: no answer within {timeout_s:.1f} s"
+                f"store {self.name}: no answer within {timeout_s:.1f} s"
             ) from error
         except (RedisError, OSError) as error:
             # The client wraps what fails while it connects.
             if isinstance(error.__cause__ or error, AuthenticationError):
                 raise StoreError(
-                    f"store {self.url}: {_one_line(error)}; check the URL's credentials"
+                    f"store {self.name}: {_one_line(error)}; check the URL's credentials"
                 ) from error
-            raise StoreUnavailable(f"store {self.url}: {_one_line(error)}") from error
+            raise StoreUnavailable(f"store {self.name}: {_one_line(error)}") from error
+
+    async def retire(self) -> None:
+        """Close the idle connections, and the others after their pipeline."""
+        self._retired = True
+        await self._pool.disconnect(inuse_connections=False)
+
+    async def close(self) -> None:
+        await self._pool.disconnect()
+
+
+class Store:
+    """Sends pipelines to the server of a URL, or to the nodes of the Cluster it belongs to.
+
+    `url`: redis://, rediss:// (TLS) or unix://; several hosts of a Cluster may be given, separated
+    by commas. Connections are opened on first use, at most `connections` to a node.
+
+    In a Cluster a pipeline is split by node and the parts are sent at once; a key that has moved
+    is followed. A part that fails spoils no other.
+    """
+
+    def __init__(self, url: str, *, connections: int = 16, connect_timeout_s: float = 1.0) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self.url = without_password(url)
+        defaults: dict[str, Any] = {
+            "max_connections": connections,
+            "timeout": None,
+            # A pipeline has one deadline of its own, and is retried where its uids are known.
+            "socket_timeout": None,
+            "socket_connect_timeout": connect_timeout_s,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        try:
+            options = [defaults | {**parse_url(one)} for one in _each_host(url)]
+        except ValueError as error:
+            raise StoreError(f"store URL {self.url}: {error}") from None
+        self._seeds = [
+            Node(self.url if len(options) == 1 else without_password(one), own)
+            for one, own in zip(_each_host(url), options, strict=True)
+        ]
+        self._options = {name: v for name, v in options[0].items() if name not in ("host", "port")}
+        if self._options.get("connection_class") is UnixDomainSocketConnection:
+            del self._options["connection_class"], self._options["path"]
+        self._nodes: dict[tuple[str, int], Node] = {}
+        self._slots: list[Node | None] | None = None  # of a Cluster
+        self._primaries: list[Node] = []
+        self._single: Node | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[list[Any]]] = set()
+
+    async def execute(
+        self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
+    ) -> list[Any]:
+        """Send commands in one write a node and return their replies in order.
+
+        A command the server refused has its `ResponseError` for a reply. Raises
+        `StoreUnavailable` if any reply is missing after `timeout_s`: the server may or may not
+        have carried the commands out. In a Cluster the commands without a reply have that error
+        in its place, and the others theirs.
+
+        Commands without a key go to the node `at`, or to any. A cancelled caller leaves at once;
+        the pipelines run on to their end, so that no later one finds their replies on the
+        connection.
+        """
+        task = asyncio.create_task(self._execute(commands, timeout_s, at))
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    async def nodes(self, timeout_s: float) -> list[Node]:
+        """The server, or the primaries of the Cluster."""
+        if self._single is None and self._slots is None:
+            await self._find_out(timeout_s)
+        return self._primaries if self._single is None else [self._single]
+
+    @property
+    def failing(self) -> bool:
+        """Whether the last answer of a node that is still needed did not come."""
+        nodes = self._primaries if self._single is None else [self._single]
+        return any(node.failing_since is not None for node in nodes)
+
+    def _finished(self, task: asyncio.Task[list[Any]]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, also where the caller has left
+
+    async def _execute(
+        self, commands: Sequence[Command], timeout_s: float, at: Node | None
+    ) -> list[Any]:
+        until = time.monotonic() + timeout_s
+        if self._single is None and self._slots is None:
+            await self._find_out(timeout_s)
+            timeout_s = max(0.0, until - time.monotonic())
+        if self._single is None:
+            return await self._execute_in_cluster(commands, until, at)
+        replies = await self._single.execute(commands, timeout_s)
+        if any(isinstance(reply, AskError) for reply in replies):
+            raise StoreError(
+                f"store {self.url} is a Cluster but does not answer CLUSTER SLOTS: "
+                "grant its user +cluster|slots, and start again"
+            )
+        return replies
+
+    # -- a Cluster -----------------------------------------------------------------------
+
+    async def _find_out(self, timeout_s: float) -> None:
+        """Ask whether this is a Cluster. Raises StoreError when no host answers."""
+        layout: Any = None
+        for place, seed in enumerate(self._seeds):
+            try:
+                # An equal share of the time for each host.
+                (layout,) = await seed.execute([("CLUSTER", "SLOTS")], timeout_s / len(self._seeds))
+                break
+            except StoreUnavailable:
+                if place == len(self._seeds) - 1:
+                    raise
+        if isinstance(layout, list):
+            self._follow(layout, seed)
+        elif len(self._seeds) > 1:
+            raise StoreError(f"store {self.url}: several hosts, and {seed.name} is no Cluster")
+        else:
+            self._single = seed
+
+    async def _execute_in_cluster(
+        self, commands: Sequence[Command], until: float, at: Node | None
+    ) -> list[Any]:
+        replies: list[Any] = [None] * len(commands)
+        parts: dict[tuple[Node, bool], list[int]] = {}
+        for i, command in enumerate(commands):
+            node = self._node_of(command, at)
+            if node is None:
+                replies[i] = StoreUnavailable(f"store {self.url}: no node serves a key's slot")
+                self._look()
+            elif node.down:
+                replies[i] = NodeDown(f"store {self.url}: node {node.name} is down")
+                self._look()
+            else:
+                parts.setdefault((node, False), []).append(i)
+        for _ in range(_REDIRECTS):
+            answers = await asyncio.gather(
+                *(
+                    self._part([commands[i] for i in own], node, asking, until)
+                    for (node, asking), own in parts.items()
+                )
+            )
+            redirected: dict[tuple[Node, bool], list[int]] = {}
+            for ((node, _), own), part in zip(parts.items(), answers, strict=True):
+                for i, reply in zip(own, part, strict=True):
+                    replies[i] = reply
+                    if isinstance(reply, AskError):
+                        target = self._at(reply.host or _host(node), reply.port)
+                        asking = not isinstance(reply, MovedError)
+                        if not asking and self._slots is not None:
+                            self._slots[reply.slot_id] = target
+                            self._look()
+                        redirected.setdefault((target, asking), []).append(i)
+                    elif isinstance(reply, StoreUnavailable | ClusterDownError):
+                        self._look()
+            parts = redirected
+            if not parts:
+                break
+        for own in parts.values():
+            for i in own:
+                replies[i] = StoreUnavailable(f"store {self.url}: {_one_line(replies[i])}")
+        return replies
+
+    async def _part(
+        self, commands: Sequence[Command], node: Node, asking: bool, until: float
+    ) -> list[Any]:
+        sent = [c for command in commands for c in (("ASKING",), command)] if asking else commands
+        try:
+            replies = await node.execute(sent, max(0.0, until - time.monotonic()))
+        except StoreError as error:
+            return [error] * len(commands)
+        return replies[1::2] if asking else replies
+
+    def _node_of(self, command: Command, at: Node | None) -> Node | None:
+        key = _key(command)
+        if self._slots is not None and key is not None:
+            return self._slots[key_slot(key)]
+        primaries = self._primaries
+        sound = [node for node in primaries if node.failing_since is None] or primaries
+        return at or (random.choice(sound) if sound else None)
+
+    def _at(self, host: str, port: int) -> Node:
+        if (host, port) not in self._nodes:
+            name = f"{host}:{port}"
+            self._nodes[host, port] = Node(name, self._options | {"host": host, "port": port})
+        return self._nodes[host, port]
+
+    def _follow(self, layout: Iterable[Sequence[Any]], told_by: Node) -> None:
+        """Take over the answer to CLUSTER SLOTS: first slot, last slot, primary, replicas."""
+        slots: list[Node | None] = [None] * SLOTS
+        for first, last, (host, port, *_), *_ in layout:
+            node = self._at(host.decode() if host else _host(told_by), port)
+            slots[first : last + 1] = [node] * (last + 1 - first)
+        self._slots = slots
+        self._primaries = list(dict.fromkeys(node for node in slots if node is not None))
+
+    def _look(self) -> None:
+        """Have the layout asked for until every node in it answers."""
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await self._refresh()
+            failing = [node for node in self._primaries if node.failing_since is not None]
+            await asyncio.gather(*(self._part([_PING], n, False, self._soon()) for n in failing))
+            await asyncio.sleep(_LOOK_EVERY_S)
+            if self._slots is not None and None not in self._slots and not self.failing:
+                break
+        for address, node in list(self._nodes.items()):
+            if node not in self._primaries:
+                del self._nodes[address]
+                await node.retire()
+
+    async def _refresh(self) -> None:
+        nodes = list(dict.fromkeys([*self._primaries, *self._nodes.values(), *self._seeds]))
+        # In any order, so that not every process believes the same node.
+        nodes.sort(key=lambda node: (node.failing_since is not None, random.random()))
+        for node in nodes:
+            (layout,) = await self._part([("CLUSTER", "SLOTS")], node, False, self._soon())
+            if isinstance(layout, list) and layout:
+                self._follow(layout, node)
+                return
+
+    def _soon(self) -> float:
+        return time.monotonic() + self._connect_timeout_s
+
+    # ------------------------------------------------------------------------------------
 
     async def check(self, timeout_s: float = 5.0) -> None:
-        """Ask the server what it is. Raises StoreError if it is too old; logs risky settings."""
-        (reply,) = await self.execute([("INFO",)], timeout_s)
-        if isinstance(reply, ResponseError):
-            raise StoreError(f"store {self.url}: {_one_line(reply)}")
-        info = dict(
-            line.split(":", 1)
-            for line in reply.decode(errors="replace").splitlines()
-            if ":" in line
-        )
-        version = info.get("redis_version", "0")
-        if "valkey_version" not in info and int(version.split(".")[0]) < 7:
-            raise StoreError(
-                f"store {self.url} is Redis {version}; 7 or newer, or Valkey, is needed"
-            )
-        if info.get("maxmemory_policy", "noeviction") != "noeviction":
-            logger.warning(
-                "store %s: maxmemory-policy is %s, so records can vanish under memory pressure; "
-                "set it to noeviction",
-                self.url,
-                info["maxmemory_policy"],
-            )
-        if info.get("aof_enabled") == "0":
-            logger.warning(
-                "store %s: appendonly is off, so accepted interactions are lost when it stops; "
-                "set appendonly yes",
-                self.url,
-            )
+        """Ask the servers what they are. Raises StoreError if one is too old; logs risky
+        settings."""
+        for node in await self.nodes(timeout_s):
+            (reply,) = await self.execute([("INFO",)], timeout_s, node)
+            if isinstance(reply, StoreError):
+                raise reply
+            if isinstance(reply, ResponseError):
+                raise StoreError(f"store {node.name}: {_one_line(reply)}")
+            _check(node.name, reply)
 
     async def close(self) -> None:
         """Wait for the pipelines under way, then close the connections."""
         while self._running:
             await asyncio.wait(self._running)
-        await self._pool.disconnect()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        for node in (*self._seeds, *self._nodes.values()):
+            await node.close()
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
+
+
+def _check(name: str, reply: bytes) -> None:
+    info = dict(
+        line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line
+    )
+    version = info.get("redis_version", "0")
+    if "valkey_version" not in info and int(version.split(".")[0]) < 7:
+        raise StoreError(f"store {name} is Redis {version}; 7 or newer, or Valkey, is needed")
+    if info.get("maxmemory_policy", "noeviction") != "noeviction":
+        logger.warning(
+            "store %s: maxmemory-policy is %s, so records can vanish under memory pressure; "
+            "set it to noeviction",
+            name,
+            info["maxmemory_policy"],
+        )
+    if info.get("aof_enabled") == "0":
+        logger.warning(
+            "store %s: appendonly is off, so accepted interactions are lost when it stops; "
+            "set appendonly yes",
+            name,
+        )
 
 
 async def _converse(connection: Connection, commands: Sequence[Command]) -> list[Any]:
@@ -161,8 +409,34 @@ async def _converse(connection: Connection, commands: Sequence[Command]) -> list
     return replies
 
 
+_KEYLESS = frozenset({"PING", "INFO", "SCAN", "FLUSHALL", "CLUSTER"})
+_KEY_AT = {"EVAL": 3, "EVALSHA": 3, "MEMORY": 2}
+
+
+def _key(command: Command) -> bytes | None:
+    name = str(command[0])
+    if name in _KEYLESS:
+        return None
+    key = command[_KEY_AT.get(name, 1)]
+    return key if isinstance(key, bytes) else str(key).encode()
+
+
+def _host(node: Node) -> str:
+    return str(node.options.get("host", "localhost"))
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _each_host(url: str) -> list[str]:
+    """The URL once for each of its comma-separated hosts."""
+    scheme, separator, rest = url.partition("://")
+    if scheme not in ("redis", "rediss"):
+        return [url]
+    end = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
+    login, at, hosts = rest[:end].rpartition("@")
+    return [f"{scheme}{separator}{login}{at}{host}{rest[end:]}" for host in hosts.split(",")]
 
 
 def without_password(url: str) -> str:

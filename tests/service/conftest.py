@@ -1,9 +1,10 @@
-"""A real Valkey server for the tests of this folder."""
+"""Real Valkey servers for the tests of this folder, alone and as a Cluster."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -51,8 +52,97 @@ class ValkeyServer:
         self._process.kill()
         self._process.wait()
 
+    def send(self, signal: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal)
+
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket))
+
+
+class ClusterNode(ValkeyServer):
+    """One server of a Cluster; the Cluster is spoken to over TCP."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        folder.mkdir()
+        self.port, self._bus_port = free_ports(2)
+        ports = ("--port", str(self.port), "--cluster-port", str(self._bus_port))
+        super().__init__(folder, *ports, "--cluster-enabled", "yes", *options)
+
+    @property
+    def address(self) -> tuple[str, int, int]:
+        return "127.0.0.1", self.port, self._bus_port
+
+    def ask(self, *command: object) -> Any:
+        with self.client() as client:
+            return client.execute_command(*command)
+
+    @property
+    def id(self) -> str:
+        return str(self.ask("CLUSTER", "MYID").decode())
+
+    def info(self) -> dict[str, str]:
+        return dict(self.ask("CLUSTER INFO"))
+
+
+class ValkeyCluster:
+    """Three primaries with a third of the slots each, and replicas of the first."""
+
+    def __init__(self, folder: Path, *options: str, replicas: int = 0) -> None:
+        self.nodes = [ClusterNode(folder / str(i), *options) for i in range(3 + replicas)]
+        self.primaries, self.replicas = self.nodes[:3], self.nodes[3:]
+        hosts = [f"127.0.0.1:{node.port}" for node in self.primaries]
+        self.url = f"redis://{','.join(hosts)}"
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+        first = self.nodes[0]
+        for i, node in enumerate(self.nodes):
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
+            if node is not first:
+                first.ask("CLUSTER", "MEET", *node.address)
+        for i, node in enumerate(self.primaries):
+            start, end = i * 16384 // 3, (i + 1) * 16384 // 3 - 1
+            node.ask("CLUSTER", "ADDSLOTSRANGE", start, end)
+        self.wait(lambda node: node.info()["cluster_known_nodes"] == str(len(self.nodes)))
+        for replica in self.replicas:
+            replica.ask("CLUSTER", "REPLICATE", first.id)
+        self.wait(self._formed)
+
+    def _formed(self, node: ClusterNode) -> bool:
+        servers = [len(part) - 2 for part in node.ask("CLUSTER", "SLOTS")]
+        whole = servers == [1 + len(self.replicas), 1, 1]
+        return whole and node.info()["cluster_state"] == "ok"
+
+    def wait(self, holds: Callable[[ClusterNode], bool]) -> None:
+        """Until it holds on every node."""
+        deadline = time.monotonic() + 30
+        for node in self.nodes:
+            while not holds(node):
+                assert time.monotonic() < deadline, f"the Cluster does not form: {node.info()}"
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
+
+    def client(self) -> redis.RedisCluster:
+        return redis.RedisCluster("127.0.0.1", self.nodes[0].port)
+
+    def clear(self) -> None:
+        for node in self.primaries:
+            node.ask("FLUSHALL")
+            node.ask("SCRIPT", "FLUSH")
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all different."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
 
 
 @pytest.fixture
@@ -80,6 +170,23 @@ def valkey(_shared_valkey: ValkeyServer) -> ValkeyServer:
         client.flushall()
         client.script_flush()
     return _shared_valkey
+
+
+@pytest.fixture(scope="session")
+def _shared_cluster() -> Iterator[ValkeyCluster]:
+    path = Path(tempfile.mkdtemp(prefix="tim4rec-"))
+    cluster = ValkeyCluster(path)
+    cluster.start()
+    yield cluster
+    cluster.kill()
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def valkey_cluster(_shared_cluster: ValkeyCluster) -> ValkeyCluster:
+    """A running Cluster without any key or script."""
+    _shared_cluster.clear()
+    return _shared_cluster
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from model.state import Precision, State
 from service import snapshots
 from service.engine import Engine
 from service.event_log import Event, EventLog, LogRequest, NewEvent, Outcome, Verdict, new_uid
-from service.store import Command, Store, StoreUnavailable
+from service.store import Command, Node, Store, StoreUnavailable
 from service.wave import Entry, Recommendation
 
 torch.set_num_threads(1)
@@ -75,11 +75,13 @@ class LossyStore(Store):
         self.plan: list[str] = []
         self.carried_out = 0
 
-    async def execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+    async def execute(
+        self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
+    ) -> list[Any]:
         fate = self.plan.pop(0) if self.plan else "answered"
         if fate == "unsent":
             raise StoreUnavailable("lost on the way there")
-        replies = await super().execute(commands, 30)  # slow is not lost
+        replies = await super().execute(commands, 30, at)  # slow is not lost
         self.carried_out += 1
         if fate == "sent":
             raise StoreUnavailable("lost on the way back")

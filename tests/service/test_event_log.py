@@ -33,6 +33,7 @@ from service.store import (
     Command,
     HistoryChanged,
     InvalidRequest,
+    Node,
     RecordDamaged,
     Store,
     StoreError,
@@ -40,11 +41,23 @@ from service.store import (
 )
 
 if TYPE_CHECKING:
-    from tests.service.conftest import ValkeyServer
+    from tests.service.conftest import ValkeyCluster, ValkeyServer
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 MINUTE = 60_000
+
+
+@pytest.fixture(params=["valkey", "valkey_cluster"])
+def either(request: pytest.FixtureRequest) -> ValkeyServer | ValkeyCluster:
+    """One server, and a Cluster: both must keep the same promises."""
+    server: ValkeyServer | ValkeyCluster = request.getfixturevalue(request.param)
+    return server
+
+
+@pytest.fixture
+def store_url(either: ValkeyServer | ValkeyCluster) -> str:
+    return either.url
 
 
 def new(item: str = "item", time_ms: int | None = None, event_id: str | None = None) -> NewEvent:
@@ -219,9 +232,9 @@ def test_an_event_id_cannot_pose_as_a_uid(run: Run, store_url: str) -> None:
     run(main())
 
 
-def test_dedup_window(run: Run, valkey: ValkeyServer) -> None:
+def test_dedup_window(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store, dedup_window=4)
             events = [new(event_id=f"e{i}" if i % 2 else None) for i in range(10)]
             for event in events:
@@ -230,7 +243,7 @@ def test_dedup_window(run: Run, valkey: ValkeyServer) -> None:
             assert verdicts(reply) == [("applied", 7), ("applied", 8)]
             reply = await ask(log, "u", new(event_id="e9"), new(event_id="e5"))
             assert verdicts(reply) == [("duplicate", 10), ("applied", 11)]
-            with valkey.client() as client:
+            with either.client() as client:
                 assert client.hlen("tim4rec:u:u") == 1 + 11 + 4
 
             # The window narrowed, then widened: the index never names the wrong event.
@@ -287,13 +300,13 @@ def test_large_requests_and_pages(run: Run, store_url: str) -> None:
     run(main())
 
 
-def test_versions_keep_all_their_digits(run: Run, valkey: ValkeyServer) -> None:
+def test_versions_keep_all_their_digits(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store, dedup_window=2, page=2)
             large = 10**15
             await ask(log, "u", new(time_ms=1))
-            with valkey.client() as client:
+            with either.client() as client:
                 value = client.hget("tim4rec:u:u", "e1")
                 for k in range(large - 3, large + 1):
                     client.hset("tim4rec:u:u", f"e{k}", value)
@@ -383,13 +396,13 @@ def test_a_record_begun_anew_is_another_history(run: Run, store_url: str) -> Non
 # One request's fault is its own.
 
 
-def test_errors_stay_with_their_request(run: Run, valkey: ValkeyServer) -> None:
+def test_errors_stay_with_their_request(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store)
             await ask(log, "damaged", new(), new(), new())
             await ask(log, "torn", new(), new())
-            with valkey.client() as client:
+            with either.client() as client:
                 client.set("tim4rec:u:string", "x")
                 client.hdel("tim4rec:u:damaged", "e2")
                 client.hset("tim4rec:u:torn", "e1", "short")
@@ -421,7 +434,7 @@ def test_errors_stay_with_their_request(run: Run, valkey: ValkeyServer) -> None:
             fields = ["user_id", "user_id", "uid", "item_id", "item_id", "event_id", "event_id"]
             for error, name in zip(errors[3:], [*fields, "time_ms"], strict=True):
                 assert error.startswith(name)
-            with valkey.client() as client:
+            with either.client() as client:
                 # A script that fails has written nothing.
                 assert client.hgetall("tim4rec:u:damaged") == damaged
             last = replies[-1]
@@ -493,10 +506,10 @@ def test_a_full_store_still_answers(run: Run, valkey: ValkeyServer) -> None:
     )
 )
 def test_any_user_id_has_a_record_of_its_own(
-    run: Run, valkey: ValkeyServer, users: list[str]
+    run: Run, either: ValkeyServer | ValkeyCluster, users: list[str]
 ) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store, namespace=f"{{n}}:{uuid.uuid4()}")
             events = {user: new(f"item of {user}", event_id=user) for user in users}
             requests = [LogRequest(user, None, [event]) for user, event in events.items()]
@@ -507,7 +520,7 @@ def test_any_user_id_has_a_record_of_its_own(
             assert await log.read_snapshots("{m}:x", users) == [u.encode() for u in users]
             listed = [user async for page in log.users() for user in page]
             assert set(listed) == set(users)
-            with valkey.client() as client:
+            with either.client() as client:
                 keys = list(client.scan_iter(f"{log.namespace}:[us]:*", count=1000))
             assert len(keys) == 2 * len(users)
             assert not any(set(key) & set(b"{} \x00\n/") for key in keys)
@@ -554,9 +567,9 @@ def test_all_users_are_listed(run: Run, store_url: str) -> None:
 # Snapshots, erasure, size.
 
 
-def test_snapshots(run: Run, valkey: ValkeyServer) -> None:
+def test_snapshots(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store)
             value = bytes(range(256)) * 150
             await log.write_snapshots("m1", [("u", value), ("v", b"v")], 60)
@@ -578,7 +591,7 @@ def test_snapshots(run: Run, valkey: ValkeyServer) -> None:
                 None,
                 None,
             ]
-            with valkey.client() as client:
+            with either.client() as client:
                 assert 0 < client.ttl("tim4rec:s:m1:u") <= 60
                 assert client.ttl("tim4rec:s:m2:u") == -1
                 client.delete("tim4rec:s:m1:u")
@@ -591,9 +604,9 @@ def test_snapshots(run: Run, valkey: ValkeyServer) -> None:
     run(main())
 
 
-def test_erase(run: Run, valkey: ValkeyServer) -> None:
+def test_erase(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store)
             cursor, users = await log.erasures("$")
             assert users == []
@@ -602,7 +615,7 @@ def test_erase(run: Run, valkey: ValkeyServer) -> None:
                 await log.write_snapshots("m1", [(user, b"1")], 60)
                 await log.write_snapshots("m2", [(user, b"2")], 60)
             assert await log.erase("u")
-            with valkey.client() as client:
+            with either.client() as client:
                 left = {key for key in client.scan_iter() if b":models" not in key}
             assert left == {
                 b"tim4rec:u:v",
@@ -623,12 +636,12 @@ def test_erase(run: Run, valkey: ValkeyServer) -> None:
     run(main())
 
 
-def test_describe(run: Run, valkey: ValkeyServer) -> None:
+def test_describe(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store)
             await ask(log, "u", new(time_ms=7), new(time_ms=5))
-            with valkey.client() as client:
+            with either.client() as client:
                 size = client.memory_usage("tim4rec:u:u")
             assert isinstance(size, int)
             assert await log.describe("u") == UserRecord(2, 7, size)
@@ -636,11 +649,11 @@ def test_describe(run: Run, valkey: ValkeyServer) -> None:
     run(main())
 
 
-def test_idle_records_expire_only_if_asked(run: Run, valkey: ValkeyServer) -> None:
+def test_idle_records_expire_only_if_asked(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             await ask(EventLog(store, idle_ttl_s=100), "u", new())
-            with valkey.client() as client:
+            with either.client() as client:
                 assert 90 < client.ttl("tim4rec:u:u") <= 100
                 await ask(EventLog(store), "u", new())
                 assert client.ttl("tim4rec:u:u") == -1
@@ -1004,8 +1017,10 @@ class LossyStore(Store):
         self.losing = 0
         self.lost: list[list[Any]] = []
 
-    async def execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
-        replies = await super().execute(commands, timeout_s)
+    async def execute(
+        self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
+    ) -> list[Any]:
+        replies = await super().execute(commands, timeout_s, at)
         if self.losing:
             self.losing -= 1
             self.lost.append(replies)
@@ -1052,9 +1067,10 @@ class EventLogMachine(RuleBasedStateMachine):
         self.snapshots: dict[tuple[str, str], bytes] = {}
         self.sent: list[tuple[NewEvent, ...]] = []
         self.marks: list[Mark] = [ORIGIN, Mark(1, b"nonesuch"), Mark(10**6, b"nonesuch")]
-        self.run(self.log.exchange([LogRequest("warm-up", None, [new()]), LogRequest("v")]))
+        for events in ([new()], []):  # both scripts, on every node
+            warm_up = [LogRequest(f"warm-up {i}", None, events) for i in range(50)]
+            self.started = self.run(self.log.exchange(warm_up))[0].now_ms
         self.cursor, _ = self.run(self.log.erasures("$"))
-        self.started = self.run(self.log.exchange([LogRequest("warm-up")]))[0].now_ms
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
@@ -1160,24 +1176,25 @@ class EventLogMachine(RuleBasedStateMachine):
             assert record is None
 
 
-def test_the_log_is_what_its_rules_say(valkey: ValkeyServer) -> None:
-    machine = type("Machine", (EventLogMachine,), {"url": valkey.url})
+def test_the_log_is_what_its_rules_say(either: ValkeyServer | ValkeyCluster) -> None:
+    machine = type("Machine", (EventLogMachine,), {"url": either.url})
+    examples = 60 if either.url.startswith("unix") else 20  # the rules are the same on a Cluster
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=60, stateful_step_count=30, deadline=None),
+        settings=settings(max_examples=examples, stateful_step_count=30, deadline=None),
     )
 
 
-def test_the_layout_is_the_documented_one(run: Run, valkey: ValkeyServer) -> None:
+def test_the_layout_is_the_documented_one(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     """Records outlive the code: what is stored today must be readable tomorrow."""
 
     async def main() -> None:
-        async with Store(valkey.url) as store:
+        async with Store(either.url) as store:
             log = EventLog(store, namespace="ns")
             await ask(
                 log, "é", NewEvent(b"uid-one.", "item é", 258), NewEvent(b"uid-two.", "b", 1, "id")
             )
-        with valkey.client() as client:
+        with either.client() as client:
             stored = client.hgetall("ns:u:%C3%A9")
         time, given = b"\0\0\0\0\0\0\x01\x02", b"\0\0\0\0\0\0\0\x01"
         assert stored == {
