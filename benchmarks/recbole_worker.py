@@ -4,7 +4,9 @@ Runs in RecBole's own environment, so it imports nothing of this project:
 
     python recbole_worker.py FOLDER
 
-FOLDER holds `task.json` and `split.npz`; `ranks.npz` and `outcome.json` are written there.
+FOLDER holds `task.json` and `split.npz`; `worker.npz` and `outcome.json` are written there. A paced
+task, as of `benchmarks.training_speed`, ranks nothing: before each epoch the curve so far goes to
+stdout, a line of JSON, and the epoch begins with a line from stdin, whose end is the run's.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ MISS = 2**31
 NAME = "log"
 TRIMMABLE = ("SASRec", "GRU4Rec")
 """Models whose output for a sample is a function of its first `length` items alone."""
-TOGETHER = 256
+TOGETHER = 128
 """Samples of similar length that are padded to the longest of them."""
 
 
@@ -128,7 +130,12 @@ def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., A
 
 
 def train(
-    trainer: Any, train_data: Any, valid_data: Any, folder: Path, max_epochs: int
+    trainer: Any,
+    train_data: Any,
+    valid_data: Any,
+    folder: Path,
+    max_epochs: int,
+    paced: bool,
 ) -> list[dict[str, float]]:
     """Fits, or goes on from the last whole epoch; returns the curve, a point an epoch.
 
@@ -149,7 +156,16 @@ def train(
         curve = json.loads(done.read_text())[: trainer.start_epoch]
     training: list[float] = []
     validation: list[float] = []
-    trainer._train_epoch = timed(trainer._train_epoch, training)
+    train_epoch = timed(trainer._train_epoch, training)
+
+    def wait_and_train(*args: Any, **options: Any) -> Any:
+        if paced:
+            print(json.dumps({"torch": torch.__version__, "curve": curve}), flush=True)
+            if not sys.stdin.readline():
+                sys.exit()
+        return train_epoch(*args, **options)
+
+    trainer._train_epoch = wait_and_train
     trainer._valid_epoch = timed(trainer._valid_epoch, validation)
 
     def keep(_: int, ndcg: float) -> None:
@@ -230,9 +246,12 @@ def main() -> None:
     train_data, valid_data, test_data = data.data_preparation(config, dataset)
     model = utils.get_model(config["model"])(config, train_data._dataset).to(config["device"])
     if task["trim"]:
-        model.forward = trimmed(model.forward)
+        # One of RecBole's modules has every gradient of every model searched for NaN.
+        torch.autograd.set_detect_anomaly(False)
+        if task["model"] in TRIMMABLE:
+            model.forward = trimmed(model.forward)
     trainer = utils.get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
-    curve = train(trainer, train_data, valid_data, folder, config["epochs"])
+    curve = train(trainer, train_data, valid_data, folder, config["epochs"], task["paced"])
     own = trainer.evaluate(test_data, load_best_model=True, model_file=str(folder / "best.pth"))
     ranks = rank(trainer.model, dataset, test_data, split)
     np.savez_compressed(folder / "worker.npz", **ranks)
