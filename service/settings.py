@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     )
 
     redis_url: SecretStr | None = _store(
-        None, description="redis://, rediss:// or unix:// URL; none: an embedded store in data_dir"
+        None,
+        description="redis://, rediss:// or unix:// URL of a server, or of nodes of a Cluster, "
+        "their hosts separated by commas; none: an embedded store in data_dir",
     )
     data_dir: Path = _store(Path("state"), description="folder of the embedded store")
     fsync: Literal["always", "everysec"] = _store(

@@ -279,7 +279,9 @@ class Store:
                 break
         for own in parts.values():
             for i in own:
-                replies[i] = StoreUnavailable(f"store {self.url}: {_one_line(replies[i])}")
+                replies[i] = StoreUnavailable(
+                    f"store {self.url}: a key was elsewhere {_REDIRECTS} times in a row"
+                )
         return replies
 
     async def _part(
