@@ -100,7 +100,6 @@ class RecBole:
         self, python: str, folder: Path, dataset: Dataset, way: str, seed: int, threads: int
     ) -> None:
         """Raises ResultError where its environment can't be used."""
-        self.python, self.way = python, way
         task = {
             "model": "SASRec",
             "seed": seed,
