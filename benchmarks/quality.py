@@ -127,7 +127,7 @@ def presets(dataset: str) -> dict[str, Preset]:
             {"time": "sequence", **official},
             _PUBLISHED_TRAINING,
         ),
-        # As in their configuration files; by data set, the windows and Mamba4Rec's dropout are their
+        # As in their configuration files; by data set, windows and Mamba4Rec's dropout are their
         # papers', a dropout of 0.5 (theirs is 0.2, to be tuned) and the largest interval ours.
         "lrurec": Preset(
             f"our LRURec, its recipe, last {window}",
