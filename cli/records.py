@@ -211,6 +211,8 @@ async def _warm(settings: Settings) -> None:
         )
     if result.unfit:
         parts.append(f"{result.unfit:,} states do not fit {settings.snapshot_precision}")
+    if result.truncated:
+        parts.append(f"{result.truncated:,} have lost the beginning of their history")
     if result.gone:
         parts.append(f"{result.gone:,} users were erased meanwhile")
     say(
@@ -243,6 +245,7 @@ def _event_log(store: Store, settings: Settings, page: int) -> EventLog:
         dedup_window=settings.dedup_window,
         future_tolerance_ms=round(settings.future_tolerance_s * 1000),
         idle_ttl_s=settings.idle_ttl_s,
+        history_limit=settings.history_limit,
         timeout_s=max(settings.store_timeout_s, LONGEST_CALL_S),
     )
 

@@ -103,6 +103,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         late_policy=settings.late_policy,
         future_tolerance_ms=round(settings.future_tolerance_s * 1000),
         idle_ttl_s=settings.idle_ttl_s,
+        history_limit=settings.history_limit,
         timeout_s=settings.store_timeout_s,
     )
     await stack.enter_async_context(vitals.reported(log, device))

@@ -2,26 +2,30 @@
 --
 -- KEYS[1]  the record
 -- ARGV     known version ('' none) | its uid ('' not checked) | page | dedup window
---          | '1' reject late events | future tolerance, ms | idle TTL, s (0 none) | events...
+--          | '1' reject late events | future tolerance, ms | idle TTL, s (0 none)
+--          | most events kept (0 all) | events...
 -- An event comes as  uid 8 | given time, int64 | length of event_id, uint16 | event_id | item id,
 -- all big-endian, the given time -2^63 where none was given. The record stores the effective time
 -- between the uid and the rest.
 --
 -- Returns {now, version, uid of that version, known is in the history, outcomes, version of the
--- first event returned, events}, an outcome being verdict, version, effective time (0, 0: none).
+-- first event returned, events, version of the oldest event kept}, an outcome being verdict,
+-- version, effective time (0, 0: none).
 --
 -- Everything is read and checked before the first write: a script that fails has written nothing.
 -- Integers become text through %.0f, because Lua's own conversion keeps 14 digits.
 
 local APPLIED, DUPLICATE, LATE, REJECTED, CONFLICT, FUTURE = 0, 1, 2, 3, 4, 5
 local NO_TIME = -2 ^ 63
-local FIRST_EVENT = 8
+local FIRST_EVENT = 9
 local PAIRS_A_CALL = 200
+local DROPPED_AT_MOST = 200 -- of a record that was long before there was a limit
 
 local key = KEYS[1]
 local known, known_uid = tonumber(ARGV[1]), ARGV[2]
 local page, window = tonumber(ARGV[3]), tonumber(ARGV[4])
 local reject_late, tolerance, ttl = ARGV[5] == '1', tonumber(ARGV[6]), tonumber(ARGV[7])
+local limit = tonumber(ARGV[8])
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -57,10 +61,18 @@ local function index_field(uid, rest)
 end
 
 local before = tonumber(redis.call('HGET', key, 'n') or '0')
+local oldest = tonumber(redis.call('HGET', key, 'o') or '1')
 local version, newest = before, NO_TIME
 if before > 0 then newest = struct.unpack('>i8', event(before), 9) end
 
 local outcomes, index, fields, expired = {}, {}, {}, {}
+
+-- Its index field goes, unless it names a younger event.
+local function forget(v)
+  local old = event(v)
+  local field = index_field(string.sub(old, 1, 8), string.sub(old, 17))
+  if tonumber(redis.call('HGET', key, field)) == v then expired[#expired + 1] = field end
+end
 
 local function answer(verdict, at, time)
   local o = #outcomes
@@ -94,22 +106,26 @@ for a = FIRST_EVENT, #ARGV do
     index[field] = version
     fields[version] = field
     answer(late and LATE or APPLIED, version, newest)
-    if version > window then
-      local old = event(version - window)
-      local old_field = index_field(string.sub(old, 1, 8), string.sub(old, 17))
-      -- It may name a younger event, if the window was narrower once.
-      if tonumber(redis.call('HGET', key, old_field)) == version - window then
-        expired[#expired + 1] = old_field
-      end
-    end
+    if version - window >= oldest then forget(version - window) end
   end
 end
 
-local in_history, first = 0, math.max(1, version - page + 1)
+local kept, dropped = oldest, {}
+if limit > 0 and version > before then
+  kept = math.min(version - limit + 1, oldest + version - before + DROPPED_AT_MOST)
+  kept = math.max(oldest, kept)
+  for v = oldest, math.min(kept - 1, before) do
+    forget(v)
+    dropped[#dropped + 1] = 'e' .. text(v)
+  end
+end
+
+local in_history, first = 0, math.max(oldest, version - page + 1)
 if known then
-  local there = known > 0 and known <= version and peek(known)
-  if known == 0 or there and (known_uid == '' or string.sub(there, 1, 8) == known_uid) then
-    in_history, first = 1, known + 1
+  local there = known >= oldest and known <= version and peek(known)
+  local begins = known == 0 or known_uid == '' and known < oldest -- with what is still there
+  if begins or there and (known_uid == '' or string.sub(there, 1, 8) == known_uid) then
+    in_history, first = 1, math.max(oldest, known + 1)
   end
 end
 
@@ -133,8 +149,10 @@ local newest_uid = version > 0 and string.sub(event(version), 1, 8) or ''
 if version > before then
   -- First, because an event_id that has left the window may be among the new events.
   for _, field in ipairs(expired) do redis.call('HDEL', key, field) end
+  for _, field in ipairs(dropped) do redis.call('HDEL', key, field) end
   local pairs_ = {'n', text(version)}
-  for v = before + 1, version do
+  if kept > oldest then pairs_[3], pairs_[4] = 'o', text(kept) end
+  for v = math.max(before + 1, kept), version do
     local p = #pairs_
     pairs_[p + 1], pairs_[p + 2] = 'e' .. text(v), values[v]
     pairs_[p + 3], pairs_[p + 4] = fields[v], text(v)
@@ -146,4 +164,4 @@ if version > before then
   if ttl > 0 then redis.call('EXPIRE', key, text(ttl)) else redis.call('PERSIST', key) end
 end
 
-return {now, version, newest_uid, in_history, outcomes, first, events}
+return {now, version, newest_uid, in_history, outcomes, first, events, kept}

@@ -70,11 +70,10 @@ def missing(mark: Mark, known: Mark | None, reply: LogReply) -> list[Event] | No
         return []
     if reply.known_is_current_history and mark == known:
         return reply.events
-    if mark == ORIGIN:
-        whole = reply.newest.version == len(reply.events)
-        return reply.events if whole else None
     if not reply.events:
         return None
+    if mark == ORIGIN:
+        return reply.events if reply.events[0].version <= reply.oldest else None
     place = mark.version - reply.events[0].version
     if 0 <= place < len(reply.events) and reply.events[place].uid == mark.uid:
         return reply.events[place + 1 :]
@@ -257,6 +256,8 @@ class Computer:
             work.prefilled += sum(len(indexed) for _, indexed in prefilled)
             work.end(stages.PREFILL)
         for (row, events), (_, indexed) in zip(part, known, strict=True):
+            # Only a record that has lost its beginning has a gap.
+            row.truncated |= events[0].version > row.mark.version + 1
             row.seen.add(item for item, _ in indexed)
             row.count += len(indexed)
             row.mark = events[-1].mark
@@ -315,6 +316,7 @@ class Computer:
         )
 
     def _pack(self, rows: list[Row], work: Work) -> None:
+        rows = [row for row in rows if not row.truncated]  # a snapshot is of the whole history
         if not rows:
             return
         state = self.pool.states.rows(self.pool.index(rows))
@@ -386,4 +388,5 @@ def _mask(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
 
 
 def _recommendation(entry: Entry, row: Row, ranking: Ranking, source: str) -> Recommendation:
-    return Recommendation(ranking, row.mark.version, source, stale=entry.reply is None)
+    stale = entry.reply is None
+    return Recommendation(ranking, row.mark.version, source, stale, row.truncated)

@@ -6,6 +6,7 @@ Layout of the keys (`<ns>` a namespace, users percent-encoded):
                                    e<k>        event k: uid 8 | effective time 8 | what was given
                                    ic<id>      version of the event with this event_id
                                    iu<uid>     version of the event without one
+                                   o           version of the oldest event kept, if it is not 1
     <ns>:s:<model>:<user>  string  snapshot of a model's state (opaque here)
     <ns>:models            set     the models that have written snapshots
     <ns>:erased            stream  users erased, newest last
@@ -158,6 +159,7 @@ class LogReply:
     always is). Then `events` are those after it, oldest first, at most a page; if they do not
     reach `newest`, `complete` is False and the caller goes on from the last one's mark.
     Otherwise `events` are the newest page, oldest first, and always reach `newest`.
+    `oldest`: version of the oldest event that is kept. After ORIGIN, events begin there.
     """
 
     outcomes: list[Outcome]
@@ -167,15 +169,18 @@ class LogReply:
     complete: bool
     snapshot: bytes | None
     now_ms: int
+    oldest: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """Size of a user's record. `bytes` is the store's own estimate."""
+    """Size of a user's record. `bytes` is the store's own estimate, `oldest` the version of the
+    oldest event that is kept."""
 
     version: int
     last_time_ms: int
     bytes: int
+    oldest: int = 1
 
 
 class EventLog:
@@ -183,6 +188,8 @@ class EventLog:
 
     `page`: most events in one reply. `dedup_window`: newest events of a user whose `event_id` is
     remembered. `idle_ttl_s`: a record vanishes that long after its last event; 0 keeps it.
+    `history_limit`: newest events kept of a user, at least `dedup_window`; 0 keeps all. A record
+    that is longer when it begins to be limited loses 200 with each append until it is not.
     `timeout_s`: deadline of a call, its retries included. Every method raises StoreUnavailable
     when it passes, and StoreError when the store refuses.
     """
@@ -197,12 +204,17 @@ class EventLog:
         late_policy: Literal["clamp", "reject"] = "clamp",
         future_tolerance_ms: int = 300_000,
         idle_ttl_s: int = 0,
+        history_limit: int = 0,
         timeout_s: float = 2.0,
     ) -> None:
         if not 1 <= page <= _MAX_PAGE:
             raise ValueError(f"page is {page}; give 1 to {_MAX_PAGE}")
         if dedup_window < 1:
             raise ValueError(f"dedup_window is {dedup_window}; give 1 or more")
+        if history_limit and history_limit < dedup_window:
+            raise ValueError(
+                f"history_limit is {history_limit}; give 0 or at least dedup_window {dedup_window}"
+            )
         if late_policy not in ("clamp", "reject"):
             raise ValueError(f"late_policy is {late_policy!r}; give 'clamp' or 'reject'")
         self.store = store
@@ -216,6 +228,7 @@ class EventLog:
             int(late_policy == "reject"),
             future_tolerance_ms,
             idle_ttl_s,
+            history_limit,
         )
 
     @property
@@ -259,7 +272,8 @@ class EventLog:
         return [reply for reply in replies if reply is not None]
 
     async def events(self, user_id: str, after: Mark | int = 0) -> AsyncIterator[list[Event]]:
-        """Pages of the events after a mark, or after a version whose uid is not known.
+        """Pages of the events after a mark, or after a version whose uid is not known. They
+        begin with the oldest event kept where the ones before it are gone.
 
         Raises HistoryChanged when the mark, or later the page just read, is no longer in the
         user's history.
@@ -351,7 +365,8 @@ class EventLog:
         reply = _reply(answer, None)
         if not reply.events:
             return None
-        return UserRecord(reply.newest.version, reply.events[-1].time_ms, size or 0)
+        newest = reply.events[-1]
+        return UserRecord(newest.version, newest.time_ms, size or 0, reply.oldest)
 
     async def memory(self) -> tuple[int, int]:
         """Bytes the store uses, and may use at most (0: no limit is set), on all primaries."""
@@ -566,7 +581,7 @@ def _event(version: int, stored: bytes) -> Event:
 
 
 def _reply(answer: Any, snapshot: bytes | None) -> LogReply:
-    now, version, uid, in_history, flat, first, stored = answer
+    now, version, uid, in_history, flat, first, stored, oldest = answer
     events = [_event(first + i, value) for i, value in enumerate(stored)]
     outcomes = [
         Outcome(_VERDICTS[verdict], at or None, time if at else None)
@@ -574,4 +589,4 @@ def _reply(answer: Any, snapshot: bytes | None) -> LogReply:
     ]
     complete = first + len(stored) > version
     newest = Mark(version, uid)
-    return LogReply(outcomes, newest, bool(in_history), events, complete, snapshot, now)
+    return LogReply(outcomes, newest, bool(in_history), events, complete, snapshot, now, oldest)

@@ -87,7 +87,8 @@ class ExactnessSampler:
 
     async def check(self, user_id: str) -> Sample | None:
         """Compares a user's resident state with its recomputation; None when there is nothing
-        to compare: no row, no known event, too many events, or the record is another by now.
+        to compare: no row, no known event, too many events, the record has lost its beginning or
+        is another by now.
 
         Raises:
             StoreError: the log can't be read.
@@ -102,7 +103,8 @@ class ExactnessSampler:
             if len(events) >= held.mark.version:
                 break
         del events[held.mark.version :]
-        if not events or events[-1].mark != held.mark:  # erased or restored meanwhile
+        # Shortened; erased or restored meanwhile.
+        if not events or events[0].version != 1 or events[-1].mark != held.mark:
             metrics.EXACTNESS_SAMPLES["skipped"].inc()
             return None
         difference = await asyncio.to_thread(self._difference, held, events)

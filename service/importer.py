@@ -151,6 +151,8 @@ class Importer:
             one.done = len(one.uids)
         elif newest.version < len(one.uids) and one.uids[newest.version - 1] == newest.uid:
             one.done = one.version = newest.version
+        elif self.onto_existing and reply.oldest > 1:
+            return "has lost its oldest interactions (history_limit): what is there can't be told"
         elif self.onto_existing:
             await self._place_onto(one)
         else:

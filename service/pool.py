@@ -46,12 +46,14 @@ class Seen:
 
 @dataclass(eq=False)
 class Row:
-    """One user's place in the pool: `slot` holds the state of exactly the events up to `mark`."""
+    """One user's place in the pool: `slot` holds the state of exactly the events up to `mark`;
+    `truncated`: of those that were still kept when it was built."""
 
     user_id: str
     slot: int
     mark: Mark = ORIGIN
     count: int = 0  # events the model knew; 0: the state says nothing
+    truncated: bool = False
     seen: Seen = field(default_factory=Seen)
     pins: int = 0
     dropped: bool = False

@@ -99,6 +99,10 @@ class Recommendations(BaseModel):
         description="popular: the model knows none of the user's interactions"
     )
     stale: bool = Field(description="the log was not asked (allow_stale)")
+    history_truncated: bool = Field(
+        description="older interactions were gone when the state was built (history_limit): it is "
+        "an approximation"
+    )
     model: str = Field(description="identity of the model")
 
 
@@ -107,6 +111,7 @@ class User(BaseModel):
     version: int = Field(description="number of interactions")
     last_time: str = Field(description="time of the newest interaction")
     bytes: int = Field(description="size of the record in the store")
+    history_truncated: bool = Field(description="the oldest interactions are gone (history_limit)")
     model: str
 
 
@@ -123,6 +128,7 @@ class HistoryPage(BaseModel):
 
     user_id: str
     events: list[LoggedEvent]
+    history_truncated: bool = Field(description="the oldest interactions are gone (history_limit)")
     next: int | None = Field(description="`after` of the next page; none: this was the last")
 
 

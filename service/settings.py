@@ -96,6 +96,12 @@ class Settings(BaseSettings):
     )
     dedup_window: int = _log(1000, ge=2, description="newest events of a user known by event_id")
     idle_ttl_s: int = _log(0, ge=0, description="forget users idle for so long; 0: never")
+    history_limit: int = _log(
+        0,
+        ge=0,
+        description="newest events kept of a user, at least dedup_window and snapshot_every; 0: "
+        "all. A state rebuilt from a record that has lost some is not exact, and answers say so",
+    )
     erasure_poll_s: float = _log(
         0.25, gt=0, description="how often a process asks which users were erased elsewhere"
     )
@@ -154,6 +160,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"pool_capacity {self.pool_capacity} must be at least 4 x max_batch "
                 f"{self.max_batch}: raise the one or lower the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_history(self) -> Settings:
+        least = max(self.dedup_window, self.snapshot_every)
+        if 0 < self.history_limit < least:
+            raise ValueError(
+                f"history_limit {self.history_limit} must be 0 or at least dedup_window "
+                f"{self.dedup_window} and snapshot_every {self.snapshot_every}: raise it or lower "
+                "them"
             )
         return self
 

@@ -34,6 +34,7 @@ class WarmResult:
         short: with reduced snapshots, which exist at multiples of `snapshot_every` only: the
             history does not reach the first.
         unfit: the state does not fit the precision.
+        truncated: the beginning of the history is gone, and no snapshot of it is left.
         gone: erased meanwhile.
         damaged: the record can't be read, and why.
         events: interactions the states were moved on by.
@@ -43,14 +44,15 @@ class WarmResult:
     current: int = 0
     short: int = 0
     unfit: int = 0
+    truncated: int = 0
     gone: int = 0
     damaged: list[tuple[str, str]] = field(default_factory=list)
     events: int = 0
 
     @property
     def users(self) -> int:
-        counted = self.written + self.current + self.short + self.unfit + self.gone
-        return counted + len(self.damaged)
+        counted = self.written + self.current + self.short + self.unfit + self.truncated
+        return counted + self.gone + len(self.damaged)
 
 
 class Warmer:
@@ -159,7 +161,10 @@ class Warmer:
         lacking = []
         for entry in entries:
             assert entry.history is not None
-            if len(entry.history.events) >= self.engine.computer.snapshot_every:
+            begins = entry.history.events[0].version if entry.history.events else 1
+            if entry.history.base is None and begins > 1:
+                self.result.truncated += 1
+            elif len(entry.history.events) >= self.engine.computer.snapshot_every:
                 lacking.append(entry)
             elif entry.history.base is not None:
                 self.result.current += 1

@@ -48,12 +48,14 @@ class Read:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`source`: `model`, or `popular` when the model knows nothing of the user."""
+    """`source`: `model`, or `popular` when the model knows nothing of the user. `truncated`: the
+    state is of the newest events only."""
 
     ranking: Ranking
     version: int
     source: str
     stale: bool
+    truncated: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,5 +57,6 @@ async def recommend(
         version=found.version,
         source="model" if found.source == "model" else "popular",
         stale=found.stale,
+        history_truncated=found.truncated,
         model=services.engine.identity,
     )

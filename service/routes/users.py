@@ -39,7 +39,8 @@ async def get_history(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> HistoryPage:
     """A user's interactions, oldest first, as the log has them."""
-    if await services.log.describe(user_id) is None:
+    record = await services.log.describe(user_id)
+    if record is None:
         raise _unknown(user_id)
     events: list[Event] = []
     async for page in services.log.events(user_id, after):
@@ -60,6 +61,7 @@ async def get_history(
             )
             for event in events
         ],
+        history_truncated=record.oldest > 1,
         next=events[-1].version if more else None,
     )
 
@@ -75,6 +77,7 @@ async def get_user(user_id: UserId, services: ServicesDep) -> User:
         version=record.version,
         last_time=iso(record.last_time_ms),
         bytes=record.bytes,
+        history_truncated=record.oldest > 1,
         model=services.engine.identity,
     )
 

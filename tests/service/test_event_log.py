@@ -261,6 +261,65 @@ def test_dedup_window(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     run(main())
 
 
+def test_history_limit(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
+    async def main() -> None:
+        async with Store(either.url) as store:
+            log = EventLog(store, dedup_window=4, history_limit=5, page=3)
+            events = [new(f"{i}", i, f"e{i}" if i % 2 else None) for i in range(1, 13)]
+            for event in events:
+                reply = await ask(log, "u", event)
+            assert (reply.newest.version, reply.oldest) == (12, 8)
+            assert [e.version for e in await history(log, "u")] == [8, 9, 10, 11, 12]
+            assert [e.version for e in await history(log, "u", 10)] == [11, 12]
+            with either.client() as client:
+                fields = {"n", "o", *(f"e{k}" for k in range(8, 13))}
+                fields |= {"ice9", "ice11", *(f"iu{events[k - 1].uid!r}" for k in (10, 12))}
+                stored = [
+                    f"iu{name[2:]!r}" if name.startswith(b"iu") else name.decode()
+                    for name in client.hkeys("tim4rec:u:u")
+                ]
+                assert sorted(stored) == sorted(fields)
+            reply = await ask(log, "u", events[8], events[9])
+            assert verdicts(reply) == [("applied", 9), ("applied", 10)]
+            reply = await ask(log, "u", new("11", 11, "e11"))
+            assert (verdicts(reply), reply.oldest) == ([("duplicate", 11)], 8)
+
+            # The caller who knows what this very append drops is told all it lacks.
+            known = (await history(log, "u"))[0].mark
+            reply = await ask(log, "u", new(), new(), known=known)
+            assert (reply.known_is_current_history, reply.oldest) == (True, 10)
+            assert [e.version for e in reply.events] == [9, 10, 11]
+            assert not (await ask(log, "u", known=known)).known_is_current_history
+            reply = await ask(log, "u", known=ORIGIN)
+            assert [e.version for e in reply.events] == [10, 11, 12]
+            assert (reply.known_is_current_history, reply.complete) == (True, False)
+            described = await log.describe("u")
+            assert described is not None
+            assert (described.version, described.oldest) == (14, 10)
+
+            # Without the limit it grows again; what is gone stays gone.
+            await ask(EventLog(store, dedup_window=4), "u", new())
+            assert [e.version for e in await history(log, "u")] == list(range(10, 16))
+
+    run(main())
+
+
+def test_a_long_record_is_shortened_bit_by_bit(run: Run, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with Store(valkey.url) as store:
+            unlimited, limited = EventLog(store), EventLog(store, history_limit=1000)
+            for _ in range(3):
+                await ask(unlimited, "u", *[new() for _ in range(500)])
+            for oldest in (202, 403, 504, 505):
+                reply = await ask(limited, "u", new())
+                assert reply.oldest == oldest
+                assert len(await history(limited, "u")) == reply.newest.version - oldest + 1
+            with valkey.client() as client:
+                assert client.hlen("tim4rec:u:u") == 2 + 1000 + 1000
+
+    run(main())
+
+
 def test_too_many_events_for_one_request(run: Run, store_url: str) -> None:
     async def main() -> None:
         async with Store(store_url) as store:
@@ -457,7 +516,13 @@ def test_one_request_a_user(run: Run, store_url: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"page": 0}, {"page": 5000}, {"dedup_window": 0}, {"late_policy": "drop"}],
+    [
+        {"page": 0},
+        {"page": 5000},
+        {"dedup_window": 0},
+        {"late_policy": "drop"},
+        {"history_limit": 999},
+    ],
     ids=str,
 )
 def test_wrong_settings(run: Run, store_url: str, wrong: dict[str, Any]) -> None:
@@ -967,6 +1032,11 @@ class Record:
     """What a user's record must be, by the rules and without cleverness."""
 
     events: list[Event] = field(default_factory=list)
+    oldest: int = 1
+
+    @property
+    def kept(self) -> list[Event]:
+        return self.events[self.oldest - 1 :]
 
     def append(self, event: NewEvent, now: int, window: int, policy: str) -> Outcome:
         for there in reversed(self.events[-window:]):
@@ -1002,11 +1072,12 @@ class Record:
     def newest(self) -> Mark:
         return self.events[-1].mark if self.events else ORIGIN
 
-    def reply(self, known: Mark | None, page: int) -> tuple[bool, list[Event]]:
-        marks = [ORIGIN, *(event.mark for event in self.events)]
+    def reply(self, known: Mark | None, page: int, oldest: int) -> tuple[bool, list[Event]]:
+        """`oldest`: that before the request, whose own appends hide nothing from it."""
+        marks = [ORIGIN, *(event.mark for event in self.events[oldest - 1 :])]
         if known in marks:
-            return True, self.events[known.version :][:page]
-        return False, self.events[-page:]
+            return True, self.events[max(known.version, oldest - 1) :][:page]
+        return False, self.events[oldest - 1 :][-page:]
 
 
 class LossyStore(Store):
@@ -1045,6 +1116,7 @@ class EventLogMachine(RuleBasedStateMachine):
     """Callers with both policies, honest and forgetful, on one store."""
 
     url: str
+    limit = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -1059,6 +1131,7 @@ class EventLogMachine(RuleBasedStateMachine):
                 page=self.page,
                 dedup_window=WINDOW,
                 late_policy=policy,
+                history_limit=self.limit,
             )
             for policy in ("clamp", "reject")
         }
@@ -1077,7 +1150,7 @@ class EventLogMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for user, record in self.records.items():
-            assert self.run(history(self.log, user)) == record.events
+            assert self.run(history(self.log, user)) == record.kept
         self.run(self.store.close())
         self.runner.close()
 
@@ -1094,12 +1167,15 @@ class EventLogMachine(RuleBasedStateMachine):
                 attempts.append(scripts[position][0])
             first: list[Outcome] | None = None
             for now in [*attempts, reply.now_ms]:
+                oldest, before = record.oldest, len(record.events)
                 outcomes = [record.append(e, now, WINDOW, policy) for e in request.events]
                 first = first or outcomes
+                if self.limit and len(record.events) > before:
+                    record.oldest = max(oldest, len(record.events) - self.limit + 1)
             for before, after in zip(first or [], outcomes, strict=True):
                 if before.verdict in (Verdict.APPLIED, Verdict.LATE):
                     assert before == after
-            in_history, events = record.reply(request.known, self.page)
+            in_history, events = record.reply(request.known, self.page, oldest)
             snapshot = self.snapshots.get((request.snapshot_of or "", request.user_id))
             assert reply == LogReply(
                 outcomes,
@@ -1109,6 +1185,7 @@ class EventLogMachine(RuleBasedStateMachine):
                 not events or events[-1].version == len(record.events),
                 snapshot,
                 reply.now_ms,
+                record.oldest,
             )
             self.marks += [event.mark for event in events]
             if request.events:
@@ -1161,24 +1238,30 @@ class EventLogMachine(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), data=st.data())
     def read(self, user: str, data: st.DataObject) -> None:
-        events = self.records[user].events
+        record, events = self.records[user], self.records[user].events
         after = data.draw(st.integers(0, len(events)))
-        assert self.run(history(self.log, user, after)) == events[after:]
-        if after:
+        assert self.run(history(self.log, user, after)) == events[max(after, record.oldest - 1) :]
+        if after >= record.oldest:
             assert self.run(history(self.log, user, events[after - 1].mark)) == events[after:]
+        elif after:
+            with pytest.raises(HistoryChanged):
+                self.run(history(self.log, user, events[after - 1].mark))
 
     @rule(user=st.sampled_from(USERS))
     def describe(self, user: str) -> None:
         record, events = self.run(self.log.describe(user)), self.records[user].events
         if events:
             assert (record.version, record.last_time_ms) == (len(events), events[-1].time_ms)
+            assert record.oldest == self.records[user].oldest
         else:
             assert record is None
 
 
-def test_the_log_is_what_its_rules_say(either: ValkeyServer | ValkeyCluster) -> None:
-    machine = type("Machine", (EventLogMachine,), {"url": either.url})
-    examples = 60 if either.url.startswith("unix") else 20  # the rules are the same on a Cluster
+@pytest.mark.parametrize("limit", [0, WINDOW, WINDOW + 3])
+def test_the_log_is_what_its_rules_say(either: ValkeyServer | ValkeyCluster, limit: int) -> None:
+    machine = type("Machine", (EventLogMachine,), {"url": either.url, "limit": limit})
+    # The rules are the same on a Cluster.
+    examples = (20 if limit else 60) if either.url.startswith("unix") else 10
     run_state_machine_as_test(
         machine,
         settings=settings(max_examples=examples, stateful_step_count=30, deadline=None),
