@@ -122,7 +122,7 @@ end
 
 local in_history, first = 0, math.max(oldest, version - page + 1)
 if known then
-  local there = known >= oldest and known <= version and peek(known)
+  local there = known > 0 and known <= version and peek(known)
   local begins = known == 0 or known_uid == '' and known < oldest -- with what is still there
   if begins or there and (known_uid == '' or string.sub(there, 1, 8) == known_uid) then
     in_history, first = 1, math.max(oldest, known + 1)

@@ -308,7 +308,7 @@ class _Lossy(Store):
         super().__init__(url)
         self.draw, self.lost = draw, 0
 
-    async def execute(self, commands: Any, timeout_s: float) -> list[Any]:
+    async def execute(self, commands: Any, timeout_s: float, at: Any = None) -> list[Any]:
         fate = self.draw.random()
         if fate < 0.05:
             self.lost += 1

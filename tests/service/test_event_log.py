@@ -298,7 +298,7 @@ def test_history_limit(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
             assert (described.version, described.oldest) == (14, 10)
 
             # Without the limit it grows again; what is gone stays gone.
-            await ask(EventLog(store, dedup_window=4), "u", new())
+            await ask(EventLog(store, dedup_window=6), "u", new())
             assert [e.version for e in await history(log, "u")] == list(range(10, 16))
 
     run(main())
@@ -307,15 +307,22 @@ def test_history_limit(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
 def test_a_long_record_is_shortened_bit_by_bit(run: Run, valkey: ValkeyServer) -> None:
     async def main() -> None:
         async with Store(valkey.url) as store:
-            unlimited, limited = EventLog(store), EventLog(store, history_limit=1000)
-            for _ in range(3):
-                await ask(unlimited, "u", *[new() for _ in range(500)])
+            unlimited = EventLog(store)
+            limited = EventLog(store, dedup_window=300, history_limit=1000)
+            events = [new() for _ in range(1500)]
+            for start in range(0, 1500, 500):
+                await ask(unlimited, "u", *events[start : start + 500])
             for oldest in (202, 403, 504, 505):
                 reply = await ask(limited, "u", new())
                 assert reply.oldest == oldest
                 assert len(await history(limited, "u")) == reply.newest.version - oldest + 1
             with valkey.client() as client:
-                assert client.hlen("tim4rec:u:u") == 2 + 1000 + 1000
+                # Ids: the newest 300, and those of 505 to 1200 that the wider window had kept.
+                assert client.hlen("tim4rec:u:u") == 2 + 1000 + 300 + 696
+            # No id is left of what is gone, however wide the window becomes.
+            wide = EventLog(store, dedup_window=1200, history_limit=1200)
+            reply = await ask(wide, "u", events[503], events[504])
+            assert verdicts(reply) == [("applied", 1505), ("applied", 505)]
 
     run(main())
 
