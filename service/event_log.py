@@ -315,7 +315,7 @@ class EventLog:
             return
         expiry = ("EX", ttl_s) if ttl_s else ()
         # By itself: `erase` must know of the model before a snapshot can exist on another node.
-        _raised(*await self._call([("SADD", f"{self.namespace}:models", model)], "snapshot"))
+        _raised(*await self._call([("SADD", f"{self.namespace}:models", model)]))
         commands: list[Command] = [
             ("SET", self._snapshot(model, user), value, *expiry) for user, value in snapshots
         ]
