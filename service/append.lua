@@ -65,13 +65,15 @@ local oldest = tonumber(redis.call('HGET', key, 'o') or '1')
 local version, newest = before, NO_TIME
 if before > 0 then newest = struct.unpack('>i8', event(before), 9) end
 
-local outcomes, index, fields, expired = {}, {}, {}, {}
+local outcomes, index, fields, gone, forgotten = {}, {}, {}, {}, {}
 
 -- Its index field goes, unless it names a younger event.
 local function forget(v)
+  if forgotten[v] then return end
   local old = event(v)
   local field = index_field(string.sub(old, 1, 8), string.sub(old, 17))
-  if tonumber(redis.call('HGET', key, field)) == v then expired[#expired + 1] = field end
+  if tonumber(redis.call('HGET', key, field)) == v then gone[#gone + 1] = field end
+  forgotten[v] = true
 end
 
 local function answer(verdict, at, time)
@@ -110,13 +112,13 @@ for a = FIRST_EVENT, #ARGV do
   end
 end
 
-local kept, dropped = oldest, {}
+local kept = oldest
 if limit > 0 and version > before then
   kept = math.min(version - limit + 1, oldest + version - before + DROPPED_AT_MOST)
   kept = math.max(oldest, kept)
   for v = oldest, math.min(kept - 1, before) do
     forget(v)
-    dropped[#dropped + 1] = 'e' .. text(v)
+    gone[#gone + 1] = 'e' .. text(v)
   end
 end
 
@@ -148,8 +150,9 @@ local newest_uid = version > 0 and string.sub(event(version), 1, 8) or ''
 
 if version > before then
   -- First, because an event_id that has left the window may be among the new events.
-  for _, field in ipairs(expired) do redis.call('HDEL', key, field) end
-  for _, field in ipairs(dropped) do redis.call('HDEL', key, field) end
+  for g = 1, #gone, 2 * PAIRS_A_CALL do
+    redis.call('HDEL', key, unpack(gone, g, math.min(#gone, g + 2 * PAIRS_A_CALL - 1)))
+  end
   local pairs_ = {'n', text(version)}
   if kept > oldest then pairs_[3], pairs_[4] = 'o', text(kept) end
   for v = math.max(before + 1, kept), version do
