@@ -31,6 +31,11 @@ class TimePath(StrEnum):
     SEQUENCE = "sequence"
 
 
+class ItemInit(StrEnum):
+    RANDOM = "random"
+    COOCCURRENCE = "cooccurrence"
+
+
 class Loss(StrEnum):
     FULL = "full"
     SAMPLED = "sampled"
@@ -153,6 +158,14 @@ def train(
             rich_help_panel=LOOP,
         ),
     ] = DEFAULTS.ema,
+    item_init: Annotated[
+        ItemInit,
+        typer.Option(
+            help="Where item embeddings start: at random, or at vectors of which items meet in "
+            "users' histories, for sparse logs.",
+            rich_help_panel=LOOP,
+        ),
+    ] = ItemInit.RANDOM,
     loss: Annotated[
         Loss,
         typer.Option(
@@ -255,6 +268,7 @@ def train(
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
         ema=ema,
+        item_init=item_init.value,
         loss=loss.value,
         negatives=negatives,
         negatives_power=negatives_power,

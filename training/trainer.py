@@ -29,6 +29,7 @@ from torch import Tensor
 from model import Architecture, ModelConfig, Recommender
 from training.batches import Batch, n_batches, prefix_batches, window_batches
 from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
+from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset
 from training.evaluation import rank_targets
 from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
@@ -36,6 +37,7 @@ from training.metrics import ranking_metrics
 from training.negatives import NegativeSampler
 from training.parallel import Group, join
 
+ItemInit = Literal["random", "cooccurrence"]
 Loss = Literal["full", "sampled"]
 Precision = Literal["float32", "bfloat16"]
 M = TypeVar("M", bound=Recommender)
@@ -60,6 +62,8 @@ class TrainingConfig:
     validation_users: validate on a fixed sample of this many, 0 on all. ema: decay of the
     exponential average of the weights, which is then what is validated and kept; at step t it is
     at most (1 + t) / (10 + t); 0 keeps none.
+    item_init: where item embeddings start: at `random`, or, for sparse logs, at `cooccurrence`
+    vectors of the training interactions.
     loss: `full` is the softmax over the whole catalogue, `sampled` one over `negatives` draws a
     step by popularity ** `negatives_power`, whose steps read and change only the items they name:
     their table then has lazy moments (torch's SparseAdam) and no weight decay.
@@ -74,6 +78,7 @@ class TrainingConfig:
     clip: float = 1.0
     label_smoothing: float = 0.0
     ema: float = 0.0
+    item_init: ItemInit = "random"
     loss: Loss = "full"
     negatives: int = 8192
     negatives_power: float = 0.75
@@ -94,12 +99,11 @@ class TrainingConfig:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss must be {' or '.join(get_args(Loss))}, not {self.loss!r}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"precision must be {' or '.join(get_args(Precision))}, not {self.precision!r}"
-            )
+        for name, choices in (("item_init", ItemInit), ("loss", Loss), ("precision", Precision)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(
+                    f"{name} must be {' or '.join(get_args(choices))}, not {getattr(self, name)!r}"
+                )
         if self.loss == "sampled" and self.label_smoothing:
             raise ValueError("label_smoothing must be 0 with loss=sampled: it needs every score")
         for name in ("targets", "negatives", "max_len", "max_epochs", "patience"):
@@ -220,7 +224,11 @@ class _Run(Generic[M]):
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
+        self.checkpoint = None if folder is None else folder / "checkpoint.safetensors"
+        resumes = self.checkpoint is not None and self.checkpoint.exists()
         self.model = model_config.build().to(config.device)
+        if config.item_init == "cooccurrence" and not resumes:
+            _start_from_cooccurrence(self.model.item_embedding.weight, dataset, config.seed)
         self.average = copy.deepcopy(self.model) if config.ema else None
         self.sampler = None
         if config.loss == "sampled":
@@ -234,12 +242,10 @@ class _Run(Generic[M]):
         self.validation = dataset.validation
         if config.validation_users:
             self.validation = self.validation.sample(config.validation_users)
-        self.checkpoint = None
-        if folder is not None:
+        if folder is not None and self.checkpoint is not None:
             if not group.rank:
                 folder.mkdir(parents=True, exist_ok=True)
-            self.checkpoint = folder / "checkpoint.safetensors"
-            if self.checkpoint.exists():
+            if resumes:
                 self.best, self.progress = load_checkpoint(
                     self.checkpoint, self.model, self.average, self.optimizers, self.progress.run
                 )
@@ -391,6 +397,16 @@ class _Run(Generic[M]):
         for number, part in enumerate(self.group.gather(ranking[asked].kept)):
             ranks[number :: self.group.size] = part
         return ranks
+
+
+@torch.no_grad()
+def _start_from_cooccurrence(table: Tensor, dataset: Dataset, seed: int) -> None:
+    """Sets rows 1..V, those of items that never met another stay as they are."""
+    vectors, known = cooccurrence_vectors(dataset, table.shape[1], seed=seed)
+    rows = known.nonzero().squeeze(1)
+    # Queries have a norm of about sqrt(D): scores of the nearest items begin at about 0.1 D.
+    start = 0.1 * table.shape[1] ** 0.5 * vectors[rows]
+    table[rows.to(table.device) + 1] = start.to(table)
 
 
 def _optimizers(model: Recommender, config: TrainingConfig) -> list[torch.optim.Optimizer]:

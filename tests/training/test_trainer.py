@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from model import ModelConfig, TiM4Rec, layers
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from training import trainer
 from training.checkpoint import CheckpointError
+from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, Histories, Protocol, build_dataset
 from training.evaluation import rank_targets
 from training.interactions import Log
@@ -127,6 +129,7 @@ BIG = """
 import resource
 import numpy as np
 from model import ModelConfig
+from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, Histories, Protocol, Targets
 from training.trainer import TrainingConfig, train
 
@@ -241,6 +244,18 @@ def test_the_average_of_the_weights_is_validated_and_kept(
     plain = train(dataset, config, with_options(max_epochs=1)).model
     for name, value in weights(plain).items():
         assert torch.equal(value, passed[-1][name]), "the training itself stays the same"
+
+
+def test_items_start_where_their_cooccurrence_puts_them(dataset: Dataset, tmp_path: Path) -> None:
+    config = model_config(dataset, **SMALL)
+    options = with_options(max_epochs=1, item_init="cooccurrence")
+    table = trainer._Run(dataset, config, options, None, Console(quiet=True)).model.item_embedding
+    vectors, known = cooccurrence_vectors(dataset, config.d_model)
+    assert known.all()
+    assert torch.allclose(table.weight[1:], 0.1 * config.d_model**0.5 * vectors)
+    train(dataset, config, options, tmp_path)
+    resumed = train(dataset, config, replace(options, max_epochs=2), tmp_path)
+    assert identical(resumed.model, train(dataset, config, replace(options, max_epochs=2)).model)
 
 
 def test_more_epochs_go_on_with_the_same_run(dataset: Dataset, tmp_path: Path) -> None:
@@ -396,6 +411,8 @@ def test_settings_out_of_range_are_named(option: str, value: float) -> None:
 def test_losses_are_named() -> None:
     with pytest.raises(ValueError, match="loss must be full or sampled, not 'bce'"):
         with_options(loss="bce")
+    with pytest.raises(ValueError, match="item_init must be random or cooccurrence, not 'zero'"):
+        with_options(item_init="zero")
     with pytest.raises(ValueError, match="precision must be float32 or bfloat16, not 'half'"):
         with_options(precision="half")
     with pytest.raises(ValueError, match="label_smoothing must be 0 with loss=sampled"):
