@@ -115,7 +115,7 @@ STORE_ERRORS = _counters(
     "operation",
     OPERATIONS,
 )
-STORE_UP = _gauge("livemin", "tim4rec_store_up", "1: the last round trip of every worker came back")
+STORE_UP = _gauge("livemin", "tim4rec_store_up", "1: every node of the store answers every worker")
 STORE_MEMORY = _gauge("livemostrecent", "tim4rec_store_memory_bytes", "Memory the store uses")
 STORE_MEMORY_LIMIT = _gauge(
     "livemostrecent",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -21,7 +22,7 @@ from redis.crc import key_slot
 from service.event_log import ORIGIN, EventLog, LogReply, LogRequest, NewEvent, Verdict, new_uid
 from service.store import NodeDown, Store, StoreError, StoreUnavailable
 from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer, free_ports
-from tests.service.processes import in_process, make_artefact
+from tests.service.processes import ROOT, in_process, make_artefact
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -375,3 +376,78 @@ def test_the_service_on_a_cluster(run: Run, valkey_cluster: ValkeyCluster, tmp_p
         assert not [key for key in left if key.startswith((b"tim4rec:u:", b"tim4rec:s:"))]
 
     run(main())
+
+
+def test_the_service_while_a_node_is_silent(
+    run: Run, valkey_cluster: ValkeyCluster, tmp_path: Path
+) -> None:
+    artefact = make_artefact(tmp_path / "model", ["a", "b", "c"])
+    silent = valkey_cluster.primaries[0]
+    here = list(itertools.islice(users_of(range(5461)), 5))
+    elsewhere = list(itertools.islice(users_of(range(5461, 16384)), 20))
+
+    async def main() -> None:
+        async with in_process(artefact.folder, valkey_cluster.url) as client:
+
+            async def post(user: str) -> int:
+                body = {"user_id": user, "item_id": "a", "event_id": "1"}
+                return int((await client.post("/interactions", json=body)).status_code)
+
+            silent.send(signal.SIGSTOP)
+            try:
+                answers = await asyncio.gather(*map(post, [*here, *elsewhere]))
+                assert answers == [503] * 5 + [200] * 20
+                began = time.monotonic()
+                answers = await asyncio.gather(*map(post, [*elsewhere, *here]))
+                assert answers == [200] * 20 + [503] * 5
+                assert time.monotonic() - began < 0.5
+                assert (await client.get("/readyz")).status_code == 200
+                assert "tim4rec_store_up 0.0" in (await client.get("/metrics")).text
+            finally:
+                silent.send(signal.SIGCONT)
+            async with asyncio.timeout(5):
+                while await post(here[0]) != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert await asyncio.gather(*map(post, here)) == [200] * 5
+            for user in (*here, *elsewhere):
+                assert (await client.get(f"/users/{user}")).json()["version"] == 1
+            assert "tim4rec_store_up 1.0" in (await client.get("/metrics")).text
+
+    run(main())
+
+
+def test_the_rights_that_are_enough(run: Run, valkey_cluster: ValkeyCluster) -> None:
+    page = (ROOT / "docs" / "operate.md").read_text()
+    (rule,) = re.findall(r"ACL (SETUSER svc .*)", page)
+    (more,) = re.findall(r"On every node of a Cluster, also `(.*)`", page)
+    url = valkey_cluster.url.replace("redis://", "redis://svc:PASSWORD@")
+
+    async def everything() -> None:
+        async with Store(url) as store:
+            await store.check()
+            log = EventLog(store)
+            users = [f"{i}" for i in range(20)]
+            for reply in await log.exchange([one_event(user) for user in users]):
+                assert isinstance(reply, LogReply), reply
+            await log.write_snapshots("m", [(user, b"s") for user in users], 60)
+            assert {user async for page in log.users() for user in page} == set(users)
+            assert await log.erase("1")
+            assert (await log.erasures("0-0"))[1] == ["1"]
+            assert await log.describe("2") is not None
+            assert (await log.memory())[0] > 0
+
+    async def refused() -> None:
+        async with Store(url.partition(",")[0]) as store:
+            (reply, *_) = await EventLog(store).exchange([one_event(f"{i}") for i in range(9)])
+            assert "grant its user +cluster|slots" in str(reply)
+
+    try:
+        for node in valkey_cluster.primaries:
+            node.ask("ACL", *rule.split(), *more.split())
+        run(everything())
+        for node in valkey_cluster.primaries:
+            node.ask("ACL", "SETUSER", "svc", "-cluster|slots")
+        run(refused())
+    finally:
+        for node in valkey_cluster.primaries:
+            node.ask("ACL", "DELUSER", "svc")
