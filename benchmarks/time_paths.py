@@ -44,6 +44,7 @@ def measure(log: Path, name: str, seed: int, args: argparse.Namespace) -> dict[s
         lr=args.lr,
         max_epochs=args.epochs,
         patience=args.patience,
+        validation_seen="kept",
         threads=args.threads,
     )
     trained = train(

@@ -23,7 +23,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -171,8 +171,10 @@ def race(
 ) -> tuple[list[Curve], list[Curve]]:
     """Trains all in turn, and keeps the curves in --json meanwhile; returns ours and theirs."""
     preset = presets(args.dataset)["causal"]
-    options = {"max_epochs": ENDLESS, "seed": args.seed, "threads": args.threads}
-    config = TrainingConfig(**(preset.training | options))
+    config = replace(
+        TrainingConfig(**preset.training), max_epochs=ENDLESS, seed=args.seed,
+        threads=args.threads, validation_seen="kept",
+    )  # fmt: skip
     architecture = model_config(dataset, **preset.model)
     # A window's items are read once, and each is followed by a target.
     targets = dataset.n_train_targets

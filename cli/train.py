@@ -41,6 +41,12 @@ class Loss(StrEnum):
     SAMPLED = "sampled"
 
 
+class Seen(StrEnum):
+    AUTO = "auto"
+    KEPT = "kept"
+    MASKED = "masked"
+
+
 class Precision(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -207,6 +213,14 @@ def train(
     validation_users: Annotated[
         int, typer.Option(help="Validate on a sample of users; 0: all.", rich_help_panel=LOOP)
     ] = DEFAULTS.validation_users,
+    validation_seen: Annotated[
+        Seen,
+        typer.Option(
+            help="Whether validation ranks items that the user has had; auto: only where users "
+            "come back to items.",
+            rich_help_panel=LOOP,
+        ),
+    ] = Seen.AUTO,
     precision: Annotated[
         Precision,
         typer.Option(
@@ -279,6 +293,7 @@ def train(
         max_epochs=epochs,
         patience=patience,
         validation_users=validation_users,
+        validation_seen=validation_seen.value,
         precision=precision.value,
         seed=seed,
         threads=threads,

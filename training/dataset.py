@@ -136,6 +136,15 @@ class Dataset:
         items = self.histories.items[self._train_target_places()]
         return np.bincount(items, minlength=self.n_items + 1)[1:].astype(np.int64)
 
+    def repeats(self) -> float:
+        """Share of the validation targets that their user has had before."""
+        histories, wide = self.histories, self.n_items + 1
+        user = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+        earlier = np.arange(len(user)) < self.train_ends[user]
+        had = user[earlier] * wide + histories.items[earlier]
+        asked = self.validation.users * wide + self.validation.items
+        return float(np.isin(asked, had).mean()) if len(asked) else 0.0
+
     def gap_range_ms(self) -> tuple[int, int] | None:
         """Smallest and largest positive gap of the training part; None where there is none."""
         later = np.flatnonzero(self._train_target_places())

@@ -37,9 +37,11 @@ from training.metrics import ranking_metrics
 from training.negatives import NegativeSampler
 from training.parallel import Group, join
 
+Seen = Literal["auto", "kept", "masked"]
 ItemInit = Literal["random", "cooccurrence"]
 Loss = Literal["full", "sampled"]
 Precision = Literal["float32", "bfloat16"]
+MOST_REPEATS = 0.01
 M = TypeVar("M", bound=Recommender)
 
 
@@ -59,7 +61,9 @@ class TrainingConfig:
     the state after them, without a gradient to them; 0 begins anew.
     time_masking: share of interactions whose time is hidden, for logs that lack some.
     clip: largest norm of the gradient. threads: of torch on a CPU, 0 leaves its own choice.
-    validation_users: validate on a fixed sample of this many, 0 on all. ema: decay of the
+    validation_users: validate on a fixed sample of this many, 0 on all. validation_seen: whether
+    items that the user has had are ranked there; `auto` masks them, as the service does, unless
+    more than 1 % of the targets are such items. ema: decay of the
     exponential average of the weights, which is then what is validated and kept; at step t it is
     at most (1 + t) / (10 + t); 0 keeps none.
     item_init: where item embeddings start: at `random`, or, for sparse logs, at `cooccurrence`
@@ -90,6 +94,7 @@ class TrainingConfig:
     max_epochs: int = 200
     patience: int = 8
     validation_users: int = 0
+    validation_seen: Seen = "auto"
     precision: Precision = "float32"
     seed: int = 0
     threads: int = 0
@@ -99,7 +104,10 @@ class TrainingConfig:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name, choices in (("item_init", ItemInit), ("loss", Loss), ("precision", Precision)):
+        for name, choices in (
+            ("item_init", ItemInit), ("loss", Loss), ("precision", Precision),
+            ("validation_seen", Seen),
+        ):  # fmt: skip
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
                     f"{name} must be {' or '.join(get_args(choices))}, not {getattr(self, name)!r}"
@@ -242,6 +250,9 @@ class _Run(Generic[M]):
         self.validation = dataset.validation
         if config.validation_users:
             self.validation = self.validation.sample(config.validation_users)
+        self.seen = config.validation_seen
+        if self.seen == "auto":
+            self.seen = "kept" if dataset.repeats() > MOST_REPEATS else "masked"
         if folder is not None and self.checkpoint is not None:
             if not group.rank:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -387,14 +398,14 @@ class _Run(Generic[M]):
             value.lerp_(now[name], share)
 
     def _validate(self) -> np.typing.NDArray[np.int64]:
-        """Seen items kept; asked for at the target's own time where the model takes one."""
+        """Asked for at the target's own time where the model takes one."""
         model = self.average or self.model
         asked = model.config.uses_request_time
         everyone = np.arange(len(self.validation))
         mine = self.validation.take(everyone[self.group.rank :: self.group.size])
         ranking = rank_targets(model, self.dataset.histories, mine, at_target_time=(asked,), top=0)
         ranks = np.empty_like(everyone)
-        for number, part in enumerate(self.group.gather(ranking[asked].kept)):
+        for number, part in enumerate(self.group.gather(getattr(ranking[asked], self.seen))):
             ranks[number :: self.group.size] = part
         return ranks
 

@@ -55,6 +55,22 @@ logs = st.lists(
 ).map(make_log)
 
 
+@given(logs)
+def test_share_of_repeats_against_lists(log: Log) -> None:
+    try:
+        dataset = build_dataset(log, Protocol(core=1))
+    except InputError:
+        return
+    targets = {int(user): place for place, user in enumerate(dataset.validation.users)}
+    again = []
+    for index, user in enumerate(dataset.user_ids):
+        if index in targets:
+            before = [item for item, _ in decoded(dataset)[user]][: dataset.train_lengths[index]]
+            target = dataset.item_ids[dataset.validation.items[targets[index]] - 1]
+            again.append(target in before)
+    assert dataset.repeats() == pytest.approx(sum(again) / max(1, len(again)))
+
+
 @given(logs, st.integers(1, 3))
 def test_leave_one_out_against_lists(log: Log, core: int) -> None:
     rows = list(log.frame.iter_rows())

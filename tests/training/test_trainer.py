@@ -301,6 +301,27 @@ def test_stops_early_and_keeps_the_best_weights(dataset: Dataset) -> None:
     assert best.index(max(best)) + 1 == result.best_epoch
 
 
+@pytest.mark.parametrize("seen", ["auto", "kept", "masked"])
+def test_items_had_before_are_ranked_where_users_come_back_to_them(
+    dataset: Dataset, seen: str
+) -> None:
+    rows = [
+        (f"u{user}", f"i{(user + place) % 40}", START_MS + place * DAY_MS)
+        for user in range(20)
+        for place in range(8)
+    ]
+    for data, masked in ((build_dataset(make_log(rows), Protocol(core=1)), True), (dataset, False)):
+        if seen != "auto":
+            masked = seen == "masked"
+        result = train(data, model_config(data, **SMALL), with_options(validation_seen=seen))
+        ranking = rank_targets(
+            result.model, data.histories, data.validation, at_target_time=(True,)
+        )[True]
+        ranks = {True: ranking.masked, False: ranking.kept}
+        assert ranking_metrics(ranks[masked])["NDCG@10"] == result.best_ndcg
+        assert (ranks[True] != ranks[False]).any()
+
+
 def test_each_epoch_is_told(dataset: Dataset) -> None:
     config = model_config(dataset, **SMALL)
     told = []
@@ -413,6 +434,8 @@ def test_losses_are_named() -> None:
         with_options(loss="bce")
     with pytest.raises(ValueError, match="item_init must be random or cooccurrence, not 'zero'"):
         with_options(item_init="zero")
+    with pytest.raises(ValueError, match="validation_seen must be auto or kept or masked"):
+        with_options(validation_seen="some")
     with pytest.raises(ValueError, match="precision must be float32 or bfloat16, not 'half'"):
         with_options(precision="half")
     with pytest.raises(ValueError, match="label_smoothing must be 0 with loss=sampled"):
