@@ -344,7 +344,8 @@ def test_a_user_and_the_history(client: httpx.Client, artefact: Artefact, user: 
     assert page["next"] == 23
     for after in (26, 1000):
         page = client.get(f"{user_path(user)}/history", params={"after": after}).json()
-        assert page == {"user_id": user, "events": [], "next": None}
+        nothing = {"user_id": user, "events": [], "history_truncated": False, "next": None}
+        assert page == nothing
     problem(client.get(f"{user_path(user)}-x/history"), 404, "user_id")
     problem(client.get(f"{user_path(user)}-x"), 404, "user_id")
 
