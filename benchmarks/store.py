@@ -27,6 +27,7 @@ from uuid import UUID
 import redis
 import torch
 import typer
+from rich import box
 from rich.table import Table
 
 from cli.console import err, errors_without_traceback, out
@@ -245,8 +246,10 @@ def main(
 ) -> None:
     """Measure what each setting of the store costs."""
     torch.set_num_threads(1)
-    table = Table("setting", "memory", "to it", "from it", "file", "miss", "replay", "events/s")
-    table.columns[0].no_wrap = True
+    names = "setting", "memory", "to it", "from it", "file", "a miss", "replay", "events/s"
+    table = Table(*names, box=box.SIMPLE, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     with errors_without_traceback():
         if artefact is None:
             model = TiM4Rec(ModelConfig(n_items=BEAUTY_ITEMS))
@@ -284,7 +287,8 @@ def _name(setting: Setting) -> str:
     }
     if changed.get("snapshot_every") == NEVER:
         changed["snapshot_every"] = "no"
-    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "defaults"
+    shown = (f"{name.removeprefix('snapshot_')} {value}" for name, value in changed.items())
+    return ", ".join(shown) or "defaults"
 
 
 if __name__ == "__main__":
