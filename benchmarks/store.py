@@ -27,7 +27,6 @@ from uuid import UUID
 import redis
 import torch
 import typer
-from rich import box
 from rich.table import Table
 
 from cli.console import err, errors_without_traceback, out
@@ -247,7 +246,7 @@ def main(
     """Measure what each setting of the store costs."""
     torch.set_num_threads(1)
     names = "setting", "memory", "to it", "from it", "file", "a miss", "replay", "events/s"
-    table = Table(*names, box=box.SIMPLE, pad_edge=False)
+    table = Table(*names, box=None, padding=(0, 2, 0, 0))
     for column in table.columns:
         column.no_wrap = True
     with errors_without_traceback():
