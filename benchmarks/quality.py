@@ -42,7 +42,8 @@ from training.dataset import Dataset, Int64s, Protocol, build_dataset
 from training.evaluation import rank_targets
 from training.interactions import InputError, read_log
 from training.metrics import CUTOFFS
-from training.trainer import DivergedError, TrainingConfig, model_config, train
+from training.recipe import model_config, training_config
+from training.trainer import DivergedError, TrainingConfig, train
 
 HIDDEN = "whole, times hidden"
 HISTORIES: dict[str, int | None] = {"whole": None, "last 50": 50, "last 200": 200}
@@ -95,6 +96,7 @@ class Preset:
 _PUBLISHED_TRAINING = {
     "lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "clip": 1e9,
     "targets": 2048, "max_epochs": 300, "patience": 20,
+    "item_init": "random", "ema": 0.0, "time_masking": 0.0,
 }  # fmt: skip
 # TiM4Rec's configuration files of its official code, for Amazon Beauty and for MovieLens.
 _OFFICIAL_BEAUTY = {
@@ -112,16 +114,14 @@ def presets(dataset: str) -> dict[str, Preset]:
     movielens = dataset.startswith("ml-")
     official = _OFFICIAL_MOVIELENS if movielens else _OFFICIAL_BEAUTY
     window = 200 if movielens else 50
-    # As many times are hidden in training as are missing, and at random.
-    causal = {"time_masking": 0.4} if dataset == "ml-1m-order" else {}
     return {
-        "causal": Preset("TiM4Rec causal, as served: 2 layers, width 64", {}, causal),
-        "causal-gaps": Preset("causal without request time", {"request_time": False}, causal),
+        "causal": Preset("TiM4Rec causal, as served: 2 layers, width 64"),
+        "causal-gaps": Preset("causal without request time", {"request_time": False}),
         "no-time": Preset("time off (SSD4Rec*)", {"time": "none"}),
-        "no-ffn": Preset("causal without FFN", {"ffn": False}, causal),
-        "1-layer": Preset("causal, 1 layer", {"n_layers": 1}, causal),
-        "3-layers": Preset("causal, 3 layers", {"n_layers": 3}, causal),
-        "width-256": Preset("causal, width 256", {"d_model": 256}, causal),
+        "no-ffn": Preset("causal without FFN", {"ffn": False}),
+        "1-layer": Preset("causal, 1 layer", {"n_layers": 1}),
+        "3-layers": Preset("causal, 3 layers", {"n_layers": 3}),
+        "width-256": Preset("causal, width 256", {"d_model": 256}),
         "sequence": Preset(
             "TiM4Rec sequence, official recipe",
             {"time": "sequence", **official},
@@ -256,7 +256,8 @@ def measure(
     Raises ResultError where `folder` holds a run with other settings or data.
     """
     try:
-        config = TrainingConfig(**(preset.training | overrides | {"seed": seed}))
+        options = preset.training | overrides | {"seed": seed}
+        config = training_config(dataset, **options)
         architecture = preset.architecture(dataset)
     except (TypeError, ValueError) as error:
         raise ResultError(f"row {row}: {error}") from error

@@ -20,7 +20,8 @@ from rich.table import Table
 from training.dataset import Protocol, build_dataset
 from training.evaluation import evaluate_offline
 from training.interactions import read_log
-from training.trainer import TrainingConfig, model_config, train
+from training.recipe import model_config
+from training.trainer import TrainingConfig, train
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "none": {"time": "none"},

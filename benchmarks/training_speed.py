@@ -40,7 +40,8 @@ from model import TiM4Rec
 from training.dataset import Dataset
 from training.evaluation import rank_targets
 from training.metrics import ranking_metrics
-from training.trainer import Epoch, TrainingConfig, model_config, train
+from training.recipe import model_config, training_config
+from training.trainer import Epoch, train
 
 ENDLESS = 1_000_000
 POSITIONS = 50
@@ -172,7 +173,7 @@ def race(
     """Trains all in turn, and keeps the curves in --json meanwhile; returns ours and theirs."""
     preset = presets(args.dataset)["causal"]
     config = replace(
-        TrainingConfig(**preset.training), max_epochs=ENDLESS, seed=args.seed,
+        training_config(dataset, **preset.training), max_epochs=ENDLESS, seed=args.seed,
         threads=args.threads, validation_seen="kept",
     )  # fmt: skip
     architecture = model_config(dataset, **preset.model)

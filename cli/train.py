@@ -21,7 +21,8 @@ from training.card import model_card
 from training.dataset import Dataset, Protocol, build_dataset
 from training.evaluation import evaluate_offline
 from training.interactions import describe_bad_rows, read_items, read_log
-from training.trainer import TrainingConfig, model_config
+from training.recipe import model_config, training_config
+from training.trainer import TrainingConfig
 from training.trainer import train as run_training
 
 
@@ -156,22 +157,24 @@ def train(
         float, typer.Option(help="Of the softmax loss.", rich_help_panel=LOOP)
     ] = DEFAULTS.label_smoothing,
     ema: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             max=0.9999,
             help="Decay of an average of the weights that is validated and kept; 0: none.",
+            show_default="0.995",
             rich_help_panel=LOOP,
         ),
-    ] = DEFAULTS.ema,
+    ] = None,
     item_init: Annotated[
-        ItemInit,
+        ItemInit | None,
         typer.Option(
             help="Where item embeddings start: at random, or at vectors of which items meet in "
-            "users' histories, for sparse logs.",
+            "users' histories.",
+            show_default="cooccurrence for histories below 20 on average, else random",
             rich_help_panel=LOOP,
         ),
-    ] = ItemInit.RANDOM,
+    ] = None,
     loss: Annotated[
         Loss,
         typer.Option(
@@ -202,14 +205,15 @@ def train(
         ),
     ] = DEFAULTS.context,
     time_masking: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             max=0.99,
             help="Share of interactions whose time is hidden in training.",
+            show_default="the share of unknown times",
             rich_help_panel=LOOP,
         ),
-    ] = DEFAULTS.time_masking,
+    ] = None,
     validation_users: Annotated[
         int, typer.Option(help="Validate on a sample of users; 0: all.", rich_help_panel=LOOP)
     ] = DEFAULTS.validation_users,
@@ -262,12 +266,6 @@ def train(
         say(f"{log}: {note}")
     protocol = Protocol(core=core, split=split.value)
     dataset = build_dataset(read, protocol)
-    options: dict[str, Any] = {
-        "dropout": dropout,
-        "gap_mix": gap_mix,
-        "gap_embedding": gap_embedding,
-        "request_time": request_time,
-    }
     architecture = model_config(
         dataset,
         time=time.value,
@@ -275,20 +273,23 @@ def train(
         n_layers=layers,
         d_state=d_state,
         max_len=window,
-        **{key: value for key, value in options.items() if value is not None},
+        **_given(
+            dropout=dropout,
+            gap_mix=gap_mix,
+            gap_embedding=gap_embedding,
+            request_time=request_time,
+        ),
     )
-    config = TrainingConfig(
+    config = training_config(
+        dataset,
         lr=lr,
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
-        ema=ema,
-        item_init=item_init.value,
         loss=loss.value,
         negatives=negatives,
         negatives_power=negatives_power,
         targets=targets,
         max_len=max_len,
-        time_masking=time_masking,
         context=context,
         max_epochs=epochs,
         patience=patience,
@@ -298,6 +299,11 @@ def train(
         seed=seed,
         threads=threads,
         device=choose_device(device),
+        **_given(
+            ema=ema,
+            item_init=None if item_init is None else item_init.value,
+            time_masking=time_masking,
+        ),
     )
     sizes = dataset.describe()
     say(", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in sizes.items()))
@@ -348,6 +354,11 @@ def choose_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise CommandError(f"--device {name} can't be used: {reason}") from None
     return name
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """Those that were not left to the recipe."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _say_nothing(message: object, console: object = None) -> None:

@@ -26,7 +26,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from model import Architecture, ModelConfig, Recommender
+from model import Architecture, Recommender
 from training.batches import Batch, n_batches, prefix_batches, window_batches
 from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.cooccurrence import cooccurrence_vectors
@@ -150,21 +150,6 @@ class Epoch(Generic[M]):
     ndcg: float
     training_seconds: float
     validation_seconds: float
-
-
-def recipe(dataset: Dataset) -> dict[str, float]:
-    """Defaults that depend on the data: short histories overfit sooner and need more dropout."""
-    mean_length = float(np.diff(dataset.histories.offsets).mean())
-    return {"dropout": 0.5 if mean_length < 20 else 0.2}
-
-
-def model_config(dataset: Dataset, **options: Any) -> ModelConfig:
-    """An architecture for this data: its size and gap constants, and the given options."""
-    gaps = dataset.gap_range_ms()
-    if gaps is not None:
-        seconds = (gaps[0] / 1000, gaps[1] / 1000)
-        options = {"gap_range_s": seconds, "request_range_s": seconds} | options
-    return ModelConfig(n_items=dataset.n_items, **(recipe(dataset) | options))
 
 
 def train(

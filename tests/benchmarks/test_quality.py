@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from training.evaluation import evaluate_offline
-from training.trainer import TrainingConfig, model_config, train
+from training.recipe import model_config, training_config
+from training.trainer import TrainingConfig, train
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
@@ -103,7 +104,8 @@ def test_rows_are_those_of_the_evaluation(
     assert "no published figures" in shown
     dataset = quality.load("ring", data, "leave-one-out")
     folder = data.parent / "runs" / "ring" / "causal"
-    config = TrainingConfig(max_epochs=1, threads=1, seed=1, targets=64, warmup=1, lr=0.02)
+    options = {"max_epochs": 1, "threads": 1, "seed": 1, "targets": 64, "warmup": 1, "lr": 0.02}
+    config = training_config(dataset, **options)
     trained = train(dataset, model_config(dataset), config, folder / "1")
     assert trained.epochs == 1  # nothing was trained again
     expected, _ = evaluate_offline(trained.model, dataset.histories, dataset.test)

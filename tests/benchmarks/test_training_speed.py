@@ -16,7 +16,8 @@ from benchmarks import quality, training_speed
 from benchmarks.training_speed import Curve, comparisons
 from training.evaluation import rank_targets
 from training.metrics import ranking_metrics
-from training.trainer import TrainingConfig, model_config, train
+from training.recipe import model_config, training_config
+from training.trainer import TrainingConfig, train
 
 USERS, LENGTH, LONG = 40, 15, 70
 
@@ -71,7 +72,7 @@ def test_ours_alone(
     assert untold["tokens"] == untold["targets"]
     assert untold["training"] == told["training"]
     dataset = quality.load("ring", data, "leave-one-out")
-    config = TrainingConfig(threads=1, max_epochs=1, **fast)
+    config = training_config(dataset, threads=1, max_epochs=1, **fast)
     first = train(dataset, model_config(dataset, dropout=0.1), config)
     asked = rank_targets(first.model, dataset.histories, dataset.validation)[False]
     assert told["ndcg"][0] == first.best_ndcg

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from model.artefact import load_artefact
 from tests.training.logs import chain_log
 from training.dataset import Protocol, build_dataset
-from training.trainer import TrainingConfig, model_config, train
+from training.recipe import model_config
+from training.trainer import TrainingConfig, train
 
 ROOT = Path(__file__).parents[2]
 MODEL = {"d_model": 16, "head_dim": 16, "d_state": 8, "n_layers": 1, "dropout": 0.0}
@@ -34,7 +35,8 @@ from safetensors.torch import save_file
 from tests.training.logs import chain_log
 from training.dataset import Protocol, build_dataset
 from training.parallel import rank
-from training.trainer import TrainingConfig, model_config, train
+from training.recipe import model_config
+from training.trainer import TrainingConfig, train
 
 folder, model, config = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 dataset = build_dataset(chain_log(users=41), Protocol(core=1))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from model import ModelConfig, TiM4Rec, layers
+from model import TiM4Rec, layers
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from training import trainer
 from training.checkpoint import CheckpointError
@@ -26,7 +26,8 @@ from training.dataset import Dataset, Histories, Protocol, build_dataset
 from training.evaluation import rank_targets
 from training.interactions import Log
 from training.metrics import ranking_metrics
-from training.trainer import DivergedError, TrainingConfig, model_config, recipe, train
+from training.recipe import model_config
+from training.trainer import DivergedError, TrainingConfig, train
 
 SMALL = {"d_model": 32, "d_state": 16, "dropout": 0.1}
 QUICK = TrainingConfig(lr=5e-3, targets=256, max_epochs=4, warmup=5, threads=1, max_len=50)
@@ -174,7 +175,8 @@ from pathlib import Path
 from rich.console import Console
 from tests.training.logs import chain_log
 from training.dataset import Protocol, build_dataset
-from training.trainer import DivergedError, TrainingConfig, model_config, train
+from training.recipe import model_config
+from training.trainer import DivergedError, TrainingConfig, train
 
 dataset = build_dataset(chain_log(), Protocol(core=1))
 config = TrainingConfig(**{RESUMED.to_dict()})
@@ -394,22 +396,6 @@ def test_request_time_is_learnt_and_can_be_done_without() -> None:
     told, not_told = ndcg(model, dataset, asked=True), ndcg(model, dataset)
     assert told > not_told + 0.1
     assert not_told > 0.5, "a quarter as good as one of two at random"
-
-
-def test_gap_constants_and_recipe_come_from_the_data(dataset: Dataset) -> None:
-    config = model_config(dataset)
-    gaps = dataset.gap_range_ms()
-    assert gaps is not None
-    assert config.gap_range_s == config.request_range_s == (gaps[0] / 1000, gaps[1] / 1000)
-    assert config.n_items == dataset.n_items
-    assert recipe(dataset)["dropout"] == 0.5
-    long = build_dataset(chain_log(users=10, length=80), Protocol(core=1))
-    assert recipe(long)["dropout"] == 0.2
-    assert model_config(dataset, dropout=0.3).dropout == 0.3
-    same_time = make_log([("u", item, 5) for item in "abcd"])
-    default = ModelConfig(n_items=4)
-    no_gaps = build_dataset(same_time, Protocol(core=1))
-    assert model_config(no_gaps).gap_range_s == default.gap_range_s
 
 
 @pytest.mark.parametrize(

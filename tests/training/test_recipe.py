@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model import UNKNOWN_TIME, ModelConfig
+from tests.training.logs import chain_log, make_log
+from training.dataset import Dataset, Protocol, build_dataset
+from training.recipe import model_config, training_config
+
+
+@pytest.fixture(scope="module")
+def short() -> Dataset:
+    return build_dataset(chain_log(), Protocol(core=1))
+
+
+@pytest.fixture(scope="module")
+def long() -> Dataset:
+    return build_dataset(chain_log(users=10, length=80), Protocol(core=1))
+
+
+def test_gap_constants_come_from_the_data(short: Dataset) -> None:
+    config = model_config(short)
+    gaps = short.gap_range_ms()
+    assert gaps is not None
+    assert config.gap_range_s == config.request_range_s == (gaps[0] / 1000, gaps[1] / 1000)
+    assert config.n_items == short.n_items
+    same_time = make_log([("u", item, 5) for item in "abcd"])
+    no_gaps = build_dataset(same_time, Protocol(core=1))
+    assert model_config(no_gaps).gap_range_s == ModelConfig(n_items=4).gap_range_s
+
+
+def test_short_histories_get_more_dropout_and_a_start_for_their_items(
+    short: Dataset, long: Dataset
+) -> None:
+    assert model_config(short).dropout == 0.5
+    assert model_config(long).dropout == 0.2
+    assert training_config(short).item_init == "cooccurrence"
+    assert training_config(long).item_init == "random"
+
+
+def test_as_many_times_are_hidden_as_are_missing(long: Dataset) -> None:
+    assert training_config(long).time_masking == 0
+    times = long.histories.times.copy()
+    times[::4] = UNKNOWN_TIME
+    some = replace(long, histories=replace(long.histories, times=times))
+    share = float(np.mean(times == UNKNOWN_TIME))
+    assert training_config(some).time_masking == pytest.approx(share, abs=0.005)
+
+
+def test_what_is_given_counts(short: Dataset) -> None:
+    assert model_config(short, dropout=0.3).dropout == 0.3
+    config = training_config(short, item_init="random", ema=0.5, time_masking=0.25, lr=1e-3)
+    assert (config.item_init, config.ema, config.time_masking, config.lr) == (
+        "random", 0.5, 0.25, 1e-3,
+    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""Defaults that depend on the data: what was found to be best on logs of its kind.
+
+What was tried, with figures: benchmarks/quality.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from model import UNKNOWN_TIME, ModelConfig
+from training.dataset import Dataset
+from training.trainer import TrainingConfig
+
+SHORT = 20
+"""Mean length below which a log's histories are short: they overfit sooner, and its items meet
+too seldom for random embeddings to find their places."""
+
+
+class Recipe(NamedTuple):
+    """Options of `ModelConfig` and of `TrainingConfig`."""
+
+    model: dict[str, Any]
+    training: dict[str, Any]
+
+
+def recipe(dataset: Dataset) -> Recipe:
+    """The options that a log asks for where its user does not say otherwise."""
+    short = float(np.diff(dataset.histories.offsets).mean()) < SHORT
+    model: dict[str, Any] = {"dropout": 0.5 if short else 0.2}
+    if (gaps := dataset.gap_range_ms()) is not None:
+        seconds = (gaps[0] / 1000, gaps[1] / 1000)
+        model |= {"gap_range_s": seconds, "request_range_s": seconds}
+    # As many times are hidden in training as are missing, so that missing ones tell nothing.
+    missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
+    training: dict[str, Any] = {"ema": 0.995, "time_masking": round(missing, 2)}
+    if short:
+        training |= {"item_init": "cooccurrence"}
+    return Recipe(model, training)
+
+
+def model_config(dataset: Dataset, **options: Any) -> ModelConfig:
+    """An architecture for this data: its size, its recipe, and the given options."""
+    return ModelConfig(n_items=dataset.n_items, **(recipe(dataset).model | options))
+
+
+def training_config(dataset: Dataset, **options: Any) -> TrainingConfig:
+    """How to train on this data: its recipe, and the given options."""
+    return TrainingConfig(**(recipe(dataset).training | options))
