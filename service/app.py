@@ -22,6 +22,7 @@ from service.engine import Engine
 from service.event_log import EventLog
 from service.exactness import ExactnessSampler
 from service.request_context import IdentifyRequests
+from service.retrieval import open_retrieval
 from service.routes import health, interactions, recommend, users
 from service.schemas import Problem
 from service.server import STARTUP_FAILURE
@@ -89,6 +90,9 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     artefact = load_artefact(settings.artefact, device)
+    retrieval = await asyncio.to_thread(
+        open_retrieval, artefact, settings.retrieval, settings.data_dir / "index"
+    )
     url, embedded = settings.redis, None
     if url is None:
         embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
@@ -119,6 +123,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         snapshot_ttl_s=settings.snapshot_ttl_s,
         snapshot_precision=settings.snapshot_precision,
         erasure_poll_s=settings.erasure_poll_s,
+        retrieval=retrieval,
     )
     await engine.start()
 

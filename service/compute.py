@@ -90,11 +90,14 @@ class Computer:
         *,
         snapshot_every: int = 64,
         snapshot_precision: Precision = "float32",
+        retrieval: ExactRetrieval | None = None,
     ) -> None:
         self.model = artefact.model
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
-        self.retrieval = ExactRetrieval(self.model.item_embedding.weight, artefact.items)
+        self.retrieval = retrieval or ExactRetrieval(
+            self.model.item_embedding.weight, artefact.items
+        )
         self.snapshot_every = snapshot_every
         self.precision = snapshot_precision
 

@@ -35,6 +35,7 @@ from service.event_log import (
     Verdict,
 )
 from service.pool import StatePool
+from service.retrieval import ExactRetrieval
 from service.snapshots import Snapshot
 from service.stages import Stages
 from service.store import StoreError, StoreUnavailable
@@ -69,6 +70,7 @@ class Engine:
         snapshot_ttl_s: int = 30 * 86_400,
         snapshot_precision: Precision = "float32",
         erasure_poll_s: float = 0.25,
+        retrieval: ExactRetrieval | None = None,
     ) -> None:
         self.log = log
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
@@ -77,6 +79,7 @@ class Engine:
             self.pool,
             snapshot_every=snapshot_every,
             snapshot_precision=snapshot_precision,
+            retrieval=retrieval,
         )
         self.identity = artefact.identity
         if self.computer.rounds_states:  # then the interval and precision decide the state
@@ -320,6 +323,9 @@ class Engine:
         unknown = sum(not answer.version for answer in popular)
         metrics.RECOMMENDATIONS["model"].inc(len(work.answers) - len(popular))
         metrics.RECOMMENDATIONS["popular"].inc(len(popular))
+        indexed = sum(answer.ranking.indexed for _, answer in work.answers)
+        metrics.RETRIEVALS["index"].inc(indexed)
+        metrics.RETRIEVALS["exact"].inc(len(work.answers) - len(popular) - indexed)
         metrics.FALLBACKS["unknown_user"].inc(unknown)
         metrics.FALLBACKS["no_known_item"].inc(len(popular) - unknown)
         metrics.REBUILDS["snapshot"].inc(work.from_snapshot)

@@ -149,6 +149,12 @@ RECOMMENDATIONS = _counters(
     "source",
     ("model", "popular"),
 )
+RETRIEVALS = _counters(
+    "tim4rec_retrievals",
+    "Recommendations of the model, by how their items were found",
+    "by",
+    ("exact", "index"),
+)
 FALLBACKS = _counters(
     "tim4rec_fallbacks",
     "Recommendations of popular items, by why",

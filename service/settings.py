@@ -51,6 +51,11 @@ class Settings(BaseSettings):
     artefact: Path = _model(description="folder of the model to serve")
     device: str = _model("auto", description="`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one")
     threads: int = _model(1, ge=1, description="threads of the arithmetic in one process")
+    retrieval: Literal["auto", "exact", "index"] = _model(
+        "auto",
+        description="how items are found: `exact`, or by an `index`, which needs the extra "
+        "`index`; auto: by an index from 100,000 items on, on a CPU, where it is installed",
+    )
 
     host: str = _http("127.0.0.1", description="address to listen on; `0.0.0.0`: all of IPv4")
     port: int = _http(8000, ge=1, le=65535, description="port to listen on")
@@ -70,7 +75,9 @@ class Settings(BaseSettings):
         description="redis://, rediss:// or unix:// URL of a server, or of nodes of a Cluster, "
         "their hosts separated by commas; none: an embedded store in data_dir",
     )
-    data_dir: Path = _store(Path("state"), description="folder of the embedded store")
+    data_dir: Path = _store(
+        Path("state"), description="folder of the embedded store, and of the index of items"
+    )
     fsync: Literal["always", "everysec"] = _store(
         "always", description="when the embedded store writes its log to disk"
     )
@@ -150,9 +157,18 @@ class Settings(BaseSettings):
     @field_validator("tracing")
     @classmethod
     def _can_trace(cls, tracing: bool) -> bool:
-        if tracing and not all(map(_installed, ("sdk", "exporter.otlp.proto.http"))):
+        if tracing and not all(
+            map(_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))
+        ):
             raise ValueError("needs the extra `otel`: pip install 'tim4rec[otel]'")
         return tracing
+
+    @field_validator("retrieval")
+    @classmethod
+    def _can_index(cls, retrieval: str) -> str:
+        if retrieval == "index" and not _installed("faiss"):
+            raise ValueError("index needs the extra `index`: pip install 'tim4rec[index]'")
+        return retrieval
 
     @model_validator(mode="after")
     def _room_for_waves(self) -> Settings:
@@ -252,8 +268,8 @@ def _unknown_variables() -> list[str]:
     return faults
 
 
-def _installed(part: str) -> bool:
+def _installed(module: str) -> bool:
     try:
-        return find_spec(f"opentelemetry.{part}") is not None
+        return find_spec(module) is not None
     except ModuleNotFoundError:  # not even what it is a part of
         return False

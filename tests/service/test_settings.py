@@ -18,7 +18,7 @@ from service.settings import Settings, SettingsError, flag, read_settings, varia
 ROOT = Path(__file__).parents[2]
 
 OTHERS: dict[str, str] = {
-    "artefact": "models/a", "device": "cuda:1", "threads": "2",
+    "artefact": "models/a", "device": "cuda:1", "threads": "2", "retrieval": "exact",
     "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
     "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",
     "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5",
@@ -180,6 +180,15 @@ def test_tracing_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         read_settings({"artefact": "a", "tracing": True})
     assert str(raised.value) == "--tracing: needs the extra `otel`: pip install 'tim4rec[otel]'"
     assert not read_settings({"artefact": "a"}).tracing
+
+
+def test_an_index_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(SettingsError) as raised:
+        read_settings({"artefact": "a", "retrieval": "index"})
+    fix = "pip install 'tim4rec[index]'"
+    assert str(raised.value) == f"--retrieval: index needs the extra `index`: {fix}"
+    assert read_settings({"artefact": "a"}).retrieval == "auto"
 
 
 def test_the_pool_must_have_room_for_the_waves_in_flight() -> None:

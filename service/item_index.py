@@ -1,0 +1,186 @@
+"""An index of the items' vectors that finds those with the largest inner products.
+
+Vectors are grouped around centroids (IVF); what is left of each after its centroid is kept at 4
+bits a number (product quantization with one number a part). A search looks at the groups whose
+centroids fit the query best. Needs the extra `index` (faiss).
+
+On disk an index is a safetensors file: the bytes of it, what it was made from, and their SHA-256.
+Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+logger = logging.getLogger(__name__)
+
+LEAST_ITEMS = 1000
+"""Fewer are not worth an index, and too few to train one."""
+MOST_GROUPS = 8192
+GROUPS_PROBED = 96
+_BITS = 4
+_ITERATIONS, _POINTS = 6, 48  # of k-means; vectors it looks at for each centroid
+_LEAST_POINTS = 32
+_KEPT = 4  # files of the newest models: a model may be rolled back
+
+
+class ItemIndex:
+    """Approximate search among V vectors.
+
+    Attributes:
+        nbytes: the size, in memory as on disk.
+    """
+
+    def __init__(self, stored: NDArray[np.uint8]) -> None:
+        """Raises RuntimeError: the bytes are no index."""
+        index: Any = faiss.deserialize_index(stored)
+        self._index = index
+        centroids = index.quantizer.reconstruct_n(0, index.nlist)
+        self.nbytes = stored.nbytes
+        self._centroids_DG = torch.from_numpy(centroids).T.contiguous()
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def search(self, query_BD: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """(B, count) places of the vectors that score best, about in that order; -1 where the
+        groups looked at hold no more. The more are asked for, the more groups are."""
+        groups = self._index.nlist
+        probed = min(groups, max(GROUPS_PROBED, count))
+        # The library does the same with a heap, which takes twice as long.
+        fit_BG = (torch.from_numpy(query_BD) @ self._centroids_DG).numpy()
+        chosen_BP = np.argpartition(fit_BG, groups - probed, axis=1)[:, groups - probed :]
+        # Of this thread alone: every thread has its own number.
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        self._index.nprobe = probed
+        _, found = self._index.search_preassigned(
+            query_BD, count, chosen_BP, np.take_along_axis(fit_BG, chosen_BP, 1)
+        )
+        places: NDArray[np.int64] = found
+        return places
+
+
+def build(vectors_VD: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The bytes of an index of at least LEAST_ITEMS vectors. Takes all cores."""
+    size, width = vectors_VD.shape
+    groups = min(MOST_GROUPS, size // _LEAST_POINTS, round(6 * size**0.5))
+    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    index = faiss.IndexIVFPQFastScan(
+        faiss.IndexFlatIP(width), width, groups, width, _BITS, faiss.METRIC_INNER_PRODUCT
+    )
+    index.by_residual = True
+    index.cp.niter, index.cp.max_points_per_centroid = _ITERATIONS, _POINTS
+    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
+    sample = np.random.default_rng(0).choice(size, min(size, _POINTS * groups), replace=False)
+    index.train(vectors_VD[np.sort(sample)])
+    index.add(vectors_VD)
+    stored: NDArray[np.uint8] = faiss.serialize_index(index)
+    return stored
+
+
+def open_index(folder: Path, identity: str, vectors_VD: NDArray[np.float32]) -> ItemIndex:
+    """The index of a model's items, from the folder, or built and kept there.
+
+    Of several processes at once, one builds and the others wait for it. A file that is damaged
+    or of something else is written anew; where none can be written, the index is this process's.
+    """
+    made_from = _made_from(identity, vectors_VD)
+    path = folder / f"{identity}.safetensors"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(folder / "build.lock"):
+            found = _load(path, made_from)
+            if found is not None:
+                return found
+            stored = _timed_build(vectors_VD)
+            try:
+                _save(path, stored, made_from)
+            except (OSError, SafetensorError) as error:
+                logger.warning("the item index can't be kept: %s", error)
+            return ItemIndex(stored)
+    except OSError as error:
+        logger.warning(
+            "%s: %s; the item index is built at every start: give TIM4REC_DATA_DIR a folder that "
+            "can be written to",
+            folder,
+            error.strerror or error,
+        )
+        return ItemIndex(_timed_build(vectors_VD))
+
+
+def _timed_build(vectors_VD: NDArray[np.float32]) -> NDArray[np.uint8]:
+    logger.info("building the index of %d items", len(vectors_VD))
+    started = time.perf_counter()
+    stored = build(vectors_VD)
+    logger.info(
+        "built the index of %d items in %.1f s: %.1f MB",
+        len(vectors_VD),
+        time.perf_counter() - started,
+        stored.nbytes / 1e6,
+    )
+    return stored
+
+
+def _made_from(identity: str, vectors_VD: NDArray[np.float32]) -> str:
+    settings = [MOST_GROUPS, _LEAST_POINTS, _BITS, _ITERATIONS, _POINTS]
+    return json.dumps([identity, vectors_VD.shape, settings, faiss.__version__])
+
+
+def _load(path: Path, made_from: str) -> ItemIndex | None:
+    try:
+        with safe_open(path, "np") as file:
+            about, stored = file.metadata() or {}, file.get_tensor("index")
+        if about.get("made_from") != made_from:
+            return None
+        if about.get("sha256") != hashlib.sha256(stored.data).hexdigest():
+            raise ValueError("its hash is another")
+        started = time.perf_counter()
+        index = ItemIndex(stored)
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        logger.warning("%s is damaged and is built anew: %s", path, error)
+        return None
+    logger.info(
+        "loaded the index of %d items in %.1f s: %.1f MB",
+        len(index),
+        time.perf_counter() - started,
+        index.nbytes / 1e6,
+    )
+    return index
+
+
+def _save(path: Path, stored: NDArray[np.uint8], made_from: str) -> None:
+    about = {"made_from": made_from, "sha256": hashlib.sha256(stored.data).hexdigest()}
+    partial = path.with_suffix(".partial")
+    save_file({"index": stored}, partial, about)
+    partial.replace(path)
+    kept = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+    for old in kept[:-_KEPT]:
+        old.unlink()
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
