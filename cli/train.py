@@ -171,7 +171,7 @@ def train(
         typer.Option(
             help="Where item embeddings start: at random, or at vectors of which items meet in "
             "users' histories.",
-            show_default="cooccurrence for histories below 20 on average, else random",
+            show_default="cooccurrence",
             rich_help_panel=LOOP,
         ),
     ] = None,

@@ -14,8 +14,7 @@ from training.dataset import Dataset
 from training.trainer import TrainingConfig
 
 SHORT = 20
-"""Mean length below which a log's histories are short: they overfit sooner, and its items meet
-too seldom for random embeddings to find their places."""
+"""Mean length below which a log's histories are short: they overfit sooner."""
 
 
 class Recipe(NamedTuple):
@@ -34,9 +33,7 @@ def recipe(dataset: Dataset) -> Recipe:
         model |= {"gap_range_s": seconds, "request_range_s": seconds}
     # As many times are hidden in training as are missing, so that missing ones tell nothing.
     missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
-    training: dict[str, Any] = {"ema": 0.995, "time_masking": round(missing, 2)}
-    if short:
-        training |= {"item_init": "cooccurrence"}
+    training = {"ema": 0.995, "item_init": "cooccurrence", "time_masking": round(missing, 2)}
     return Recipe(model, training)
 
 

@@ -32,13 +32,9 @@ def test_gap_constants_come_from_the_data(short: Dataset) -> None:
     assert model_config(no_gaps).gap_range_s == ModelConfig(n_items=4).gap_range_s
 
 
-def test_short_histories_get_more_dropout_and_a_start_for_their_items(
-    short: Dataset, long: Dataset
-) -> None:
+def test_short_histories_get_more_dropout(short: Dataset, long: Dataset) -> None:
     assert model_config(short).dropout == 0.5
     assert model_config(long).dropout == 0.2
-    assert training_config(short).item_init == "cooccurrence"
-    assert training_config(long).item_init == "random"
 
 
 def test_as_many_times_are_hidden_as_are_missing(long: Dataset) -> None:
@@ -48,6 +44,12 @@ def test_as_many_times_are_hidden_as_are_missing(long: Dataset) -> None:
     some = replace(long, histories=replace(long.histories, times=times))
     share = float(np.mean(times == UNKNOWN_TIME))
     assert training_config(some).time_masking == pytest.approx(share, abs=0.005)
+
+
+def test_items_start_where_they_meet_and_the_average_is_kept(long: Dataset) -> None:
+    config = training_config(long)
+    assert config.item_init == "cooccurrence"
+    assert 0 < config.ema < 1
 
 
 def test_what_is_given_counts(short: Dataset) -> None:
