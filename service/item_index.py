@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 LEAST_ITEMS = 1000
 """Fewer are not worth an index, and too few to train one."""
 MOST_GROUPS = 8192
-GROUPS_PROBED = 96
+GROUPS_PROBED, ITEMS_PROBED = 80, 12_500
+"""A search looks at so many groups at least, and at about so many items."""
 _BITS = 4
 _ITERATIONS, _POINTS = 6, 48  # of k-means; vectors it looks at for each centroid
 _LEAST_POINTS = 32
@@ -62,12 +63,12 @@ class ItemIndex:
         """(B, count) places of the vectors that score best, about in that order; -1 where the
         groups looked at hold no more. The more are asked for, the more groups are."""
         groups = self._index.nlist
-        probed = min(groups, max(GROUPS_PROBED, count))
+        fair = -(-ITEMS_PROBED * groups // len(self))
+        probed = min(groups, max(GROUPS_PROBED, fair, count))
         # The library does the same with a heap, which takes twice as long.
         fit_BG = (torch.from_numpy(query_BD) @ self._centroids_DG).numpy()
         chosen_BP = np.argpartition(fit_BG, groups - probed, axis=1)[:, groups - probed :]
-        # Of this thread alone: every thread has its own number.
-        faiss.omp_set_num_threads(torch.get_num_threads())
+        _as_many_threads()
         self._index.nprobe = probed
         _, found = self._index.search_preassigned(
             query_BD, count, chosen_BP, np.take_along_axis(fit_BG, chosen_BP, 1)
@@ -77,10 +78,10 @@ class ItemIndex:
 
 
 def build(vectors_VD: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The bytes of an index of at least LEAST_ITEMS vectors. Takes all cores."""
+    """The bytes of an index of at least LEAST_ITEMS vectors."""
     size, width = vectors_VD.shape
     groups = min(MOST_GROUPS, size // _LEAST_POINTS, round(6 * size**0.5))
-    faiss.omp_set_num_threads(os.cpu_count() or 1)
+    _as_many_threads()
     index = faiss.IndexIVFPQFastScan(
         faiss.IndexFlatIP(width), width, groups, width, _BITS, faiss.METRIC_INNER_PRODUCT
     )
@@ -122,6 +123,12 @@ def open_index(folder: Path, identity: str, vectors_VD: NDArray[np.float32]) -> 
             error.strerror or error,
         )
         return ItemIndex(_timed_build(vectors_VD))
+
+
+def _as_many_threads() -> None:
+    """As torch has. More than there are cores free wait for each other, and take ten times as long;
+    the number holds for the calling thread."""
+    faiss.omp_set_num_threads(torch.get_num_threads())
 
 
 def _timed_build(vectors_VD: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -31,8 +31,8 @@ How = Literal["auto", "exact", "index"]
 INDEX_FROM = 100_000
 """Catalogues of so many items have an index by default; `python -m benchmarks.catalogue` is why."""
 LEAST_CANDIDATES, MOST_CANDIDATES = 64, 4096
-SURE_PART = 4
-"""What is returned must be in the best quarter of the candidates: further down, items that an
+SURE_PART = 3
+"""What is returned must be in the best third of the candidates: further down, items that an
 index took for worse than they are may be missing."""
 
 
