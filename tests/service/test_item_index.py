@@ -127,6 +127,7 @@ def test_an_index_of_another_model_is_not_used(
 
 
 def test_a_damaged_index_is_built_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     path = tmp_path / f"{MODEL}.safetensors"
     expected = open_index(tmp_path, MODEL, vectors()).search(vectors(5, seed=1), 50)
     good = path.read_bytes()
@@ -138,7 +139,8 @@ def test_a_damaged_index_is_built_anew(tmp_path: Path, caplog: pytest.LogCapture
         found = open_index(tmp_path, MODEL, vectors()).search(vectors(5, seed=1), 50)
         assert (found == expected).all()
         assert f"{path} is damaged and is built anew" in caplog.text
-        assert path.read_bytes() == good
+        open_index(tmp_path, MODEL, vectors())
+        assert builds(caplog) == 1
 
 
 def test_where_nothing_can_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
