@@ -24,13 +24,14 @@ COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
         project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
         open('requirements.txt', 'w').write('\n'.join(project['dependencies'])); \
-        open('gpu.txt', 'w').write('\n'.join(project['optional-dependencies']['gpu']))"
+        extras = project['optional-dependencies']; \
+        [open(f'{name}.txt', 'w').write('\n'.join(extras[name])) for name in ('index', 'gpu')]"
 
 FROM builder AS packages-cpu
 # PyPI's torch for Linux is the CUDA build.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)" \
-    && pip install -c constraints.txt -r requirements.txt
+    && pip install -c constraints.txt -r requirements.txt -r index.txt
 
 FROM ${CUDA_IMAGE} AS toolkit
 

@@ -38,6 +38,7 @@ from cli.console import CommandError, err, errors_without_traceback, out
 from model.artefact import Artefact, Items, load_artefact
 from service import item_index
 from service.retrieval import ExactRetrieval, IndexRetrieval
+from training import dataset
 from training.batches import gather_padded
 from training.dataset import Histories, build_dataset
 from training.interactions import read_log
@@ -126,6 +127,11 @@ def queries_of(artefact: Artefact, histories: Histories, count: int) -> Float32s
         asked = torch.from_numpy(times.max(1) + WEEK_MS)
         found.append(model.query(state, asked))
     return torch.cat(found).numpy()
+
+
+def _histories(log: Path, artefact: Artefact) -> Histories:
+    everybody = dataset.Protocol(core=1)
+    return build_dataset(read_log(log), everybody, artefact.items.ids).histories
 
 
 class FaissSource:
@@ -316,9 +322,7 @@ def main(
             raise CommandError(f"--way {unknown[0]}: give one of {', '.join(WAYS)}")
         loaded = load_artefact(artefact)
         own = loaded.model.item_embedding.weight.detach().numpy()[1:]
-        asked = queries_of(
-            loaded, build_dataset(read_log(log), None, loaded.items.ids).histories, queries
-        )
+        asked = queries_of(loaded, _histories(log, loaded), queries)
     rows = []
     for size in items or [10_000, 100_000, 1_000_000]:
         if vectors is Vectors.GROWN:
