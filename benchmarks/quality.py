@@ -121,7 +121,10 @@ def presets(dataset: str) -> dict[str, Preset]:
         "no-ffn": Preset("causal without FFN", {"ffn": False}),
         "1-layer": Preset("causal, 1 layer", {"n_layers": 1}),
         "3-layers": Preset("causal, 3 layers", {"n_layers": 3}),
+        "width-128": Preset("causal, width 128", {"d_model": 128}),
         "width-256": Preset("causal, width 256", {"d_model": 256}),
+        "sampled": Preset("causal, loss over a sample of items", {}, {"loss": "sampled"}),
+        "random-start": Preset("causal, items start at random", {}, {"item_init": "random"}),
         "sequence": Preset(
             "TiM4Rec sequence, official recipe",
             {"time": "sequence", **official},

@@ -66,8 +66,8 @@ class TrainingConfig:
     more than 1 % of the targets are such items. ema: decay of the
     exponential average of the weights, which is then what is validated and kept; at step t it is
     at most (1 + t) / (10 + t); 0 keeps none.
-    item_init: where item embeddings start: at `random`, or, for sparse logs, at `cooccurrence`
-    vectors of the training interactions.
+    item_init: where item embeddings start, at `random` or at `cooccurrence` vectors of the
+    training interactions.
     loss: `full` is the softmax over the whole catalogue, `sampled` one over `negatives` draws a
     step by popularity ** `negatives_power`, whose steps read and change only the items they name:
     their table then has lazy moments (torch's SparseAdam) and no weight decay.
