@@ -211,7 +211,7 @@ def test_the_right_counts_of_other_data_are_refused(tmp_path: Path) -> None:
         b"user_id,item_id\n1,2\n",
         b"",
         b"\x1f\x8b\x08broken",
-        gzip.compress(b"user_id,item_id,timestamp,rating\n" + b"1,2,3,4\n" * 9999)[:60],
+        gzip.compress(b"user_id,item_id,timestamp,rating\n" + b"1,2,3,4\n" * 9999, mtime=0)[:60],
         b"PK\x05\x06" + b"\0" * 18,
     ],
 )
