@@ -129,7 +129,7 @@ def prefix_batches(
     """
     rng = np.random.default_rng([seed, epoch])
     histories = dataset.histories
-    user = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+    user = histories.users
     place = np.arange(len(histories.items))
     first = histories.offsets[user]
     ends = place[(place > first) & (place < dataset.train_ends[user])]

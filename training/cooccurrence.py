@@ -61,7 +61,7 @@ def _pair_counts(dataset: Dataset) -> tuple[Int64s, Int64s]:
     """Ordered pairs first * V + second (items from 0), both ways round, and how often each is."""
     histories, n_items = dataset.histories, dataset.n_items
     items = histories.items.astype(np.int64) - 1
-    end = np.repeat(dataset.train_ends, np.diff(histories.offsets))
+    end = dataset.train_ends[histories.users]
     place = np.arange(len(items))
     window = max(1, min(WINDOW, MAX_PAIRS // max(1, len(items))))
     found, counts = [], []

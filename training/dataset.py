@@ -69,6 +69,11 @@ class Histories:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def users(self) -> Int64s:
+        """The user of each interaction: (N)."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
 
 @dataclass(frozen=True, slots=True)
 class Targets:
@@ -125,7 +130,7 @@ class Dataset:
 
     def _train_target_places(self) -> npt.NDArray[np.bool_]:
         place = np.arange(len(self.histories.items))
-        user = np.repeat(np.arange(len(self.histories)), np.diff(self.histories.offsets))
+        user = self.histories.users
         chosen: npt.NDArray[np.bool_] = (place > self.histories.offsets[user]) & (
             place < self.train_ends[user]
         )
@@ -139,7 +144,7 @@ class Dataset:
     def repeats(self) -> float:
         """Share of the validation targets that their user has had before."""
         histories, wide = self.histories, self.n_items + 1
-        user = np.repeat(np.arange(len(histories)), np.diff(histories.offsets))
+        user = histories.users
         earlier = np.arange(len(user)) < self.train_ends[user]
         had = user[earlier] * wide + histories.items[earlier]
         asked = self.validation.users * wide + self.validation.items
