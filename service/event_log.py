@@ -16,12 +16,9 @@ Times are int64 epoch milliseconds.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
-import random
 import struct
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,25 +26,14 @@ from importlib.resources import files
 from typing import Any, Literal
 from urllib.parse import quote, unquote_to_bytes
 
-from redis.exceptions import (
-    ClusterDownError,
-    NoScriptError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
-
-from service import metrics, stages
+from service.calls import Calls, raised
 from service.store import (
     Command,
     HistoryChanged,
     InvalidRequest,
-    Node,
-    NodeDown,
     RecordDamaged,
     Store,
     StoreError,
-    StoreUnavailable,
 )
 
 _SOURCE = files("service").joinpath("append.lua").read_text("utf-8")
@@ -65,11 +51,6 @@ _EXACT = 2**53  # Lua's numbers are exact up to here
 _LONGEST_EVENT_ID = 2**16 - 1
 _MAX_PAGE = 4096  # Lua's unpack fails on more than about 8 000 values
 
-Operation = Literal["exchange", "snapshot", "erasures", "ping", "other"]
-"""What a round trip to the store is for."""
-
-_PASSING = (ReadOnlyError, TryAgainError, ClusterDownError)  # over once a failover is
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 _ERASED_KEPT = 10_000
 
 
@@ -221,7 +202,8 @@ class EventLog:
         self.namespace = quote(namespace, safe="")
         self.page = page
         self.dedup_window = dedup_window
-        self._timeout_s = timeout_s
+        # Appends carry uids, everything else may be repeated.
+        self._calls = Calls(store, timeout_s, _SCRIPTS)
         self._settings: tuple[str | int, ...] = (
             page,
             dedup_window,
@@ -259,13 +241,13 @@ class EventLog:
                 sent.append((position, request))
             except InvalidRequest as error:
                 replies[position] = error
-        answers = iter(await self._call(commands, "exchange"))
+        answers = iter(await self._calls(commands, "exchange"))
         for position, request in sent:
             snapshot = next(answers) if request.snapshot_of is not None else None
             try:
                 # A snapshot is a cache: one that cannot be read is a miss.
                 replies[position] = _reply(
-                    _raised(next(answers)), snapshot if isinstance(snapshot, bytes) else None
+                    raised(next(answers)), snapshot if isinstance(snapshot, bytes) else None
                 )
             except StoreError as error:
                 replies[position] = error
@@ -282,7 +264,7 @@ class EventLog:
         unchecked = isinstance(after, int)
         while True:
             script = self._script(LogRequest(user_id, known), unchecked=unchecked)
-            reply = _reply(_raised(*await self._call([script])), None)
+            reply = _reply(raised(*await self._calls([script])), None)
             if not reply.known_is_current_history:
                 if unchecked and known.version > reply.newest.version:
                     return
@@ -297,11 +279,11 @@ class EventLog:
         """Pages of the users with a record; one may come twice while records change, and one
         whose slot moves to another node of a Cluster meanwhile may be left out."""
         prefix = f"{self.namespace}:u:"
-        for node in await self.store.nodes(self._timeout_s):
+        for node in await self.store.nodes(self._calls.timeout_s):
             cursor = b"0"
             while True:
                 scan: Command = ("SCAN", cursor, "MATCH", prefix + "*", "COUNT", 1000)
-                cursor, keys = _raised(*await self._call([scan], at=node))
+                cursor, keys = raised(*await self._calls([scan], at=node))
                 if keys:
                     yield [_unquoted(key[len(prefix) :]) for key in keys]
                 if cursor == b"0":
@@ -315,33 +297,33 @@ class EventLog:
             return
         expiry = ("EX", ttl_s) if ttl_s else ()
         # By itself: `erase` must know of the model before a snapshot can exist on another node.
-        _raised(*await self._call([("SADD", f"{self.namespace}:models", model)]))
+        raised(*await self._calls([("SADD", f"{self.namespace}:models", model)]))
         commands: list[Command] = [
             ("SET", self._snapshot(model, user), value, *expiry) for user, value in snapshots
         ]
-        _raised(*await self._call(commands, "snapshot"))
+        raised(*await self._calls(commands, "snapshot"))
 
     async def read_snapshots(self, model: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """The users' snapshots, None where there is none."""
         commands: list[Command] = [("GET", self._snapshot(model, user)) for user in user_ids]
-        answers = await self._call(commands, "snapshot")
-        _raised(*answers)
+        answers = await self._calls(commands, "snapshot")
+        raised(*answers)
         return answers
 
     async def erase(self, user_id: str) -> bool:
         """Delete a user's record and snapshots and announce it. True: there was a record."""
         record = self._record(user_id)
-        models, existed = await self._call(
+        models, existed = await self._calls(
             [("SMEMBERS", f"{self.namespace}:models"), ("EXISTS", record)]
         )
-        _raised(models, existed)
+        raised(models, existed)
         commands: list[Command] = [("UNLINK", record)]
         commands += [("UNLINK", self._snapshot(_text(model), user_id)) for model in models]
-        _raised(*await self._call(commands))
+        raised(*await self._calls(commands))
         # By itself: who hears of it must not find the record again on another node.
         stream, user = f"{self.namespace}:erased", _utf8("user_id", user_id)
         announcement = ("XADD", stream, "MAXLEN", "~", _ERASED_KEPT, "*", "user", user)
-        _raised(*await self._call([announcement]))
+        raised(*await self._calls([announcement]))
         return bool(existed)
 
     async def erasures(self, cursor: str) -> tuple[str, list[str]]:
@@ -350,18 +332,18 @@ class EventLog:
         stream = f"{self.namespace}:erased"
         if cursor == "$":
             newest: Command = ("XREVRANGE", stream, "+", "-", "COUNT", 1)
-            last = _raised(*await self._call([newest], "erasures"))
+            last = raised(*await self._calls([newest], "erasures"))
             return (last[0][0].decode() if last else "0-0"), []
         since: Command = ("XRANGE", stream, f"({cursor}", "+", "COUNT", 1000)
-        entries = _raised(*await self._call([since], "erasures"))
+        entries = raised(*await self._calls([since], "erasures"))
         users = [_text(fields[1]) for _, fields in entries]
         return (entries[-1][0].decode() if entries else cursor), users
 
     async def describe(self, user_id: str) -> UserRecord | None:
         """Size and last time of a user's record, None if there is none."""
         script = self._script(LogRequest(user_id), page=1)
-        answer, size = await self._call([script, ("MEMORY", "USAGE", self._record(user_id))])
-        _raised(answer, size)
+        answer, size = await self._calls([script, ("MEMORY", "USAGE", self._record(user_id))])
+        raised(answer, size)
         reply = _reply(answer, None)
         if not reply.events:
             return None
@@ -371,15 +353,15 @@ class EventLog:
     async def memory(self) -> tuple[int, int]:
         """Bytes the store uses, and may use at most (0: no limit is set), on all primaries."""
         used, limits = 0, []
-        for node in await self.store.nodes(self._timeout_s):
-            info = _text(_raised(*await self._call([("INFO", "memory")], at=node)))
+        for node in await self.store.nodes(self._calls.timeout_s):
+            info = _text(raised(*await self._calls([("INFO", "memory")], at=node)))
             found = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
             used += int(found["used_memory"])
             limits.append(int(found.get("maxmemory", 0)))
         return used, sum(limits) if all(limits) else 0
 
     async def ping(self) -> None:
-        _raised(*await self._call([("PING",)], "ping"))
+        raised(*await self._calls([("PING",)], "ping"))
 
     def _record(self, user_id: str) -> str:
         return f"{self.namespace}:u:{_quoted('user_id', user_id)}"
@@ -409,122 +391,6 @@ class EventLog:
             *self._settings[1:],
             *map(_packed, request.events),
         )
-
-    async def _call(
-        self,
-        commands: Sequence[Command],
-        operation: Operation = "other",
-        at: Node | None = None,
-    ) -> list[Any]:
-        """Each command's reply, or a StoreError in its place.
-
-        A command without a reply is sent again until the deadline, as it is: appends carry
-        uids, everything else may be repeated.
-        """
-        started = time.perf_counter()
-        try:
-            return await self._answers(commands, operation, at)
-        finally:
-            timeline = stages.current.get()  # of a request that asks the log by itself
-            if timeline is not None:
-                timeline.add(stages.LOG, started, time.perf_counter())
-
-    async def _round_trip(
-        self,
-        commands: Sequence[Command],
-        timeout_s: float,
-        operation: Operation,
-        at: Node | None,
-    ) -> list[Any]:
-        """`Store.execute`, counted and timed."""
-        started = time.perf_counter()
-        try:
-            replies = await self.store.execute(commands, timeout_s, at)
-        except StoreError:
-            metrics.STORE_UP.set(0)
-            metrics.STORE_ERRORS[operation].inc()
-            raise
-        finally:
-            metrics.STORE_DURATION[operation].observe(time.perf_counter() - started)
-        metrics.STORE_UP.set(0 if self.store.failing else 1)
-        refused = [r for r in replies if isinstance(r, ResponseError | StoreError)]
-        if any(not isinstance(reply, NoScriptError) for reply in refused):
-            metrics.STORE_ERRORS[operation].inc()
-        return replies
-
-    async def _answers(
-        self, commands: Sequence[Command], operation: Operation, at: Node | None
-    ) -> list[Any]:
-        answers: list[Any] = [None] * len(commands)
-        sending = dict(enumerate(commands))
-        deadline = time.monotonic() + self._timeout_s
-        pause = _FIRST_PAUSE_S
-        causes: dict[int, str] = {}  # the first says most: the last attempt has little time left
-        while sending:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                for i in sending:
-                    answers[i] = StoreUnavailable(f"{causes[i]} ({self._timeout_s:g} s in all)")
-                break
-            again: dict[int, Command] = {}
-            at_once = True
-            try:
-                # Half the time for one attempt: a dead connection leaves time for another.
-                replies = await self._round_trip(
-                    list(sending.values()), min(left, self._timeout_s / 2), operation, at
-                )
-            except StoreUnavailable as error:
-                causes, again, at_once = dict.fromkeys(sending, str(error)) | causes, sending, False
-            except StoreError as error:
-                answers = [error if i in sending else a for i, a in enumerate(answers)]
-            else:
-                for (i, command), reply in zip(sending.items(), replies, strict=True):
-                    if isinstance(reply, NoScriptError):
-                        # EVAL loads the script on the very node that lacks it.
-                        again[i] = ("EVAL", _SCRIPTS[str(command[1])], *command[2:])
-                    elif command[0] == "GET" and isinstance(reply, StoreError):
-                        answers[i] = reply  # nobody waits for the node of a snapshot
-                    elif _passing(reply):
-                        again[i], at_once = command, False
-                        causes.setdefault(i, _one_line(reply))
-                    elif isinstance(reply, StoreError):
-                        answers[i] = reply
-                    elif isinstance(reply, ResponseError):
-                        answers[i] = _refusal(reply)
-                    else:
-                        answers[i] = reply
-            sending = again
-            if sending and not at_once:
-                left = max(0.0, deadline - time.monotonic())
-                await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
-        return answers
-
-
-def _raised(*answers: Any) -> Any:
-    """The first answer, once none is an error."""
-    for answer in answers:
-        if isinstance(answer, StoreError):
-            raise answer
-    return answers[0] if answers else None
-
-
-def _passing(reply: Any) -> bool:
-    if isinstance(reply, ResponseError):
-        return isinstance(reply, _PASSING) or str(reply).startswith(("BUSY ", "NOREPLICAS"))
-    # Its own part of a Cluster; one that has failed for a while holds nobody up any more.
-    return isinstance(reply, StoreUnavailable) and not isinstance(reply, NodeDown)
-
-
-def _refusal(error: ResponseError) -> StoreError:
-    text = _one_line(error)
-    if text.startswith("DAMAGED"):
-        return RecordDamaged(text.removeprefix("DAMAGED").split(" script:")[0].strip())
-    return StoreError(f"the store refused: {text}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _utf8(field: str, value: str) -> bytes:

@@ -33,7 +33,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-OPERATIONS = ("exchange", "snapshot", "erasures", "ping", "other")
+OPERATIONS = ("exchange", "snapshot", "erasures", "catalogue", "ping", "other")
 
 _ours = CollectorRegistry()
 
