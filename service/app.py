@@ -23,7 +23,7 @@ from service.event_log import EventLog
 from service.exactness import ExactnessSampler
 from service.request_context import IdentifyRequests
 from service.retrieval import open_retrieval
-from service.routes import health, interactions, recommend, users
+from service.routes import health, interactions, rank, recommend, session, users
 from service.schemas import Problem
 from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings
@@ -73,7 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services, app.state.drain = None, drain
     guarded = [Depends(require_key)]
-    for noun in (interactions, recommend, users):
+    for noun in (interactions, recommend, rank, session, users):
         app.include_router(noun.router, dependencies=guarded, responses=problems.declared(401))
     app.include_router(health.router)
     problems.install(app)

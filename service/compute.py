@@ -147,8 +147,10 @@ class Computer:
                     work.end(stages.SNAPSHOT)
             self._answer(ready, work)
         finally:
-            for _, row in ready:
+            for entry, row in ready:
                 self.pool.unpin(row)
+                if entry.session is not None:
+                    self.pool.drop(entry.user_id)
 
     @torch.inference_mode()
     def copy(self, user_id: str) -> Snapshot | None:
@@ -166,6 +168,10 @@ class Computer:
 
     def _place(self, entry: Entry, work: Work) -> tuple[Row, list[Event]] | None:
         """A pinned row for the entry and the events it lacks, or None: its history is needed."""
+        if entry.session is not None:
+            fresh = self.pool.create(entry.user_id)
+            self.pool.reset([fresh])
+            return fresh, list(entry.session)
         row = self.pool.pin(entry.user_id)
         if entry.reply is None:
             return None if row is None else (row, [])
@@ -341,16 +347,35 @@ class Computer:
                 [_request_time(entry, read) for entry, _, read in informed], device=index.device
             )
             query = self.model.query(self.pool.states.rows(index), times)
-            masks = [_mask(row, read) for _, row, read in informed]
-            rankings = self.retrieval.top(query, masks, [read.k for _, _, read in informed])
+            rankings = self._rankings(query, [(row, read) for _, row, read in informed])
             for (entry, row, read), ranking in zip(informed, rankings, strict=True):
                 work.answers.append((read, _recommendation(entry, row, ranking, "model")))
         for entry, row, read in asked:
             if not row.count:
-                ranking = self.retrieval.popular(_mask(row, read), read.k)
+                if read.candidates is None:
+                    ranking = self.retrieval.popular(_mask(row, read), read.k)
+                else:
+                    ranking = self.retrieval.rank(None, _candidates(row, read))
                 work.answers.append((read, _recommendation(entry, row, ranking, "popular")))
         if asked:
             work.end(stages.RETRIEVE)
+
+    def _rankings(self, query_BD: Tensor, asked: list[tuple[Row, Read]]) -> list[Ranking]:
+        free = [i for i, (_, read) in enumerate(asked) if read.candidates is None]
+        found: dict[int, Ranking] = {}
+        if free:
+            tops = self.retrieval.top(
+                query_BD if len(free) == len(asked) else query_BD[free],
+                [_mask(*asked[i]) for i in free],
+                [asked[i][1].k for i in free],
+            )
+            if len(free) == len(asked):
+                return tops
+            found = dict(zip(free, tops, strict=True))
+        return [
+            found[i] if i in found else self.retrieval.rank(query_BD[i], _candidates(row, read))
+            for i, (row, read) in enumerate(asked)
+        ]
 
 
 def _own_versions(reply: LogReply) -> list[int]:
@@ -388,6 +413,11 @@ def _mask(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     if not read.exclude_seen:
         return read.masked
     return np.concatenate([row.seen.array(), read.masked]) if len(read.masked) else row.seen.array()
+
+
+def _candidates(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    assert read.candidates is not None
+    return np.setdiff1d(read.candidates, _mask(row, read))
 
 
 def _recommendation(entry: Entry, row: Row, ranking: Ranking, source: str) -> Recommendation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import time
 from collections import deque
@@ -94,6 +95,7 @@ class Engine:
         self._loops: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._sessions = itertools.count()
         self._busy = 0  # waves between leaving the queue and the end of their arithmetic
         self._erased = "$"
         metrics.QUEUE_CAPACITY.set(max_queue)
@@ -176,6 +178,45 @@ class Engine:
         )
         return await done
 
+    async def rank(
+        self,
+        user_id: str,
+        candidates: NDArray[np.int32],
+        *,
+        at_ms: int | None = None,
+        exclude_seen: bool = False,
+        allow_stale: bool = False,
+    ) -> Recommendation:
+        """`recommend`, with these item indices and no others."""
+        done: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+        read = Read(
+            user_id, len(candidates), at_ms, exclude_seen, NOTHING_MASKED, allow_stale, done,
+            time.perf_counter(), stages.current.get(), candidates=candidates,
+        )  # fmt: skip
+        self._enqueue(read)
+        return await done
+
+    async def recommend_session(
+        self,
+        events: Sequence[Event],
+        k: int,
+        *,
+        at_ms: int | None = None,
+        exclude_seen: bool = True,
+        masked: NDArray[np.int32] = NOTHING_MASKED,
+    ) -> Recommendation:
+        """`recommend` for somebody with this whole history (versions from 1 on, times not
+        falling), of whom nothing is stored or known before."""
+        done: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
+        # Half of a surrogate pair: no user that the log takes has this name.
+        name = f"\udfff{next(self._sessions)}"
+        read = Read(
+            name, k, at_ms, exclude_seen, masked, False, done,
+            time.perf_counter(), stages.current.get(), session=events,
+        )  # fmt: skip
+        self._enqueue(read)
+        return await done
+
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""
         existed = await self.log.erase(user_id)
@@ -229,7 +270,8 @@ class Engine:
     async def exchange(self, wave: Wave) -> None:
         """Asks the log for all of a wave in one call, and answers its appends."""
         asked, requests, hits = [], [], 0
-        for entry in wave.entries.values():
+        users = [entry for entry in wave.entries.values() if entry.session is None]
+        for entry in users:
             entry.row = self.pool.pin(entry.user_id)
             hits += entry.row is not None
             stale = not entry.appends and all(read.allow_stale for read in entry.reads)
@@ -246,7 +288,7 @@ class Engine:
                 )
             )
         metrics.POOL_LOOKUPS["hit"].inc(hits)
-        metrics.POOL_LOOKUPS["miss"].inc(len(wave.entries) - hits)
+        metrics.POOL_LOOKUPS["miss"].inc(len(users) - hits)
         started = time.perf_counter()
         for timeline, queued in _timelines(wave.entries.values()).items():
             timeline.add(stages.QUEUE, queued, started)

@@ -88,6 +88,17 @@ class ExactRetrieval:
             rankings.append(Ranking(index[left], value[left]))
         return rankings
 
+    def rank(self, query_D: Tensor | None, candidates: NDArray[np.int32]) -> Ranking:
+        """All of these items, best first by their exact scores; without a query by popularity.
+        Equal ones are in the order of the item index."""
+        if query_D is None:
+            scores = self._popularity[candidates - 1]
+        else:
+            index = torch.from_numpy(candidates.astype(np.int64)).to(query_D.device)
+            scores = (self._embedding[index] @ query_D).cpu().numpy()
+        order = np.lexsort((candidates, -scores))
+        return Ranking(candidates[order].astype(np.int64), scores[order])
+
     def popular(self, masked: NDArray[np.int32], k: int) -> Ranking:
         """The most popular items of the training part; the score is the number of interactions."""
         head = self._popular[: k + len(masked)]

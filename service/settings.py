@@ -114,6 +114,10 @@ class Settings(BaseSettings):
     )
 
     max_k: int = _limit(1000, ge=1, description="most items one recommendation may ask for")
+    max_candidates: int = _limit(5000, ge=1, description="most items one `POST /rank` may order")
+    max_session_events: int = _limit(
+        200, ge=1, description="most interactions of one `POST /recommend/session`"
+    )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _limit(
         (), description="comma-separated keys, one of which X-API-Key must carry; none: open"

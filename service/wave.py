@@ -32,7 +32,9 @@ class Append:
 class Read:
     """A recommendation asked for; answered when the state has caught up with the log.
 
-    `at_ms` None: now, by the store's clock. `masked`: item indices not to return.
+    `at_ms` None: now, by the store's clock. `masked`: item indices not to return. `candidates`:
+    the only ones to return, all of them. `session`: the whole history of somebody who is no user;
+    the log is not asked.
     """
 
     user_id: str
@@ -44,6 +46,8 @@ class Read:
     done: asyncio.Future[Recommendation]
     queued: float  # time.perf_counter
     stages: Stages | None = None
+    candidates: NDArray[np.int32] | None = None
+    session: Sequence[Event] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,10 @@ class Entry:
     @property
     def requests(self) -> list[Append | Read]:
         return [*self.appends, *self.reads]
+
+    @property
+    def session(self) -> Sequence[Event] | None:
+        return self.reads[0].session if self.reads else None
 
     @property
     def n_events(self) -> int:

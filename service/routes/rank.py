@@ -1,0 +1,94 @@
+"""POST /rank."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.dependencies import ServicesDep
+from service.problems import ProblemError, declared
+from service.schemas import Id, Time
+
+router = APIRouter(tags=["recommendations"])
+
+
+class Candidates(BaseModel):
+    """Items to be put in the order in which they fit a user."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: Id
+    item_ids: list[Id] = Field(min_length=1, description="one that comes twice counts once")
+    at: Time | None = Field(None, description="the moment ranked for; none: now")
+    exclude_seen: bool = Field(
+        False, description="leave out everything the user ever interacted with"
+    )
+    allow_stale: bool = Field(
+        False, description="a state in memory will do: faster, may miss the newest events"
+    )
+
+
+class RankedItem(BaseModel):
+    item_id: str
+    known: bool = Field(description="false: no model item; these come last, in the order given")
+    score: float | None = Field(None, description="none where the item is not known")
+    title: str | None = None
+
+
+class RankedItems(BaseModel):
+    """The candidates, best first."""
+
+    user_id: str
+    items: list[RankedItem]
+    version: int = Field(description="the number of the user's interactions this answer knows")
+    source: Literal["model", "popular"] = Field(
+        description="what ordered them; popular: the model knows none of the user's interactions"
+    )
+    stale: bool = Field(description="the log was not asked (allow_stale)")
+    history_truncated: bool = Field(
+        description="older interactions were gone when the state was built (history_limit)"
+    )
+    model: str = Field(description="identity of the model")
+
+
+@router.post("/rank", responses=declared(422, 503), response_model_exclude_none=True)
+async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
+    """Orders given items for a user, by everything that was logged before the call."""
+    limit = services.settings.max_candidates
+    if len(body.item_ids) > limit:
+        raise ProblemError(
+            422, f"item_ids: at most {limit}, not {len(body.item_ids)}", field="item_ids"
+        )
+    vocabulary, items = services.engine.computer.vocabulary, services.artefact.items
+    given = dict.fromkeys(body.item_ids)
+    found = await services.engine.rank(
+        body.user_id,
+        np.array([vocabulary[item] for item in given if item in vocabulary], np.int32),
+        at_ms=body.at,
+        exclude_seen=body.exclude_seen,
+        allow_stale=body.allow_stale,
+    )
+    ranked = [
+        RankedItem(
+            item_id=items.ids[index - 1],
+            known=True,
+            score=score,
+            title=items.titles[index - 1] if items.titles else None,
+        )
+        for index, score in zip(
+            found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
+        )
+    ]
+    ranked += [RankedItem(item_id=i, known=False, score=None) for i in given if i not in vocabulary]
+    return RankedItems(
+        user_id=body.user_id,
+        items=ranked,
+        version=found.version,
+        source="model" if found.source == "model" else "popular",
+        stale=found.stale,
+        history_truncated=found.truncated,
+        model=services.engine.identity,
+    )

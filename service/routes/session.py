@@ -1,0 +1,107 @@
+"""POST /recommend/session."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.dependencies import Services, ServicesDep
+from service.event_log import Event, new_uid
+from service.problems import ProblemError, declared
+from service.schemas import Id, RecommendedItem, Time
+
+router = APIRouter(prefix="/recommend", tags=["recommendations"])
+
+
+class SessionEvent(BaseModel):
+    """One interaction of a session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    item_id: Id
+    timestamp: Time | None = Field(None, description="when; none: now, by the process's clock")
+
+
+class Session(BaseModel):
+    """Interactions of somebody of whom nothing is stored, oldest first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    events: list[SessionEvent]
+    k: int = Field(10, ge=1, description="how many items")
+    at: Time | None = Field(None, description="the moment recommended for; none: now")
+    exclude: list[str] = Field(default_factory=list, description="item ids not to return")
+    exclude_seen: bool = Field(True, description="leave out the items of the session")
+
+
+class SessionRecommendations(BaseModel):
+    """The best items, best first."""
+
+    items: list[RecommendedItem]
+    source: Literal["model", "popular"] = Field(
+        description="popular: the model knows none of the session's items"
+    )
+    unknown_items: int = Field(description="interactions with items that the model does not know")
+    model: str = Field(description="identity of the model")
+
+
+@router.post("/session", responses=declared(422, 503), response_model_exclude_none=True)
+async def recommend_session(body: Session, services: ServicesDep) -> SessionRecommendations:
+    """The best items after these interactions; nothing is stored, and the store is not asked.
+
+    It is the answer that a new user would get to whom they had been posted.
+    """
+    settings = services.settings
+    if body.k > settings.max_k:
+        raise ProblemError(422, f"k: at most {settings.max_k}, not {body.k}", field="k")
+    if len(body.events) > settings.max_session_events:
+        raise ProblemError(
+            422,
+            f"events: at most {settings.max_session_events}, not {len(body.events)}",
+            field="events",
+        )
+    vocabulary, items = services.engine.computer.vocabulary, services.artefact.items
+    found = await services.engine.recommend_session(
+        _events(body, services),
+        body.k,
+        at_ms=body.at,
+        exclude_seen=body.exclude_seen,
+        masked=np.array([vocabulary[i] for i in body.exclude if i in vocabulary], np.int32),
+    )
+    return SessionRecommendations(
+        items=[
+            RecommendedItem(
+                item_id=items.ids[index - 1],
+                score=score,
+                title=items.titles[index - 1] if items.titles else None,
+            )
+            for index, score in zip(
+                found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
+            )
+        ],
+        source="model" if found.source == "model" else "popular",
+        unknown_items=sum(event.item_id not in vocabulary for event in body.events),
+        model=services.engine.identity,
+    )
+
+
+def _events(body: Session, services: Services) -> list[Event]:
+    """The session as the log would keep it: times that fall are judged by the same policy."""
+    settings, now = services.settings, round(time.time() * 1000)
+    latest = now + round(settings.future_tolerance_s * 1000)
+    events: list[Event] = []
+    for place, given in enumerate(body.events):
+        at = now if given.timestamp is None else given.timestamp
+        field = f"events.{place}.timestamp"
+        if at > latest:
+            raise ProblemError(422, f"{field}: too far ahead of the service's clock", field=field)
+        if events and at < events[-1].time_ms:
+            if settings.late_policy == "reject" and given.timestamp is not None:
+                raise ProblemError(422, f"{field}: older than the one before it", field=field)
+            at = events[-1].time_ms
+        events.append(Event(place + 1, new_uid(), given.item_id, given.timestamp, at, None))
+    return events

@@ -1,0 +1,265 @@
+"""The reads beside GET /recommend, of one real service process on a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.artefact import Artefact
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import (
+    BASE_MS,
+    Service,
+    check_answer,
+    in_process,
+    make_artefact,
+    offline_scores,
+    popular,
+    user_path,
+)
+from tests.service.test_api import problem
+
+ITEMS = [f"i{n}" for n in range(40)]
+HOUR_MS = 3_600_000
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    return make_artefact(tmp_path_factory.mktemp("reads") / "model", ITEMS)
+
+
+@pytest.fixture(scope="module")
+def client(artefact: Artefact) -> Iterator[httpx.Client]:
+    folder = Path(tempfile.mkdtemp(prefix="tim4rec-"))
+    store = ValkeyServer(folder)
+    store.start()
+    limits = {"max_k": 50, "max_candidates": 60, "max_session_events": 30}
+    running = Service(artefact.folder, folder / "output", "--redis", store.url, **limits)
+    try:
+        running.start()
+        with running.client() as client:
+            yield client
+    finally:
+        running.kill()
+        store.kill()
+        shutil.rmtree(folder)
+
+
+def user() -> str:
+    """A user nobody has heard of."""
+    return f"user{next(_numbers)}"
+
+
+def ask(client: httpx.Client, method: str, path: str, **query: Any) -> dict[str, Any]:
+    body = {"json": query} if method == "POST" else {"params": query}
+    answer = client.request(method, path, **body)  # type: ignore[arg-type]
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def interact(client: httpx.Client, user_id: str, events: list[dict[str, Any]]) -> None:
+    if events:
+        posted = [{"user_id": user_id, **event} for event in events]
+        answer = ask(client, "POST", "/interactions/batch", interactions=posted)
+        assert answer["accepted"] == len(events)
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def scores(answer: dict[str, Any]) -> list[float]:
+    return [item["score"] for item in answer["items"]]
+
+
+# -- rank --------------------------------------------------------------------------------
+
+
+def test_candidates_are_ordered_by_the_users_state(
+    client: httpx.Client, artefact: Artefact
+) -> None:
+    name = user()
+    history = [(f"i{n * 3 % 11}", BASE_MS + n * n * HOUR_MS) for n in range(12)]
+    interact(client, name, [{"item_id": i, "timestamp": ms} for i, ms in history])
+    at = history[-1][1] + 5 * HOUR_MS
+    expected = offline_scores(artefact, history, at)
+    given_ = ["i39", "strange", "i0", "i7", "i7", "i21", "stranger", "i3"]
+    answer = ask(client, "POST", "/rank", user_id=name, item_ids=given_, at=at)
+    assert answer["version"] == 12
+    assert [item["known"] for item in answer["items"]] == [True] * 5 + [False] * 2
+    assert ids(answer)[5:] == ["strange", "stranger"]
+    assert all("score" not in item for item in answer["items"][5:])
+    answer["items"] = answer["items"][:5]
+    only = {item: score for item, score in expected.items() if item in given_}
+    check_answer(answer, only, 5)
+    unseen = ask(client, "POST", "/rank", user_id=name, item_ids=given_, at=at, exclude_seen=True)
+    assert set(ids(unseen)) == set(given_) - {item for item, _ in history}
+    whole = ask(client, "POST", "/rank", user_id=name, item_ids=ITEMS, at=at)
+    best = ask(client, "GET", "/recommend", user_id=name, k=40, at=at, exclude_seen=False)
+    assert ids(whole) == ids(best)
+    np.testing.assert_allclose(scores(whole), scores(best), atol=1e-5)
+    titles = dict(zip(artefact.items.ids, artefact.items.titles or [], strict=True))
+    assert all(item.get("title") == titles[item["item_id"]] for item in whole["items"])
+
+
+def test_an_unknown_users_candidates_are_ordered_by_popularity(
+    client: httpx.Client, artefact: Artefact
+) -> None:
+    answer = ask(client, "POST", "/rank", user_id=user(), item_ids=["no", *ITEMS[10:20]])
+    assert (answer["source"], answer["version"]) == ("popular", 0)
+    assert ids(answer) == [item for item in popular(artefact) if item in ITEMS[10:20]] + ["no"]
+    nothing = ask(client, "POST", "/rank", user_id=user(), item_ids=["no"])
+    assert ids(nothing) == ["no"]
+
+
+# -- sessions ----------------------------------------------------------------------------
+
+EVENTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "item_id": st.sampled_from([*ITEMS[:12], "strange"]),
+            "timestamp": st.integers(0, 1000).map(lambda minutes: BASE_MS + minutes * 60_000),
+        }
+    ),
+    max_size=30,
+)
+
+
+@given(events=EVENTS, exclude_seen=st.booleans(), gap=st.integers(-1000, 1_000_000))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_session_is_answered_as_a_user_with_that_history(
+    client: httpx.Client, events: list[dict[str, Any]], exclude_seen: bool, gap: int
+) -> None:
+    name = user()
+    interact(client, name, events)
+    asked = {"k": 7, "at": BASE_MS + gap * 1000, "exclude": ["i30", "no"]}
+    asked["exclude_seen"] = exclude_seen
+    of_user = ask(client, "GET", "/recommend", user_id=name, **asked)
+    of_session = ask(client, "POST", "/recommend/session", events=events, **asked)
+    assert of_session["source"] == of_user["source"]
+    assert of_session["model"] == of_user["model"]
+    assert of_session["unknown_items"] == sum(e["item_id"] == "strange" for e in events)
+    np.testing.assert_allclose(scores(of_session), scores(of_user), atol=1e-4)
+    for one, other in zip(of_session["items"], of_user["items"], strict=True):
+        assert one["item_id"] == other["item_id"] or abs(one["score"] - other["score"]) < 1e-4
+
+
+def test_an_event_of_a_session_without_a_time_is_of_now(
+    client: httpx.Client, artefact: Artefact
+) -> None:
+    now = round(time.time() * 1000)
+    asked = {"events": [{"item_id": "i3"}], "k": 40, "at": now + HOUR_MS}
+    answer = ask(client, "POST", "/recommend/session", **asked)
+    check_answer(answer, offline_scores(artefact, [("i3", now)], now + HOUR_MS), 40, ["i3"])
+
+
+def test_a_session_leaves_nothing_behind(
+    artefact: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    """Many at once, more than the pool has rows; the store then has nothing and is not needed."""
+
+    async def go() -> None:
+        limits = {"pool_capacity": 16, "max_batch": 4, "exactness_every_s": 0}
+        async with in_process(artefact.folder, valkey.url, **limits) as client:
+            events = [{"item_id": "i1", "timestamp": BASE_MS}]
+            kept = {"user_id": "ann", "item_id": "i2", "timestamp": BASE_MS}
+            await client.post("/interactions", json=kept)
+            before = (await client.get(f"/recommend?user_id=ann&at={BASE_MS}")).json()
+            with valkey.client() as store:
+                keys = set(store.keys())
+            valkey.send(19)  # SIGSTOP: a question to the store would wait
+            try:
+                answers = await asyncio.gather(
+                    *(
+                        client.post(
+                            "/recommend/session",
+                            json={"events": [*events, {"item_id": f"i{n}"}], "k": 3},
+                        )
+                        for n in range(60)
+                    )
+                )
+            finally:
+                valkey.send(18)
+            assert {answer.status_code for answer in answers} == {200}
+            assert {answer.json()["source"] for answer in answers} == {"model"}
+            with valkey.client() as store:
+                assert set(store.keys()) == keys
+            metrics = (await client.get("/metrics")).text
+            assert "tim4rec_pool_users 1.0" in metrics or "tim4rec_pool_users 0.0" in metrics
+            after = (await client.get(f"/recommend?user_id=ann&at={BASE_MS}")).json()
+            assert after == before
+
+    run(go())
+
+
+@pytest.mark.parametrize("late_policy", ["clamp", "reject"])
+def test_a_session_is_rounded_as_states_are(
+    artefact: Artefact, store_url: str, run: Any, late_policy: str
+) -> None:
+    async def go() -> None:
+        reduced = {"snapshot_precision": "float16", "snapshot_every": 4}
+        async with in_process(
+            artefact.folder, store_url, late_policy=late_policy, **reduced
+        ) as client:
+            events = [{"item_id": f"i{n % 9}", "timestamp": BASE_MS + n * 7000} for n in range(23)]
+            for event in events:
+                await client.post("/interactions", json={"user_id": "ann", **event})
+            asked = {"k": 40, "at": BASE_MS + HOUR_MS, "exclude_seen": False}
+            of_user = (await client.get("/recommend", params={"user_id": "ann", **asked})).json()
+            asked["events"] = events
+            of_session = (await client.post("/recommend/session", json=asked)).json()
+            np.testing.assert_allclose(scores(of_session), scores(of_user), atol=1e-5)
+            events[-1]["timestamp"] = BASE_MS
+            answer = await client.post("/recommend/session", json=asked)
+            if late_policy == "reject":
+                problem(answer, 422, "events.22.timestamp")
+            else:
+                assert answer.status_code == 200
+
+    run(go())
+
+
+# -- what is refused ---------------------------------------------------------------------
+
+EVENT, LATER = {"item_id": "i1"}, {"timestamp": "2999-01-01"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/rank", {"item_ids": ["i1"]}, "user_id"),
+        ("/rank", {"user_id": "u", "item_ids": []}, "item_ids"),
+        ("/rank", {"user_id": "u", "item_ids": [""]}, "item_ids.0"),
+        ("/rank", {"user_id": "u", "item_ids": ["i1"] * 61}, "item_ids"),
+        ("/rank", {"user_id": "u", "item_ids": ["i1"], "at": "soon"}, "at"),
+        ("/rank", {"user_id": "u", "item_ids": ["i1"], "k": 3}, "k"),
+        ("/recommend/session", {}, "events"),
+        ("/recommend/session", {"events": [EVENT] * 31}, "events"),
+        ("/recommend/session", {"events": [EVENT], "k": 0}, "k"),
+        ("/recommend/session", {"events": [EVENT], "k": 51}, "k"),
+        ("/recommend/session", {"events": [EVENT, {"item_id": 3}]}, "events.1.item_id"),
+        ("/recommend/session", {"events": [EVENT, EVENT | {"user_id": "u"}]}, "events.1.user_id"),
+        ("/recommend/session", {"events": [EVENT | LATER]}, "events.0.timestamp"),
+    ],
+)
+def test_a_bad_read_is_refused(
+    client: httpx.Client, path: str, body: dict[str, Any], field: str
+) -> None:
+    problem(client.post(path, json=body), 422, field)
+    assert client.get(user_path("u")).status_code == 404
