@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artefact import Artefact, Items
+from service.shelf import Flags, Selection, Shelf
 
 if TYPE_CHECKING:
     from service.item_index import ItemIndex
@@ -38,8 +39,8 @@ index took for worse than they are may be missing."""
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best items of one request, best first: indices in 1..V and their scores. `indexed`: an
-    index found them."""
+    """The best items of one request, best first: their rows and scores. `indexed`: an index found
+    them."""
 
     items: NDArray[np.int64]
     scores: NDArray[np.float32]
@@ -51,6 +52,10 @@ class ExactRetrieval:
 
     Args:
         embedding: (V + 1, D), row 0 the padding's.
+
+    Attributes:
+        shelf: what there is besides the vocabulary, and what may not be returned. Each call takes
+            the one that is there when it begins.
     """
 
     def __init__(self, embedding: Tensor, items: Items) -> None:
@@ -58,20 +63,44 @@ class ExactRetrieval:
         popularity = np.asarray(items.popularity)
         self._popular = np.argsort(-popularity, kind="stable") + 1
         self._popularity = popularity.astype(np.float32)
+        self.shelf = Shelf(len(items))
 
     def __len__(self) -> int:
         return len(self._popular)
 
     def top(
-        self, query_BD: Tensor, masked: Sequence[NDArray[np.int32]], ks: Sequence[int]
+        self,
+        query_BD: Tensor,
+        masked: Sequence[NDArray[np.int32]],
+        ks: Sequence[int],
+        selections: Sequence[Selection | None] | None = None,
     ) -> list[Ranking]:
         """The best `ks[i]` items of each query, fewer where so many are not left.
 
         Args:
-            masked: for each query, item indices that must not be returned.
+            masked: for each query, rows that must not be returned.
+            selections: for each query, what only may be returned; None: everything.
         """
+        return self._top(self.shelf, query_BD, masked, ks, selections)
+
+    def _top(
+        self,
+        shelf: Shelf,
+        query_BD: Tensor,
+        masked: Sequence[NDArray[np.int32]],
+        ks: Sequence[int],
+        selections: Sequence[Selection | None] | None,
+    ) -> list[Ranking]:
         scores = query_BD @ self._embedding.T
+        if shelf.vectors is not None:
+            scores = torch.cat([scores, query_BD @ shelf.vectors.T], 1)
+        if shelf.blocked is not None:
+            scores += torch.from_numpy(shelf.bias).to(scores.device)
         scores[:, 0] = -torch.inf
+        for row, selection in enumerate(selections or ()):
+            if selection is not None:
+                out = torch.from_numpy(~selection.on(shelf)).to(scores.device)
+                scores[row].masked_fill_(out, -torch.inf)
         sizes = [len(mask) for mask in masked]
         if any(sizes):
             rows = np.repeat(np.arange(len(masked)), sizes)
@@ -92,18 +121,39 @@ class ExactRetrieval:
         """All of these items, best first by their exact scores; without a query by popularity.
         Equal ones are in the order of the item index."""
         if query_D is None:
-            scores = self._popularity[candidates - 1]
+            scores = self._counts(candidates)
         else:
-            index = torch.from_numpy(candidates.astype(np.int64)).to(query_D.device)
-            scores = (self._embedding[index] @ query_D).cpu().numpy()
+            scores = (self.vectors(candidates.astype(np.int64)) @ query_D).cpu().numpy()
         order = np.lexsort((candidates, -scores))
         return Ranking(candidates[order].astype(np.int64), scores[order])
 
-    def popular(self, masked: NDArray[np.int32], k: int) -> Ranking:
-        """The most popular items of the training part; the score is the number of interactions."""
-        head = self._popular[: k + len(masked)]
+    def popular(
+        self, masked: NDArray[np.int32], k: int, selection: Selection | None = None
+    ) -> Ranking:
+        """The most popular items of the training part; the score is the number of interactions.
+        Items that came later have none, the newest of them first."""
+        order, shelf = self._popular, self.shelf
+        if not shelf.plain or selection is not None:
+            newer = np.arange(shelf.size, len(order), -1)
+            order = np.concatenate([order, newer])
+            order = order[(shelf.open if selection is None else selection.on(shelf))[order]]
+        head = order[: k + len(masked)]
         best = head[~np.isin(head, masked)][:k]
-        return Ranking(best, self._popularity[best - 1])
+        return Ranking(best, self._counts(best))
+
+    def _counts(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        trained = rows <= len(self)
+        return np.where(trained, self._popularity[np.where(trained, rows, 1) - 1], np.float32(0))
+
+    def vectors(self, rows: NDArray[np.int64], shelf: Shelf | None = None) -> Tensor:
+        """(len(rows), D) the rows' vectors, on the model's device."""
+        shelf, embedding = shelf or self.shelf, self._embedding
+        index = torch.from_numpy(rows).to(embedding.device)
+        newer = index - len(embedding)
+        if shelf.vectors is None or not bool((newer >= 0).any()):
+            return embedding[index]
+        trained = embedding[index.clamp(max=len(embedding) - 1)]
+        return torch.where((newer >= 0)[:, None], shelf.vectors[newer.clamp(min=0)], trained)
 
 
 class IndexRetrieval(ExactRetrieval):
@@ -122,25 +172,42 @@ class IndexRetrieval(ExactRetrieval):
         self._is_masked = np.zeros(len(self) + 1, np.bool_)
 
     def top(
-        self, query_BD: Tensor, masked: Sequence[NDArray[np.int32]], ks: Sequence[int]
+        self,
+        query_BD: Tensor,
+        masked: Sequence[NDArray[np.int32]],
+        ks: Sequence[int],
+        selections: Sequence[Selection | None] | None = None,
     ) -> list[Ranking]:
-        query = query_BD.float().cpu()
+        query, shelf = query_BD.float().cpu(), self.shelf
+        chosen = selections or [None] * len(ks)
+        # What may be returned of the shelf; None: everything.
+        everybodys = None if shelf.blocked is None else shelf.open
+        flags = [everybodys if one is None else one.on(shelf) for one in chosen]
         found: dict[int, Ranking] = {}
         waiting: dict[int, list[int]] = defaultdict(list)
         for row, k in enumerate(ks):
-            waiting[_power_of_two(max(LEAST_CANDIDATES, SURE_PART * k))].append(row)
+            own = None if chosen[row] is None else flags[row]
+            if own is not None and np.count_nonzero(own) <= self._most:
+                few = np.flatnonzero(own)
+                found[row] = self._best(shelf, query[row], few, masked[row], k)
+            else:
+                waiting[_power_of_two(max(LEAST_CANDIDATES, SURE_PART * k))].append(row)
         while waiting:
             count = min(waiting)
             rows = waiting.pop(count)
             if count > self._most:
                 rows = sorted(sum(waiting.values(), rows))
-                exact = super().top(
-                    query_BD[rows], [masked[r] for r in rows], [ks[r] for r in rows]
+                exact = self._top(
+                    shelf,
+                    query_BD[rows],
+                    [masked[r] for r in rows],
+                    [ks[r] for r in rows],
+                    [chosen[r] for r in rows],
                 )
                 found.update(zip(rows, exact, strict=True))
                 break
             items, scores, allowed = self._candidates(
-                query[rows], [masked[row] for row in rows], count
+                query[rows], [masked[row] for row in rows], [flags[row] for row in rows], count
             )
             near = allowed[:, : count // SURE_PART].sum(1)
             for place, row in enumerate(rows):
@@ -148,11 +215,36 @@ class IndexRetrieval(ExactRetrieval):
                     waiting[4 * count].append(row)
                     continue
                 best = np.flatnonzero(allowed[place])[: ks[row]]
-                found[row] = Ranking(items[place, best], scores[place, best], indexed=True)
+                ranking = Ranking(items[place, best], scores[place, best], indexed=True)
+                if shelf.vectors is not None:
+                    newer = np.arange(len(self) + 1, shelf.size + 1)
+                    if (own := flags[row]) is not None:
+                        newer = newer[own[newer]]
+                    late = self._best(shelf, query[row], newer, masked[row], ks[row])
+                    ranking = _merged(ranking, late, ks[row])
+                found[row] = ranking
         return [found[row] for row in range(len(ks))]
 
+    def _best(
+        self,
+        shelf: Shelf,
+        query_D: Tensor,
+        rows: NDArray[np.int64],
+        masked: NDArray[np.int32],
+        k: int,
+    ) -> Ranking:
+        """The best k of these rows, each looked at."""
+        rows = rows[~np.isin(rows, masked)]
+        scores = (self.vectors(rows, shelf).float().cpu() @ query_D).numpy()
+        order = np.lexsort((rows, -scores))[:k]
+        return Ranking(rows[order], scores[order])
+
     def _candidates(
-        self, query_BD: Tensor, masked: Sequence[NDArray[np.int32]], count: int
+        self,
+        query_BD: Tensor,
+        masked: Sequence[NDArray[np.int32]],
+        flags: Sequence[Flags | None],
+        count: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
         """(B, count) items by their exact scores, those scores, and which may be returned."""
         items = self._index.search(query_BD.numpy(), count) + 1
@@ -161,15 +253,26 @@ class IndexRetrieval(ExactRetrieval):
         allowed = items > 0
         scores[~allowed] = -np.inf
         for row, mask in enumerate(masked):
+            mask = mask[mask <= len(self)]  # the index has no newer ones
             self._is_masked[mask] = True
             allowed[row] &= ~self._is_masked[items[row]]
             self._is_masked[mask] = False
+            open_rows = flags[row]
+            if open_rows is not None:
+                allowed[row] &= open_rows[items[row]]
         order = np.lexsort((items, -scores), axis=1)
         return (
             np.take_along_axis(items, order, 1),
             np.take_along_axis(scores, order, 1),
             np.take_along_axis(allowed, order, 1),
         )
+
+
+def _merged(one: Ranking, other: Ranking, k: int) -> Ranking:
+    items = np.concatenate([one.items, other.items])
+    scores = np.concatenate([one.scores, other.scores])
+    order = np.lexsort((items, -scores))[:k]
+    return Ranking(items[order], scores[order], one.indexed)
 
 
 def open_retrieval(artefact: Artefact, how: How, folder: Path) -> ExactRetrieval:

@@ -1,0 +1,71 @@
+"""What retrieval knows of the catalogue at one moment, and what one request may be given of it.
+
+Items are rows: 1 to V those of the model's vocabulary, then those that came after the training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Flags = NDArray[np.bool_]
+"""One for each row, with one for the padding's row 0 in front."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shelf:
+    """The rows there are. Never changed: a change of the catalogue makes a new one.
+
+    Attributes:
+        size: the number of rows, those of the vocabulary included.
+        blocked: (size + 1,) what nobody may be given now; None: nothing.
+        vectors: (size - V, D) of the rows after the vocabulary; None: there are none.
+    """
+
+    size: int
+    blocked: Flags | None = None
+    vectors: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to see to."""
+        return self.blocked is None and self.vectors is None
+
+    @cached_property
+    def bias(self) -> NDArray[np.float32]:
+        """(size + 1,) what is added to scores: 0, or -inf where a row is blocked."""
+        found = np.zeros(self.size + 1, np.float32)
+        if self.blocked is not None:
+            found[self.blocked] = -np.inf
+        return found
+
+    @cached_property
+    def open(self) -> Flags:
+        """(size + 1,) what may be given to somebody."""
+        found = np.ones(self.size + 1, np.bool_) if self.blocked is None else ~self.blocked
+        found[0] = False
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Rows that a request may be given, if they are not blocked; no rows after the last flag."""
+
+    allowed: Flags
+
+    def on(self, shelf: Shelf) -> Flags:
+        """(shelf.size + 1,) what of this shelf the request may be given."""
+        rows = min(len(self.allowed), shelf.size + 1)
+        if rows == shelf.size + 1:
+            return self.allowed[:rows] & shelf.open
+        found = np.zeros(shelf.size + 1, np.bool_)
+        np.logical_and(self.allowed, shelf.open[:rows], out=found[:rows])
+        return found
+
+    def __and__(self, other: Selection) -> Selection:
+        rows = min(len(self.allowed), len(other.allowed))
+        return Selection(self.allowed[:rows] & other.allowed[:rows])
