@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +14,16 @@ import typer
 
 from cli.console import CommandError, out, say
 from cli.progress import progress
-from cli.rows import describe_rows, read_rows
+from cli.rows import describe_rows
 from cli.settings import chosen_settings
+from cli.spool import SpooledLog, spooled_log
 from cli.train import choose_device
 from model.artefact import load_artefact
 from service.embedded import EmbeddedStore, EmbeddedStoreError
 from service.event_log import EventLog
 from service.importer import Importer, ImportResult, UserHistory
 from service.settings import Settings
+from service.shards import ALL, Shard
 from service.store import Store, StoreError
 from service.warm import Warmer
 
@@ -55,6 +57,15 @@ Namespace = Annotated[
         show_default="TIM4REC_NAMESPACE or tim4rec",
     ),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Only the users of part I of N, I from 0 to N-1: N jobs, one for each I, do all of "
+        "it side by side.",
+        show_default="all users",
+    ),
+]
 
 
 def import_log(
@@ -73,8 +84,29 @@ def import_log(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
+    shard: ShardOption = None,
+    rows_at_once: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Most rows of the log held in memory at once, but for a user who has more; a "
+            "longer log is divided in --temp-dir.",
+        ),
+    ] = 1_000_000,
+    temp_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For the rows while they are sorted: about as much room as the log takes as "
+            "Parquet, twice.",
+            show_default="the system's",
+        ),
+    ] = None,
 ) -> None:
     """Write an interaction log straight into the store's records, without a service.
+
+    The log may be larger than memory. Nothing is imported before all of it was read, sorted and
+    found sound.
 
     Running it again, after a crash for instance, goes on exactly where each user's import
     stopped and adds nothing twice, however long the histories are; rows appended to the log
@@ -92,10 +124,16 @@ def import_log(
     settings = chosen_settings(
         artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
     )
-    rows = read_rows(log, skip_bad_rows=skip_bad_rows)
     started = time.perf_counter()
     try:
-        result = asyncio.run(_import(log, rows, settings, onto_existing))
+        with spooled_log(
+            log,
+            shard=_shard(shard),
+            rows_at_once=rows_at_once,
+            temp_dir=temp_dir,
+            skip_bad_rows=skip_bad_rows,
+        ) as rows:
+            result = asyncio.run(_import(rows, settings, onto_existing))
     except (StoreError, EmbeddedStoreError) as error:
         raise CommandError(
             f"{error}; running the same command again goes on where this one stopped"
@@ -109,37 +147,39 @@ def import_log(
     say(f"{text}; {result.written / seconds:,.0f} events/s", out)
     if result.refused:
         raise CommandError(
-            f"{len(result.refused):,} users are not imported, or not to the end "
-            f"(if they have other interactions: --onto-existing):\n{_listed(result.refused)}"
+            f"{result.refused_count:,} users are not imported, or not to the end (if they have "
+            f"other interactions: --onto-existing):\n"
+            f"{_listed(result.refused, result.refused_count)}"
         )
 
 
-async def _import(
-    path: Path, rows: pl.DataFrame, settings: Settings, onto_existing: bool
-) -> ImportResult:
+async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> ImportResult:
     async with _opened(settings) as store:
         importer = Importer(
             _event_log(store, settings, 1),
             _event_log(store, settings, READ_PAGE),
             onto_existing=onto_existing,
         )
-        now = await importer.now_ms()
-        future = rows.filter(pl.col("time_ms") > now + settings.future_tolerance_s * 1000)
-        if len(future):
+        latest = await importer.now_ms() + round(settings.future_tolerance_s * 1000)
+        with progress("sorting", rows.rows, "rows") as advance:
+            future, count = rows.sort(latest, advance)
+        if count:
             raise CommandError(
-                f"{path}: {len(future):,} rows lie in the future of the store's clock; nothing was "
-                f"imported:\n{describe_rows(future)}\nMend their timestamps, or the store's clock."
+                f"{rows.path}: {count:,} rows lie in the future of the store's clock; nothing was "
+                f"imported:\n{describe_rows(future, count)}\n"
+                "Mend their timestamps, or the store's clock."
             )
-        with progress("importing", len(rows), "events") as advance:
-            return await importer.run(_histories(rows), advance)
+        with progress("importing", rows.rows, "events") as advance:
+            return await importer.run(_histories(rows.frames()), advance)
 
 
-def _histories(rows: pl.DataFrame) -> Iterator[UserHistory]:
-    place = 0
-    for user_id, length in rows.group_by("user_id", maintain_order=True).len().iter_rows():
-        own = rows.slice(place, length)
-        place += length
-        yield UserHistory(user_id, own["item_id"].to_list(), own["time_ms"].to_list())
+def _histories(frames: Iterable[pl.DataFrame]) -> Iterator[UserHistory]:
+    for frame in frames:
+        place = 0
+        for user_id, length in frame.group_by("user_id", maintain_order=True).len().iter_rows():
+            own = frame.slice(place, length)
+            place += length
+            yield UserHistory(user_id, own["item_id"].to_list(), own["time_ms"].to_list())
 
 
 def warm(
@@ -165,6 +205,7 @@ def warm(
     device: Annotated[
         str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...", show_default="auto")
     ] = None,
+    shard: ShardOption = None,
 ) -> None:
     """Compute a model's snapshot of every record, so that a service starts without rebuilding.
 
@@ -184,12 +225,12 @@ def warm(
         device=device,
     )
     try:
-        asyncio.run(_warm(settings))
+        asyncio.run(_warm(settings, _shard(shard)))
     except (StoreError, EmbeddedStoreError) as error:
         raise CommandError(f"{error}; running the same command again goes on there") from None
 
 
-async def _warm(settings: Settings) -> None:
+async def _warm(settings: Settings, shard: Shard) -> None:
     loaded = load_artefact(settings.artefact, choose_device(settings.device))
     started = time.perf_counter()
     async with _opened(settings) as store:
@@ -199,6 +240,7 @@ async def _warm(settings: Settings) -> None:
             snapshot_every=settings.snapshot_every,
             snapshot_ttl_s=settings.snapshot_ttl_s,
             snapshot_precision=settings.snapshot_precision,
+            shard=shard,
         )
         with progress("warming", await warmer.count(), "users") as advance:
             result = await warmer.run(advance)
@@ -222,7 +264,8 @@ async def _warm(settings: Settings) -> None:
     )
     if result.damaged:
         raise CommandError(
-            f"{len(result.damaged):,} records can't be read:\n{_listed(result.damaged)}"
+            f"{len(result.damaged):,} records can't be read:\n"
+            f"{_listed(result.damaged, len(result.damaged))}"
         )
 
 
@@ -250,8 +293,15 @@ def _event_log(store: Store, settings: Settings, page: int) -> EventLog:
     )
 
 
-def _listed(faults: list[tuple[str, str]]) -> str:
+def _shard(text: str | None) -> Shard:
+    try:
+        return ALL if text is None else Shard.parse(text)
+    except ValueError as error:
+        raise CommandError(f"--shard: {error}") from None
+
+
+def _listed(faults: list[tuple[str, str]], count: int) -> str:
     lines = [f"  user {user!r}: {fault}" for user, fault in faults[:LISTED]]
-    if len(faults) > LISTED:
-        lines.append(f"  and {len(faults) - LISTED:,} more")
+    if count > len(lines):
+        lines.append(f"  and {count - len(lines):,} more")
     return "\n".join(lines)

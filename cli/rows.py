@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
@@ -29,33 +30,61 @@ def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:
     if log.bad_row_count:
         say(f"{path}: {log.bad_row_count} rows left out:")
         say(describe_bad_rows(log.bad_rows, log.bad_row_count))
-    frame = _numbered(log.frame)
+    prepared = prepare(log.frame)
+    if len(prepared.too_long):
+        leave_out_too_long(path, prepared.too_long, len(prepared.too_long), skip_bad_rows)
+    if prepared.timeless_rows:
+        say(describe_timeless(path, prepared.timeless_rows, prepared.timeless_users))
+    return prepared.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """`rows`: user_id, item_id, time_ms, row, as `read_rows` gives them. `too_long`: those left
+    out for an id that the service would refuse. The rest counts rows that had no time."""
+
+    rows: pl.DataFrame
+    too_long: pl.DataFrame
+    timeless_rows: int
+    timeless_users: int
+
+
+def prepare(frame: pl.DataFrame) -> Prepared:
+    """Rows numbered and given a time. `frame`: all rows of some users, in their order."""
+    frame = _numbered(frame)
     too_long = frame.filter(
         (pl.col("user_id").str.len_bytes() > LONGEST_ID)
         | (pl.col("item_id").str.len_bytes() > LONGEST_ID)
     )
     if len(too_long):
-        fault = f"{path}: {len(too_long)} rows with an id of more than {LONGEST_ID} bytes"
-        if not skip_bad_rows:
-            raise InputError(
-                f"{fault}:\n{describe_rows(too_long)}\n"
-                "Mend them, or leave them out with --skip-bad-rows."
-            )
-        say(f"{fault}, left out:\n{describe_rows(too_long)}")
         frame = _numbered(frame.join(too_long, on=["user_id", "row"], how="anti"))
     unknown = frame.filter(pl.col("time_ms") == UNKNOWN_TIME)
     if len(unknown):
-        say(
-            f"{path}: {len(unknown):,} rows of {unknown['user_id'].n_unique():,} users have no "
-            "time; each gets the last known one of its user"
-        )
-    known = pl.when(pl.col("time_ms") != UNKNOWN_TIME).then("time_ms")
-    carried = known.forward_fill().backward_fill().over("user_id").fill_null(0)
-    return frame.with_columns(carried.alias("time_ms"))
+        known = pl.when(pl.col("time_ms") != UNKNOWN_TIME).then("time_ms")
+        carried = known.forward_fill().backward_fill().over("user_id").fill_null(0)
+        frame = frame.with_columns(carried.alias("time_ms"))
+    return Prepared(frame, too_long, len(unknown), unknown["user_id"].n_unique())
 
 
-def describe_rows(rows: pl.DataFrame) -> str:
-    """The first of these rows, a line each, and how many more there are."""
+def leave_out_too_long(path: Path, first: pl.DataFrame, count: int, skip_bad_rows: bool) -> None:
+    """Says which rows have an id that is too long. Raises InputError unless they may be left out;
+    `first`: the first of them."""
+    fault = f"{path}: {count} rows with an id of more than {LONGEST_ID} bytes"
+    listed = describe_rows(first, count)
+    if not skip_bad_rows:
+        raise InputError(f"{fault}:\n{listed}\nMend them, or leave them out with --skip-bad-rows.")
+    say(f"{fault}, left out:\n{listed}")
+
+
+def describe_timeless(path: Path, rows: int, users: int) -> str:
+    return (
+        f"{path}: {rows:,} rows of {users:,} users have no time; each gets the last known one of "
+        "its user"
+    )
+
+
+def describe_rows(rows: pl.DataFrame, count: int) -> str:
+    """The first of these rows, a line each, and how many more there are of the `count`."""
     lines = [
         f"  user {user!r}, row {row} in the user's order: item {item!r}"
         + (f" at {iso(time)}" if time != UNKNOWN_TIME else "")
@@ -63,8 +92,8 @@ def describe_rows(rows: pl.DataFrame) -> str:
         .select("user_id", "item_id", "time_ms", "row")
         .iter_rows()
     ]
-    if len(rows) > len(lines):
-        lines.append(f"  and {len(rows) - len(lines)} more")
+    if count > len(lines):
+        lines.append(f"  and {count - len(lines)} more")
     return "\n".join(lines)
 
 

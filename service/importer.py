@@ -22,6 +22,8 @@ GROUP_USERS = 500
 """Users are taken in groups of so many events or users; a group is one pipeline a round."""
 CHUNK = 500
 """Most events of one user in a round."""
+NAMED = 1000
+"""Most users of whom it is said why they were refused."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class UserHistory:
 @dataclass
 class ImportResult:
     """`present`: events that an earlier run had written. `late`: of those written, how many got
-    the time of a newer event. `refused`: users left out, or left where they were, and why."""
+    the time of a newer event. `refused_count`: users left out, or left where they were; `refused`
+    are the first of them, and why."""
 
     written: int = 0
     present: int = 0
     late: int = 0
+    refused_count: int = 0
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -193,7 +197,9 @@ class Importer:
         return None
 
     def _refuse(self, user_id: str, fault: str) -> None:
-        self.result.refused.append((user_id, fault))
+        self.result.refused_count += 1
+        if len(self.result.refused) < NAMED:
+            self.result.refused.append((user_id, fault))
 
 
 def _groups(histories: Iterable[UserHistory]) -> Iterator[list[UserHistory]]:

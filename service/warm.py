@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ from service import snapshots
 from service.compute import missing
 from service.engine import Engine
 from service.event_log import ORIGIN, EventLog, LogReply, LogRequest
+from service.shards import ALL, Shard
 from service.snapshots import Snapshot
 from service.store import RecordDamaged, StoreError
 from service.wave import Entry, History
@@ -56,7 +57,7 @@ class WarmResult:
 
 
 class Warmer:
-    """Writes the snapshots that a service with these settings would read.
+    """Writes the snapshots that a service with these settings would read, of a shard's users.
 
     The arithmetic is an engine's whose loops do not run.
     """
@@ -69,8 +70,9 @@ class Warmer:
         snapshot_every: int = 64,
         snapshot_ttl_s: int = 30 * 86_400,
         snapshot_precision: Precision = "float32",
+        shard: Shard = ALL,
     ) -> None:
-        self.log = log
+        self.log, self.shard = log, shard
         self.snapshot_ttl_s = snapshot_ttl_s
         reduced = snapshot_precision != "float32"
         # An engine snapshots what it rebuilt from at least `snapshot_every` events. The interval
@@ -88,7 +90,11 @@ class Warmer:
 
     async def count(self) -> int:
         """The users with a record, about."""
-        return sum([len(page) async for page in self.log.users()])
+        return sum([len(page) async for page in self._users()])
+
+    async def _users(self) -> AsyncIterator[list[str]]:
+        async for page in self.log.users():
+            yield [user for user in page if self.shard.holds(user)]
 
     async def run(self, progress: Callable[[int], None]) -> WarmResult:
         """Brings every user's snapshot to the newest version; tells `progress` of users done.
@@ -109,7 +115,7 @@ class Warmer:
 
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    async for page in self.log.users():
+                    async for page in self._users():
                         unique = list(dict.fromkeys(page))
                         for start in range(0, len(unique), BATCH):
                             await slots.acquire()
@@ -178,7 +184,7 @@ class Warmer:
         finally:
             for entry in lacking:
                 self.engine.pool.drop(entry.user_id)
-        self.result.events += work.stepped
+        self.result.events += work.stepped + work.prefilled
         packed = dict(work.snapshots)  # of several of a user, the newest
         self.result.unfit += len(lacking) - len(packed)
         await self._hear_of_erasures()

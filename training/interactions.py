@@ -14,7 +14,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -73,17 +73,14 @@ def read_log(path: Path, *, skip_bad_rows: bool = False) -> Log:
     Raises InputError where the file is no such table, has no usable row, or, unless
     `skip_bad_rows`, has a row that can't be read.
     """
-    raw, bad = _read_table(path, ["user_id", "item_id", "timestamp"], ["rating"])
-    frame = raw.with_columns(_time_ms(raw["timestamp"]))
-    reason = pl.coalesce(
-        _id_fault("user_id"),
-        _id_fault("item_id"),
-        _time_fault(),
-        _rating_fault(raw.schema.get("rating")),
-    )
-    frame, bad = _split_off(frame, reason, bad)
-    frame, unordered_users, bad = _in_order(frame, bad)
-    _refuse(path, bad, skip_bad_rows)
+    frames, bad = [], list[BadRow]()
+    for piece, faults in log_pieces(path):
+        frames.append(piece)
+        bad += faults
+    frame, unordered_users, faults = in_order(pl.concat(frames))
+    bad = sorted([*bad, *faults])
+    if not skip_bad_rows:
+        refuse(path, bad, len(bad))
     if frame.is_empty():
         raise InputError(f"{path}: no interactions in it")
     notes = []
@@ -96,13 +93,37 @@ def read_log(path: Path, *, skip_bad_rows: bool = False) -> Log:
     return Log(columns, bad[:REPORTED_ROWS], len(bad), notes)
 
 
+def log_pieces(path: Path) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
+    """A log in pieces of bounded size, in the order of the file: the rows that can be read
+    (user_id, item_id, time_ms, and `line`, from 1) and those that can't. At least one piece comes.
+
+    What `read_log` says of a user's rows together is for `in_order` to find.
+
+    Raises InputError where the file is no such table.
+    """
+    for raw, bad in _pieces(path, ["user_id", "item_id", "timestamp"], ["rating"]):
+        frame = raw.with_columns(_time_ms(raw["timestamp"]))
+        reason = pl.coalesce(
+            _id_fault("user_id"),
+            _id_fault("item_id"),
+            _time_fault(),
+            _rating_fault(raw.schema.get("rating")),
+        )
+        frame, bad = _split_off(frame, reason, bad)
+        yield frame.select("user_id", "item_id", "time_ms", "line"), bad
+
+
 def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
     """An item table: item_id (String), title (String or null), categories (List[String]).
 
     Read from the columns `item_id`, `title` and `categories` or `genres` (`|`-separated); the last
     two may be missing. Raises InputError as `read_log` does; an id listed twice is a bad row.
     """
-    raw, bad = _read_table(path, ["item_id"], ["title", "categories", "genres"])
+    frames, bad = [], list[BadRow]()
+    for piece, faults in _pieces(path, ["item_id"], ["title", "categories", "genres"]):
+        frames.append(piece)
+        bad += faults
+    raw = pl.concat(frames)
     raw = raw.with_columns(
         pl.col(name).cast(pl.String)
         for name in ("title", "categories", "genres")
@@ -112,7 +133,8 @@ def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
         pl.format("item_id '{}' was listed before", "item_id")
     )
     frame, bad = _split_off(raw, pl.coalesce(_id_fault("item_id"), listed_before), bad)
-    _refuse(path, bad, skip_bad_rows)
+    if not skip_bad_rows:
+        refuse(path, bad, len(bad))
     title = pl.col("title") if "title" in frame.columns else pl.lit(None, pl.String)
     source = next((name for name in ("categories", "genres") if name in frame.columns), None)
     if source is None:
@@ -139,9 +161,9 @@ def parse_time(text: str) -> int:
     return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
-def _read_table(
+def _pieces(
     path: Path, required: Sequence[str], optional: Sequence[str]
-) -> tuple[pl.DataFrame, list[BadRow]]:
+) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     """The named columns, as they stand, and `line`; CSV fields are strings, never null."""
     try:
         with path.open("rb") as file:
@@ -149,10 +171,12 @@ def _read_table(
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     if magic == b"PAR1":
-        return _read_parquet(path, required, optional), []
+        for frame in _parquet_pieces(path, required, optional):
+            yield frame, []
+        return
     open_file = gzip.open if magic[:2] == b"\x1f\x8b" else open
     with open_file(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as text:
-        return _read_csv(path, text, required, optional)
+        yield from _csv_pieces(path, text, required, optional)
 
 
 def _pick(
@@ -169,25 +193,32 @@ def _pick(
     return picked
 
 
-def _read_parquet(path: Path, required: Sequence[str], optional: Sequence[str]) -> pl.DataFrame:
+def _parquet_pieces(
+    path: Path, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[pl.DataFrame]:
     try:
         columns = _pick(path, list(pl.read_parquet_schema(path)), required, optional)
-        frame = pl.read_parquet(path, columns=columns)
+        table = pl.scan_parquet(path, glob=False).select(columns)
+        schema = table.collect_schema()
+        for name in ("user_id", "item_id"):
+            if name in columns:
+                kind = schema[name]
+                if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)):
+                    raise InputError(f"{path}: {name} is {kind}; store it as integers or strings")
+        ids = [pl.col(name).cast(pl.String) for name in ("user_id", "item_id") if name in columns]
+        first = 1
+        batches = table.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True)
+        for frame in chain([pl.DataFrame(schema=schema)], batches):
+            line = pl.int_range(first, first + pl.len(), dtype=pl.Int64).alias("line")
+            first += len(frame)
+            yield frame.with_columns(*ids, line)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path}: not readable as Parquet: {error}") from error
-    for name in ("user_id", "item_id"):
-        if name in columns:
-            kind = frame.schema[name]
-            if not (kind.is_integer() or kind in (pl.String, pl.Categorical, pl.Enum)):
-                raise InputError(f"{path}: {name} is {kind}; store it as integers or strings")
-    ids = [pl.col(name).cast(pl.String) for name in ("user_id", "item_id") if name in columns]
-    line = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).alias("line")
-    return frame.with_columns(*ids, line)
 
 
-def _read_csv(
+def _csv_pieces(
     path: Path, text: IO[str], required: Sequence[str], optional: Sequence[str]
-) -> tuple[pl.DataFrame, list[BadRow]]:
+) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     # polars' own CSV reader fills short rows silently and does not tell lines.
     reader = csv.reader(text, strict=True)
     try:
@@ -198,21 +229,23 @@ def _read_csv(
         raise InputError(f"{path}: the compressed file is damaged: {error}") from error
     columns = _pick(path, header, required, optional)
     table = _CsvTable({name: header.index(name) for name in columns}, len(header))
+    yield table.taken()
     line = reader.line_num + 1
     try:
         while block := text.read(BLOCK_CHARACTERS):
             block += text.readline()
             if '"' in block or block.count("\r") != block.count("\r\n"):
                 # A quoted field may hold anything, line breaks too: the rest is read row by row.
-                table.add_rows(chain(io.StringIO(block, newline=""), text), line)
-                break
+                for _ in table.add_rows(chain(io.StringIO(block, newline=""), text), line):
+                    yield table.taken()
+                return
             table.add_plain(block, line)
             line += block.count("\n")
+            yield table.taken()
     except COMPRESSION_FAULTS as error:
         raise InputError(
             f"{path}: the compressed file is damaged after line {line - 1}: {error}"
         ) from error
-    return table.frame(), table.bad
 
 
 class _CsvTable:
@@ -224,8 +257,11 @@ class _CsvTable:
         self.chunks: list[pl.DataFrame] = []
         self.bad: list[BadRow] = []
 
-    def frame(self) -> pl.DataFrame:
-        return pl.concat([pl.DataFrame(schema=self.schema), *self.chunks])
+    def taken(self) -> tuple[pl.DataFrame, list[BadRow]]:
+        """What was added since this was last asked."""
+        frame = pl.concat([pl.DataFrame(schema=self.schema), *self.chunks])
+        bad, self.bad, self.chunks = self.bad, [], []
+        return frame, bad
 
     def add_plain(self, block: str, first_line: int) -> None:
         """Whole lines without quotes."""
@@ -242,8 +278,8 @@ class _CsvTable:
             )
         )
 
-    def add_rows(self, text: Iterable[str], first_line: int) -> None:
-        """Any CSV, quotes and line breaks in fields included."""
+    def add_rows(self, text: Iterable[str], first_line: int) -> Iterator[None]:
+        """Any CSV, quotes and line breaks in fields included; stops after each chunk."""
         reader = csv.reader(text, strict=True)
         pick = itemgetter(*self.places.values(), self.width)  # the last is the line's number
         rows: list[tuple[object, ...]] = []
@@ -265,7 +301,9 @@ class _CsvTable:
                 self.bad.append(BadRow(first_line + begin, self._width_fault(len(row))))
             if len(rows) == CHUNK_ROWS:
                 self._flush(rows)
+                yield
         self._flush(rows)
+        yield
 
     def _flush(self, rows: list[tuple[object, ...]]) -> None:
         self.chunks.append(pl.DataFrame(rows, schema=self.schema, orient="row"))
@@ -367,7 +405,11 @@ def _split_off(
     return kept, sorted([*bad, *found])
 
 
-def _in_order(frame: pl.DataFrame, bad: list[BadRow]) -> tuple[pl.DataFrame, int, list[BadRow]]:
+def in_order(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, list[BadRow]]:
+    """Rows of `log_pieces`, of some users all: in the order that `read_log` gives them, with
+    `line`; how many of the users are taken in the order of the file; the rows that can't be
+    placed."""
+    bad: list[BadRow] = []
     known = pl.col("time_ms") != UNKNOWN_TIME
     partial = (known.not_().any() & known.any()).over("user_id")
     newest = pl.when(known).then("time_ms").cum_max().over("user_id").forward_fill().over("user_id")
@@ -386,10 +428,11 @@ def _in_order(frame: pl.DataFrame, bad: list[BadRow]) -> tuple[pl.DataFrame, int
     return frame.sort("user_id", "key", "line"), unordered, bad
 
 
-def _refuse(path: Path, bad: list[BadRow], skip_bad_rows: bool) -> None:
-    if bad and not skip_bad_rows:
+def refuse(path: Path, bad: Sequence[BadRow], count: int) -> None:
+    """Raises InputError if there are bad rows; `bad` are the first of them."""
+    if count:
         raise InputError(
-            f"{path}: {len(bad)} rows can't be read:\n{describe_bad_rows(bad, len(bad))}\n"
+            f"{path}: {count} rows can't be read:\n{describe_bad_rows(bad, count)}\n"
             "Mend them, or leave them out with --skip-bad-rows (skip_bad_rows=True)."
         )
 

@@ -245,6 +245,49 @@ def test_ids_that_the_service_would_refuse_are_named(valkey: ValkeyServer, write
     assert len(record(valkey.url, "ann")) == 2
 
 
+def test_a_log_is_imported_in_shards_that_know_nothing_of_each_other(
+    valkey: ValkeyServer, write: Write, model_folder: Path
+) -> None:
+    rows = [row for n in range(40) for row in history(f"u{n:02}", 1 + n)]
+    shuffled = random.Random(1).sample(rows, len(rows))
+    shuffled.sort(key=lambda row: row[2])  # type: ignore[arg-type, return-value]
+    log = write(shuffled)
+    few = ("--rows-at-once", 50, "--redis", valkey.url)
+    artefact = load_artefact(model_folder)
+    there: set[bytes] = set()
+    with valkey.client() as client:
+        for n in range(3):
+            shard = ("--shard", f"{n}/3")
+            assert tim4rec("import-log", log, *few, *shard).exit_code == 0
+            now = set(client.keys("tim4rec:u:*"))
+            assert there < now
+            there = now
+            again = tim4rec("import-log", log, *few, *shard)
+            assert "0 interactions written" in again.stdout
+        for n in range(40):
+            user = f"u{n:02}"
+            assert sorted(contents(valkey.url, user), key=str) == sorted(plain(rows, user), key=str)
+        warmed = 0
+        for n in range(3):
+            result = tim4rec("warm", model_folder, "--redis", valkey.url, "--shard", f"{n}/3")
+            assert result.exit_code == 0, result.output
+            assert ", 0 were up to date" in result.stdout
+            before, warmed = warmed, len(client.keys(f"tim4rec:s:{artefact.identity}:*"))
+            assert before < warmed
+        assert warmed == 40
+    assert "0 snapshots written, 40 were" in tim4rec(
+        "warm", model_folder, "--redis", valkey.url
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["import-log", "warm"])
+def test_a_shard_that_is_none_is_said_in_one_line(command: str, folder: Path) -> None:
+    result = tim4rec(command, folder, "--data-dir", folder, "--shard", "3/3")
+    assert result.exit_code == 1
+    assert "--shard: shard 3/3: give I/N with I from 0 to N-1" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_an_embedded_store_and_a_namespace(folder: Path, write: Write) -> None:
     rows = history("ann", 4)
     arguments = ("--data-dir", folder / "state", "--namespace", "shop")
