@@ -21,9 +21,10 @@ from service.embedded import EmbeddedStore
 from service.engine import Engine
 from service.event_log import EventLog
 from service.exactness import ExactnessSampler
+from service.popularity import Popularity
 from service.request_context import IdentifyRequests
 from service.retrieval import open_retrieval
-from service.routes import health, interactions, rank, recommend, session, users
+from service.routes import health, interactions, popular, rank, recommend, session, users
 from service.schemas import Problem
 from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings
@@ -73,7 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services, app.state.drain = None, drain
     guarded = [Depends(require_key)]
-    for noun in (interactions, recommend, rank, session, users):
+    for noun in (interactions, recommend, rank, session, popular, users):
         app.include_router(noun.router, dependencies=guarded, responses=problems.declared(401))
     app.include_router(health.router)
     problems.install(app)
@@ -113,6 +114,17 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
     await stack.enter_async_context(vitals.reported(log, device))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
+    popularity = Popularity(
+        store,
+        namespace=log.namespace,
+        half_life_s=settings.popular_half_life_s,
+        most_items=settings.popular_items,
+        copied=settings.max_k,
+        least=settings.popular_least,
+        refresh_s=settings.popular_refresh_s,
+        timeout_s=settings.store_timeout_s,
+    )
+    await stack.enter_async_context(popularity.running())
     engine = Engine(
         artefact,
         log,
@@ -124,7 +136,9 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         snapshot_precision=settings.snapshot_precision,
         erasure_poll_s=settings.erasure_poll_s,
         retrieval=retrieval,
+        popularity=popularity,
     )
+    popularity.show(retrieval, engine.computer.vocabulary)
     await engine.start()
 
     async def stop_engine() -> None:
@@ -155,7 +169,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         config.time,
         device,
     )
-    return Services(settings, artefact, log, engine)
+    return Services(settings, artefact, log, engine, popularity)
 
 
 @asynccontextmanager

@@ -30,7 +30,7 @@ from service.store import (
     StoreUnavailable,
 )
 
-Operation = Literal["exchange", "snapshot", "erasures", "catalogue", "ping", "other"]
+Operation = Literal["exchange", "snapshot", "erasures", "catalogue", "popularity", "ping", "other"]
 """What a round trip to the store is for."""
 
 _PASSING = (ReadOnlyError, TryAgainError, ClusterDownError)  # over once a failover is
@@ -65,6 +65,16 @@ class Calls:
             timeline = stages.current.get()  # of a request that asks the log by itself
             if timeline is not None:
                 timeline.add(stages.LOG, started, time.perf_counter())
+
+    async def once(self, commands: Sequence[Command], operation: Operation) -> list[Any]:
+        """One attempt, for commands that must not be carried out twice. Each one's reply, or a
+        StoreError in its place.
+
+        Raises:
+            StoreError: whether any was carried out is unknown.
+        """
+        replies = await self._round_trip(commands, self.timeout_s, operation, None)
+        return [_refusal(r) if isinstance(r, ResponseError) else r for r in replies]
 
     async def _round_trip(
         self,

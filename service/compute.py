@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -356,7 +357,8 @@ class Computer:
                     ranking = self.retrieval.popular(_mask(row, read), read.k)
                 else:
                     ranking = self.retrieval.rank(None, _candidates(row, read))
-                work.answers.append((read, _recommendation(entry, row, ranking, "popular")))
+                source: Literal["popular", "recent"] = "recent" if ranking.recent else "popular"
+                work.answers.append((read, _recommendation(entry, row, ranking, source)))
         if asked:
             work.end(stages.RETRIEVE)
 
@@ -420,6 +422,8 @@ def _candidates(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int3
     return np.setdiff1d(read.candidates, _mask(row, read))
 
 
-def _recommendation(entry: Entry, row: Row, ranking: Ranking, source: str) -> Recommendation:
+def _recommendation(
+    entry: Entry, row: Row, ranking: Ranking, source: Literal["model", "popular", "recent"]
+) -> Recommendation:
     stale = entry.reply is None
     return Recommendation(ranking, row.mark.version, source, stale, row.truncated)

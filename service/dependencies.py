@@ -12,6 +12,7 @@ from fastapi.security import APIKeyHeader
 from model.artefact import Artefact
 from service.engine import Engine
 from service.event_log import EventLog
+from service.popularity import Popularity
 from service.problems import ProblemError
 from service.settings import Settings
 
@@ -24,6 +25,7 @@ class Services:
     artefact: Artefact
     log: EventLog
     engine: Engine
+    popularity: Popularity
 
 
 def _services(request: Request) -> Services:

@@ -36,6 +36,7 @@ from service.event_log import (
     Verdict,
 )
 from service.pool import StatePool
+from service.popularity import Popularity
 from service.retrieval import ExactRetrieval
 from service.snapshots import Snapshot
 from service.stages import Stages
@@ -72,8 +73,9 @@ class Engine:
         snapshot_precision: Precision = "float32",
         erasure_poll_s: float = 0.25,
         retrieval: ExactRetrieval | None = None,
+        popularity: Popularity | None = None,
     ) -> None:
-        self.log = log
+        self.log, self.popularity = log, popularity
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
         self.computer = Computer(
             artefact,
@@ -323,6 +325,9 @@ class Engine:
                 logged = outcome.verdict in (Verdict.APPLIED, Verdict.LATE)
                 if logged and event.item_id not in self.computer.vocabulary:
                     metrics.UNKNOWN_ITEMS.inc()
+                if logged and self.popularity is not None and outcome.time_ms is not None:
+                    at = outcome.time_ms if event.time_ms is None else event.time_ms
+                    self.popularity.count(event.item_id, at)
             _resolve(append.done, own)
 
     def _fail(self, entry: Entry, error: Exception) -> None:
@@ -361,7 +366,7 @@ class Engine:
     def _conclude(self, work: Work) -> None:
         for read, recommendation in work.answers:
             _resolve(read.done, recommendation)
-        popular = [answer for _, answer in work.answers if answer.source == "popular"]
+        popular = [answer for _, answer in work.answers if answer.source != "model"]
         unknown = sum(not answer.version for answer in popular)
         metrics.RECOMMENDATIONS["model"].inc(len(work.answers) - len(popular))
         metrics.RECOMMENDATIONS["popular"].inc(len(popular))

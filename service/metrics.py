@@ -33,7 +33,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-OPERATIONS = ("exchange", "snapshot", "erasures", "catalogue", "ping", "other")
+OPERATIONS = ("exchange", "snapshot", "erasures", "catalogue", "popularity", "ping", "other")
 
 _ours = CollectorRegistry()
 
@@ -145,7 +145,7 @@ APPLIED = _counters(
 )
 RECOMMENDATIONS = _counters(
     "tim4rec_recommendations",
-    "Recommendations answered, by where they came from",
+    "Recommendations answered, by where they came from; popular: recently, or in training",
     "source",
     ("model", "popular"),
 )
@@ -160,6 +160,9 @@ FALLBACKS = _counters(
     "Recommendations of popular items, by why",
     "reason",
     ("unknown_user", "no_known_item"),
+)
+POPULARITY_FAILURES = _counter(
+    "tim4rec_popularity_failures", "Times that counts of items were not sent, or not read"
 )
 SNAPSHOTS = _counters(
     "tim4rec_snapshots",

@@ -40,11 +40,12 @@ index took for worse than they are may be missing."""
 @dataclass(frozen=True)
 class Ranking:
     """The best items of one request, best first: their rows and scores. `indexed`: an index found
-    them."""
+    them; `recent`: they are what is popular of late, by their numbers."""
 
     items: NDArray[np.int64]
     scores: NDArray[np.float32]
     indexed: bool = False
+    recent: bool = False
 
 
 class ExactRetrieval:
@@ -64,6 +65,7 @@ class ExactRetrieval:
         self._popular = np.argsort(-popularity, kind="stable") + 1
         self._popularity = popularity.astype(np.float32)
         self.shelf = Shelf(len(items))
+        self.show_recent([])
 
     def __len__(self) -> int:
         return len(self._popular)
@@ -121,25 +123,46 @@ class ExactRetrieval:
         """All of these items, best first by their exact scores; without a query by popularity.
         Equal ones are in the order of the item index."""
         if query_D is None:
-            scores = self._counts(candidates)
-        else:
-            scores = (self.vectors(candidates.astype(np.int64)) @ query_D).cpu().numpy()
+            ever = self._counts(candidates)
+            recent, counted = self._recent
+            numbers = dict(zip(recent.tolist(), counted.tolist(), strict=True))
+            scores = np.array([numbers.get(item, 0) for item in candidates.tolist()], np.float32)
+            order = np.lexsort((candidates, -ever, -scores))
+            scores = scores if numbers else ever
+            return Ranking(candidates[order].astype(np.int64), scores[order], recent=bool(numbers))
+        scores = (self.vectors(candidates.astype(np.int64)) @ query_D).cpu().numpy()
         order = np.lexsort((candidates, -scores))
         return Ranking(candidates[order].astype(np.int64), scores[order])
 
     def popular(
-        self, masked: NDArray[np.int32], k: int, selection: Selection | None = None
+        self,
+        masked: NDArray[np.int32],
+        k: int,
+        selection: Selection | None = None,
+        *,
+        in_training: bool = False,
     ) -> Ranking:
-        """The most popular items of the training part; the score is the number of interactions.
-        Items that came later have none, the newest of them first."""
-        order, shelf = self._popular, self.shelf
+        """The most popular items: of late, if that is known (and wanted), then of the training
+        part. The score is the number of interactions, the recent one if that is known. Items that
+        came after the training have none there, the newest of them first."""
+        order, shelf, (recent, numbers) = self._popular, self.shelf, self._recent
+        if in_training:
+            recent, numbers = recent[:0], numbers[:0]
+        by_recent = len(recent) > 0
         if not shelf.plain or selection is not None:
             newer = np.arange(shelf.size, len(order), -1)
             order = np.concatenate([order, newer])
-            order = order[(shelf.open if selection is None else selection.on(shelf))[order]]
-        head = order[: k + len(masked)]
-        best = head[~np.isin(head, masked)][:k]
-        return Ranking(best, self._counts(best))
+            flags = shelf.open if selection is None else selection.on(shelf)
+            order, left = order[flags[order]], flags[recent]
+            recent, numbers = recent[left], numbers[left]
+        head = order[: k + len(masked) + len(recent)]
+        scores = self._counts(head)
+        if by_recent:
+            head = np.concatenate([recent, head[~np.isin(head, recent)]])
+            scores = np.zeros(len(head), np.float32)
+            scores[: len(numbers)] = numbers
+        left = ~np.isin(head, masked)
+        return Ranking(head[left][:k], scores[left][:k], recent=by_recent)
 
     def _counts(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         trained = rows <= len(self)
@@ -154,6 +177,11 @@ class ExactRetrieval:
             return embedding[index]
         trained = embedding[index.clamp(max=len(embedding) - 1)]
         return torch.where((newer >= 0)[:, None], shelf.vectors[newer.clamp(min=0)], trained)
+
+    def show_recent(self, numbers: Sequence[tuple[int, float]]) -> None:
+        """What is popular of late: items and their numbers, most first; none: not known."""
+        items, counted = zip(*numbers, strict=True) if numbers else ((), ())
+        self._recent = np.array(items, np.int64), np.array(counted, np.float32)
 
 
 class IndexRetrieval(ExactRetrieval):

@@ -95,8 +95,9 @@ class Recommendations(BaseModel):
     user_id: str
     items: list[RecommendedItem]
     version: int = Field(description="the number of the user's interactions this answer knows")
-    source: Literal["model", "popular"] = Field(
-        description="popular: the model knows none of the user's interactions"
+    source: Literal["model", "popular", "recent"] = Field(
+        description="the model; where that knows none of the user's interactions, what is popular: "
+        "recently, or, where too little is known of that, in training (popular)"
     )
     stale: bool = Field(description="the log was not asked (allow_stale)")
     history_truncated: bool = Field(

@@ -31,10 +31,12 @@ def _group(name: str) -> Any:
     return partial(Field, json_schema_extra={"group": name})
 
 
-_model, _http, _store, _engine, _log, _limit, _watch = (
+_model, _http, _store, _engine, _log, _limit, _popular, _watch = (
     _group(name)
-    for name in ("Model", "Process", "Store", "States", "Interactions", "API", "Observation")
-)
+    for name in (
+        "Model", "Process", "Store", "States", "Interactions", "API", "Popularity", "Observation",
+    )
+)  # fmt: skip
 
 
 class SettingsError(ValueError):
@@ -121,6 +123,22 @@ class Settings(BaseSettings):
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _limit(
         (), description="comma-separated keys, one of which X-API-Key must carry; none: open"
+    )
+
+    popular_half_life_s: int = _popular(
+        7 * 86_400, ge=60, description="after so long an interaction counts half in what is recent"
+    )
+    popular_least: float = _popular(
+        100,
+        ge=0,
+        description="so many recent interactions, aged ones counted in part, are enough to go by; "
+        "with fewer, what is popular is what was in training",
+    )
+    popular_items: int = _popular(
+        100_000, ge=1000, description="items counted; of those beyond, the rarest are forgotten"
+    )
+    popular_refresh_s: float = _popular(
+        5, gt=0, description="how often a process reads what all have counted"
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = _watch(

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,12 +53,12 @@ class Read:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`source`: `model`, or `popular` when the model knows nothing of the user. `truncated`: the
-    state is of the newest events only."""
+    """`source`: `model`; when that knows nothing of the user, what is popular: `recent`, or in
+    training (`popular`). `truncated`: the state is of the newest events only."""
 
     ranking: Ranking
     version: int
-    source: str
+    source: Literal["model", "popular", "recent"]
     stale: bool
     truncated: bool = False
 

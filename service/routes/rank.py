@@ -44,8 +44,9 @@ class RankedItems(BaseModel):
     user_id: str
     items: list[RankedItem]
     version: int = Field(description="the number of the user's interactions this answer knows")
-    source: Literal["model", "popular"] = Field(
-        description="what ordered them; popular: the model knows none of the user's interactions"
+    source: Literal["model", "popular", "recent"] = Field(
+        description="what ordered them: the model; where that knows none of the user's "
+        "interactions, their popularity, recently or in training (popular)"
     )
     stale: bool = Field(description="the log was not asked (allow_stale)")
     history_truncated: bool = Field(
@@ -87,7 +88,7 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         user_id=body.user_id,
         items=ranked,
         version=found.version,
-        source="model" if found.source == "model" else "popular",
+        source=found.source,
         stale=found.stale,
         history_truncated=found.truncated,
         model=services.engine.identity,

@@ -55,7 +55,7 @@ async def recommend(
             )
         ],
         version=found.version,
-        source="model" if found.source == "model" else "popular",
+        source=found.source,
         stale=found.stale,
         history_truncated=found.truncated,
         model=services.engine.identity,

@@ -42,8 +42,9 @@ class SessionRecommendations(BaseModel):
     """The best items, best first."""
 
     items: list[RecommendedItem]
-    source: Literal["model", "popular"] = Field(
-        description="popular: the model knows none of the session's items"
+    source: Literal["model", "popular", "recent"] = Field(
+        description="the model; where that knows none of the session's items, what is popular, "
+        "recently or in training (popular)"
     )
     unknown_items: int = Field(description="interactions with items that the model does not know")
     model: str = Field(description="identity of the model")
@@ -83,7 +84,7 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
                 found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
             )
         ],
-        source="model" if found.source == "model" else "popular",
+        source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
         model=services.engine.identity,
     )

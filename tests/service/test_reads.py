@@ -182,7 +182,7 @@ def test_a_session_leaves_nothing_behind(
             await client.post("/interactions", json=kept)
             before = (await client.get(f"/recommend?user_id=ann&at={BASE_MS}")).json()
             with valkey.client() as store:
-                keys = set(store.keys())
+                keys = set(store.keys("tim4rec:[us]:*"))
             valkey.send(19)  # SIGSTOP: a question to the store would wait
             try:
                 answers = await asyncio.gather(
@@ -199,9 +199,10 @@ def test_a_session_leaves_nothing_behind(
             assert {answer.status_code for answer in answers} == {200}
             assert {answer.json()["source"] for answer in answers} == {"model"}
             with valkey.client() as store:
-                assert set(store.keys()) == keys
-            metrics = (await client.get("/metrics")).text
-            assert "tim4rec_pool_users 1.0" in metrics or "tim4rec_pool_users 0.0" in metrics
+                assert set(store.keys("tim4rec:[us]:*")) == keys
+            pool = client._transport.app.state.services.engine.pool
+            assert set(pool.users()) <= {"ann"}
+            assert len(pool._free) + len(pool.users()) == 16
             after = (await client.get(f"/recommend?user_id=ann&at={BASE_MS}")).json()
             assert after == before
 
