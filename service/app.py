@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model.artefact import load_artefact
 from service import logs, metrics, problems, vitals
 from service.dependencies import Services, require_key
+from service.direct import AnswerDirectly
 from service.drain import Drain
 from service.embedded import EmbeddedStore
 from service.engine import Engine
@@ -74,10 +75,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services, app.state.drain = None, drain
     guarded = [Depends(require_key)]
-    for noun in (interactions, recommend, rank, session, popular, users):
-        app.include_router(noun.router, dependencies=guarded, responses=problems.declared(401))
+    nouns = (interactions, recommend, rank, session, popular, users)
+    routers = [noun.router for noun in nouns]
+    for router in routers:
+        app.include_router(router, dependencies=guarded, responses=problems.declared(401))
     app.include_router(health.router)
     problems.install(app)
+    app.add_middleware(AnswerDirectly, owner=app, routers=routers)
     app.add_middleware(TimeRequests)
     app.add_middleware(RouteAsSent)
     app.add_middleware(IdentifyRequests, log_requests=chosen.log_requests, tracing=tracing)

@@ -28,7 +28,7 @@ class Services:
     popularity: Popularity
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
@@ -37,7 +37,7 @@ ServicesDep = Annotated[Services, Depends(_services)]
 _header = APIKeyHeader(name="X-API-Key", auto_error=False)
 
 
-def require_key(services: ServicesDep, key: Annotated[str | None, Depends(_header)]) -> None:
+async def require_key(services: ServicesDep, key: Annotated[str | None, Depends(_header)]) -> None:
     """Lets a request with one of the configured keys through, or all when none is configured."""
     allowed = [secret.get_secret_value().encode() for secret in services.settings.api_keys]
     given = (key or "").encode("latin-1")  # the bytes as sent

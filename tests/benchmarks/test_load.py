@@ -1,0 +1,155 @@
+"""The load generator against servers whose behaviour is known, and the benchmarks that use it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from benchmarks import http_load, service_load, step_vs_recompute
+from benchmarks.http_load import closed_loop, get, open_loop
+from model import ModelConfig, TiM4Rec
+from model.artefact import Items, save_artefact
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@contextmanager
+def answering(answer: Callable[[int], tuple[float, bytes]]) -> Iterator[int]:
+    """A server whose nth request gets `answer(n)`: after so many seconds, these bytes (none: the
+    connection is closed). Its port."""
+    numbers = itertools.count()
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline() and (line := self.rfile.readline()):
+                while line.strip():
+                    line = self.rfile.readline()
+                wait, content = answer(next(numbers))
+                time.sleep(wait)
+                if not content:
+                    break
+                self.wfile.write(content[:20])  # in two pieces, as networks do
+                self.wfile.write(content[20:])
+
+    class Server(socketserver.ThreadingTCPServer):
+        request_queue_size = 2000
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_closed_loop_keeps_as_many_in_flight() -> None:
+    with answering(lambda _: (0.05, OK)) as port:
+        outcome = closed_loop(port, itertools.repeat(get("/")), in_flight=8, seconds=0.5)
+    assert not outcome.failures
+    assert 8 * 5 <= len(outcome.latencies) <= 8 * 11
+    assert min(outcome.latencies) >= 0.05
+
+
+def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
+    """A server that stands still makes all late that come meanwhile, not just one."""
+    begun: list[float] = []
+
+    def stalls(_: int) -> tuple[float, bytes]:
+        begun.append(time.monotonic())
+        return max(0.0, begun[0] + 0.6 - time.monotonic()), OK
+
+    with answering(stalls) as port:
+        outcome = open_loop(port, itertools.repeat(get("/")), rate=500, seconds=0.5)
+    assert len(outcome.latencies) == 250
+    late = [seconds for seconds in outcome.latencies if seconds > 0.09]
+    assert len(late) > 240
+    assert outcome.ms(50) == pytest.approx(350, abs=100)
+
+
+def test_open_loop_does_not_slow_down_for_slow_answers() -> None:
+    with answering(lambda _: (0.3, OK)) as port:
+        outcome = open_loop(port, itertools.repeat(get("/")), rate=400, seconds=0.5)
+    assert len(outcome.latencies) == 200  # at 64 in flight it would take twice as long
+    assert outcome.seconds < 1.6
+    assert outcome.summary()["failed"] == 0
+
+
+def test_failures_are_told() -> None:
+    refused = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
+    with answering(lambda n: (0.0, (OK, refused, b"")[n % 3])) as port:
+        outcome = open_loop(port, itertools.repeat(get("/")), rate=300, seconds=0.3)
+    assert len(outcome.latencies) == outcome.failures[503] == outcome.failures[None] == 30
+    assert outcome.ms(99) == float("inf")
+    assert outcome.ms(20) < 1000
+
+
+def test_what_is_asked() -> None:
+    asked = list(itertools.islice(http_load.mixed(10, ["a", "b"]), 2000))
+    posts = [request for request in asked if request.startswith(b"POST /interactions ")]
+    assert 300 < len(posts) < 500
+    bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in posts]
+    assert len({body["event_id"] for body in bodies}) == len(bodies)
+    assert all(request.startswith((b"GET /recommend?user_id=user-", b"POST")) for request in asked)
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    items = [f"i{n}" for n in range(50)]
+    config = ModelConfig(n_items=len(items), d_model=16, head_dim=8, d_state=4, dropout=0.0)
+    folder = tmp_path_factory.mktemp("load") / "model"
+    popularity = torch.arange(len(items)).numpy()
+    save_artefact(folder, TiM4Rec(config).eval(), Items(items, popularity, None), {}, "a test")
+    return folder
+
+
+def run(main: Callable[..., None], *arguments: str) -> str:
+    command = typer.Typer()
+    command.command()(main)
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_service_load(artefact: Path, tmp_path: Path) -> None:
+    report = tmp_path / "load.json"
+    short = ["--users", "40", "--rounds", "1", "--seconds", "0.2", "--in-flight", "4"]
+    run(service_load.main, str(artefact), *short, "--rate", "40", "--rate-seconds", "0.5",
+        "--fsync", "everysec", "--json", str(report))  # fmt: skip
+    found = json.loads(report.read_text())
+    assert [row["request"] for row in found["beside_fastapi"]] == [
+        "POST /interactions",
+        "GET /recommend",
+    ]
+    assert all(row["rate"] > 0 and row["constant_rate"] > 0 for row in found["beside_fastapi"])
+    assert found["batches"][0]["events_s"] > 0
+    (row,) = found["at_rates"]
+    assert (row["asked"], row["failed"]) == (40, 0)
+    assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
+    assert row["hits"] == 1.0
+
+
+def test_step_vs_recompute(artefact: Path, tmp_path: Path) -> None:
+    report = tmp_path / "step.json"
+    run(step_vs_recompute.main, str(artefact), "--length", "5", "--length", "600", "--rounds", "2",
+        "--json", str(report))  # fmt: skip
+    rows = json.loads(report.read_text())["rows"]
+    assert [(row["batch"], row["history"]) for row in rows] == [
+        (1, 5),
+        (1, 600),
+        (64, 5),
+        (64, 600),
+    ]
+    assert rows[0]["over_shortest"] == 1
+    assert all(row["times_cheaper"] > 1 for row in rows)
