@@ -110,6 +110,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         page=max(256, 2 * settings.snapshot_every),
         dedup_window=settings.dedup_window,
         late_policy=settings.late_policy,
+        replay_limit=settings.replay_limit,
         future_tolerance_ms=round(settings.future_tolerance_s * 1000),
         idle_ttl_s=settings.idle_ttl_s,
         history_limit=settings.history_limit,

@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote_to_bytes
 
 from service.calls import Calls, raised
@@ -48,10 +48,16 @@ _GIVEN = struct.Struct(">qH")  # given time, length of event_id; then event_id a
 _STORED = struct.Struct(">8sqqH")  # uid, effective time, then as above
 _NO_TIME = -(2**63)
 _EXACT = 2**53  # Lua's numbers are exact up to here
-_LONGEST_EVENT_ID = 2**16 - 1
+# In the length: the event was put in its place; it has got another uid, its first one comes last.
+_PLACED, _MOVED = 0x2000, 0x4000
+_LONGEST_EVENT_ID = _PLACED - 1
 _MAX_PAGE = 4096  # Lua's unpack fails on more than about 8 000 values
 
 _ERASED_KEPT = 10_000
+
+LatePolicy = Literal["clamp", "reject", "replay"]
+"""What becomes of an event older than the user's newest: it gets the time of that one, is refused,
+or is put in its place, so that the events after it move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,10 @@ class NewEvent:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """An accepted interaction. `time_ms` never falls from one version to the next."""
+    """An accepted interaction. `time_ms` never falls from one version to the next.
+
+    `first_uid`: the uid it was sent with, where it has moved since and got others.
+    """
 
     version: int
     uid: bytes
@@ -90,17 +99,23 @@ class Event:
     given_ms: int | None
     time_ms: int
     event_id: str | None
+    first_uid: bytes | None = None
 
     @property
     def mark(self) -> Mark:
         return Mark(self.version, self.uid)
 
+    @property
+    def sent_uid(self) -> bytes:
+        """The uid it was sent with."""
+        return self.first_uid or self.uid
+
 
 class Verdict(StrEnum):
     APPLIED = "applied"
     DUPLICATE = "duplicate"  # this event_id is there already, with the same body
-    LATE = "late"  # applied, its time raised to the newest one
-    REJECTED = "rejected"  # late, and the policy refuses late events
+    LATE = "late"  # applied, its time raised to the newest one or itself put in its place
+    REJECTED = "rejected"  # late, and the policy refuses it
     CONFLICT = "conflict"  # this event_id is there already, with another body
     FUTURE = "future"  # further ahead of the store's clock than tolerated
 
@@ -112,8 +127,9 @@ _VERDICTS = tuple(Verdict)  # in the order of the codes in append.lua
 class Outcome:
     """What became of one new event.
 
-    `version` and `time_ms` (effective) are those of the event in the log: the new one, or for a
-    duplicate or conflict the one that was there; None where nothing is (rejected, future).
+    `version` and `time_ms` (effective) are those of the event in the log after the request: the
+    new one, or for a duplicate or conflict the one that was there; None where nothing is
+    (rejected, future).
     """
 
     verdict: Verdict
@@ -169,6 +185,8 @@ class EventLog:
 
     `page`: most events in one reply. `dedup_window`: newest events of a user whose `event_id` is
     remembered. `idle_ttl_s`: a record vanishes that long after its last event; 0 keeps it.
+    `replay_limit`: with the policy `replay`, most events that one late event may move, at most half
+    of `dedup_window`; an older one is rejected, and so is one that belongs before the oldest kept.
     `history_limit`: newest events kept of a user, at least `dedup_window`; 0 keeps all. A record
     that is longer when it begins to be limited loses 200 with each append until it is not.
     `timeout_s`: deadline of a call, its retries included. Every method raises StoreUnavailable
@@ -182,7 +200,8 @@ class EventLog:
         namespace: str = "tim4rec",
         page: int = 256,
         dedup_window: int = 1000,
-        late_policy: Literal["clamp", "reject"] = "clamp",
+        late_policy: LatePolicy = "clamp",
+        replay_limit: int = 200,
         future_tolerance_ms: int = 300_000,
         idle_ttl_s: int = 0,
         history_limit: int = 0,
@@ -196,28 +215,35 @@ class EventLog:
             raise ValueError(
                 f"history_limit is {history_limit}; give 0 or at least dedup_window {dedup_window}"
             )
-        if late_policy not in ("clamp", "reject"):
-            raise ValueError(f"late_policy is {late_policy!r}; give 'clamp' or 'reject'")
+        if late_policy not in get_args(LatePolicy):
+            raise ValueError(f"late_policy is {late_policy!r}; give 'clamp', 'reject' or 'replay'")
+        if late_policy == "replay" and not 1 <= replay_limit <= dedup_window // 2:
+            raise ValueError(
+                f"replay_limit is {replay_limit}; give 1 to half of dedup_window {dedup_window}"
+            )
         self.store = store
         self.namespace = quote(namespace, safe="")
         self.page = page
         self.dedup_window = dedup_window
+        self._moved = replay_limit if late_policy == "replay" else 0
         # Appends carry uids, everything else may be repeated.
         self._calls = Calls(store, timeout_s, _SCRIPTS)
         self._settings: tuple[str | int, ...] = (
             page,
             dedup_window,
-            int(late_policy == "reject"),
+            late_policy,
             future_tolerance_ms,
             idle_ttl_s,
             history_limit,
+            replay_limit,
         )
 
     @property
     def max_events(self) -> int:
-        """Most events one request may append: half the dedup window, so that a retry stays
-        exact while others append as many to the same record in between."""
-        return max(1, self.dedup_window // 2)
+        """Most events one request may append: half the dedup window, less what a late one may
+        have after it, so that a retry stays exact while others append as many to the same record
+        in between."""
+        return max(1, (self.dedup_window - self._moved) // 2)
 
     async def exchange(self, requests: Sequence[LogRequest]) -> list[LogReply | StoreError]:
         """Append and read for many users in one pipelined call; at most one request a user.
@@ -375,7 +401,7 @@ class EventLog:
         if len(request.events) > self.max_events:
             raise InvalidRequest(
                 f"events: {len(request.events)} for one user in one request; "
-                f"at most {self.max_events} fit (half of dedup_window), send the rest after them"
+                f"at most {self.max_events} fit (by dedup_window), send the rest after them"
             )
         known: tuple[str | int, str | bytes] = ("", "")
         if request.known is not None:
@@ -433,14 +459,18 @@ def _packed(event: NewEvent) -> bytes:
 def _event(version: int, stored: bytes) -> Event:
     try:
         uid, effective, given, length = _STORED.unpack_from(stored)
-        end = _STORED.size + length
+        first_uid = None
+        if length & _MOVED:
+            stored, first_uid = stored[:-8], stored[-8:]
+        end = _STORED.size + length % _PLACED
         return Event(
             version,
             uid,
             stored[end:].decode(),
             None if given == _NO_TIME else given,
             effective,
-            stored[_STORED.size : end].decode() if length else None,
+            stored[_STORED.size : end].decode() or None,
+            first_uid,
         )
     except (struct.error, UnicodeDecodeError) as error:
         raise RecordDamaged(f"event {version} cannot be read: {error}") from None

@@ -160,13 +160,16 @@ class Importer:
         elif self.onto_existing:
             await self._place_onto(one)
         else:
-            return f"has {newest.version:,} interactions that are not from this log"
+            return (
+                f"has {newest.version:,} interactions that are not from this log, or late ones "
+                "were put among those that are"
+            )
         return None
 
     async def _place_onto(self, one: _Import) -> None:
         there: list[bytes] = []
         async for page in self.reader.events(one.history.user_id):
-            there += [event.uid for event in page]
+            there += [event.sent_uid for event in page]
         places = set(there)
         for base in (b"", *there):
             if _uids(one.history, base, 1)[0] in places:

@@ -53,14 +53,15 @@ class InteractionBatch(_Body):
 class InteractionResult(BaseModel):
     """What became of an interaction.
 
-    `status`: `applied`; `late` (applied, with its time raised to the user's newest);
+    `status`: `applied`; `late` (applied, with its time raised to the user's newest, or put in its
+    place before it);
     `unknown_item` (logged; the model skips it until one knows the item); `duplicate` (this
     event_id was there already).
     """
 
     user_id: str
     item_id: str
-    version: int = Field(description="the user's number of interactions, this one included")
+    version: int = Field(description="the user's number of interactions up to this one")
     status: Literal["applied", "late", "unknown_item", "duplicate"]
     timestamp: str = Field(description="the time in effect")
 

@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.state import Precision
+from service.event_log import LatePolicy
 from service.store import without_password
 
 PREFIX = "TIM4REC_"
@@ -97,8 +98,16 @@ class Settings(BaseSettings):
         "float32", description="float16 halves a snapshot, and rounds the state at each"
     )
 
-    late_policy: Literal["clamp", "reject"] = _log(
-        "clamp", description="what becomes of an event older than the user's newest"
+    late_policy: LatePolicy = _log(
+        "clamp",
+        description="what becomes of an event older than the user's newest: it counts as of the "
+        "newest's time, is refused, or is put in its place and what follows computed anew",
+    )
+    replay_limit: int = _log(
+        200,
+        ge=1,
+        description="with late_policy replay, most newer events of the user that a late one may "
+        "have, at most half of dedup_window; an older one is refused",
     )
     future_tolerance_s: float = _log(
         300, ge=0, description="how far ahead of the store's clock an event may be"
@@ -209,6 +218,15 @@ class Settings(BaseSettings):
                 f"history_limit {self.history_limit} must be 0 or at least dedup_window "
                 f"{self.dedup_window} and snapshot_every {self.snapshot_every}: raise it or lower "
                 "them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_replay(self) -> Settings:
+        if self.late_policy == "replay" and 2 * self.replay_limit > self.dedup_window:
+            raise ValueError(
+                f"replay_limit {self.replay_limit} must be at most half of dedup_window "
+                f"{self.dedup_window}: lower the one or raise the other"
             )
         return self
 

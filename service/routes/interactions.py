@@ -25,7 +25,11 @@ router = APIRouter(prefix="/interactions", tags=["interactions"])
 
 _REASONS = {
     Verdict.CONFLICT: (409, "event_id", "this event_id was used for another interaction"),
-    Verdict.REJECTED: (409, "timestamp", "older than the user's newest interaction"),
+    Verdict.REJECTED: (
+        409,
+        "timestamp",
+        "older than the user's newest interaction, or than as many as a late one may move",
+    ),
     Verdict.FUTURE: (422, "timestamp", "too far ahead of the store's clock"),
 }
 

@@ -24,7 +24,7 @@ from model.state import State
 from service import metrics, snapshots
 from service.embedded import EmbeddedStore
 from service.engine import Engine
-from service.event_log import Event, EventLog, LogRequest, Mark, NewEvent, new_uid
+from service.event_log import Event, EventLog, LatePolicy, LogRequest, Mark, NewEvent, new_uid
 from service.importer import Importer, UserHistory
 from service.store import Store, StoreError
 from service.warm import Warmer
@@ -70,12 +70,18 @@ def applied() -> float:
     return sum(counter._value.get() for counter in metrics.APPLIED.values())
 
 
-def post(url: str, user: str, *items: str, time_ms: int | None = None) -> None:
+def post(
+    url: str,
+    user: str,
+    *items: str,
+    time_ms: int | None = None,
+    late_policy: LatePolicy = "clamp",
+) -> None:
     """Interactions as a service would log them."""
 
     async def append() -> None:
         async with Store(url) as store:
-            log = EventLog(store, timeout_s=30)
+            log = EventLog(store, late_policy=late_policy, timeout_s=30)
             events = [NewEvent(new_uid(), item, time_ms) for item in items]
             (reply,) = await log.exchange([LogRequest(user, None, events)])
             assert not isinstance(reply, StoreError)
@@ -189,6 +195,36 @@ def test_onto_existing_appends_once(valkey: ValkeyServer, write: Write) -> None:
         assert "0 interactions written" in result.stdout
         assert contents(valkey.url, "bob") == [*expected, ("i3", newest + 100 * HOUR)]
     assert result.exit_code == 1  # without --onto-existing, for its first two
+
+
+def test_what_a_late_interaction_has_moved_is_not_written_again(
+    valkey: ValkeyServer, write: Write
+) -> None:
+    rows = [("ann", f"i{n}", BASE_MS + n * HOUR) for n in range(30)]
+    arguments = ("import-log", write(rows[:17]), "--redis", valkey.url)
+    narrow = {"TIM4REC_DEDUP_WINDOW": "10"}
+    assert tim4rec(*arguments, **narrow).exit_code == 0
+    post(valkey.url, "ann", "late", time_ms=BASE_MS + 10 * HOUR + 1, late_policy="replay")
+    write(rows)
+    result = tim4rec(*arguments, **narrow)
+    assert result.exit_code == 1
+    assert "user 'ann': has 18 interactions that are not from this log, or late" in result.stderr
+    moved = [*plain(rows[:11], "ann"), ("late", BASE_MS + 10 * HOUR + 1), *plain(rows[11:], "ann")]
+    assert contents(valkey.url, "ann") == moved[:18]
+    result = tim4rec(*arguments, "--onto-existing", **narrow)
+    assert "13 interactions written, 17 were there" in result.stdout
+    assert contents(valkey.url, "ann") == moved
+    # What the import followed has moved as well.
+    post(valkey.url, "bob", "first", time_ms=BASE_MS - HOUR)
+    onto = [("bob", item, time_ms) for _, item, time_ms in rows]
+    tim4rec("import-log", write(onto[:20]), "--redis", valkey.url, "--onto-existing", **narrow)
+    post(valkey.url, "bob", "zeroth", time_ms=BASE_MS - 2 * HOUR, late_policy="replay")
+    result = tim4rec(
+        "import-log", write(onto), "--redis", valkey.url, "--onto-existing", **narrow
+    )  # fmt: skip
+    assert "10 interactions written, 20 were there" in result.stdout
+    assert [item for item, _ in contents(valkey.url, "bob")][:3] == ["zeroth", "first", "i0"]
+    assert len(contents(valkey.url, "bob")) == 32
 
 
 def test_interactions_after_an_import_do_not_speak_against_it(

@@ -660,6 +660,30 @@ async def _rejecting_late(artefact: Artefact, url: str) -> None:
         assert (await client.get("/users/u")).json()["version"] == 2
 
 
+async def _replaying_late(artefact: Artefact, url: str) -> None:
+    options = {"late_policy": "replay", "replay_limit": 2}
+    async with in_process(artefact.folder, url, **options) as client:
+        events = [
+            {"user_id": "u", "item_id": f"i{n}", "timestamp": BASE_MS + 1000 * n}
+            for n in (1, 2, 4, 3)
+        ]
+        for version, event in zip((1, 2, 3, 3), events, strict=True):
+            answer = (await client.post("/interactions", json=event)).json()
+            assert answer["version"] == version
+        assert answer["status"] == "late"
+        assert parse_time(answer["timestamp"]) == BASE_MS + 3000
+        page = (await client.get("/users/u/history")).json()["events"]
+        assert [event["item_id"] for event in page] == ["i1", "i2", "i3", "i4"]
+        early = events[0] | {"timestamp": BASE_MS}
+        problem(await client.post("/interactions", json=early), 409, "timestamp")
+
+
+def test_late_events_may_be_put_in_their_place(
+    run: Any, artefact: Artefact, store_url: str
+) -> None:
+    run(_replaying_late(artefact, store_url))
+
+
 def test_late_events_may_be_refused(run: Any, artefact: Artefact, store_url: str) -> None:
     run(_rejecting_late(artefact, store_url))
 

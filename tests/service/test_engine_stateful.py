@@ -4,7 +4,8 @@ Each worker is a real engine whose loops do not run: the test itself moves its w
 queue over the exchange to the arithmetic, in any order, and loses replies, snapshots and whole
 workers in between. What must hold throughout:
 
-- the log is exactly what was accepted, in the order it was accepted, each event once;
+- the log is exactly what was accepted, in the order it was accepted or, with the policy replay,
+  in that of its times, each event once;
 - every state in a pool or in a snapshot is the pure function of the events up to its mark;
 - an answer is computed from exactly the log that its exchange saw.
 """
@@ -37,7 +38,16 @@ from model.artefact import Artefact, Items
 from model.state import Precision, State
 from service import snapshots
 from service.engine import Engine
-from service.event_log import Event, EventLog, LogRequest, NewEvent, Outcome, Verdict, new_uid
+from service.event_log import (
+    Event,
+    EventLog,
+    LatePolicy,
+    LogRequest,
+    NewEvent,
+    Outcome,
+    Verdict,
+    new_uid,
+)
 from service.store import Command, Node, Store, StoreUnavailable
 from service.wave import Entry, Recommendation
 
@@ -46,6 +56,7 @@ torch.set_num_threads(1)
 USERS = ["ann", "b{o}b:/%"]
 ITEMS = [f"i{n}" for n in range(8)]
 EVERY = 4
+REPLAY_LIMIT = 9
 PAGE = 3  # smaller than what is missing after a crash: histories come in several pages
 BASE_MS = 1_700_000_000_000
 TOLERANCE = {"float32": 2e-4, "float16": 2e-3}
@@ -88,6 +99,10 @@ class LossyStore(Store):
         return replies
 
 
+def as_sent(event: Event) -> tuple[object, ...]:
+    return event.sent_uid, event.item_id, event.given_ms, event.time_ms, event.event_id
+
+
 @dataclass
 class Exchanged:
     """A wave after its exchange, with the log that the exchange saw for each user."""
@@ -97,10 +112,17 @@ class Exchanged:
 
 
 class Worker:
-    def __init__(self, url: str, which: int, precision: Precision) -> None:
+    def __init__(self, url: str, which: int, precision: Precision, policy: LatePolicy) -> None:
         self.which, self.precision = which, precision
         self.store = LossyStore(url)
-        self.log = EventLog(self.store, page=PAGE, dedup_window=1000, timeout_s=0.3)
+        self.log = EventLog(
+            self.store,
+            page=PAGE,
+            dedup_window=1000,
+            late_policy=policy,
+            replay_limit=REPLAY_LIMIT,
+            timeout_s=0.3,
+        )
         self.engine = Engine(
             ARTEFACTS[which],
             self.log,
@@ -117,6 +139,7 @@ class Worker:
 class Workers(RuleBasedStateMachine):
     url: str
     precision: Precision = "float32"
+    late_policy: LatePolicy = "clamp"
     faults = True
 
     def __init__(self) -> None:
@@ -141,7 +164,9 @@ class Workers(RuleBasedStateMachine):
 
     @initialize(models=st.lists(st.sampled_from([0, 1]), min_size=2, max_size=3))
     def start(self, models: list[int]) -> None:
-        self.workers = [Worker(self.url, which, self.precision) for which in models]
+        self.workers = [
+            Worker(self.url, which, self.precision, self.late_policy) for which in models
+        ]
         for worker in self.workers:
             worker.engine._erased, _ = self.run(worker.log.erasures("$"))
 
@@ -231,38 +256,44 @@ class Workers(RuleBasedStateMachine):
         worker.exchanged.append(Exchanged(list(wave.entries.values()), saw))
 
     def check_log(self, user: str, new: list[NewEvent], outcomes: list[Outcome] | None) -> None:
-        """The record is what it was, and of the new events exactly those to be accepted."""
-        log = self.logs[user]
+        """The record is what it was, and of the new events exactly those to be accepted, each in
+        its place."""
         found = self.whole_log(user)
-        assert found[: len(log)] == log
-        added = found[len(log) :]
-        by_id = {e.event_id: e for e in log if e.event_id}
-        last_ms = log[-1].time_ms if log else None
+        there = {event.sent_uid: event for event in found}
+        expected = list(self.logs[user])
         for place, event in enumerate(new):
             verdict = outcomes[place].verdict if outcomes else None
-            twin = by_id.get(event.event_id) if event.event_id else None
+            twin = next((e for e in expected if e.event_id and e.event_id == event.event_id), None)
             if twin is not None:
                 same = (twin.item_id, twin.given_ms) == (event.item_id, event.time_ms)
                 assert verdict in (None, Verdict.DUPLICATE if same else Verdict.CONFLICT)
                 continue
-            assert added, "an accepted event is not in the log"
-            logged = added.pop(0)
-            assert (logged.uid, logged.item_id, logged.event_id, logged.given_ms) == (
-                event.uid, event.item_id, event.event_id, event.time_ms
+            last_ms = expected[-1].time_ms if expected else 0
+            at, in_effect = len(expected), event.time_ms
+            late = in_effect is not None and in_effect < last_ms
+            if late and self.late_policy == "replay":
+                at = sum(e.time_ms <= in_effect for e in expected)
+                if len(expected) - at > REPLAY_LIMIT:
+                    assert verdict in (None, Verdict.REJECTED)
+                    assert event.uid not in there
+                    continue
+            elif in_effect is not None:
+                in_effect = max(in_effect, last_ms)
+            assert event.uid in there, "an accepted event is not in the log"
+            logged = there[event.uid]
+            assert (logged.item_id, logged.event_id, logged.given_ms) == (
+                event.item_id, event.event_id, event.time_ms
             )  # fmt: skip
-            late = event.time_ms is not None and last_ms is not None and event.time_ms < last_ms
-            if event.time_ms is not None:
-                assert logged.time_ms == max(event.time_ms, last_ms or 0)
-            assert last_ms is None or logged.time_ms >= last_ms
+            assert in_effect in (None, logged.time_ms)
             assert verdict in (None, Verdict.LATE if late else Verdict.APPLIED)
-            if outcomes:
-                assert outcomes[place].version == logged.version == len(log) + 1
-            log.append(logged)
-            self.prefix[logged.uid] = list(log)
-            last_ms = logged.time_ms
-            if logged.event_id:
-                by_id[logged.event_id] = logged
-        assert not added, "the log has events that nobody sent, or some twice"
+            assert not outcomes or outcomes[place].version == logged.version
+            expected.insert(at, logged)
+        assert [as_sent(event) for event in found] == [as_sent(event) for event in expected]
+        assert found == sorted(found, key=lambda event: event.time_ms)
+        for event in found:  # a uid never names two histories
+            whole = found[: event.version]
+            assert self.prefix.setdefault(event.uid, whole) == whole
+        self.logs[user] = found
 
     def whole_log(self, user: str) -> list[Event]:
         async def read() -> list[Event]:
@@ -401,7 +432,7 @@ class Workers(RuleBasedStateMachine):
         old = self.workers[index]
         which = 1 - old.which if other_model else old.which
         self.run(old.store.close())
-        self.workers[index] = Worker(self.url, which, self.precision)
+        self.workers[index] = Worker(self.url, which, self.precision, self.late_policy)
 
     @rule(user=st.sampled_from(USERS))
     def back_up(self, user: str) -> None:
@@ -533,12 +564,15 @@ class Workers(RuleBasedStateMachine):
 def machine(valkey: Any) -> Iterator[type[Workers]]:
     Workers.url = valkey.url
     yield Workers
-    Workers.precision = "float32"
+    Workers.precision, Workers.late_policy = "float32", "clamp"
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_workers(machine: type[Workers], precision: Precision) -> None:
-    machine.precision = precision
+@pytest.mark.parametrize(
+    ("precision", "policy"),
+    [("float32", "clamp"), ("float16", "clamp"), ("float32", "replay"), ("float16", "replay")],
+)
+def test_workers(machine: type[Workers], precision: Precision, policy: LatePolicy) -> None:
+    machine.precision, machine.late_policy = precision, policy
     run_state_machine_as_test(
         machine,
         settings=settings(

@@ -7,7 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from service.event_log import (
     ORIGIN,
     Event,
     EventLog,
+    LatePolicy,
     LogReply,
     LogRequest,
     Mark,
@@ -39,6 +40,7 @@ from service.store import (
     StoreError,
     StoreUnavailable,
 )
+from tests.service.record import Record
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyCluster, ValkeyServer
@@ -484,9 +486,9 @@ def test_errors_stay_with_their_request(run: Run, either: ValkeyServer | ValkeyC
                 LogRequest("item", None, [new("\udfff")]),
                 LogRequest("no item", None, [new("")]),
                 LogRequest("empty id", None, [new(event_id="")]),
-                LogRequest("long id", None, [new(event_id="é" * 32_768)]),
+                LogRequest("long id", None, [new(event_id="é" * 4096)]),
                 LogRequest("time", None, [new(time_ms=2**53 + 1)]),
-                LogRequest("good too", ORIGIN, [new("a" * 100_000, event_id="i" * 65_535)]),
+                LogRequest("good too", ORIGIN, [new("a" * 100_000, event_id="i" * 8191)]),
             ]
             replies = await log.exchange(requests)
             expected = [LogReply, StoreError, RecordDamaged, RecordDamaged]
@@ -506,7 +508,7 @@ def test_errors_stay_with_their_request(run: Run, either: ValkeyServer | ValkeyC
             last = replies[-1]
             assert isinstance(last, LogReply)
             assert last.events[0].item_id == "a" * 100_000
-            assert last.events[0].event_id == "i" * 65_535
+            assert last.events[0].event_id == "i" * 8191
 
     run(main())
 
@@ -1034,59 +1036,6 @@ def test_wrong_url() -> None:
 # The whole against a plain model of it.
 
 
-@dataclass
-class Record:
-    """What a user's record must be, by the rules and without cleverness."""
-
-    events: list[Event] = field(default_factory=list)
-    oldest: int = 1
-
-    @property
-    def kept(self) -> list[Event]:
-        return self.events[self.oldest - 1 :]
-
-    def append(self, event: NewEvent, now: int, window: int, policy: str) -> Outcome:
-        for there in reversed(self.events[-window:]):
-            if event.event_id is None:
-                if there.event_id is not None or there.uid != event.uid:
-                    continue
-            elif there.event_id != event.event_id:
-                continue
-            if there.uid == event.uid:
-                late = there.given_ms is not None and there.given_ms < there.time_ms
-                verdict = Verdict.LATE if late else Verdict.APPLIED
-            elif (there.item_id, there.given_ms) == (event.item_id, event.time_ms):
-                verdict = Verdict.DUPLICATE
-            else:
-                verdict = Verdict.CONFLICT
-            return Outcome(verdict, there.version, there.time_ms)
-        newest = self.events[-1].time_ms if self.events else None
-        if event.time_ms is not None and event.time_ms > now + 5 * MINUTE:
-            return Outcome(Verdict.FUTURE, None, None)
-        late = event.time_ms is not None and newest is not None and event.time_ms < newest
-        if late and policy == "reject":
-            return Outcome(Verdict.REJECTED, None, None)
-        time = now if event.time_ms is None else event.time_ms
-        if newest is not None:
-            time = max(time, newest)
-        version = len(self.events) + 1
-        self.events.append(
-            Event(version, event.uid, event.item_id, event.time_ms, time, event.event_id)
-        )
-        return Outcome(Verdict.LATE if late else Verdict.APPLIED, version, time)
-
-    @property
-    def newest(self) -> Mark:
-        return self.events[-1].mark if self.events else ORIGIN
-
-    def reply(self, known: Mark | None, page: int, oldest: int) -> tuple[bool, list[Event]]:
-        """`oldest`: that before the request, whose own appends hide nothing from it."""
-        marks = [ORIGIN, *(event.mark for event in self.events[oldest - 1 :])]
-        if known in marks:
-            return True, self.events[max(known.version, oldest - 1) :][:page]
-        return False, self.events[oldest - 1 :][-page:]
-
-
 class LossyStore(Store):
     """Carries pipelines out and loses the replies of the next few."""
 
@@ -1108,7 +1057,9 @@ class LossyStore(Store):
 
 USERS = ("a", "{a}", "é/%61")
 MODELS = ("m1", "m2")
-WINDOW = 6
+WINDOW = 7
+REPLAY_LIMIT = 3
+POLICIES: tuple[LatePolicy, ...] = ("clamp", "reject", "replay")
 
 times = st.none() | st.sampled_from([-5, -1, 0, 1, 4 * MINUTE, 5 * MINUTE, 6 * MINUTE, -(10**12)])
 some_events = st.lists(
@@ -1120,7 +1071,7 @@ some_events = st.lists(
 
 
 class EventLogMachine(RuleBasedStateMachine):
-    """Callers with both policies, honest and forgetful, on one store."""
+    """Callers with all policies, honest and forgetful, on one store."""
 
     url: str
     limit = 0
@@ -1138,12 +1089,14 @@ class EventLogMachine(RuleBasedStateMachine):
                 page=self.page,
                 dedup_window=WINDOW,
                 late_policy=policy,
+                replay_limit=REPLAY_LIMIT,
                 history_limit=self.limit,
             )
-            for policy in ("clamp", "reject")
+            for policy in POLICIES
         }
         self.log = self.logs["clamp"]
-        self.records = {user: Record() for user in USERS}
+        self.records = {user: Record(WINDOW, REPLAY_LIMIT) for user in USERS}
+        self.known: dict[str, set[Mark]] = {user: set() for user in USERS}
         self.snapshots: dict[tuple[str, str], bytes] = {}
         self.sent: list[tuple[NewEvent, ...]] = []
         self.marks: list[Mark] = [ORIGIN, Mark(1, b"nonesuch"), Mark(10**6, b"nonesuch")]
@@ -1161,7 +1114,7 @@ class EventLogMachine(RuleBasedStateMachine):
         self.run(self.store.close())
         self.runner.close()
 
-    def check_exchange(self, policy: str, requests: list[LogRequest], losing: int) -> None:
+    def check_exchange(self, policy: LatePolicy, requests: list[LogRequest], losing: int) -> None:
         self.store.losing, self.store.lost = losing, []
         replies = self.run(self.logs[policy].exchange(requests))
         assert len(self.store.lost) == losing
@@ -1174,11 +1127,15 @@ class EventLogMachine(RuleBasedStateMachine):
                 attempts.append(scripts[position][0])
             first: list[Outcome] | None = None
             for now in [*attempts, reply.now_ms]:
-                oldest, before = record.oldest, len(record.events)
-                outcomes = [record.append(e, now, WINDOW, policy) for e in request.events]
+                oldest, earlier = record.oldest, [event.mark for event in record.events]
+                outcomes = record.append(request.events, now, policy)
                 first = first or outcomes
-                if self.limit and len(record.events) > before:
-                    record.oldest = max(oldest, len(record.events) - self.limit + 1)
+                if self.limit and len(record.log) > len(earlier):
+                    record.oldest = max(oldest, len(record.log) - self.limit + 1)
+                # What moves ends a history that never was before.
+                moved = {e.mark for e in record.events if e.first_uid} - set(earlier)
+                assert not moved & self.known[request.user_id]
+                self.known[request.user_id] |= {event.mark for event in record.events}
             for before, after in zip(first or [], outcomes, strict=True):
                 if before.verdict in (Verdict.APPLIED, Verdict.LATE):
                     assert before == after
@@ -1201,15 +1158,17 @@ class EventLogMachine(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         users=st.lists(st.sampled_from(USERS), min_size=1, unique=True),
-        policy=st.sampled_from(["clamp", "reject"]),
+        policy=st.sampled_from(POLICIES),
         losing=st.sampled_from([0, 0, 0, 1, 2]),
     )
-    def exchange(self, data: st.DataObject, users: list[str], policy: str, losing: int) -> None:
+    def exchange(
+        self, data: st.DataObject, users: list[str], policy: LatePolicy, losing: int
+    ) -> None:
         requests = []
         for user in users:
             events = [
                 new(item, None if offset is None else self.started + offset, event_id)
-                for item, offset, event_id in data.draw(some_events)
+                for item, offset, event_id in data.draw(some_events)[: self.logs[policy].max_events]
             ]
             known = data.draw(st.none() | st.sampled_from(self.marks[-20:] + self.marks[:3]))
             model = data.draw(st.none() | st.sampled_from(MODELS))
@@ -1219,13 +1178,13 @@ class EventLogMachine(RuleBasedStateMachine):
     @rule(
         data=st.data(),
         user=st.sampled_from(USERS),
-        policy=st.sampled_from(["clamp", "reject"]),
+        policy=st.sampled_from(POLICIES),
         losing=st.sampled_from([0, 1]),
     )
-    def send_again(self, data: st.DataObject, user: str, policy: str, losing: int) -> None:
+    def send_again(self, data: st.DataObject, user: str, policy: LatePolicy, losing: int) -> None:
         """The reply was lost, and others were quicker than the retry."""
         if self.sent:
-            events = data.draw(st.sampled_from(self.sent[-6:]))
+            events = data.draw(st.sampled_from(self.sent[-6:]))[: self.logs[policy].max_events]
             self.check_exchange(policy, [LogRequest(user, None, events)], losing)
 
     @rule(user=st.sampled_from(USERS), model=st.sampled_from(MODELS), value=st.binary())
@@ -1237,7 +1196,7 @@ class EventLogMachine(RuleBasedStateMachine):
     def erase(self, user: str, losing: int) -> None:
         self.store.losing = losing
         assert self.run(self.log.erase(user)) == bool(self.records[user].events)
-        self.records[user] = Record()
+        self.records[user] = Record(WINDOW, REPLAY_LIMIT)
         for model in MODELS:
             self.snapshots.pop((model, user), None)
         self.cursor, erased = self.run(self.log.erasures(self.cursor))

@@ -24,7 +24,7 @@ OTHERS: dict[str, str] = {
     "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5",
     "pool_capacity": "128", "max_batch": "32", "max_queue": "7", "snapshot_every": "8",
     "snapshot_ttl_s": "60", "snapshot_precision": "float16",
-    "late_policy": "reject", "future_tolerance_s": "2.5", "dedup_window": "10",
+    "late_policy": "replay", "replay_limit": "4", "future_tolerance_s": "2.5", "dedup_window": "10",
     "idle_ttl_s": "9", "history_limit": "9999", "erasure_poll_s": "1",
     "max_k": "5", "max_batch_events": "6", "api_keys": " hunter4, hunter5 ,,",
     "log_level": "debug", "log_format": "text", "log_requests": "all", "tracing": "true",
