@@ -25,7 +25,16 @@ from service.exactness import ExactnessSampler
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
 from service.retrieval import open_retrieval
-from service.routes import health, interactions, popular, rank, recommend, session, users
+from service.routes import (
+    health,
+    interactions,
+    popular,
+    rank,
+    recommend,
+    session,
+    similar,
+    users,
+)
 from service.schemas import Problem
 from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings
@@ -75,7 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services, app.state.drain = None, drain
     guarded = [Depends(require_key)]
-    nouns = (interactions, recommend, rank, session, popular, users)
+    nouns = (interactions, recommend, rank, session, popular, similar, users)
     routers = [noun.router for noun in nouns]
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401))

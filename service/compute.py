@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artefact import Artefact
@@ -21,6 +22,7 @@ from service import snapshots, stages
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 from service.pool import Row, Seen, StatePool
 from service.retrieval import ExactRetrieval, Ranking
+from service.shelf import Selection
 from service.snapshots import Snapshot
 from service.stages import Span
 from service.wave import Entry, History, Read, Recommendation
@@ -164,6 +166,13 @@ class Computer:
             return Snapshot(row.mark, row.count, row.seen.unique(), state)
         finally:
             self.pool.unpin(row)
+
+    @torch.inference_mode()
+    def similar(
+        self, row: int, k: int, masked: NDArray[np.int32], selection: Selection | None
+    ) -> Ranking:
+        """`ExactRetrieval.similar`; to be called in the thread of `run`."""
+        return self.retrieval.similar(row, k, masked, selection)
 
     # -- catching up ---------------------------------------------------------------------
 

@@ -37,7 +37,9 @@ from service.event_log import (
 )
 from service.pool import StatePool
 from service.popularity import Popularity
-from service.retrieval import ExactRetrieval
+from service.retrieval import NOTHING_MASKED as NOTHING_MASKED
+from service.retrieval import ExactRetrieval, Ranking
+from service.shelf import Selection
 from service.snapshots import Snapshot
 from service.stages import Stages
 from service.store import StoreError, StoreUnavailable
@@ -49,8 +51,6 @@ T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
 """How often a user's history may change under our hands before a request is given up."""
-
-NOTHING_MASKED: NDArray[np.int32] = np.empty(0, np.int32)
 
 
 class Overloaded(Exception):
@@ -218,6 +218,18 @@ class Engine:
         )  # fmt: skip
         self._enqueue(read)
         return await done
+
+    async def similar(
+        self,
+        row: int,
+        k: int,
+        masked: NDArray[np.int32] = NOTHING_MASKED,
+        selection: Selection | None = None,
+    ) -> Ranking:
+        """The items most like that of a row, without itself; between two waves."""
+        return await asyncio.get_running_loop().run_in_executor(
+            self._thread, self.computer.similar, row, k, masked, selection
+        )
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""

@@ -37,6 +37,9 @@ SURE_PART = 3
 index took for worse than they are may be missing."""
 
 
+NOTHING_MASKED: NDArray[np.int32] = np.empty(0, np.int32)
+
+
 @dataclass(frozen=True)
 class Ranking:
     """The best items of one request, best first: their rows and scores. `indexed`: an index found
@@ -164,6 +167,28 @@ class ExactRetrieval:
         left = ~np.isin(head, masked)
         return Ranking(head[left][:k], scores[left][:k], recent=by_recent)
 
+    def similar(
+        self,
+        row: int,
+        k: int,
+        masked: NDArray[np.int32] = NOTHING_MASKED,
+        selection: Selection | None = None,
+    ) -> Ranking:
+        """The items whose vectors point most nearly where this row's does, without itself; the
+        score is the cosine."""
+        shelf = self.shelf
+        flags = (shelf.open if selection is None else selection.on(shelf)).copy()
+        flags[masked] = flags[row] = False
+        query = _unit(self.vectors(np.array([row]), shelf))[0]
+        rows = self._around(query, k, flags)
+        scores = (_unit(self.vectors(rows, shelf)) @ query).numpy()
+        order = np.lexsort((rows, -scores))[:k]
+        return Ranking(rows[order], scores[order])
+
+    def _around(self, query_D: Tensor, k: int, flags: Flags) -> NDArray[np.int64]:
+        """Rows with a flag, among which are the k nearest."""
+        return np.flatnonzero(flags)
+
     def _counts(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         trained = rows <= len(self)
         return np.where(trained, self._popularity[np.where(trained, rows, 1) - 1], np.float32(0))
@@ -253,6 +278,17 @@ class IndexRetrieval(ExactRetrieval):
                 found[row] = ranking
         return [found[row] for row in range(len(ks))]
 
+    def _around(self, query_D: Tensor, k: int, flags: Flags) -> NDArray[np.int64]:
+        # By product, not by cosine: the more are looked at, for their lengths differ.
+        count = _power_of_two(max(16 * LEAST_CANDIDATES, 4 * SURE_PART * k))
+        if count <= self._most:
+            found = self._index.search(query_D[None].numpy(), count)[0] + 1
+            found = found[flags[found]]
+            if len(found) >= SURE_PART * k:
+                newer = len(self) + 1 + np.flatnonzero(flags[len(self) + 1 :])
+                return np.concatenate([found, newer])
+        return super()._around(query_D, k, flags)
+
     def _best(
         self,
         shelf: Shelf,
@@ -301,6 +337,10 @@ def _merged(one: Ranking, other: Ranking, k: int) -> Ranking:
     scores = np.concatenate([one.scores, other.scores])
     order = np.lexsort((items, -scores))[:k]
     return Ranking(items[order], scores[order], one.indexed)
+
+
+def _unit(vectors_ND: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(vectors_ND.float().cpu(), dim=1)
 
 
 def open_retrieval(artefact: Artefact, how: How, folder: Path) -> ExactRetrieval:

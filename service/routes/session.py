@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from typing import Literal
 
 import numpy as np
@@ -94,15 +95,23 @@ def _events(body: Session, services: Services) -> list[Event]:
     """The session as the log would keep it: times that fall are judged by the same policy."""
     settings, now = services.settings, round(time.time() * 1000)
     latest = now + round(settings.future_tolerance_s * 1000)
-    events: list[Event] = []
-    for place, given in enumerate(body.events):
-        at = now if given.timestamp is None else given.timestamp
-        field = f"events.{place}.timestamp"
+    times: list[int] = []
+    kept: list[SessionEvent] = []
+    for number, event in enumerate(body.events):
+        at, place = now if event.timestamp is None else event.timestamp, len(kept)
+        field = f"events.{number}.timestamp"
         if at > latest:
             raise ProblemError(422, f"{field}: too far ahead of the service's clock", field=field)
-        if events and at < events[-1].time_ms:
-            if settings.late_policy == "reject" and given.timestamp is not None:
-                raise ProblemError(422, f"{field}: older than the one before it", field=field)
-            at = events[-1].time_ms
-        events.append(Event(place + 1, new_uid(), given.item_id, given.timestamp, at, None))
-    return events
+        if times and at < times[-1]:
+            if event.timestamp is None or settings.late_policy == "clamp":
+                at = times[-1]
+            else:
+                place = bisect_right(times, at)
+                if settings.late_policy == "reject" or len(kept) - place > settings.replay_limit:
+                    raise ProblemError(422, f"{field}: older than the ones before it", field=field)
+        times.insert(place, at)
+        kept.insert(place, event)
+    return [
+        Event(number + 1, new_uid(), event.item_id, event.timestamp, at, None)
+        for number, (at, event) in enumerate(zip(times, kept, strict=True))
+    ]

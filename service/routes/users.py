@@ -17,14 +17,15 @@ from service.times import iso
 router = APIRouter(prefix="/users", tags=["users"])
 
 
-def _decoded(segment: str) -> str:
+def decoded(segment: str) -> str:
+    """A segment of a path, as it was before percent-encoding."""
     try:
         return unquote(segment, errors="strict")
     except UnicodeDecodeError:
         raise ValueError("must be UTF-8, percent-encoded") from None
 
 
-UserId = Annotated[Id, BeforeValidator(_decoded), Path(description="percent-encoded")]
+UserId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encoded")]
 
 
 def _unknown(user_id: str) -> ProblemError:

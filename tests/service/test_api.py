@@ -533,6 +533,7 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("post", "/recommend/session"): {"401", "422", "503"},
         ("post", "/rank"): {"401", "422", "503"},
         ("get", "/popular"): {"401", "422", "503"},
+        ("get", "/items/{item_id}/similar"): {"401", "404", "422", "503"},
         ("get", "/users/{user_id}"): {"401", "404", "422", "503"},
         ("delete", "/users/{user_id}"): {"401", "422", "503"},
         ("get", "/users/{user_id}/history"): {"401", "404", "422", "503"},

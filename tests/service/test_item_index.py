@@ -96,6 +96,24 @@ def test_k_are_returned_while_so_many_are_left(both: Both) -> None:
     assert [ranking.indexed for ranking in found][:2] == [True, True]
 
 
+def test_similar_items_by_the_index(both: Both) -> None:
+    """Nearly all of the nearest by cosine, though the lengths differ by a factor of four."""
+    unit = vectors() / np.linalg.norm(vectors(), axis=1, keepdims=True)
+    hits = 0
+    for row in range(1, 41):
+        masked = np.array([row + 1, row + 2], np.int32)
+        found = both.indexed.similar(row, 10, masked)
+        cosines = np.concatenate([[-2], unit @ unit[row - 1]])
+        expected = best(cosines, np.append(masked, row), 10)
+        np.testing.assert_allclose(found.scores, cosines[found.items], atol=1e-5)
+        assert len(found.items) == 10
+        assert not {row, row + 1, row + 2} & set(found.items.tolist())
+        hits += len(set(found.items.tolist()) & set(expected))
+    assert hits >= 0.98 * 400
+    everything = both.indexed.similar(1, SIZE)
+    assert len(everything.items) == SIZE - 1
+
+
 def builds(caplog: pytest.LogCaptureFixture) -> int:
     return sum(record.getMessage().startswith("building") for record in caplog.records)
 

@@ -209,31 +209,59 @@ def test_a_session_leaves_nothing_behind(
     run(go())
 
 
-@pytest.mark.parametrize("late_policy", ["clamp", "reject"])
-def test_a_session_is_rounded_as_states_are(
+@pytest.mark.parametrize("late_policy", ["clamp", "reject", "replay"])
+def test_a_session_is_kept_as_the_log_would(
     artefact: Artefact, store_url: str, run: Any, late_policy: str
 ) -> None:
+    """Rounded at the same versions, and with the same place for what comes late."""
+
     async def go() -> None:
-        reduced = {"snapshot_precision": "float16", "snapshot_every": 4}
+        options = {"snapshot_precision": "float16", "snapshot_every": 4, "replay_limit": 10}
         async with in_process(
-            artefact.folder, store_url, late_policy=late_policy, **reduced
+            artefact.folder, store_url, late_policy=late_policy, **options
         ) as client:
             events = [{"item_id": f"i{n % 9}", "timestamp": BASE_MS + n * 7000} for n in range(23)]
-            for event in events:
+            late = {"item_id": "i9", "timestamp": BASE_MS + 15 * 7000}
+            for event in [*events, late]:
                 await client.post("/interactions", json={"user_id": "ann", **event})
             asked = {"k": 40, "at": BASE_MS + HOUR_MS, "exclude_seen": False}
             of_user = (await client.get("/recommend", params={"user_id": "ann", **asked})).json()
-            asked["events"] = events
-            of_session = (await client.post("/recommend/session", json=asked)).json()
-            np.testing.assert_allclose(scores(of_session), scores(of_user), atol=1e-5)
-            events[-1]["timestamp"] = BASE_MS
+            assert of_user["version"] == (23 if late_policy == "reject" else 24)
+            answer = await client.post("/recommend/session", json=asked | {"events": events})
+            if late_policy != "reject":
+                asked["events"] = [*events, late]
+                not_late = scores(answer.json())
+                answer = await client.post("/recommend/session", json=asked)
+                assert np.abs(np.subtract(scores(answer.json()), not_late)).max() > 1e-3
+            np.testing.assert_allclose(scores(answer.json()), scores(of_user), atol=1e-5)
+            asked["events"] = [*events, late | {"timestamp": BASE_MS}]
             answer = await client.post("/recommend/session", json=asked)
-            if late_policy == "reject":
-                problem(answer, 422, "events.22.timestamp")
-            else:
+            if late_policy == "clamp":
                 assert answer.status_code == 200
+            else:  # too many would have to be moved
+                problem(answer, 422, "events.23.timestamp")
 
     run(go())
+
+
+# -- similar items -----------------------------------------------------------------------
+
+
+def test_similar_items_point_the_same_way(client: httpx.Client, artefact: Artefact) -> None:
+    vectors = artefact.model.item_embedding.weight.detach().double().numpy()[1:]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = dict(zip(ITEMS, (unit @ unit[4]).tolist(), strict=True))
+    del cosines["i4"]
+    answer = ask(client, "GET", "/items/i4/similar", k=7)
+    assert (answer["item_id"], answer["model"]) == ("i4", artefact.identity)
+    assert ids(answer) == sorted(cosines, key=lambda item: -cosines[item])[:7]
+    np.testing.assert_allclose(scores(answer), [cosines[i] for i in ids(answer)], atol=1e-5)
+    titles = dict(zip(artefact.items.ids, artefact.items.titles or [], strict=True))
+    assert all(item.get("title") == titles[item["item_id"]] for item in answer["items"])
+    assert len(ids(ask(client, "GET", "/items/i%34/similar", k=50))) == 39
+    problem(client.get("/items/no%2Fsuch/similar"), 404, "item_id")
+    problem(client.get("/items/i4/similar?k=51"), 422, "k")
+    problem(client.get("/items/%FF/similar"), 422, "item_id")
 
 
 # -- what is refused ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from model.artefact import Items
 from service.retrieval import ExactRetrieval
+from service.shelf import Shelf
 
 torch.set_num_threads(1)
 
@@ -59,3 +60,65 @@ def test_popular_is_sorted_by_popularity_then_index(counts: list[int], data: st.
     expected = sorted(left, key=lambda i: (-counts[i - 1], i))[:k]
     assert ranking.items.tolist() == expected
     assert ranking.scores.tolist() == [counts[i - 1] for i in expected]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.booleans(), st.data())
+def test_what_is_popular_of_late_comes_first(
+    counts: list[int], shelved: bool, data: st.DataObject
+) -> None:
+    size = len(counts)
+    rows = st.integers(1, size)
+    mask = data.draw(st.lists(rows, max_size=2 * size))
+    blocked = data.draw(st.sets(rows)) if shelved else set[int]()
+    recent = data.draw(st.dictionaries(rows, st.integers(1, 9), min_size=1))
+    k = data.draw(st.integers(1, size + 3))
+    items = Items([f"i{i}" for i in range(size)], np.array(counts))
+    retrieval = ExactRetrieval(torch.zeros(size + 1, 2), items)
+    if shelved:
+        flags = np.zeros(size + 1, np.bool_)
+        flags[list(blocked)] = True
+        retrieval.shelf = Shelf(size, flags)
+    retrieval.show_recent(sorted(recent.items(), key=lambda pair: -pair[1]))
+    ranking = retrieval.popular(np.array(mask, np.int32), k)
+    left = [i for i in range(1, size + 1) if i not in mask and i not in blocked]
+    in_order = sorted(left, key=lambda i: -recent.get(i, 0))
+    assert ranking.recent
+    assert ranking.scores.tolist() == [recent.get(i, 0) for i in in_order][:k]
+    assert len(set(ranking.items.tolist())) == len(ranking.items)
+    assert [recent.get(i, 0) for i in ranking.items.tolist()] == ranking.scores.tolist()
+    assert set(ranking.items.tolist()) <= set(left)
+    others = [i for i in ranking.items.tolist() if i not in recent]
+    assert others == sorted(others, key=lambda i: (-counts[i - 1], i))
+    trained = retrieval.popular(np.array(mask, np.int32), k, in_training=True)
+    assert trained.items.tolist() == sorted(left, key=lambda i: (-counts[i - 1], i))[:k]
+    ranked = retrieval.rank(None, np.array(left, np.int32))
+    assert ranked.scores.tolist() == [recent.get(i, 0) for i in in_order]
+    retrieval.show_recent([])
+    assert retrieval.popular(np.array(mask, np.int32), k).items.tolist() == trained.items.tolist()
+
+
+@given(requests(), st.data())
+def test_similar_items_are_sorted_by_cosine(
+    request: tuple[np.ndarray, np.ndarray, list[list[int]], list[int]], data: st.DataObject
+) -> None:
+    embedding, _, masks, ks = request
+    size = len(embedding) - 1
+    row = data.draw(st.integers(1, size))
+    items = Items([f"i{i}" for i in range(size)], np.zeros(size, np.int64))
+    retrieval = ExactRetrieval(torch.from_numpy(embedding), items)
+    found = retrieval.similar(row, ks[0], np.array(masks[0], np.int32))
+
+    def cosine(one: np.ndarray, other: np.ndarray) -> float:
+        lengths = float(np.linalg.norm(one) * np.linalg.norm(other))
+        return float(one @ other) / lengths if lengths else 0.0
+
+    left = {
+        i: cosine(embedding[row], embedding[i])
+        for i in range(1, size + 1)
+        if i != row and i not in masks[0]
+    }
+    np.testing.assert_allclose(
+        found.scores, sorted(left.values(), reverse=True)[: ks[0]], atol=1e-6
+    )
+    np.testing.assert_allclose([left[i] for i in found.items.tolist()], found.scores, atol=1e-6)
+    assert len(set(found.items.tolist())) == len(found.items)

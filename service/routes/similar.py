@@ -1,0 +1,58 @@
+"""GET /items/{id}/similar."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, BeforeValidator, Field
+
+from service.dependencies import ServicesDep
+from service.problems import ProblemError, declared
+from service.routes.users import decoded
+from service.schemas import Id
+
+router = APIRouter(prefix="/items", tags=["items"])
+
+
+class SimilarItem(BaseModel):
+    item_id: str
+    score: float = Field(description="cosine of the two items' vectors, at most 1")
+    title: str | None = None
+
+
+class SimilarItems(BaseModel):
+    """The items most like one, the most like first."""
+
+    item_id: str
+    items: list[SimilarItem]
+    model: str = Field(description="identity of the model")
+
+
+@router.get(
+    "/{item_id}/similar", responses=declared(404, 422, 503), response_model_exclude_none=True
+)
+async def get_similar(
+    item_id: Annotated[Id, BeforeValidator(decoded), Path(description="percent-encoded")],
+    services: ServicesDep,
+    k: Annotated[int, Query(ge=1, description="how many items")] = 10,
+) -> SimilarItems:
+    """The items that people interact with as they do with this one."""
+    if k > services.settings.max_k:
+        raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
+    row = services.engine.computer.vocabulary.get(item_id)
+    if row is None:
+        raise ProblemError(404, f"item_id: the model does not know {item_id!r}", field="item_id")
+    items, found = services.artefact.items, await services.engine.similar(row, k)
+    return SimilarItems(
+        item_id=item_id,
+        items=[
+            SimilarItem(
+                item_id=items.ids[place - 1],
+                score=score,
+                title=items.titles[place - 1] if items.titles else None,
+            )
+            for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
+        ],
+        model=services.engine.identity,
+    )
