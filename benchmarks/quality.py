@@ -14,7 +14,9 @@ without a name trains nothing. What was tried is in benchmarks/quality.md.
 The rows lrurec, mamba4rec and tisasrec are our implementations of published models, in
 `benchmarks.baselines`: each with its published recipe and window, our batches, loss and ranking.
 
-Full ranking, ties count against the model. Published rows are theirs, not measured here.
+Full ranking, ties count against the model. `weighed` is `kept` with the model's repeat bias, one
+number fitted on validation: where a log has no repeats, that is how the model knows. Published rows
+are theirs, not measured here.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,7 @@ from training.metrics import CUTOFFS
 from training.recipe import model_config, training_config
 from training.trainer import DivergedError, TrainingConfig, train
 
+SEEN = ("kept", "weighed", "masked")
 HIDDEN = "whole, times hidden"
 HISTORIES: dict[str, int | None] = {"whole": None, "last 50": 50, "last 200": 200}
 DATA = Path("../shared/data")
@@ -227,19 +231,22 @@ def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
                 if view.history == "whole"
             }
             continue
-        rankings = rank_targets(
-            model, dataset.histories, dataset.test, last=last, at_target_time=asked, top=0
-        )
-        for told, ranking in rankings.items():
+        rank = partial(
+            rank_targets, model, dataset.histories, dataset.test,
+            last=last, at_target_time=asked, top=0,
+        )  # fmt: skip
+        for told, ranking in rank(repeat_bias=0.0).items():
             found[View("kept", history, told)] = ranking.kept
             found[View("masked", history, told)] = ranking.masked
+        for told, ranking in rank().items():
+            found[View("weighed", history, told)] = ranking.kept
         console.print(f"ranked, {history} history", highlight=False)
     if model.config.time_use == "optional" and _lacks_times(dataset):
         # Which times are missing must not tell the target: this row can't know.
         hidden = replace(
             dataset.histories, times=np.full_like(dataset.histories.times, UNKNOWN_TIME)
         )
-        ranking = rank_targets(model, hidden, dataset.test, top=0)[False]
+        ranking = rank_targets(model, hidden, dataset.test, top=0, repeat_bias=0.0)[False]
         found[View("kept", HIDDEN)], found[View("masked", HIDDEN)] = ranking.kept, ranking.masked
     return Ranks.of(dataset, found)
 
@@ -304,6 +311,7 @@ def measure(
             "epochs": trained.epochs,
             "seconds": trained.seconds,
             "validation_ndcg": trained.best_ndcg,
+            "repeat_bias": trained.model.repeat_bias,
         },
     )
 
@@ -421,11 +429,14 @@ def table(
     histories: Sequence[str],
     cutoff: int,
 ) -> Table:
-    """Ours and the published rows, seen items kept, then masked."""
+    """Ours and the published rows: seen items kept, the same with the repeat bias, then masked.
+
+    Figures published with seen items kept stand beside both of ours.
+    """
     names = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR")]
     head = ("seen", "model", "history", "time told", "seeds", *names, "what, or whose figures")
     shown = Table(*head, title=title)
-    for seen in ("kept", "masked"):
+    for seen in SEEN:
         for line in lines:
             if line["seen"] != seen or line["history"] not in histories:
                 continue
@@ -439,7 +450,8 @@ def table(
                 line["title"],
             )
         for other in others:
-            if other.seen != seen or not any(name in other.figures for name in names):
+            compared = "kept" if seen == "weighed" else seen
+            if other.seen != compared or not any(name in other.figures for name in names):
                 continue
             note = f"; NOT LIKE FOR LIKE: {other.note}" if other.note else ""
             shown.add_row(
@@ -577,7 +589,7 @@ def compare_parser() -> argparse.ArgumentParser:
     for name in ("a", "b"):
         parser.add_argument(name, type=Path, help="the folder of a row, or of one of its seeds")
     parser.add_argument("--metric", default="NDCG@10")
-    parser.add_argument("--seen", choices=("kept", "masked"), default="kept")
+    parser.add_argument("--seen", choices=SEEN, default="kept")
     parser.add_argument("--history", choices=(*HISTORIES, HIDDEN), default="whole")
     parser.add_argument(
         "--told", choices=("neither", "a", "b", "both"), default="neither",

@@ -38,8 +38,9 @@ class ResultError(ValueError):
 
 
 class View(NamedTuple):
-    """One way of asking. seen: `kept` or `masked`; history: what the model was given of it;
-    told: whether it was told the time of the request, here the target's own."""
+    """One way of asking. seen: `kept`, `masked` or `weighed`, which is kept with the model's repeat
+    bias; history: what the model was given of it; told: whether it was told the time of the
+    request, here the target's own."""
 
     seen: str = "kept"
     history: str = "whole"

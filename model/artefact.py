@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from dataclasses import dataclass
@@ -121,11 +122,12 @@ def save_artefact(
         _write_json(partial / METRICS, metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
         hashes = {name: _hash(partial / name) for name in (WEIGHTS, ITEMS)}
-        identity = _identity(model.config, hashes)
+        identity = _identity(model.config, model.repeat_bias, hashes)
         description = {
             "format": FORMAT,
             "identity": identity,
             "architecture": model.config.to_dict(),
+            "repeat_bias": model.repeat_bias,
             "state": {
                 "hash": model.state_layout.hash.hex(),
                 "bytes": model.state_layout.nbytes(),
@@ -192,14 +194,19 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
         config = ModelConfig.from_dict(description["architecture"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtefactError(f"{folder / CONFIG}: architecture: {error}") from None
-    identity = _identity(config, hashes)
+    bias = description.get("repeat_bias", 0.0)
+    if not isinstance(bias, int | float) or not math.isfinite(bias):
+        raise ArtefactError(f"{folder / CONFIG}: repeat_bias must be a number, not {bias!r}")
+    identity = _identity(config, bias, hashes)
     if description.get("identity") != identity:
         raise ArtefactError(
-            f"{folder / CONFIG}: the architecture is not the one these weights were saved with"
+            f"{folder / CONFIG}: the architecture or the repeat_bias is not the one that these "
+            "weights were saved with"
         )
     try:
         model = TiM4Rec(config)
         model.load_state_dict(load_file(folder / WEIGHTS))
+        model.repeat_bias = float(bias)
     except (TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ArtefactError(f"{folder / WEIGHTS} does not fit the architecture: {reason}") from None
@@ -235,9 +242,11 @@ def _require_replaceable(folder: Path) -> None:
         raise ArtefactError(f"{folder} is not empty and not an artefact: choose another folder")
 
 
-def _identity(config: ModelConfig, hashes: dict[str, str]) -> str:
+def _identity(config: ModelConfig, repeat_bias: float, hashes: dict[str, str]) -> str:
     # Dropout is no part of what is served; everything else decides a state or a score.
     served = {k: v for k, v in config.to_dict().items() if "dropout" not in k}
+    if repeat_bias:
+        served["repeat_bias"] = repeat_bias
     text = json.dumps([FORMAT, served, hashes], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -22,6 +22,8 @@ class Recommender(nn.Module, ABC):
     config: Architecture[Recommender]
     item_embedding: nn.Embedding
     """(V+1, D): scores are products of a query with its rows, so these are as wide as a query."""
+    repeat_bias: float = 0.0
+    """To be added to the score of an item that the user has had, where such items are ranked."""
 
     @property
     def device(self) -> torch.device:

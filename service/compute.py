@@ -21,7 +21,7 @@ from model.state import Precision, State
 from service import snapshots, stages
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 from service.pool import Row, Seen, StatePool
-from service.retrieval import ExactRetrieval, Ranking
+from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
 from service.shelf import Selection
 from service.snapshots import Snapshot
 from service.stages import Span
@@ -99,7 +99,7 @@ class Computer:
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
-            self.model.item_embedding.weight, artefact.items
+            self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
         self.snapshot_every = snapshot_every
         self.precision = snapshot_precision
@@ -379,12 +379,15 @@ class Computer:
                 query_BD if len(free) == len(asked) else query_BD[free],
                 [_mask(*asked[i]) for i in free],
                 [asked[i][1].k for i in free],
+                had=[_weighed(*asked[i]) for i in free],
             )
             if len(free) == len(asked):
                 return tops
             found = dict(zip(free, tops, strict=True))
         return [
-            found[i] if i in found else self.retrieval.rank(query_BD[i], _candidates(row, read))
+            found[i]
+            if i in found
+            else self.retrieval.rank(query_BD[i], _candidates(row, read), _weighed(row, read))
             for i, (row, read) in enumerate(asked)
         ]
 
@@ -424,6 +427,11 @@ def _mask(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
     if not read.exclude_seen:
         return read.masked
     return np.concatenate([row.seen.array(), read.masked]) if len(read.masked) else row.seen.array()
+
+
+def _weighed(row: Row, read: Read) -> NDArray[np.int32]:
+    """What the user has had and may be returned."""
+    return NO_ITEMS if read.exclude_seen else row.seen.array()
 
 
 def _candidates(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:

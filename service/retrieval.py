@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 How = Literal["auto", "exact", "index"]
+
+NO_ITEMS: NDArray[np.int32] = np.empty(0, np.int32)
 
 INDEX_FROM = 100_000
 """Catalogues of so many items have an index by default; `python -m benchmarks.catalogue` is why."""
@@ -56,14 +58,16 @@ class ExactRetrieval:
 
     Args:
         embedding: (V + 1, D), row 0 the padding's.
+        repeat_bias: added to the scores of items that the user has had.
 
     Attributes:
         shelf: what there is besides the vocabulary, and what may not be returned. Each call takes
             the one that is there when it begins.
     """
 
-    def __init__(self, embedding: Tensor, items: Items) -> None:
+    def __init__(self, embedding: Tensor, items: Items, repeat_bias: float = 0.0) -> None:
         self._embedding = embedding.detach()
+        self.repeat_bias = repeat_bias
         popularity = np.asarray(items.popularity)
         self._popular = np.argsort(-popularity, kind="stable") + 1
         self._popularity = popularity.astype(np.float32)
@@ -79,14 +83,16 @@ class ExactRetrieval:
         masked: Sequence[NDArray[np.int32]],
         ks: Sequence[int],
         selections: Sequence[Selection | None] | None = None,
+        had: Sequence[NDArray[np.int32]] | None = None,
     ) -> list[Ranking]:
         """The best `ks[i]` items of each query, fewer where so many are not left.
 
         Args:
             masked: for each query, rows that must not be returned.
             selections: for each query, what only may be returned; None: everything.
+            had: for each query, items that the user has had, to be weighed; None: of none.
         """
-        return self._top(self.shelf, query_BD, masked, ks, selections)
+        return self._top(self.shelf, query_BD, masked, ks, selections, had)
 
     def _top(
         self,
@@ -95,6 +101,7 @@ class ExactRetrieval:
         masked: Sequence[NDArray[np.int32]],
         ks: Sequence[int],
         selections: Sequence[Selection | None] | None,
+        had: Sequence[NDArray[np.int32]] | None = None,
     ) -> list[Ranking]:
         scores = query_BD @ self._embedding.T
         if shelf.vectors is not None:
@@ -106,11 +113,10 @@ class ExactRetrieval:
             if selection is not None:
                 out = torch.from_numpy(~selection.on(shelf)).to(scores.device)
                 scores[row].masked_fill_(out, -torch.inf)
-        sizes = [len(mask) for mask in masked]
-        if any(sizes):
-            rows = np.repeat(np.arange(len(masked)), sizes)
-            columns = np.concatenate(masked).astype(np.int64)
-            scores[torch.from_numpy(rows), torch.from_numpy(columns)] = -torch.inf
+        if had is not None and self.repeat_bias and (places := _places(had)) is not None:
+            scores[places] = scores[places] + self.repeat_bias  # once where one stands there twice
+        if (places := _places(masked)) is not None:
+            scores[places] = -torch.inf
         widest = min(max(ks), scores.shape[1])
         values, indices = (t.cpu().numpy() for t in scores.topk(widest, dim=1))
         rankings = []
@@ -122,9 +128,14 @@ class ExactRetrieval:
             rankings.append(Ranking(index[left], value[left]))
         return rankings
 
-    def rank(self, query_D: Tensor | None, candidates: NDArray[np.int32]) -> Ranking:
+    def rank(
+        self,
+        query_D: Tensor | None,
+        candidates: NDArray[np.int32],
+        had: NDArray[np.int32] = NO_ITEMS,
+    ) -> Ranking:
         """All of these items, best first by their exact scores; without a query by popularity.
-        Equal ones are in the order of the item index."""
+        Equal ones are in the order of the item index. `had`: what the user has had."""
         if query_D is None:
             ever = self._counts(candidates)
             recent, counted = self._recent
@@ -134,6 +145,7 @@ class ExactRetrieval:
             scores = scores if numbers else ever
             return Ranking(candidates[order].astype(np.int64), scores[order], recent=bool(numbers))
         scores = (self.vectors(candidates.astype(np.int64)) @ query_D).cpu().numpy()
+        scores += np.float32(self.repeat_bias) * np.isin(candidates, had)
         order = np.lexsort((candidates, -scores))
         return Ranking(candidates[order].astype(np.int64), scores[order])
 
@@ -213,12 +225,14 @@ class IndexRetrieval(ExactRetrieval):
     """Top-K among the candidates of an index; for the few it can't serve, over the whole catalogue.
 
     Args:
-        embedding: as for ExactRetrieval.
+        embedding, repeat_bias: as for ExactRetrieval.
         index: of rows 1 to V.
     """
 
-    def __init__(self, embedding: Tensor, items: Items, index: ItemIndex) -> None:
-        super().__init__(embedding, items)
+    def __init__(
+        self, embedding: Tensor, items: Items, index: ItemIndex, repeat_bias: float = 0.0
+    ) -> None:
+        super().__init__(embedding, items, repeat_bias)
         self._vectors = self._embedding.cpu()
         self._index = index
         self._most = min(MOST_CANDIDATES, len(self) // 4)
@@ -230,9 +244,21 @@ class IndexRetrieval(ExactRetrieval):
         masked: Sequence[NDArray[np.int32]],
         ks: Sequence[int],
         selections: Sequence[Selection | None] | None = None,
+        had: Sequence[NDArray[np.int32]] | None = None,
     ) -> list[Ranking]:
         query, shelf = query_BD.float().cpu(), self.shelf
         chosen = selections or [None] * len(ks)
+        if had is not None and self.repeat_bias and any(map(len, had)):
+            # No index knows where a bias puts an item: those are looked at one by one.
+            apart = [np.concatenate(both) for both in zip(masked, had, strict=True)]
+            return [
+                _merged(
+                    new, self._weighed(shelf, query[row], had[row], masked[row], chosen[row], k), k
+                )
+                for row, (new, k) in enumerate(
+                    zip(self.top(query_BD, apart, ks, selections), ks, strict=True)
+                )
+            ]
         # What may be returned of the shelf; None: everything.
         everybodys = None if shelf.blocked is None else shelf.open
         flags = [everybodys if one is None else one.on(shelf) for one in chosen]
@@ -303,6 +329,21 @@ class IndexRetrieval(ExactRetrieval):
         order = np.lexsort((rows, -scores))[:k]
         return Ranking(rows[order], scores[order])
 
+    def _weighed(
+        self,
+        shelf: Shelf,
+        query_D: Tensor,
+        had: NDArray[np.int32],
+        masked: NDArray[np.int32],
+        selection: Selection | None,
+        k: int,
+    ) -> Ranking:
+        """The best of what the user has had."""
+        rows = np.unique(had).astype(np.int64)
+        rows = rows[(shelf.open if selection is None else selection.on(shelf))[rows]]
+        best = self._best(shelf, query_D, rows, masked, k)
+        return replace(best, scores=best.scores + np.float32(self.repeat_bias))
+
     def _candidates(
         self,
         query_BD: Tensor,
@@ -366,9 +407,18 @@ def open_retrieval(artefact: Artefact, how: How, folder: Path) -> ExactRetrieval
         if size >= item_index.LEAST_ITEMS:
             vectors = weight.detach().float().cpu().numpy()[1:]
             index = item_index.open_index(folder, artefact.identity, vectors)
-            return IndexRetrieval(weight, artefact.items, index)
+            return IndexRetrieval(weight, artefact.items, index, artefact.model.repeat_bias)
         logger.info("%d items are too few for an index: retrieval is exact", size)
-    return ExactRetrieval(weight, artefact.items)
+    return ExactRetrieval(weight, artefact.items, artefact.model.repeat_bias)
+
+
+def _places(columns: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor] | None:
+    """Row and column of each, to index with; None where there is none."""
+    sizes = [len(some) for some in columns]
+    if not any(sizes):
+        return None
+    rows = np.repeat(np.arange(len(columns)), sizes)
+    return torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns).astype(np.int64))
 
 
 def _power_of_two(least: int) -> int:

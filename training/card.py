@@ -67,6 +67,8 @@ def model_card(
         _table(["", ""], [[key, _shown(value)] for key, value in config.to_dict().items()]),
         f"{result.epochs} epochs in {result.seconds:.0f} s; the weights are those of epoch "
         f"{result.best_epoch}, the best by validation NDCG@10 ({result.best_ndcg:.4f}).",
+        f"Repeat bias {result.model.repeat_bias:g}: added to the score of an item that the user "
+        "has had, where such items are kept; fitted on validation.",
         "## Test results",
         "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
         "user's earlier items stay among the candidates (kept) or not (masked). *Asked at*: "

@@ -2,7 +2,8 @@
 
 A target's rank is 1 + the number of other items scored at least as high: ties count against us.
 `kept` ranks among all items, `masked` leaves out every item of the user's whole history (a target
-seen before then can't be recommended and is a miss).
+seen before then can't be recommended and is a miss). The model's repeat bias counts where items are
+kept.
 """
 
 from __future__ import annotations
@@ -90,6 +91,7 @@ def rank_targets(
     last: int | None = None,
     at_target_time: Sequence[bool] = (False,),
     top: int = 100,
+    repeat_bias: float | None = None,
     tokens: int = 1 << 15,
     progress: Callable[[int], None] | None = None,
 ) -> dict[bool, Ranking]:
@@ -101,31 +103,71 @@ def rank_targets(
         at_target_time: for each, a ranking asked for at the target's own time (True) or at an
             unknown time (False), under that key of the result.
         top: K of `top_items`.
+        repeat_bias: in place of the model's own.
         tokens: bounds the padded interactions of a batch, and with it the memory.
         progress: is told how many targets were ranked, after each batch.
     """
+    bias = model.repeat_bias if repeat_bias is None else repeat_bias
+    top = min(top, model.config.n_items)
+    columns = {asked: _Columns(len(targets), top, bias) for asked in at_target_time}
+    for batch in scored(
+        model, histories, targets, mode=mode, last=last, at_target_time=at_target_time,
+        tokens=tokens,
+    ):  # fmt: skip
+        for asked, out in columns.items():
+            out.fill(batch, batch.scores[asked])
+        if progress is not None:
+            progress(len(batch.rows))
+    return {asked: out.ranking(targets) for asked, out in columns.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Some of the targets and the scores of all items for them.
+
+    rows: (B) which; targets: those (B); scores: (B, V+1) by request time, without a repeat bias;
+    seen: (B, L) the user's whole history, padded with 0; repeated: (B) whether the target is in it.
+    """
+
+    rows: Int64s
+    targets: Targets
+    scores: dict[bool, Tensor]
+    seen: Tensor
+    repeated: npt.NDArray[np.bool_]
+
+
+@torch.inference_mode()
+def scored(
+    model: Recommender,
+    histories: Histories,
+    targets: Targets,
+    *,
+    mode: OfflineMode = "parallel",
+    last: int | None = None,
+    at_target_time: Sequence[bool] = (False,),
+    tokens: int = 1 << 15,
+) -> Iterator[Scored]:
+    """All targets, a batch at a time; arguments as of `rank_targets`."""
     firsts = histories.offsets[targets.users]
     starts = firsts if last is None else np.maximum(firsts, targets.ends - last)
     lengths = targets.ends - starts
-    top = min(top, model.config.n_items)
-    columns = {asked: _Columns(len(targets), top) for asked in at_target_time}
     run = _prefill if mode == "parallel" else _step_through
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for rows in _batches(lengths, tokens, model.config.n_items, model.device):
-                state = run(model, histories, starts[rows], lengths[rows])
-                batch = targets.take(rows)
-                for asked, out in columns.items():
-                    times = _on(model.device, batch.times)[0] if asked else None
-                    scores = model.scores(model.query(state, times))
-                    out.fill(rows, scores, histories, firsts[rows], batch)
-                if progress is not None:
-                    progress(len(rows))
+        for rows in _batches(lengths, tokens, model.config.n_items, model.device):
+            state = run(model, histories, starts[rows], lengths[rows])
+            batch = targets.take(rows)
+            scores = {}
+            for asked in at_target_time:
+                times = _on(model.device, batch.times)[0] if asked else None
+                scores[asked] = model.scores(model.query(state, times))
+            # The whole history, however much of it was used.
+            seen, _ = gather_padded(histories, firsts[rows], batch.ends - firsts[rows])
+            repeated = ((seen == batch.items[:, None]) & (seen > 0)).any(1)
+            yield Scored(rows, batch, scores, _on(model.device, seen)[0], repeated)
     finally:
         model.train(was_training)
-    return {asked: out.ranking(targets) for asked, out in columns.items()}
 
 
 def _batches(lengths: Int64s, tokens: int, n_items: int, device: torch.device) -> Iterator[Int64s]:
@@ -172,7 +214,8 @@ def _on(device: torch.device, *arrays: Int64s) -> list[Tensor]:
 class _Columns:
     """The columns of a Ranking while batches fill them."""
 
-    def __init__(self, size: int, top: int) -> None:
+    def __init__(self, size: int, top: int, repeat_bias: float) -> None:
+        self.repeat_bias = repeat_bias
         self.ranks = {
             (seen, which): np.zeros(size, dtype=np.int64)
             for seen in ("kept", "masked")
@@ -182,14 +225,10 @@ class _Columns:
         self.top_items = np.zeros((size, top), dtype=np.int64)
         self.top_scores = np.zeros((size, top), dtype=np.float32)
 
-    def fill(
-        self,
-        rows: Int64s,
-        scores: Tensor,
-        histories: Histories,
-        firsts: Int64s,
-        targets: Targets,
-    ) -> None:
+    def fill(self, batch: Scored, scores: Tensor) -> None:
+        rows, targets, seen = batch.rows, batch.targets, batch.seen
+        if self.repeat_bias:
+            scores = scores.scatter(1, seen, scores.gather(1, seen) + self.repeat_bias)
         (items,) = _on(scores.device, targets.items.astype(np.int64))
         own = scores.gather(1, items[:, None])  # -inf, the padding's, for an unknown target
         unknown = (targets.items == 0) | own[:, 0].isnan().cpu().numpy()
@@ -198,12 +237,8 @@ class _Columns:
         self.top_scores[rows] = best.values.cpu().numpy()
         self.scores[rows] = np.where(unknown, np.nan, own[:, 0].float().cpu().numpy())
         self._rank("kept", rows, scores, own, unknown)
-        lengths = targets.ends - firsts  # the whole history, however much of it was used
-        seen, _ = gather_padded(histories, firsts, lengths)
-        repeated = ((seen == targets.items[:, None]) & (seen > 0)).any(1)
-        (seen_items,) = _on(scores.device, seen)  # its padding masks column 0 once more
-        scores = scores.scatter(1, seen_items, -torch.inf)
-        self._rank("masked", rows, scores, own, unknown | repeated)
+        scores = scores.scatter(1, seen, -torch.inf)  # its padding masks column 0 once more
+        self._rank("masked", rows, scores, own, unknown | batch.repeated)
 
     def _rank(
         self,

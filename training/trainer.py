@@ -36,6 +36,7 @@ from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
 from training.metrics import ranking_metrics
 from training.negatives import NegativeSampler
 from training.parallel import Group, join
+from training.repeats import repeat_bias
 
 Seen = Literal["auto", "kept", "masked"]
 ItemInit = Literal["random", "cooccurrence"]
@@ -133,7 +134,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[M]):
-    """A finished run: the best weights, in evaluation mode, and how it went."""
+    """A finished run: the best weights with their repeat bias, in evaluation mode."""
 
     model: M
     epochs: int
@@ -262,6 +263,7 @@ class _Run(Generic[M]):
             if after_epoch is not None:
                 after_epoch(done)
         self.model.load_state_dict(self.best)
+        self.model.repeat_bias = repeat_bias(self.model, self.dataset)
         p = self.progress
         return Result(self.model.eval(), p.epoch, p.best_epoch, p.best_ndcg, p.seconds)
 

@@ -58,11 +58,13 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("time", ["causal", "none", "sequence"])
 def test_loading_gives_the_same_scores(tmp_path: Path, time: str) -> None:
     model = make(replace(CONFIG, time=time))
+    model.repeat_bias = -3.25
     identity = save_artefact(tmp_path / "new" / "m", model, ITEMS, {"ndcg@10": 0.25}, "# A card\n")
     loaded = load_artefact(tmp_path / "new" / "m")
     assert torch.equal(outputs(loaded.model), outputs(model))
     assert not loaded.model.training
     assert loaded.model.config == model.config
+    assert loaded.model.repeat_bias == -3.25
     assert loaded.metrics == {"ndcg@10": 0.25}
     assert loaded.identity == identity
     assert loaded.items.ids == ITEMS.ids
@@ -147,10 +149,23 @@ def test_a_changed_architecture_is_refused(folder: Path, values: dict[str, Any])
 
 
 @pytest.mark.parametrize("value", [None, [], "x"])
-@pytest.mark.parametrize("field", ["architecture", "hashes", "identity", "state"])
+@pytest.mark.parametrize("field", ["architecture", "hashes", "identity", "state", "repeat_bias"])
 def test_a_field_of_another_type_is_refused(folder: Path, field: str, value: object) -> None:
     change(folder / "config.json", **{field: value})
     assert str(folder / "config.json") in refusal(folder)
+
+
+def test_a_changed_repeat_bias_is_refused(folder: Path) -> None:
+    change(folder / "config.json", repeat_bias=0.5)
+    assert "repeat_bias" in refusal(folder)
+
+
+def test_an_artefact_from_before_there_was_a_repeat_bias_has_none(folder: Path) -> None:
+    path = folder / "config.json"
+    description = json.loads(path.read_text())
+    del description["repeat_bias"]
+    path.write_text(json.dumps(description))
+    assert load_artefact(folder).model.repeat_bias == 0
 
 
 def seal(folder: Path, name: str) -> None:
@@ -158,8 +173,9 @@ def seal(folder: Path, name: str) -> None:
     path = folder / "config.json"
     hashes = json.loads(path.read_text())["hashes"] | {name: module._hash(folder / name)}
     change(path, hashes=hashes)
-    config = ModelConfig.from_dict(json.loads(path.read_text())["architecture"])
-    change(path, identity=module._identity(config, hashes))
+    description = json.loads(path.read_text())
+    config = ModelConfig.from_dict(description["architecture"])
+    change(path, identity=module._identity(config, description["repeat_bias"], hashes))
 
 
 @pytest.mark.parametrize(
@@ -372,13 +388,16 @@ def test_what_changes_the_identity(tmp_path: Path) -> None:
     moved = make()
     with torch.no_grad():
         moved.item_embedding.weight[3, 2] += 1e-6
+    biased = make()
+    biased.repeat_bias = 0.5
     others = [
         identity(moved),
+        identity(biased),
         identity(less_eps),
         identity(make(), replace(ITEMS, ids=["b", "a", *ITEMS.ids[2:]])),
         identity(make(), replace(ITEMS, popularity=ITEMS.popularity + 1)),
     ]
-    assert len({same, *others}) == 5
+    assert len({same, *others}) == 6
 
 
 def test_items_check_themselves() -> None:

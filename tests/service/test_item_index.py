@@ -46,7 +46,7 @@ class Both:
     """A catalogue with an index, and all scores of 40 queries."""
 
     def __init__(self, folder: Path) -> None:
-        items = Items([str(n) for n in range(SIZE)], np.zeros(SIZE, np.int64))
+        self.items = items = Items([str(n) for n in range(SIZE)], np.zeros(SIZE, np.int64))
         embedding = torch.from_numpy(np.pad(vectors(), ((1, 0), (0, 0))))
         index = open_index(folder, MODEL, vectors())
         self.indexed = IndexRetrieval(embedding, items, index)
@@ -112,6 +112,31 @@ def test_similar_items_by_the_index(both: Both) -> None:
     assert hits >= 0.98 * 400
     everything = both.indexed.similar(1, SIZE)
     assert len(everything.items) == SIZE - 1
+
+
+@pytest.mark.parametrize("bias", [-300.0, 300.0])
+def test_what_the_user_has_had_is_weighed(both: Both, bias: float) -> None:
+    """Also items far from the query, which no index would find; none twice, masked ones not."""
+    indexed = IndexRetrieval(both.indexed._embedding, both.items, both.indexed._index, bias)
+    nothing = np.empty(0, np.int32)
+    had = [
+        np.array([*best(row, nothing, 3), SIZE, SIZE - 1, SIZE], np.int32) for row in both.scores
+    ]
+    masks = [own[:1] for own in had]
+    masks[1], had[2] = nothing, nothing
+    found = indexed.top(both.queries, masks, [20] * len(masks), had=had)
+    hits = 0
+    for row, mask, own, ranking in zip(both.scores, masks, had, found, strict=True):
+        weighed = row.copy()
+        weighed[np.unique(own)] += bias
+        items = ranking.items.tolist()
+        assert len(set(items)) == len(items) == 20
+        np.testing.assert_allclose(ranking.scores, weighed[items], atol=1e-3)
+        hits += len(set(items) & set(best(weighed, mask, 20)))
+    assert hits >= 0.98 * 20 * len(masks)
+    shown = set(found[0].items.tolist())
+    assert int(had[0][0]) not in shown
+    assert ({SIZE, SIZE - 1} <= shown) == (bias > 0)
 
 
 def builds(caplog: pytest.LogCaptureFixture) -> int:

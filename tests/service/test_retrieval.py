@@ -30,17 +30,30 @@ def requests(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[list[int]], 
     return matrix(size + 1), matrix(batch), masks, ks
 
 
-@given(requests())
+@given(requests(), st.integers(-3, 3), st.data())
 def test_top_is_the_sorted_catalogue_without_the_masked(
     request: tuple[np.ndarray, np.ndarray, list[list[int]], list[int]],
+    bias: int,
+    data: st.DataObject,
 ) -> None:
     embedding, queries, masks, ks = request
     size = len(embedding) - 1
+    of_one = st.lists(st.integers(1, size), max_size=2 * size)
+    had = data.draw(st.lists(of_one, min_size=len(ks), max_size=len(ks)))
     items = Items([f"i{i}" for i in range(size)], np.zeros(size, np.int64))
-    retrieval = ExactRetrieval(torch.from_numpy(embedding), items)
-    found = retrieval.top(torch.from_numpy(queries), [np.array(m, np.int32) for m in masks], ks)
-    for query, mask, k, ranking in zip(queries, masks, ks, found, strict=True):
-        scores = {i: float(query @ embedding[i]) for i in range(1, size + 1) if i not in mask}
+    retrieval = ExactRetrieval(torch.from_numpy(embedding), items, float(bias))
+    found = retrieval.top(
+        torch.from_numpy(queries),
+        [np.array(m, np.int32) for m in masks],
+        ks,
+        had=[np.array(h, np.int32) for h in had],
+    )
+    for query, mask, own, k, ranking in zip(queries, masks, had, ks, found, strict=True):
+        scores = {
+            i: float(query @ embedding[i]) + bias * (i in own)
+            for i in range(1, size + 1)
+            if i not in mask
+        }
         best = sorted(scores.values(), reverse=True)[:k]
         assert ranking.scores.tolist() == best
         assert [scores[i] for i in ranking.items.tolist()] == best

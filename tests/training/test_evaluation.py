@@ -77,14 +77,22 @@ def tables(draw: st.DrawFn) -> tuple[Dataset, torch.Tensor]:
 
 
 @settings(max_examples=60)
-@given(tables())
-def test_ranks_against_brute_force(drawn: tuple[Dataset, torch.Tensor]) -> None:
+@given(tables(), st.sampled_from([0.0, 1.0, -2.5]), st.booleans())
+def test_ranks_against_brute_force(
+    drawn: tuple[Dataset, torch.Tensor], bias: float, own: bool
+) -> None:
     dataset, table = drawn
-    ranking = rank_targets(FixedScores(table), dataset.histories, dataset.test, tokens=12)[False]
+    model = FixedScores(table)
+    model.repeat_bias = bias if own else 7.0
+    ranking = rank_targets(
+        model, dataset.histories, dataset.test, tokens=12, repeat_bias=None if own else bias
+    )[False]
     for row, user in enumerate(dataset.test.users):
         begin, end = dataset.histories.offsets[user], dataset.test.ends[row]
         history = dataset.histories.items[begin:end].tolist()
         scores = table[history[-1]].tolist()
+        for item in set(history):
+            scores[item] += bias
         target = int(dataset.test.items[row])
         others = [item for item in range(1, len(scores)) if item != target]
         if math.isnan(scores[target]):
