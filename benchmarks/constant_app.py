@@ -21,7 +21,10 @@ from service.schemas import (
 
 app = FastAPI()
 
-TEN = [RecommendedItem(item_id=f"{place:08}", score=1 / (1 + place)) for place in range(10)]
+TEN = [
+    RecommendedItem(item_id=f"{place:08}", score=1 / (1 + place), path="model")
+    for place in range(10)
+]
 
 
 @app.get("/readyz")

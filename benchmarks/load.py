@@ -52,6 +52,7 @@ class Load:
             self.post_conflict: 0.5,
             self.send_nonsense: 0.5,
             self.erase: 0.5,
+            self.change_item: 0.5,
         }
 
     async def fill(self, interactions: int) -> None:
@@ -156,3 +157,7 @@ class Load:
 
     async def erase(self) -> None:
         await self._send("DELETE", f"/users/{self._user()}")
+
+    async def change_item(self) -> None:
+        record = {"hidden": self._draw.random() < 0.5}
+        await self._send("PUT", "/items/new-in-the-shop", json=record)

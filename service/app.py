@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.artefact import load_artefact
 from service import logs, metrics, problems, vitals
+from service.catalogue import Catalogue
 from service.dependencies import Services, require_key
 from service.direct import AnswerDirectly
 from service.drain import Drain
@@ -22,12 +23,14 @@ from service.embedded import EmbeddedStore
 from service.engine import Engine
 from service.event_log import EventLog
 from service.exactness import ExactnessSampler
+from service.item_store import ItemStore
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
 from service.retrieval import open_retrieval
 from service.routes import (
     health,
     interactions,
+    items,
     popular,
     rank,
     recommend,
@@ -84,7 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.services, app.state.drain = None, drain
     guarded = [Depends(require_key)]
-    nouns = (interactions, recommend, rank, session, popular, similar, users)
+    nouns = (interactions, recommend, rank, session, items, popular, similar, users)
     routers = [noun.router for noun in nouns]
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401))
@@ -128,6 +131,9 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
     await stack.enter_async_context(vitals.reported(log, device))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
+    records = ItemStore(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
+    catalogue = Catalogue(artefact, records, retrieval)
+    await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
     popularity = Popularity(
         store,
         namespace=log.namespace,
@@ -152,7 +158,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         retrieval=retrieval,
         popularity=popularity,
     )
-    popularity.show(retrieval, engine.computer.vocabulary)
+    popularity.show(retrieval, catalogue.row)
     await engine.start()
 
     async def stop_engine() -> None:
@@ -183,7 +189,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         config.time,
         device,
     )
-    return Services(settings, artefact, log, engine, popularity)
+    return Services(settings, artefact, log, engine, popularity, catalogue)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader
 
 from model.artefact import Artefact
+from service.catalogue import Catalogue
 from service.engine import Engine
 from service.event_log import EventLog
 from service.popularity import Popularity
@@ -26,6 +27,7 @@ class Services:
     log: EventLog
     engine: Engine
     popularity: Popularity
+    catalogue: Catalogue
 
 
 async def _services(request: Request) -> Services:

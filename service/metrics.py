@@ -134,6 +134,18 @@ EVENTS = _counters(
 UNKNOWN_ITEMS = _counter(
     "tim4rec_unknown_items", "Logged interactions with an item that the model does not know"
 )
+_catalogue_items = _gauge(
+    "livemostrecent",
+    "tim4rec_catalogue_items",
+    "Items with a record; those the model does not know; those that may not be returned now",
+    ("kind",),
+)
+CATALOGUE_CHANGES = _counter(
+    "tim4rec_catalogue_changes", "Records of items that a process has taken over"
+)
+CATALOGUE_ITEMS = {
+    kind: _catalogue_items.labels(kind) for kind in ("recorded", "new", "unavailable")
+}
 REBUILDS = _counters(
     "tim4rec_rebuilds",
     "States of known users that were not in the pool, by what they were made from",

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -88,7 +88,7 @@ class Popularity:
         self._refresh_s, self._clock_ms = refresh_s, clock_ms
         self._waiting = defaultdict[tuple[str, str], float](float)  # by key and item
         self._sizes: dict[str, int] = {}
-        self._shown: list[tuple[ExactRetrieval, Mapping[str, int]]] = []
+        self._shown: list[tuple[ExactRetrieval, Callable[[str], int | None]]] = []
         self.counts = Counts([], [], clock_ms())
 
     # -- counting ------------------------------------------------------------------------
@@ -131,9 +131,9 @@ class Popularity:
 
     # -- the copy ------------------------------------------------------------------------
 
-    def show(self, retrieval: ExactRetrieval, vocabulary: Mapping[str, int]) -> None:
-        """From now on `retrieval.popular` begins with what is popular of late."""
-        self._shown.append((retrieval, vocabulary))
+    def show(self, retrieval: ExactRetrieval, row: Callable[[str], int | None]) -> None:
+        """From now on `retrieval.popular` begins with what is popular of late; `row`: an item's."""
+        self._shown.append((retrieval, row))
         self._tell()
 
     async def refresh(self) -> None:
@@ -168,8 +168,10 @@ class Popularity:
         return self.counts.decayed >= self._least
 
     def _tell(self) -> None:
-        for retrieval, vocabulary in self._shown:
-            known = [(vocabulary[item], n) for item, n in self.counts.recent if item in vocabulary]
+        for retrieval, row_of in self._shown:
+            rows = ((row_of(item), number) for item, number in self.counts.recent)
+            last = retrieval.shelf.size
+            known = [(row, number) for row, number in rows if row is not None and row <= last]
             retrieval.show_recent(known if self.enough else [])
 
     def _epoch(self, time_ms: int) -> int:

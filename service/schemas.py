@@ -88,6 +88,10 @@ class RecommendedItem(BaseModel):
     item_id: str
     score: float
     title: str | None = None
+    path: Literal["model", "popular", "promoted", "cold"] = Field(
+        description="what gave it its place; cold: the model, by a vector made for an item that it "
+        "was not trained on"
+    )
 
 
 class Recommendations(BaseModel):

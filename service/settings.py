@@ -124,12 +124,19 @@ class Settings(BaseSettings):
         0.25, gt=0, description="how often a process asks which users were erased elsewhere"
     )
 
+    catalogue_poll_s: float = _log(
+        0.25, gt=0, description="how often a process asks which items were changed elsewhere"
+    )
+
     max_k: int = _limit(1000, ge=1, description="most items one recommendation may ask for")
     max_candidates: int = _limit(5000, ge=1, description="most items one `POST /rank` may order")
     max_session_events: int = _limit(
         200, ge=1, description="most interactions of one `POST /recommend/session`"
     )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
+    max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
+    max_item_bytes: int = _limit(16_384, ge=256, description="most bytes of an item's record")
+    max_filter_length: int = _limit(2000, ge=1, description="most characters of a filter")
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _limit(
         (), description="comma-separated keys, one of which X-API-Key must carry; none: open"
     )

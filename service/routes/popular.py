@@ -42,30 +42,27 @@ async def get_popular(
     """What everybody interacts with, counted live over all processes of the service."""
     if k > services.settings.max_k:
         raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
-    popularity, items = services.popularity, services.artefact.items
-    vocabulary = services.engine.computer.vocabulary
-    counts, shelf = popularity.counts, services.engine.computer.retrieval.shelf
+    popularity, catalogue = services.popularity, services.catalogue
+    counts = popularity.counts
     source: Literal["all", "recent", "training"] = window
     found = counts.all if window == "all" else counts.recent
     if not (counts.all if window == "all" else popularity.enough):
         source = "training"
         best = services.engine.computer.retrieval.popular(NOTHING_MASKED, k, in_training=True)
         found = [
-            (items.ids[index - 1], score)
+            (catalogue.ids[index - 1], score)
             for index, score in zip(best.items.tolist(), best.scores.tolist(), strict=True)
         ]
-    if not shelf.plain:
-        found = [pair for pair in found if shelf.open[vocabulary.get(pair[0], 0)]]
+    rows = [(item, count, catalogue.row(item)) for item, count in found]
+    open_ones = [one for one in rows if one[2] is None or catalogue.is_open(one[2])]
     return PopularItems(
         items=[
             PopularItem(
                 item_id=item,
                 count=count,
-                title=items.titles[vocabulary[item] - 1]
-                if items.titles and item in vocabulary
-                else None,
+                title=None if row is None else catalogue.titles[row - 1],
             )
-            for item, count in found[:k]
+            for item, count, row in open_ones[:k]
         ],
         source=source,
         as_of=iso(counts.at_ms),

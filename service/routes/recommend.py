@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Query
 
+from service.answers import recommended
 from service.dependencies import ServicesDep
 from service.engine import NOTHING_MASKED
 from service.problems import ProblemError, declared
-from service.schemas import Id, Recommendations, RecommendedItem, Time
+from service.schemas import Id, Recommendations, Time
 
 router = APIRouter(tags=["recommendations"])
 
@@ -34,26 +34,13 @@ async def recommend(
     """The best items for a user, by everything that was logged before the call."""
     if k > services.settings.max_k:
         raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
-    vocabulary = services.engine.computer.vocabulary
-    masked = NOTHING_MASKED
-    if exclude:
-        masked = np.array([vocabulary[i] for i in exclude if i in vocabulary], np.int32)
+    masked = services.catalogue.rows(exclude) if exclude else NOTHING_MASKED
     found = await services.engine.recommend(
         user_id, k, at_ms=at, exclude_seen=exclude_seen, masked=masked, allow_stale=allow_stale
     )
-    items = services.artefact.items
     return Recommendations(
         user_id=user_id,
-        items=[
-            RecommendedItem(
-                item_id=items.ids[index - 1],
-                score=score,
-                title=items.titles[index - 1] if items.titles else None,
-            )
-            for index, score in zip(
-                found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
-            )
-        ],
+        items=recommended(services, found),
         version=found.version,
         source=found.source,
         stale=found.stale,

@@ -6,10 +6,10 @@ import time
 from bisect import bisect_right
 from typing import Literal
 
-import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.answers import recommended
 from service.dependencies import Services, ServicesDep
 from service.event_log import Event, new_uid
 from service.problems import ProblemError, declared
@@ -66,25 +66,16 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
             f"events: at most {settings.max_session_events}, not {len(body.events)}",
             field="events",
         )
-    vocabulary, items = services.engine.computer.vocabulary, services.artefact.items
+    vocabulary = services.engine.computer.vocabulary
     found = await services.engine.recommend_session(
         _events(body, services),
         body.k,
         at_ms=body.at,
         exclude_seen=body.exclude_seen,
-        masked=np.array([vocabulary[i] for i in body.exclude if i in vocabulary], np.int32),
+        masked=services.catalogue.rows(body.exclude),
     )
     return SessionRecommendations(
-        items=[
-            RecommendedItem(
-                item_id=items.ids[index - 1],
-                score=score,
-                title=items.titles[index - 1] if items.titles else None,
-            )
-            for index, score in zip(
-                found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
-            )
-        ],
+        items=recommended(services, found),
         source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
         model=services.engine.identity,

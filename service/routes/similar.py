@@ -43,14 +43,14 @@ async def get_similar(
     row = services.engine.computer.vocabulary.get(item_id)
     if row is None:
         raise ProblemError(404, f"item_id: the model does not know {item_id!r}", field="item_id")
-    items, found = services.artefact.items, await services.engine.similar(row, k)
+    catalogue, found = services.catalogue, await services.engine.similar(row, k)
     return SimilarItems(
         item_id=item_id,
         items=[
             SimilarItem(
-                item_id=items.ids[place - 1],
+                item_id=catalogue.ids[place - 1],
                 score=score,
-                title=items.titles[place - 1] if items.titles else None,
+                title=catalogue.titles[place - 1],
             )
             for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
         ],

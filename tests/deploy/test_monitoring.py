@@ -46,6 +46,7 @@ WHILE_ALL_IS_WELL = {
     ("Errors, reachability", "failed {{operation}}"),
     ("Errors, reachability", "instances without store"),
     ("Memory", "GPU {{instance}}"),
+    ("Popularity not kept", "failures a second"),
     ("Event loop lag", "{{instance}}"),
     ("Workers", "replaced"),
 }

@@ -1,0 +1,25 @@
+"""Rankings as the API gives them."""
+
+from __future__ import annotations
+
+from service.dependencies import Services
+from service.schemas import RecommendedItem
+from service.wave import Recommendation
+
+
+def recommended(services: Services, found: Recommendation) -> list[RecommendedItem]:
+    """The items of an answer, best first."""
+    catalogue = services.catalogue
+    ids, titles, trained = catalogue.ids, catalogue.titles, catalogue.trained
+    by_model = found.source == "model"
+    return [
+        RecommendedItem(
+            item_id=ids[row - 1],
+            score=score,
+            title=titles[row - 1],
+            path=("model" if row <= trained else "cold") if by_model else "popular",
+        )
+        for row, score in zip(
+            found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
+        )
+    ]

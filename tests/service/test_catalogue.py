@@ -1,0 +1,216 @@
+"""The catalogue in memory follows the store; its columns and listing are what they should be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model.artefact import Artefact
+from service import item_store
+from service.catalogue import Catalogue
+from service.item_listing import CursorError, Listing
+from service.item_store import ItemStore
+from service.retrieval import ExactRetrieval
+from service.store import Store
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import make_artefact
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+ITEMS = [f"i{n}" for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    return make_artefact(tmp_path_factory.mktemp("catalogue") / "model", ITEMS)
+
+
+def opened(artefact: Artefact, store: Store) -> Catalogue:
+    retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+    return Catalogue(artefact, ItemStore(store), retrieval)
+
+
+def shown(catalogue: Catalogue) -> dict[str, Any]:
+    """Everything that answers are made from, by item."""
+    shelf = catalogue._retrieval.shelf
+    rows = [row for row in range(1, len(catalogue) + 1) if catalogue.exists(row)]
+    matching = {
+        text: catalogue.matching(text).on(shelf)
+        for text in ("a > 1", 'a == "x"', "has(a)", "category = 'c'", "not has(title)")
+    }
+    table = catalogue._retrieval.vectors(np.array(rows)).numpy()
+    return {
+        catalogue.ids[row - 1]: (
+            catalogue.titles[row - 1],
+            catalogue.categories(row),
+            catalogue.is_open(row),
+            [text for text, flags in matching.items() if flags[row]],
+            table[place].tolist(),
+        )
+        for place, row in enumerate(rows)
+    } | {"listed": [catalogue.ids[row - 1] for row, _ in catalogue.listing().find("", None)]}
+
+
+RECORDS = st.sampled_from(
+    [
+        None,
+        b"{}",
+        b'{"hidden":true}',
+        b'{"title":"T","attributes":{"a":2}}',
+        b'{"title":"S","attributes":{"a":["x",2,3]}}',
+        b'{"categories":["c"],"attributes":{"a":"x"}}',
+        b'{"categories":["c","d"],"attributes":{"a":true,"b":{"a":3}}}',
+        b'{"categories":["d"],"available_until":1}',
+        b'{"similar_to":["i1","i2","none"],"attributes":{"a":[0,5]}}',
+    ]
+)
+STEPS = st.lists(
+    st.dictionaries(st.sampled_from([*ITEMS[:3], "n0", "n1", "n2"]), RECORDS, min_size=1)
+    | st.just("look"),
+    max_size=8,
+)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(steps=STEPS, page=st.sampled_from([1, 2, 100]))
+def test_one_that_followed_is_like_one_loaded_anew(
+    run: Run, valkey: ValkeyServer, artefact: Artefact, steps: list[Any], page: int
+) -> None:
+    """Whatever is written, in whatever portions it is heard of, or when too much was missed."""
+
+    async def main() -> None:
+        async with Store(valkey.url) as store:
+            followed, writer = opened(artefact, store), ItemStore(store)
+            await followed.load()
+            for step in steps:
+                if step == "look":
+                    await followed.refresh()
+                    shown(followed)  # columns and listing are there from now on
+                else:
+                    await writer.write(step)
+            await followed.refresh()
+            fresh = opened(artefact, store)
+            await fresh.load()
+            there, expected = shown(followed), shown(fresh)
+            assert there.keys() == expected.keys()
+            for item, own in there.items():
+                assert own == expected[item], item
+
+    with valkey.client() as client:
+        client.flushall()
+    before, item_store._PAGE = item_store._PAGE, page
+    try:
+        run(main())
+    finally:
+        item_store._PAGE = before
+
+
+def test_a_process_that_missed_announcements_reads_all(
+    run: Run, valkey: ValkeyServer, artefact: Artefact
+) -> None:
+    async def main() -> None:
+        async with Store(valkey.url) as store:
+            writer, behind = ItemStore(store), opened(artefact, store)
+            await writer.write({"n0": b"{}", "i1": b'{"hidden":true}'})
+            await behind.load()
+            await writer.write({"n0": None, "n1": b'{"title":"One"}'})
+            await writer.write({"i1": None})
+            with valkey.client() as client:
+                assert client.xtrim("tim4rec:catalogue", maxlen=1, approximate=False)
+            await behind.refresh()
+            fresh = opened(artefact, store)
+            await fresh.load()
+            assert shown(behind) == shown(fresh)
+            assert "n1" in shown(behind)
+            with valkey.client() as client:
+                client.flushall()
+            await behind.refresh()
+            assert shown(behind).keys() == {*ITEMS, "listed"}
+
+    run(main())
+
+
+def test_a_damaged_record_leaves_the_item_as_it_was(
+    run: Run, valkey: ValkeyServer, artefact: Artefact, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with Store(valkey.url) as store:
+            catalogue, writer = opened(artefact, store), ItemStore(store)
+            await catalogue.load()
+            for damaged in (b"{", b"[]", b"\xff", b'{"attributes":{"a":NaN}}'):
+                await writer.write({"i1": damaged, "i2": b'{"title":"Two"}'})
+                await catalogue.refresh()
+                assert shown(catalogue)["i1"][0] == artefact.items.titles[1]  # type: ignore[index]
+                assert shown(catalogue)["i2"][0] == "Two"
+                assert "'i1' is left as it was" in caplog.text
+
+    run(main())
+
+
+def test_a_store_that_is_gone_for_a_while_is_followed_again(
+    run: Run, durable_valkey: ValkeyServer, artefact: Artefact
+) -> None:
+    async def main() -> None:
+        async with Store(durable_valkey.url) as store:
+            records = ItemStore(store, timeout_s=0.2)
+            retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+            catalogue = Catalogue(artefact, records, retrieval)
+            async with catalogue.followed(0.02):
+                await records.write({"i0": b'{"hidden":true}'})
+                durable_valkey.kill()
+                await asyncio.sleep(0.5)
+                durable_valkey.start()
+                await asyncio.sleep(0.5)
+                await records.write({"i1": b'{"hidden":true}'})
+                await asyncio.sleep(0.3)
+                assert [catalogue.is_open(row) for row in (1, 2, 3)] == [False, False, True]
+
+    run(main())
+
+
+TITLES = st.none() | st.text(st.sampled_from("aAb \nß"), max_size=4)
+
+
+@given(
+    st.lists(TITLES, max_size=12),
+    st.lists(st.dictionaries(st.integers(1, 12), TITLES | st.just("gone")), max_size=3),
+    st.text(st.sampled_from("aAb ß"), max_size=2),
+)
+def test_a_listing_is_a_sorted_search(
+    titles: list[str | None], changes: list[dict[int, str | None]], text: str
+) -> None:
+    there = {row: title for row, title in enumerate(titles, 1)}
+    listing = Listing((row, f"I{row}", title) for row, title in there.items())
+    for change in changes:
+        gone = [row for row, title in change.items() if title == "gone"]
+        new = {row: title for row, title in change.items() if title != "gone"}
+        listing.change([(row, f"I{row}", title) for row, title in new.items()], gone)
+        there = {row: t for row, t in (there | new).items() if row not in gone}
+        list(listing.find(text, None))
+    folded = text.casefold()
+    names = {
+        row: (f"I{row}" if title is None else title).casefold().replace("\n", " ")
+        for row, title in there.items()
+    }
+    order = sorted(there, key=lambda row: (names[row], f"I{row}"))
+    first = [row for row in order if names[row].startswith(folded)]
+    rest = [row for row in order if folded in names[row] and row not in first]
+    found = list(listing.find(text, None))
+    assert [row for row, _ in found] == first + rest
+    # From each place on it is the rest.
+    for place, (_, after) in enumerate(found):
+        assert [row for row, _ in listing.find(text, after)] == (first + rest)[place + 1 :]
+
+
+@pytest.mark.parametrize("after", ["x", "", "W10", "WzAsMSwyXQ", "ä", "W1swXSwiYSIsImIiXQ"])
+def test_a_wrong_cursor_is_refused(after: str) -> None:
+    with pytest.raises(CursorError, match="after"):
+        Listing([]).find("", after)
