@@ -91,6 +91,8 @@ class TimeAwareSSD(nn.Module):
         h_BHPN: Tensor | None = None,
         tail_BKC: Tensor | None = None,
         lengths_B: Tensor | None = None,
+        *,
+        ends_only: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """All L positions at once.
 
@@ -99,10 +101,11 @@ class TimeAwareSSD(nn.Module):
             g_BLH: time factor of the sequence time path, before the softplus.
             h_BHPN, tail_BKC: state before the first position; zero when None.
             lengths_B: each row's own length; given, the state after it is returned.
+            ends_only: the output is wanted at each row's last position only; needs `lengths_B`.
 
         Returns:
-            output (B, L, D), h (B, H, P, N) and tail (B, K-1, E+2N), the last two None
-            when `lengths_B` is None.
+            output (B, L, D), or (B, D) with `ends_only`; h (B, H, P, N) and tail (B, K-1, E+2N),
+            both None when `lengths_B` is None.
         """
         c = self.config
         z, xbc, dt = self._project(x_BLD)
@@ -119,9 +122,23 @@ class TimeAwareSSD(nn.Module):
         # Under autocast too: its exponentials of sums are not for bfloat16.
         with torch.autocast(x_BLD.device.type, enabled=False):
             heads, b, c_ = (part.to(delta.dtype) for part in (heads, b, c_))
-            y, h = ssd_scan(heads, delta, A, b, c_, h_BHPN, need_state=lengths_B is not None)
-        y = (y + self.D[:, None] * heads).flatten(-2)
+            y, h = ssd_scan(
+                heads,
+                delta,
+                A,
+                b,
+                c_,
+                h_BHPN,
+                need_state=lengths_B is not None,
+                need_output=not ends_only,
+            )
         tail = None if lengths_B is None else last_inputs(extended, lengths_B, c.d_conv - 1)
+        if ends_only and h is not None and lengths_B is not None:
+            end = torch.arange(len(x_BLD), device=x_BLD.device), (lengths_B - 1).clamp(min=0)
+            heads, z, x_BLD = heads[end], z[end], x_BLD[end]
+            y = (h @ c_[end][:, None, :, None])[..., 0]
+        assert y is not None
+        y = (y + self.D[:, None] * heads).flatten(-2)
         return self._finish(y, z, x_BLD), h, tail
 
     def step(

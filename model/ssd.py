@@ -27,18 +27,19 @@ def ssd_scan(
     h_BHPN: Tensor | None = None,
     *,
     need_state: bool = True,
+    need_output: bool = True,
     chunk: int = CHUNK,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Runs the recurrence over L positions in parallel chunks.
 
     A position with dt = 0 changes nothing, which is how ragged batches are masked.
 
     Args:
         h_BHPN: state before the first position; zero when None.
-        need_state: also compute the state after the last position.
+        need_state, need_output: which of the two to compute.
 
     Returns:
-        y (B, L, H, P) and the final state (B, H, P, N), or None when not asked for.
+        y (B, L, H, P) and the final state (B, H, P, N), None what is not asked for.
     """
     batch, length, heads, width = x_BLHP.shape
     n_state = B_BLN.shape[-1]
@@ -57,12 +58,7 @@ def ssd_scan(
     # Differences of long cumulative sums lose their small digits in float32.
     total = (dt * A_H[:, None]).double().cumsum(-1)  # B c H Q
 
-    past = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
-    # A mask of -inf, not a product with 0: exp of a positive difference could overflow.
-    span = (total[..., :, None] - total[..., None, :]).to(x.dtype)
-    decay = span.masked_fill(~past, -torch.inf).exp()  # B c H Q Q
-    mixing = (C @ B.transpose(-1, -2)).unsqueeze(2) * decay * dt[..., None, :]
-    y = mixing @ x  # B c H Q P
+    y = _within_chunks(x, dt, total, B, C) if need_output else None
 
     state = h_BHPN
     if need_state or state is not None or n_chunks > 1:
@@ -74,12 +70,25 @@ def ssd_scan(
         for c in range(n_chunks):
             before.append(state)
             state = state * kept[:, c] + added[:, c]
-        h = torch.stack(before, 1)  # B c H P N
-        from_start = total.exp().to(x.dtype)[..., None]  # B c H Q 1
-        y = y + from_start * (C.unsqueeze(2) @ h.transpose(-1, -2))
+        if y is not None:
+            h = torch.stack(before, 1)  # B c H P N
+            from_start = total.exp().to(x.dtype)[..., None]  # B c H Q 1
+            y = y + from_start * (C.unsqueeze(2) @ h.transpose(-1, -2))
 
-    y = y.permute(0, 1, 3, 2, 4).reshape(batch, n_chunks * size, heads, width)
-    return y[:, :length], state if need_state else None
+    if y is not None:
+        y = y.permute(0, 1, 3, 2, 4).reshape(batch, n_chunks * size, heads, width)[:, :length]
+    return y, state if need_state else None
+
+
+def _within_chunks(x: Tensor, dt: Tensor, total: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """What each position (B c H Q P) gets from those of its own chunk."""
+    size = dt.shape[-1]
+    past = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
+    # A mask of -inf, not a product with 0: exp of a positive difference could overflow.
+    span = (total[..., :, None] - total[..., None, :]).to(x.dtype)
+    decay = span.masked_fill(~past, -torch.inf).exp()  # B c H Q Q
+    mixing = (C @ B.transpose(-1, -2)).unsqueeze(2) * decay * dt[..., None, :]
+    return mixing @ x
 
 
 def ssd_step(

@@ -204,7 +204,13 @@ class TiM4Rec(Recommender):
         hs, tails = [], []
         for i, block in enumerate(self.blocks):
             x, h, tail = block.ssd(
-                x, gaps.knots, None, state["h"][:, i], state["conv"][:, i], lengths_B
+                x,
+                gaps.knots,
+                None,
+                state["h"][:, i],
+                state["conv"][:, i],
+                lengths_B,
+                ends_only=i == len(self.blocks) - 1,
             )
             x = block.ffn(x)
             hs.append(h)
@@ -216,7 +222,7 @@ class TiM4Rec(Recommender):
             {
                 "h": torch.stack(hs, 1),
                 "conv": torch.stack(tails, 1),
-                "out": torch.where(some[:, None], x[row, last], state["out"]),
+                "out": torch.where(some[:, None], x, state["out"]),
                 "last_time": torch.where(some, gaps.last_BL[row, last], state["last_time"]),
                 "count": state["count"] + lengths_B,
             }

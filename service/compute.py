@@ -33,6 +33,9 @@ STEPS = 8
 PREFILL_EVENTS = 512
 PREFILL_CELLS = 32_768
 """One prefill call takes at most so many events of a row, and so many cells of the batch."""
+ENOUGH_CELLS = 2048
+FULL = 0.8
+"""A call of that many cells gains nothing by more rows if they fill less of it than this share."""
 
 
 @dataclass
@@ -305,17 +308,16 @@ class Computer:
     def _prefill(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
         rows = sorted(rows, key=lambda pair: len(pair[1]))
         while rows:
-            group: list[tuple[Row, list[tuple[int, int]]]] = []
-            width = 0
-            while rows:
-                wider = max(width, min(len(rows[-1][1]), PREFILL_EVENTS))
-                if group and wider * (len(group) + 1) > PREFILL_CELLS:
+            group = [rows.pop()]
+            longest = len(group[0][1])
+            width = min(longest, PREFILL_EVENTS)
+            while rows and width * (len(group) + 1) <= PREFILL_CELLS:
+                enough = width * len(group) >= ENOUGH_CELLS
+                if enough and len(rows[-1][1]) < FULL * longest:
                     break
-                width = wider
                 group.append(rows.pop())
             index = self.pool.index([row for row, _ in group])
             state = self.pool.states.rows(index)
-            longest = max(len(events) for _, events in group)
             for start in range(0, longest, PREFILL_EVENTS):
                 pieces = [events[start : start + PREFILL_EVENTS] for _, events in group]
                 state = self.model.prefill(*_padded(pieces, index.device), state)
