@@ -117,6 +117,9 @@ class User(BaseModel):
     version: int = Field(description="number of interactions")
     last_time: str = Field(description="time of the newest interaction")
     bytes: int = Field(description="size of the record in the store")
+    state_bytes: int = Field(
+        description="size of the state in memory, the same for every user and length of history"
+    )
     history_truncated: bool = Field(description="the oldest interactions are gone (history_limit)")
     model: str
 

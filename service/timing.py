@@ -9,12 +9,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics, stages
 from service.request_context import route_of
 
+_HEADER = b"server-timing"  # https://www.w3.org/TR/server-timing/
+
 
 class TimeRequests:
     """Times requests by their route's template: no label that a caller can invent.
 
     The time line of a request is `stages.current` while it is answered, and
-    `scope["tim4rec.stages"]`, complete once the application returns.
+    `scope["tim4rec.stages"]`, complete once the application returns. What is known of it when the
+    answer begins goes with that as `Server-Timing`.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -31,7 +34,14 @@ class TimeRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if timeline.spans:
+                    message["headers"] = [*message.get("headers", ()), (_HEADER, shown())]
             await send(message)
+
+        def shown() -> bytes:
+            seconds = time.perf_counter() - started
+            parts = timeline.parts(seconds) | {"total": seconds}
+            return ",".join(f"{p};dur={1000 * parts[p]:.3f}" for p in parts).encode()
 
         before = stages.current.set(timeline)
         started = time.perf_counter()

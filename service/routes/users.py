@@ -78,6 +78,7 @@ async def get_user(user_id: UserId, services: ServicesDep) -> User:
         version=record.version,
         last_time=iso(record.last_time_ms),
         bytes=record.bytes,
+        state_bytes=services.engine.pool.layout.nbytes(),
         history_truncated=record.oldest > 1,
         model=services.engine.identity,
     )

@@ -325,6 +325,7 @@ def test_a_user_and_the_history(client: httpx.Client, artefact: Artefact, user: 
     assert found["version"] == 26
     assert found["model"] == artefact.identity
     assert found["bytes"] > 26 * 20
+    assert found["state_bytes"] == artefact.model.state_layout.nbytes()
     assert parse_time(found["last_time"]) >= before - 1000
 
     whole = history(client, user)

@@ -169,6 +169,28 @@ def test_the_stages_of_every_route_add_up(
     run(check())
 
 
+def test_an_answer_says_where_its_time_went(
+    artefact: Artefact, valkey: ValkeyServer, run: Run
+) -> None:
+    def said(answer: httpx.Response) -> dict[str, float]:
+        entries = answer.headers["Server-Timing"].split(",")
+        parted = (entry.partition(";dur=") for entry in entries)
+        found = {stage: float(milliseconds) for stage, _, milliseconds in parted}
+        assert 0 < found.pop("total") == pytest.approx(sum(found.values()), abs=0.01)
+        return found
+
+    async def check() -> None:
+        async with in_process(artefact.folder, valkey.url) as client:
+            body = {"user_id": "u", "item_id": "i1"}
+            assert set(said(await client.post("/interactions", json=body))) == {QUEUE, LOG, HTTP}
+            found = said(await client.get("/recommend?user_id=u"))
+            assert {QUEUE, LOG, RETRIEVE, HTTP} <= set(found)
+            assert found[RETRIEVE] > 0
+            assert "Server-Timing" not in (await client.get("/livez")).headers
+
+    run(check())
+
+
 @pytest.fixture
 def engine(artefact: Artefact, valkey: ValkeyServer, run: Run) -> Iterator[Engine]:
     store = Store(valkey.url)
