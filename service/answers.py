@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from service import explanation
 from service.dependencies import Services
-from service.schemas import RecommendedItem
+from service.schemas import Reason, RecommendedItem
+from service.times import iso
 from service.wave import Recommendation
 
 
@@ -22,4 +26,17 @@ def recommended(services: Services, found: Recommendation) -> list[RecommendedIt
         for row, score in zip(
             found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
         )
+    ]
+
+
+def because(reasons: Sequence[explanation.Reason]) -> list[Reason]:
+    """Reasons as an answer gives them."""
+    return [
+        Reason(
+            version=reason.event.version,
+            item_id=reason.event.item_id,
+            timestamp=iso(reason.event.time_ms),
+            contribution=reason.contribution,
+        )
+        for reason in reasons
     ]

@@ -23,6 +23,7 @@ from service.embedded import EmbeddedStore
 from service.engine import Engine
 from service.event_log import EventLog
 from service.exactness import ExactnessSampler
+from service.explanation import Explainer
 from service.item_store import ItemStore
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
@@ -169,6 +170,8 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
             logger.warning("given up: what was under way did not end within shutdown_s")
 
     stack.push_async_callback(stop_engine)
+    explainer = Explainer(engine, most_events=settings.explain_events)
+    stack.callback(explainer.close)
     if settings.exactness_every_s:
         sampler = ExactnessSampler(
             engine,
@@ -189,7 +192,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         config.time,
         device,
     )
-    return Services(settings, artefact, log, engine, popularity, catalogue)
+    return Services(settings, artefact, log, engine, popularity, catalogue, explainer)
 
 
 @asynccontextmanager

@@ -445,4 +445,5 @@ def _recommendation(
     entry: Entry, row: Row, ranking: Ranking, source: Literal["model", "popular", "recent"]
 ) -> Recommendation:
     stale = entry.reply is None
-    return Recommendation(ranking, row.mark.version, source, stale, row.truncated)
+    mark = row.mark
+    return Recommendation(ranking, mark.version, source, stale, row.truncated, mark.uid)

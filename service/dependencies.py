@@ -13,6 +13,7 @@ from model.artefact import Artefact
 from service.catalogue import Catalogue
 from service.engine import Engine
 from service.event_log import EventLog
+from service.explanation import Explainer
 from service.popularity import Popularity
 from service.problems import ProblemError
 from service.settings import Settings
@@ -28,6 +29,7 @@ class Services:
     engine: Engine
     popularity: Popularity
     catalogue: Catalogue
+    explainer: Explainer
 
 
 async def _services(request: Request) -> Services:

@@ -80,7 +80,7 @@ REFUSED = _counters(
     "tim4rec_refused_requests",
     "Requests refused before anything was done",
     "reason",
-    ("queue_full", "stopping"),
+    ("queue_full", "stopping", "explanations"),
 )
 
 # -- waves and the pool ------------------------------------------------------------------

@@ -84,6 +84,17 @@ class BatchResults(BaseModel):
     accepted: int = Field(description="how many are in the log, duplicates included")
 
 
+class Reason(BaseModel):
+    """An interaction of the user's that moved an item's score."""
+
+    version: int
+    item_id: str
+    timestamp: str = Field(description="the time in effect")
+    contribution: float = Field(
+        description="the item's score less what it would be had this interaction never been"
+    )
+
+
 class RecommendedItem(BaseModel):
     item_id: str
     score: float
@@ -92,6 +103,10 @@ class RecommendedItem(BaseModel):
         description="what gave it its place; cold: the model, by a vector made for an item that it "
         "was not trained on"
     )
+    because: Annotated[
+        list[Reason] | None,
+        Field(description="with explain: what moved the score most, the largest change first"),
+    ] = None
 
 
 class Recommendations(BaseModel):

@@ -133,6 +133,13 @@ class Settings(BaseSettings):
     max_session_events: int = _limit(
         200, ge=1, description="most interactions of one `POST /recommend/session`"
     )
+    explain_k: int = _limit(20, ge=1, description="most items that one answer explains")
+    explain_events: int = _limit(
+        50,
+        ge=1,
+        description="newest interactions of a user among which an explanation looks for reasons; "
+        "each takes a pass of the model",
+    )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
     max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
     max_item_bytes: int = _limit(16_384, ge=256, description="most bytes of an item's record")

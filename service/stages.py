@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextvars import ContextVar
 from operator import itemgetter
 
-QUEUE, LOG, STEP, PREFILL, SNAPSHOT, RETRIEVE, HTTP = (
+QUEUE, LOG, STEP, PREFILL, SNAPSHOT, RETRIEVE, EXPLAIN, HTTP = (
     "queue",
     "log",
     "step",
     "prefill",
     "snapshot",
     "retrieve",
+    "explain",
     "http",
 )
 

@@ -61,6 +61,12 @@ class Recommendation:
     source: Literal["model", "popular", "recent"]
     stale: bool
     truncated: bool = False
+    uid: bytes = b""
+
+    @property
+    def mark(self) -> Mark:
+        """What of the user's history the answer is of."""
+        return Mark(self.version, self.uid)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,10 @@ class Candidates(BaseModel):
 
 class RankedItem(BaseModel):
     item_id: str
-    known: bool = Field(description="false: no model item; these come last, in the order given")
+    known: bool = Field(
+        description="false: neither the model nor the catalogue has it; these come last, in "
+        "the order given"
+    )
     score: float | None = Field(None, description="none where the item is not known")
     title: str | None = None
 
@@ -63,27 +66,32 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         raise ProblemError(
             422, f"item_ids: at most {limit}, not {len(body.item_ids)}", field="item_ids"
         )
-    vocabulary, items = services.engine.computer.vocabulary, services.artefact.items
-    given = dict.fromkeys(body.item_ids)
+    catalogue = services.catalogue
+    rows = {item: catalogue.row(item) for item in body.item_ids}
+    shown = [row for row in rows.values() if row is not None and catalogue.is_open(row)]
     found = await services.engine.rank(
         body.user_id,
-        np.array([vocabulary[item] for item in given if item in vocabulary], np.int32),
+        np.array(shown, np.int32),
         at_ms=body.at,
         exclude_seen=body.exclude_seen,
         allow_stale=body.allow_stale,
     )
     ranked = [
         RankedItem(
-            item_id=items.ids[index - 1],
+            item_id=catalogue.ids[row - 1],
             known=True,
             score=score,
-            title=items.titles[index - 1] if items.titles else None,
+            title=catalogue.titles[row - 1],
         )
-        for index, score in zip(
+        for row, score in zip(
             found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
         )
     ]
-    ranked += [RankedItem(item_id=i, known=False, score=None) for i in given if i not in vocabulary]
+    ranked += [
+        RankedItem(item_id=item, known=False, score=None)
+        for item, row in rows.items()
+        if row is None or not catalogue.exists(row)
+    ]
     return RankedItems(
         user_id=body.user_id,
         items=ranked,

@@ -40,17 +40,16 @@ async def get_similar(
     """The items that people interact with as they do with this one."""
     if k > services.settings.max_k:
         raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
-    row = services.engine.computer.vocabulary.get(item_id)
-    if row is None:
-        raise ProblemError(404, f"item_id: the model does not know {item_id!r}", field="item_id")
-    catalogue, found = services.catalogue, await services.engine.similar(row, k)
+    catalogue = services.catalogue
+    rows = catalogue.rows([item_id]).tolist()
+    if not rows or not catalogue.exists(rows[0]):
+        raise ProblemError(404, f"item_id: there is no item {item_id!r}", field="item_id")
+    found = await services.engine.similar(rows[0], k)
     return SimilarItems(
         item_id=item_id,
         items=[
             SimilarItem(
-                item_id=catalogue.ids[place - 1],
-                score=score,
-                title=catalogue.titles[place - 1],
+                item_id=catalogue.ids[place - 1], score=score, title=catalogue.titles[place - 1]
             )
             for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
         ],

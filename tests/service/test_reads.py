@@ -264,6 +264,48 @@ def test_similar_items_point_the_same_way(client: httpx.Client, artefact: Artefa
     problem(client.get("/items/%FF/similar"), 422, "item_id")
 
 
+def test_what_the_catalogue_says_holds(artefact: Artefact, store_url: str, run: Any) -> None:
+    """Hidden items are in no answer, and new ones are like what they are said to be like."""
+
+    async def go() -> None:
+        async with in_process(artefact.folder, store_url) as client:
+
+            async def put(item: str, **record: Any) -> None:
+                assert (await client.put(f"/items/{item}", json=record)).status_code == 200
+
+            await put("i7", hidden=True)
+            await put("new", title="A new one", similar_to=["i3"])
+            candidates = ["i7", "nobody's", "i3", "new", "i5"]
+            body = {"user_id": "ann", "item_ids": candidates, "at": BASE_MS}
+            unknown = (await client.post("/rank", json=body)).json()
+            assert set(ids(unknown)) == {"i3", "i5", "new", "nobody's"}
+            for item in ("i1", "i7"):
+                event = {"user_id": "ann", "item_id": item, "timestamp": BASE_MS}
+                assert (await client.post("/interactions", json=event)).status_code == 200
+            answer = (await client.post("/rank", json=body)).json()
+            assert set(ids(answer)[:3]) == {"i3", "i5", "new"}
+            assert [item["known"] for item in answer["items"]] == [True] * 3 + [False]
+            by_id = {item["item_id"]: item for item in answer["items"]}
+            assert by_id["new"]["score"] == pytest.approx(by_id["i3"]["score"], rel=1e-4)
+            assert by_id["new"]["title"] == "A new one"
+            for item in ("i3", "i7", "new"):
+                path = f"/items/{item}/similar?k=50"
+                found = ids((await client.get(path)).json())
+                assert set(found) == {*ITEMS, "new"} - {item, "i7"}
+                if item == "i3":
+                    assert found[0] == "new"
+            explained = (
+                await client.get(f"/recommend?user_id=ann&k=20&explain=1&at={BASE_MS}")
+            ).json()
+            assert "i7" in {reason["item_id"] for reason in explained["items"][0]["because"]}
+            session = {"events": [{"item_id": "i1"}], "k": 50}
+            assert "i7" not in ids((await client.post("/recommend/session", json=session)).json())
+            assert (await client.delete("/items/new")).status_code == 200
+            problem(await client.get("/items/new/similar"), 404, "item_id")
+
+    run(go())
+
+
 # -- what is refused ---------------------------------------------------------------------
 
 EVENT, LATER = {"item_id": "i1"}, {"timestamp": "2999-01-01"}
