@@ -22,6 +22,7 @@ from model.artefact import load_artefact
 from service.embedded import EmbeddedStore, EmbeddedStoreError
 from service.event_log import EventLog
 from service.importer import Importer, ImportResult, UserHistory
+from service.kinds import KindRules
 from service.settings import Settings
 from service.shards import ALL, Shard
 from service.store import Store, StoreError
@@ -241,6 +242,7 @@ async def _warm(settings: Settings, shard: Shard) -> None:
             snapshot_ttl_s=settings.snapshot_ttl_s,
             snapshot_precision=settings.snapshot_precision,
             shard=shard,
+            kinds=KindRules.parse(settings.kinds),
         )
         with progress("warming", await warmer.count(), "users") as advance:
             result = await warmer.run(advance)

@@ -25,6 +25,7 @@ from service.event_log import EventLog
 from service.exactness import ExactnessSampler
 from service.explanation import Explainer
 from service.item_store import ItemStore
+from service.kinds import KindRules
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
 from service.retrieval import open_retrieval
@@ -158,6 +159,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         erasure_poll_s=settings.erasure_poll_s,
         retrieval=retrieval,
         popularity=popularity,
+        kinds=KindRules.parse(settings.kinds),
     )
     popularity.show(retrieval, catalogue.row)
     await engine.start()

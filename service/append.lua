@@ -5,8 +5,9 @@
 --          | late events: 'clamp', 'reject' or 'replay' | future tolerance, ms | idle TTL, s (0 none)
 --          | most events kept (0 all) | most events a late one may move | events...
 -- An event comes as  uid 8 | given time, int64 | length of event_id, uint16 | event_id | item id,
--- all big-endian, the given time -2^63 where none was given. The record stores the effective time
--- between the uid and the rest.
+-- all big-endian, the given time -2^63 where none was given; the length's highest bit says that kind
+-- and weight come before the item id. The record stores the effective time between the uid and the
+-- rest.
 --
 -- A late event that is replayed comes after the last event that is not younger. Those after it move
 -- up by one, and get another uid each: they end another history. The one that they were sent with
@@ -21,7 +22,7 @@
 
 local APPLIED, DUPLICATE, LATE, REJECTED, CONFLICT, FUTURE = 0, 1, 2, 3, 4, 5
 local NO_TIME = -2 ^ 63
-local PLACED, MOVED, OTHERS = 0x2000, 0x4000, 0x8000
+local PLACED, MOVED, KIND = 0x2000, 0x4000, 0x8000
 local FIRST_EVENT = 10
 local PAIRS_A_CALL = 200
 local DROPPED_AT_MOST = 200 -- of a record that was long before there was a limit
@@ -66,7 +67,7 @@ end
 local function sent(value)
   local uid, rest = string.sub(value, 1, 8), string.sub(value, 17)
   local head = struct.unpack('>I2', rest, 9)
-  local ours = head % OTHERS - head % PLACED
+  local ours = head % KIND - head % PLACED
   if ours == 0 then return uid, rest, false end
   if ours >= MOVED then uid, rest = string.sub(rest, -8), string.sub(rest, 1, -9) end
   rest = string.sub(rest, 1, 8) .. struct.pack('>I2', head - ours) .. string.sub(rest, 11)
@@ -182,7 +183,7 @@ for v = lowest, lowest <= before and version or 0 do
   local value = values[v]
   if moved[v] then
     local head, own = struct.unpack('>I2', value, 25), ''
-    if head % OTHERS < MOVED then head, own = head + MOVED, string.sub(value, 1, 8) end
+    if head % KIND < MOVED then head, own = head + MOVED, string.sub(value, 1, 8) end
     local uid = bytes(string.sub(redis.sha1hex(before_it .. string.sub(value, 1, 8)), 1, 16))
     values[v] = uid .. string.sub(value, 9, 24) .. struct.pack('>I2', head)
       .. string.sub(value, 27) .. own

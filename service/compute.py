@@ -20,6 +20,7 @@ from model.gaps import UNKNOWN_TIME
 from model.state import Precision, State
 from service import snapshots, stages
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
+from service.kinds import KindRules
 from service.pool import Row, Seen, StatePool
 from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
 from service.shelf import Selection
@@ -97,8 +98,10 @@ class Computer:
         snapshot_every: int = 64,
         snapshot_precision: Precision = "float32",
         retrieval: ExactRetrieval | None = None,
+        kinds: KindRules | None = None,
     ) -> None:
         self.model = artefact.model
+        self.kinds = kinds or KindRules()
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
@@ -111,6 +114,25 @@ class Computer:
     def rounds_states(self) -> bool:
         """With reduced snapshots, every worker rounds a state at every snapshot's version."""
         return self.precision != "float32"
+
+    def known(self, events: Sequence[Event]) -> list[tuple[int, int]]:
+        """Item and time, ms, of the events that move the state."""
+        vocabulary, steps = self.vocabulary, self.kinds.steps
+        return [
+            (vocabulary[event.item_id], event.time_ms)
+            for event in events
+            if event.item_id in vocabulary and (event.kind is None or steps(event.kind))
+        ]
+
+    def hidden(self, events: Sequence[Event]) -> list[int]:
+        """The items that these events hide."""
+        return [
+            self.vocabulary[event.item_id]
+            for event in events
+            if event.kind is not None
+            and self.kinds.hides(event.kind)
+            and event.item_id in self.vocabulary
+        ]
 
     @torch.inference_mode()
     def run(self, entries: Sequence[Entry]) -> Work:
@@ -166,7 +188,7 @@ class Computer:
             return None
         try:
             state = self.pool.states.rows(self.pool.index([row]))
-            return Snapshot(row.mark, row.count, row.seen.unique(), state)
+            return Snapshot(row.mark, row.count, row.seen.unique(), row.hidden.unique(), state)
         finally:
             self.pool.unpin(row)
 
@@ -204,7 +226,8 @@ class Computer:
         else:
             base = history.base
             self.pool.states.write(self.pool.index([row]), base.state)
-            row.mark, row.count, row.seen = base.mark, base.count, Seen(base.seen)
+            row.mark, row.count = base.mark, base.count
+            row.seen, row.hidden = Seen(base.seen), Seen(base.hidden)
             work.from_snapshot += 1
         # More than what the user has just begun with.
         if history.base is None and len(history.events) > len(_own_versions(entry.reply)):
@@ -261,12 +284,7 @@ class Computer:
         """Moves rows on by their events; a row's mark moves only when its state has."""
         known = []
         for row, events in part:
-            indexed = [
-                (self.vocabulary[e.item_id], e.time_ms)
-                for e in events
-                if e.item_id in self.vocabulary
-            ]
-            known.append((row, indexed))
+            known.append((row, self.known(events)))
         stepped = [(r, e) for r, e in known if 0 < len(e) <= STEPS]
         if stepped:
             self._step(stepped)
@@ -281,6 +299,7 @@ class Computer:
             # Only a record that has lost its beginning has a gap.
             row.truncated |= events[0].version > row.mark.version + 1
             row.seen.add(item for item, _ in indexed)
+            row.hidden.add(self.hidden(events))
             row.count += len(indexed)
             row.mark = events[-1].mark
 
@@ -344,7 +363,7 @@ class Computer:
         fits = self.pool.layout.fits(state, self.precision)
         work.unfit += int((~fits).sum())
         chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
-        extras = [snapshots.describe(row.mark, row.count, row.seen) for row in chosen]
+        extras = [snapshots.describe(r.mark, r.count, r.seen, r.hidden) for r in chosen]
         packed = self.pool.layout.pack(state.rows(fits.nonzero()[:, 0]), extras, self.precision)
         work.snapshots += zip((row.user_id for row in chosen), packed, strict=True)
 
@@ -426,9 +445,9 @@ def _request_time(entry: Entry, read: Read) -> int:
 
 
 def _mask(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    if not read.exclude_seen:
-        return read.masked
-    return np.concatenate([row.seen.array(), read.masked]) if len(read.masked) else row.seen.array()
+    seen = row.seen.array() if read.exclude_seen else None
+    parts = [p for p in (seen, row.hidden.array(), read.masked) if p is not None and len(p)]
+    return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else read.masked
 
 
 def _weighed(row: Row, read: Read) -> NDArray[np.int32]:

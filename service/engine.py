@@ -35,6 +35,7 @@ from service.event_log import (
     Outcome,
     Verdict,
 )
+from service.kinds import KindRules
 from service.pool import StatePool
 from service.popularity import Popularity
 from service.retrieval import NOTHING_MASKED as NOTHING_MASKED
@@ -74,6 +75,7 @@ class Engine:
         erasure_poll_s: float = 0.25,
         retrieval: ExactRetrieval | None = None,
         popularity: Popularity | None = None,
+        kinds: KindRules | None = None,
     ) -> None:
         self.log, self.popularity = log, popularity
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
@@ -83,8 +85,10 @@ class Engine:
             snapshot_every=snapshot_every,
             snapshot_precision=snapshot_precision,
             retrieval=retrieval,
+            kinds=kinds,
         )
-        self.identity = artefact.identity
+        self.kinds = self.computer.kinds
+        self.identity = artefact.identity + self.kinds.suffix
         if self.computer.rounds_states:  # then the interval and precision decide the state
             self.identity += f"-{snapshot_precision}-{snapshot_every}"
         self.max_batch, self.max_queue = max_batch, max_queue
@@ -102,6 +106,8 @@ class Engine:
         self._erased = "$"
         metrics.QUEUE_CAPACITY.set(max_queue)
         metrics.POOL_CAPACITY.set(pool_capacity)
+        for kind in ("none", *self.kinds.named, "other"):
+            metrics.KINDS.labels(kind)
         metrics.POOL_BYTES.set(pool_capacity * artefact.model.state_layout.nbytes())
 
     # -- life ----------------------------------------------------------------------------
@@ -337,9 +343,14 @@ class Engine:
                 logged = outcome.verdict in (Verdict.APPLIED, Verdict.LATE)
                 if logged and event.item_id not in self.computer.vocabulary:
                     metrics.UNKNOWN_ITEMS.inc()
+                if logged:
+                    kind = event.kind if event.kind in self.kinds.named else "other"
+                    metrics.KINDS.labels("none" if event.kind is None else kind).inc()
                 if logged and self.popularity is not None and outcome.time_ms is not None:
                     at = outcome.time_ms if event.time_ms is None else event.time_ms
-                    self.popularity.count(event.item_id, at)
+                    if self.kinds.counts(event.kind):
+                        weight = 1.0 if event.weight is None else event.weight
+                        self.popularity.count(event.item_id, at, weight)
             _resolve(append.done, own)
 
     def _fail(self, entry: Entry, error: Exception) -> None:

@@ -17,6 +17,7 @@ Times are int64 epoch milliseconds.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import struct
 from collections.abc import AsyncIterator, Sequence
@@ -48,9 +49,11 @@ _GIVEN = struct.Struct(">qH")  # given time, length of event_id; then event_id a
 _STORED = struct.Struct(">8sqqH")  # uid, effective time, then as above
 _NO_TIME = -(2**63)
 _EXACT = 2**53  # Lua's numbers are exact up to here
-# In the length: the event was put in its place; it has got another uid, its first one comes last.
-_PLACED, _MOVED = 0x2000, 0x4000
-_LONGEST_EVENT_ID = _PLACED - 1
+# In the length: the event was put in its place; it has got another uid, its first one comes last;
+# between event_id and item id come the kind, after its length, and the weight.
+_PLACED, _MOVED, _KIND = 0x2000, 0x4000, 0x8000
+_LONGEST_EVENT_ID, _LONGEST_KIND = _PLACED - 1, 255
+_WEIGHT = struct.Struct(">d")  # not a number: none was given
 _MAX_PAGE = 4096  # Lua's unpack fails on more than about 8 000 values
 
 _ERASED_KEPT = 10_000
@@ -78,12 +81,15 @@ def new_uid() -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An interaction to append. `time_ms` None: the store's clock."""
+    """An interaction to append. `time_ms` None: the store's clock. What its `kind` does, the
+    service's `KindRules` say; `weight` (finite) is how much it counts as popular."""
 
     uid: bytes
     item_id: str
     time_ms: int | None = None
     event_id: str | None = None
+    kind: str | None = None
+    weight: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,8 @@ class Event:
     given_ms: int | None
     time_ms: int
     event_id: str | None
+    kind: str | None = None
+    weight: float | None = None
     first_uid: bytes | None = None
 
     @property
@@ -453,7 +461,20 @@ def _packed(event: NewEvent) -> bytes:
         raise InvalidRequest(f"event_id has {len(event_id)} bytes; at most {_LONGEST_EVENT_ID} fit")
     given = _NO_TIME if event.time_ms is None else event.time_ms
     item_id = _utf8("item_id", event.item_id)
-    return event.uid + _GIVEN.pack(given, len(event_id)) + event_id + item_id
+    if event.kind is None and event.weight is None:
+        return event.uid + _GIVEN.pack(given, len(event_id)) + event_id + item_id
+    kind = b"" if event.kind is None else _utf8("kind", event.kind)
+    if len(kind) > _LONGEST_KIND:
+        raise InvalidRequest(f"kind has {len(kind)} bytes; at most {_LONGEST_KIND} fit")
+    weight = math.nan
+    if event.weight is not None:
+        weight = event.weight + 0.0  # one zero, not two
+        if not math.isfinite(weight):
+            raise InvalidRequest(f"weight {weight} is not finite")
+    head = _GIVEN.pack(given, len(event_id) | _KIND)
+    return b"".join(
+        (event.uid, head, event_id, bytes([len(kind)]), kind, _WEIGHT.pack(weight), item_id)
+    )
 
 
 def _event(version: int, stored: bytes) -> Event:
@@ -463,16 +484,26 @@ def _event(version: int, stored: bytes) -> Event:
         if length & _MOVED:
             stored, first_uid = stored[:-8], stored[-8:]
         end = _STORED.size + length % _PLACED
+        event_id = stored[_STORED.size : end].decode() or None
+        kind = weight = None
+        if length & _KIND:
+            begin = end + 1
+            end = begin + stored[end]
+            kind = stored[begin:end].decode() or None
+            (weight,) = _WEIGHT.unpack_from(stored, end)
+            end += _WEIGHT.size
         return Event(
             version,
             uid,
             stored[end:].decode(),
             None if given == _NO_TIME else given,
             effective,
-            stored[_STORED.size : end].decode() or None,
+            event_id,
+            kind,
+            None if weight is None or math.isnan(weight) else weight,
             first_uid,
         )
-    except (struct.error, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise RecordDamaged(f"event {version} cannot be read: {error}") from None
 
 

@@ -36,7 +36,7 @@ PIECE = 512
 @dataclass(frozen=True)
 class Sample:
     """One comparison: the events recomputed, and the largest difference of any item's score
-    (infinite where the seen items or the number of known events differ)."""
+    (infinite where the seen or hidden items or the number of known events differ)."""
 
     events: int
     difference: float
@@ -124,9 +124,11 @@ class ExactnessSampler:
 
     @torch.inference_mode()
     def _difference(self, held: Snapshot, events: Sequence[Event]) -> float:
-        model, vocabulary = self.engine.computer.model, self.engine.computer.vocabulary
-        items = [vocabulary[event.item_id] for event in events if event.item_id in vocabulary]
+        computer = self.engine.computer
+        model, items = computer.model, [item for item, _ in computer.known(events)]
         if len(items) != held.count or set(items) != set(held.seen.tolist()):
+            return math.inf
+        if set(computer.hidden(events)) != set(held.hidden.tolist()):
             return math.inf
         at = torch.tensor([events[-1].time_ms], device=model.device)
         there, here = (
@@ -145,11 +147,7 @@ class ExactnessSampler:
         piece = computer.snapshot_every if computer.rounds_states else PIECE
         for start in range(0, len(events), piece):
             part = events[start : start + piece]
-            known = [
-                (computer.vocabulary[event.item_id], event.time_ms)
-                for event in part
-                if event.item_id in computer.vocabulary
-            ]
+            known = computer.known(part)
             if known:
                 items, times = torch.from_numpy(np.array(known, np.int64)).to(model.device).T
                 lengths = torch.tensor([len(known)], device=model.device)

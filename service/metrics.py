@@ -131,6 +131,12 @@ EVENTS = _counters(
     "verdict",
     ("applied", "duplicate", "late", "rejected", "conflict", "future"),
 )
+KINDS = Counter(
+    "tim4rec_kinds",
+    "Interactions logged, by kind: one that has a rule, other, or none",
+    ["kind"],
+    registry=_ours,
+)
 UNKNOWN_ITEMS = _counter(
     "tim4rec_unknown_items", "Logged interactions with an item that the model does not know"
 )

@@ -47,7 +47,8 @@ class Seen:
 @dataclass(eq=False)
 class Row:
     """One user's place in the pool: `slot` holds the state of exactly the events up to `mark`;
-    `truncated`: of those that were still kept when it was built."""
+    `truncated`: of those that were still kept when it was built; `hidden`: items that the user is
+    not given any more."""
 
     user_id: str
     slot: int
@@ -55,6 +56,7 @@ class Row:
     count: int = 0  # events the model knew; 0: the state says nothing
     truncated: bool = False
     seen: Seen = field(default_factory=Seen)
+    hidden: Seen = field(default_factory=Seen)
     pins: int = 0
     dropped: bool = False
 

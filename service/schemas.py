@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from service.kinds import KIND
 from service.times import parse_time
 
 
@@ -29,6 +30,20 @@ Time = Annotated[
 ]
 
 
+Kind = Annotated[
+    str,
+    Field(
+        pattern=rf"^{KIND.pattern}$",
+        description="what was done, such as view or purchase; what follows, the service's setting "
+        "`kinds` says. None: the state moves on",
+    ),
+]
+Weight = Annotated[
+    float,
+    Field(ge=0, le=1e9, allow_inf_nan=False, description="how much it counts as popular; none: 1"),
+]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -42,6 +57,8 @@ class Interaction(_Body):
     event_id: Id | None = Field(
         None, description="applied once however often it is sent; send it with every retry"
     )
+    kind: Kind | None = None
+    weight: Weight | None = None
 
 
 class InteractionBatch(_Body):
@@ -145,6 +162,8 @@ class LoggedEvent(BaseModel):
     timestamp: str = Field(description="the time in effect")
     given_timestamp: str | None = Field(description="the time the caller gave")
     event_id: str | None
+    kind: str | None
+    weight: float | None
 
 
 class HistoryPage(BaseModel):

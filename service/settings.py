@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.state import Precision
 from service.event_log import LatePolicy
+from service.kinds import KindRules
 from service.store import without_password
 
 PREFIX = "TIM4REC_"
@@ -98,6 +99,12 @@ class Settings(BaseSettings):
         "float32", description="float16 halves a snapshot, and rounds the state at each"
     )
 
+    kinds: str = _log(
+        "",
+        description="what interactions do by kind, as `view:step,skip:hide,*:count`: `step` moves "
+        "the state, `count` only counts as popular, `hide` (also `step+hide`) keeps the item from "
+        "the user, `log` does nothing; `*`: kinds without a rule, which step by default",
+    )
     late_policy: LatePolicy = _log(
         "clamp",
         description="what becomes of an event older than the user's newest: it counts as of the "
@@ -207,6 +214,12 @@ class Settings(BaseSettings):
         ):
             raise ValueError("needs the extra `otel`: pip install 'tim4rec[otel]'")
         return tracing
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_rules(cls, kinds: str) -> str:
+        KindRules.parse(kinds)
+        return kinds
 
     @field_validator("retrieval")
     @classmethod

@@ -12,7 +12,8 @@ from model.state import State, StateBytesError, StateLayout
 from service.event_log import Mark
 from service.pool import Seen
 
-_HEAD = struct.Struct("<q8sq")  # version, uid, known events; then the seen items, int32 each
+_HEAD = struct.Struct("<q8sq")  # version, uid, known events
+# Then int32 each: the seen items, and the hidden ones below zero.
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,16 @@ class Snapshot:
     mark: Mark
     count: int
     seen: NDArray[np.int32]
+    hidden: NDArray[np.int32]
     state: State
 
 
-def describe(mark: Mark, count: int, seen: Seen) -> bytes:
+def describe(mark: Mark, count: int, seen: Seen, hidden: Seen | None = None) -> bytes:
     """What is packed beside a state, under its checksum."""
-    return _HEAD.pack(mark.version, mark.uid, count) + seen.unique().astype("<i4").tobytes()
+    items = seen.unique().astype("<i4").tobytes()
+    if hidden is not None:
+        items += (-hidden.unique()).astype("<i4").tobytes()
+    return _HEAD.pack(mark.version, mark.uid, count) + items
 
 
 def read(layout: StateLayout, data: bytes | None) -> Snapshot | None:
@@ -37,7 +42,7 @@ def read(layout: StateLayout, data: bytes | None) -> Snapshot | None:
     try:
         state, extra = layout.unpack(data)
         version, uid, count = _HEAD.unpack_from(extra)
-        seen = np.frombuffer(extra, "<i4", offset=_HEAD.size)
+        items = np.frombuffer(extra, "<i4", offset=_HEAD.size).astype(np.int32)
     except (StateBytesError, struct.error, ValueError):
         return None
-    return Snapshot(Mark(version, uid), count, seen.astype(np.int32), state)
+    return Snapshot(Mark(version, uid), count, items[items > 0], -items[items < 0], state)

@@ -13,6 +13,7 @@ from service import snapshots
 from service.compute import missing
 from service.engine import Engine
 from service.event_log import ORIGIN, EventLog, LogReply, LogRequest
+from service.kinds import KindRules
 from service.shards import ALL, Shard
 from service.snapshots import Snapshot
 from service.store import RecordDamaged, StoreError
@@ -71,6 +72,7 @@ class Warmer:
         snapshot_ttl_s: int = 30 * 86_400,
         snapshot_precision: Precision = "float32",
         shard: Shard = ALL,
+        kinds: KindRules | None = None,
     ) -> None:
         self.log, self.shard = log, shard
         self.snapshot_ttl_s = snapshot_ttl_s
@@ -83,6 +85,7 @@ class Warmer:
             pool_capacity=AT_ONCE * BATCH,
             snapshot_every=snapshot_every if reduced else 1,
             snapshot_precision=snapshot_precision,
+            kinds=kinds,
         )
         self.result = WarmResult()
         self._cursor = "$"

@@ -35,7 +35,14 @@ _REASONS = {
 
 
 def _event(interaction: Interaction) -> NewEvent:
-    return NewEvent(new_uid(), interaction.item_id, interaction.timestamp, interaction.event_id)
+    return NewEvent(
+        new_uid(),
+        interaction.item_id,
+        interaction.timestamp,
+        interaction.event_id,
+        interaction.kind,
+        interaction.weight,
+    )
 
 
 def _status(

@@ -13,7 +13,7 @@ from service.answers import recommended
 from service.dependencies import Services, ServicesDep
 from service.event_log import Event, new_uid
 from service.problems import ProblemError, declared
-from service.schemas import Id, RecommendedItem, Time
+from service.schemas import Id, Kind, RecommendedItem, Time
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])
 
@@ -25,6 +25,7 @@ class SessionEvent(BaseModel):
 
     item_id: Id
     timestamp: Time | None = Field(None, description="when; none: now, by the process's clock")
+    kind: Kind | None = None
 
 
 class Session(BaseModel):
@@ -103,6 +104,6 @@ def _events(body: Session, services: Services) -> list[Event]:
         times.insert(place, at)
         kept.insert(place, event)
     return [
-        Event(number + 1, new_uid(), event.item_id, event.timestamp, at, None)
+        Event(number + 1, new_uid(), event.item_id, event.timestamp, at, None, event.kind)
         for number, (at, event) in enumerate(zip(times, kept, strict=True))
     ]

@@ -59,6 +59,8 @@ async def get_history(
                 timestamp=iso(event.time_ms),
                 given_timestamp=None if event.given_ms is None else iso(event.given_ms),
                 event_id=event.event_id,
+                kind=event.kind,
+                weight=event.weight,
             )
             for event in events
         ],

@@ -41,6 +41,8 @@ class Record:
                 one.sent.time_ms,
                 one.time_ms,
                 one.sent.event_id,
+                one.sent.kind,
+                one.sent.weight,
                 None if one.uid == one.sent.uid else one.sent.uid,
             )
             for version, one in enumerate(self.log, 1)

@@ -13,6 +13,7 @@ workers in between. What must hold throughout:
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from service.event_log import (
     Verdict,
     new_uid,
 )
+from service.kinds import Effect, KindRules
 from service.store import Command, Node, Store, StoreUnavailable
 from service.wave import Entry, Recommendation
 
@@ -75,6 +77,12 @@ def artefact(seed: int, known: Sequence[str]) -> Artefact:
 
 
 ARTEFACTS = [artefact(0, ITEMS[:6]), artefact(1, ITEMS[2:])]
+ARTEFACTS.append(ARTEFACTS[0])
+RULES = [KindRules.parse(text) for text in (
+    "skip:hide,buy:step+hide,ping:count", "view:log", "view:step,ping:log,*:hide"
+)]  # fmt: skip
+"""What is served: two models, and the first of them with other rules."""
+KINDS = [None, None, "view", "skip", "buy", "ping"]
 
 
 class LossyStore(Store):
@@ -100,7 +108,18 @@ class LossyStore(Store):
 
 
 def as_sent(event: Event) -> tuple[object, ...]:
-    return event.sent_uid, event.item_id, event.given_ms, event.time_ms, event.event_id
+    return (
+        event.sent_uid, event.item_id, event.given_ms, event.event_id, event.kind, event.weight
+    )  # fmt: skip
+
+
+def as_given(event: NewEvent) -> tuple[object, ...]:
+    return event.item_id, event.time_ms, event.event_id, event.kind, event.weight
+
+
+def stepping(which: int, event: Event) -> bool:
+    known = event.item_id in ARTEFACTS[which].items.ids
+    return known and (event.kind is None or Effect.STEP in RULES[which].of(event.kind))
 
 
 @dataclass
@@ -130,6 +149,7 @@ class Worker:
             max_batch=4,
             snapshot_every=EVERY,
             snapshot_precision=precision,
+            kinds=RULES[which],
         )
         self.exchanged: list[Exchanged] = []
         self.unresolved: list[Entry] = []
@@ -162,7 +182,7 @@ class Workers(RuleBasedStateMachine):
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
 
-    @initialize(models=st.lists(st.sampled_from([0, 1]), min_size=2, max_size=3))
+    @initialize(models=st.lists(st.sampled_from([0, 1, 2]), min_size=2, max_size=3))
     def start(self, models: list[int]) -> None:
         self.workers = [
             Worker(self.url, which, self.precision, self.late_policy) for which in models
@@ -181,9 +201,10 @@ class Workers(RuleBasedStateMachine):
         items=st.lists(st.sampled_from(ITEMS), min_size=1, max_size=6),
         offset=st.none() | st.integers(0, 100),
         named=st.booleans(),
+        kind=st.integers(0, len(KINDS) - 1),
     )
     def post(
-        self, index: int, user: str, items: list[str], offset: int | None, named: bool
+        self, index: int, user: str, items: list[str], offset: int | None, named: bool, kind: int
     ) -> None:
         events = [
             NewEvent(
@@ -191,6 +212,8 @@ class Workers(RuleBasedStateMachine):
                 item,
                 None if offset is None else BASE_MS + offset * 3_600_000 - place * 500_000,
                 f"e{len(self.sent) + place}" if named else None,
+                KINDS[(kind + place) % len(KINDS)],
+                0.5 * place if kind else None,
             )
             for place, item in enumerate(items)
         ]
@@ -208,7 +231,9 @@ class Workers(RuleBasedStateMachine):
         named = [event for event in self.sent if event.event_id]
         old = named[which % len(named)]
         item = ITEMS[(ITEMS.index(old.item_id) + 1) % len(ITEMS)] if altered else old.item_id
-        again = NewEvent(new_uid(), item, old.time_ms, old.event_id)
+        again = dataclasses.replace(old, uid=new_uid(), item_id=item)
+        if altered and which % 2:
+            again = dataclasses.replace(old, uid=new_uid(), kind="other")
         self.enqueue(self.worker(index).engine.append(user, [again]))
 
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS), stale=st.booleans())
@@ -265,7 +290,7 @@ class Workers(RuleBasedStateMachine):
             verdict = outcomes[place].verdict if outcomes else None
             twin = next((e for e in expected if e.event_id and e.event_id == event.event_id), None)
             if twin is not None:
-                same = (twin.item_id, twin.given_ms) == (event.item_id, event.time_ms)
+                same = as_sent(twin)[1:] == as_given(event)
                 assert verdict in (None, Verdict.DUPLICATE if same else Verdict.CONFLICT)
                 continue
             last_ms = expected[-1].time_ms if expected else 0
@@ -281,14 +306,14 @@ class Workers(RuleBasedStateMachine):
                 in_effect = max(in_effect, last_ms)
             assert event.uid in there, "an accepted event is not in the log"
             logged = there[event.uid]
-            assert (logged.item_id, logged.event_id, logged.given_ms) == (
-                event.item_id, event.event_id, event.time_ms
-            )  # fmt: skip
+            assert as_sent(logged)[1:] == as_given(event)
             assert in_effect in (None, logged.time_ms)
             assert verdict in (None, Verdict.LATE if late else Verdict.APPLIED)
             assert not outcomes or outcomes[place].version == logged.version
             expected.insert(at, logged)
-        assert [as_sent(event) for event in found] == [as_sent(event) for event in expected]
+        assert [(e.time_ms, as_sent(e)) for e in found] == [
+            (e.time_ms, as_sent(e)) for e in expected
+        ]
         assert found == sorted(found, key=lambda event: event.time_ms)
         for event in found:  # a uid never names two histories
             whole = found[: event.version]
@@ -321,7 +346,7 @@ class Workers(RuleBasedStateMachine):
         if reads:
             self.read(index, user, False)
         else:
-            self.post(index, user, items, None, False)
+            self.post(index, user, items, None, False, len(items))
         self.exchange(index, [])
         worker = self.worker(index)
         while worker.exchanged or worker.unresolved:
@@ -389,8 +414,8 @@ class Workers(RuleBasedStateMachine):
                 self.check_answer(worker, saw[read.user_id], answer)
 
     def check_answer(self, worker: Worker, log: list[Event], answer: Recommendation) -> None:
-        state, seen = self.fold(worker.which, log)
-        assert not seen & set(answer.ranking.items.tolist())
+        state, seen, hidden = self.fold(worker.which, log)
+        assert not (seen | hidden) & set(answer.ranking.items.tolist())
         if not seen:
             assert answer.source == "popular"
             return
@@ -398,8 +423,8 @@ class Workers(RuleBasedStateMachine):
         model = ARTEFACTS[worker.which].model
         with torch.no_grad():
             scores = model.scores(model.query(state, torch.tensor([BASE_MS + 10**9])))[0]
-        scores[list(seen)] = -torch.inf
-        best = scores.topk(min(3, len(scores) - 1 - len(seen))).values
+        scores[list(seen | hidden)] = -torch.inf
+        best = scores.topk(min(3, len(scores) - 1 - len(seen | hidden))).values
         np.testing.assert_allclose(
             answer.ranking.scores, best.numpy(), rtol=self.tolerance, atol=10 * self.tolerance
         )
@@ -430,7 +455,7 @@ class Workers(RuleBasedStateMachine):
     def crash(self, index: int, other_model: bool) -> None:
         index %= len(self.workers)
         old = self.workers[index]
-        which = 1 - old.which if other_model else old.which
+        which = (old.which + 1) % len(ARTEFACTS) if other_model else old.which
         self.run(old.store.close())
         self.workers[index] = Worker(self.url, which, self.precision, self.late_policy)
 
@@ -480,11 +505,14 @@ class Workers(RuleBasedStateMachine):
                 events = self.prefix[row.mark.uid]
                 assert row.mark.version == len(events)
                 held = pool.states.rows(torch.tensor([row.slot]))
-                self.check_state(worker.which, events, held, set(row.seen.array().tolist()))
+                seen, hidden = (set(of.array().tolist()) for of in (row.seen, row.hidden))
+                self.check_state(worker.which, events, held, seen, hidden)
 
-    def check_state(self, which: int, events: list[Event], held: State, seen: set[int]) -> None:
-        expected, known = self.fold(which, events)
-        assert seen == known
+    def check_state(
+        self, which: int, events: list[Event], held: State, seen: set[int], hidden: set[int]
+    ) -> None:
+        expected, *known = self.fold(which, events)
+        assert [seen, hidden] == known
         for name, part in expected.parts.items():
             if part.is_floating_point():
                 rtol = atol = self.tolerance
@@ -495,7 +523,7 @@ class Workers(RuleBasedStateMachine):
                 layout = ARTEFACTS[which].model.state_layout
                 assert torch.equal(held[name], layout.rounded(held, self.precision)[name]), name
 
-    def fold(self, which: int, events: list[Event]) -> tuple[State, set[int]]:
+    def fold(self, which: int, events: list[Event]) -> tuple[State, set[int], set[int]]:
         """The state of a whole history, computed in one go (with the rounding's borders)."""
         key = (which, events[-1].uid if events else b"")
         if key not in self.folded:
@@ -507,14 +535,16 @@ class Workers(RuleBasedStateMachine):
             with torch.no_grad():
                 for start in range(0, len(events), width):
                     part = events[start : start + width]
-                    known = [(index[e.item_id], e.time_ms) for e in part if e.item_id in index]
+                    known = [(index[e.item_id], e.time_ms) for e in part if stepping(which, e)]
                     if known:
                         items, times = torch.tensor(known).T[:, None]
                         state = model.prefill(items, times, torch.tensor([len(known)]), state)
                     if len(part) == EVERY and self.precision != "float32":
                         state = model.state_layout.rounded(state, self.precision)
-            seen = {index[e.item_id] for e in events if e.item_id in index}
-            self.folded[key] = state, seen
+            seen = {index[e.item_id] for e in events if stepping(which, e)}
+            hides = {kind for kind in KINDS if kind and Effect.HIDE in RULES[which].of(kind)}
+            hidden = {index[e.item_id] for e in events if e.kind in hides and e.item_id in index}
+            self.folded[key] = state, seen, hidden
         return self.folded[key]
 
     def teardown(self) -> None:
@@ -557,7 +587,8 @@ class Workers(RuleBasedStateMachine):
         snapshot = snapshots.read(worker.engine.pool.layout, data)
         if snapshot is not None:
             events = self.prefix[snapshot.mark.uid]
-            self.check_state(worker.which, events, snapshot.state, set(snapshot.seen.tolist()))
+            seen, hidden = set(snapshot.seen.tolist()), set(snapshot.hidden.tolist())
+            self.check_state(worker.which, events, snapshot.state, seen, hidden)
 
 
 @pytest.fixture

@@ -62,8 +62,14 @@ def store_url(either: ValkeyServer | ValkeyCluster) -> str:
     return either.url
 
 
-def new(item: str = "item", time_ms: int | None = None, event_id: str | None = None) -> NewEvent:
-    return NewEvent(new_uid(), item, time_ms, event_id)
+def new(
+    item: str = "item",
+    time_ms: int | None = None,
+    event_id: str | None = None,
+    kind: str | None = None,
+    weight: float | None = None,
+) -> NewEvent:
+    return NewEvent(new_uid(), item, time_ms, event_id, kind, weight)
 
 
 async def ask(log: EventLog, user: str, *events: NewEvent, known: Mark | None = None) -> LogReply:
@@ -1064,7 +1070,11 @@ POLICIES: tuple[LatePolicy, ...] = ("clamp", "reject", "replay")
 times = st.none() | st.sampled_from([-5, -1, 0, 1, 4 * MINUTE, 5 * MINUTE, 6 * MINUTE, -(10**12)])
 some_events = st.lists(
     st.tuples(
-        st.sampled_from(["x", "y"]), times, st.none() | st.sampled_from(["1", "2", "3", "4"])
+        st.sampled_from(["x", "y"]),
+        times,
+        st.none() | st.sampled_from(["1", "2", "3", "4"]),
+        st.sampled_from([None, None, "buy"]),
+        st.sampled_from([None, None, 0.0, 2.5]),
     ),
     max_size=WINDOW // 2,
 )
@@ -1167,8 +1177,10 @@ class EventLogMachine(RuleBasedStateMachine):
         requests = []
         for user in users:
             events = [
-                new(item, None if offset is None else self.started + offset, event_id)
-                for item, offset, event_id in data.draw(some_events)[: self.logs[policy].max_events]
+                new(item, None if offset is None else self.started + offset, event_id, *what)
+                for item, offset, event_id, *what in data.draw(some_events)[
+                    : self.logs[policy].max_events
+                ]
             ]
             known = data.draw(st.none() | st.sampled_from(self.marks[-20:] + self.marks[:3]))
             model = data.draw(st.none() | st.sampled_from(MODELS))
@@ -1234,6 +1246,79 @@ def test_the_log_is_what_its_rules_say(either: ValkeyServer | ValkeyCluster, lim
     )
 
 
+def test_records_of_the_first_layout(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
+    """As they were written before events had kinds and could move."""
+    first, second = b"\0\0\0\0\0\0\0\x0a", b"\0\0\0\0\0\0\0\x14"
+    stored = {
+        b"n": b"3",
+        b"e1": b"uid-one." + first + first + b"\0\0" + "é1".encode(),
+        b"e2": b"uid-two." + second + b"\x80" + 7 * b"\0" + b"\0\x03" + b"id2" + b"two",
+        b"e3": b"uid-3..." + second + first + b"\x01\0" + 256 * b"i" + b"three",
+        b"iuuid-one.": b"1",
+        b"icid2": b"2",
+        b"ic" + 256 * b"i": b"3",
+    }
+
+    async def main() -> None:
+        async with Store(either.url) as store:
+            with either.client() as client:
+                client.hset("tim4rec:u:u", mapping=stored)
+            log = EventLog(store, late_policy="replay")
+            events = [
+                Event(1, b"uid-one.", "é1", 10, 10, None),
+                Event(2, b"uid-two.", "two", None, 20, "id2"),
+                Event(3, b"uid-3...", "three", 10, 20, "i" * 256),
+            ]
+            assert await history(log, "u") == events
+            again = [NewEvent(b"uid-one.", "é1", 10)]
+            again += [new("two", None, "id2"), new("three", 10, "i" * 256)]
+            assert verdicts(await ask(log, "u", *again)) == [
+                ("applied", 1), ("duplicate", 2), ("duplicate", 3)
+            ]  # fmt: skip
+            assert verdicts(await ask(log, "u", new("two", None, "id2", "view"))) == [
+                ("conflict", 2)
+            ]
+            assert verdicts(await ask(log, "u", new("between", 15, kind="view"))) == [("late", 2)]
+            moved = await history(log, "u")
+            assert [(e.item_id, e.sent_uid, e.kind) for e in moved] == [
+                ("é1", b"uid-one.", None), ("between", moved[1].uid, "view"),
+                ("two", b"uid-two.", None), ("three", b"uid-3...", None),
+            ]  # fmt: skip
+            assert verdicts(await ask(log, "u", *again)) == [
+                ("applied", 1), ("duplicate", 3), ("duplicate", 4)
+            ]  # fmt: skip
+
+    run(main())
+
+
+def test_kind_and_weight_are_kept(run: Run, store_url: str) -> None:
+    async def main() -> None:
+        async with Store(store_url) as store:
+            log = EventLog(store)
+            given = [("view", 1.5), ("é" * 127, None), (None, -1e300), (None, None), ("x", 0.0)]
+            events = [new("item é", 5, f"{n}", *what) for n, what in enumerate(given)]
+            reply = await ask(log, "u", *events, known=ORIGIN)
+            assert [(e.kind, e.weight) for e in reply.events] == given
+            assert {(e.item_id, e.time_ms) for e in reply.events} == {("item é", 5)}
+            for n, (kind, weight) in enumerate(given):
+                others = [(kind, 7.0), ("other", weight), ((kind or "kind")[:-1], weight)]
+                again = [new("item é", 5, f"{n}", *what) for what in [(kind, weight), *others]]
+                found = [
+                    outcome.verdict.value for outcome in (await ask(log, "u", *again)).outcomes
+                ]
+                assert found == ["duplicate", "conflict", "conflict", "conflict"]
+            for wrong, field in [
+                (new(kind=""), "kind is empty"),
+                (new(kind="é" * 128), "kind has 256 bytes"),
+                (new(weight=float("inf")), "weight inf is not finite"),
+                (new(weight=float("nan")), "weight nan is not finite"),
+            ]:
+                with pytest.raises(InvalidRequest, match=field):
+                    await ask(log, "u", wrong)
+
+    run(main())
+
+
 def test_the_layout_is_the_documented_one(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     """Records outlive the code: what is stored today must be readable tomorrow."""
 
@@ -1241,17 +1326,26 @@ def test_the_layout_is_the_documented_one(run: Run, either: ValkeyServer | Valke
         async with Store(either.url) as store:
             log = EventLog(store, namespace="ns")
             await ask(
-                log, "é", NewEvent(b"uid-one.", "item é", 258), NewEvent(b"uid-two.", "b", 1, "id")
-            )
+                log, "é", NewEvent(b"uid-one.", "item é", 258), NewEvent(b"uid-two.", "b", 1, "id"),
+                NewEvent(b"uid-3...", "c", 258, "i", "view", 2.0),
+                NewEvent(b"uid-4...", "d", 258, kind="view"),
+                NewEvent(b"uid-5...", "e", 258, weight=-0.0),
+            )  # fmt: skip
         with either.client() as client:
             stored = client.hgetall("ns:u:%C3%A9")
         time, given = b"\0\0\0\0\0\0\x01\x02", b"\0\0\0\0\0\0\0\x01"
         assert stored == {
-            b"n": b"2",
+            b"n": b"5",
             b"e1": b"uid-one." + time + time + b"\0\0" + "item é".encode(),
             b"e2": b"uid-two." + time + given + b"\0\x02" + b"idb",
+            b"e3": b"uid-3..." + time + time + b"\x80\x01" + b"i\x04view\x40" + 7 * b"\0" + b"c",
+            b"e4": b"uid-4..." + time + time + b"\x80\0" + b"\x04view\x7f\xf8" + 6 * b"\0" + b"d",
+            b"e5": b"uid-5..." + time + time + b"\x80\0" + b"\0" + 8 * b"\0" + b"e",
             b"iuuid-one.": b"1",
             b"icid": b"2",
+            b"ici": b"3",
+            b"iuuid-4...": b"4",
+            b"iuuid-5...": b"5",
         }
 
     run(main())

@@ -237,6 +237,7 @@ sent = st.tuples(
     st.sampled_from(["x", "y"]),
     st.none() | st.integers(-6, 3),
     st.none() | st.sampled_from("123456789"),
+    st.sampled_from([None, "view"]),
 )
 requests = st.tuples(
     st.sampled_from(["clamp", "replay", "replay", "replay"]),
@@ -262,7 +263,10 @@ def test_the_record_is_what_the_rules_say(
             record, earlier = Record(WINDOW, LIMIT), [NewEvent(new_uid(), "x", 0)]
             now = (await ask(logs["clamp"], "u")).now_ms
             for policy, events in work:
-                batch = [new(item, off and now + 1000 * off, name) for item, off, name in events]
+                batch = [
+                    new(item, off and now + 1000 * off, name, kind)
+                    for item, off, name, kind in events
+                ]
                 if again.random() < 0.3:
                     batch[-1] = again.choice(earlier[-2 * WINDOW :])
                 earlier += batch
