@@ -36,6 +36,7 @@ COMMANDS = {
     "replay": _Command("cli.replay", "replay", "Send a log to a running service."),
     "import-log": _Command("cli.records", "import_log", "Write a log straight into the store."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
+    "on-ray": _Command("cli.distributed", "on_ray", "Run import-log or warm in shards on Ray."),
     "size": _Command("cli.size", "size", "Say what memory and traffic to expect."),
     "import-official": _Command(
         "cli.official", "import_official", "Turn a checkpoint of the official code into a model."
