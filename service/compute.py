@@ -115,14 +115,14 @@ class Computer:
         """With reduced snapshots, every worker rounds a state at every snapshot's version."""
         return self.precision != "float32"
 
+    def moves(self, event: Event) -> bool:
+        """Whether the event moves the state."""
+        steps = event.kind is None or self.kinds.steps(event.kind)
+        return steps and event.item_id in self.vocabulary
+
     def known(self, events: Sequence[Event]) -> list[tuple[int, int]]:
         """Item and time, ms, of the events that move the state."""
-        vocabulary, steps = self.vocabulary, self.kinds.steps
-        return [
-            (vocabulary[event.item_id], event.time_ms)
-            for event in events
-            if event.item_id in vocabulary and (event.kind is None or steps(event.kind))
-        ]
+        return [(self.vocabulary[e.item_id], e.time_ms) for e in events if self.moves(e)]
 
     def hidden(self, events: Sequence[Event]) -> list[int]:
         """The items that these events hide."""

@@ -131,7 +131,7 @@ class Explainer:
         ]
 
     async def _history(self, user_id: str, found: Recommendation) -> list[Event]:
-        """The known interactions that the recommendation is of."""
+        """The interactions that moved the state which the recommendation is of."""
         events: list[Event] = []
         async for page in self.engine.log.events(user_id):
             events += page
@@ -140,16 +140,15 @@ class Explainer:
         events = [event for event in events if event.version <= found.mark.version]
         if not events or events[-1].mark != found.mark:
             raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
-        vocabulary = self.engine.computer.vocabulary
-        return [event for event in events if event.item_id in vocabulary]
+        return [event for event in events if self.engine.computer.moves(event)]
 
     @torch.inference_mode()
     def _contributions(
         self, events: Sequence[Event], rows: NDArray[np.int64], at_ms: int, exclude_seen: bool
     ) -> NDArray[np.float32]:
         computer = self.engine.computer
-        known = [(computer.vocabulary[event.item_id], event.time_ms) for event in events]
-        items, times = torch.from_numpy(np.array(known, np.int64)).to(computer.model.device).T
+        known = np.array(computer.known(events), np.int64)
+        items, times = torch.from_numpy(known).to(computer.model.device).T
         vectors = computer.retrieval.vectors(rows)
         found = left_out(computer.model, items, times, vectors, at_ms, self.most_events)
         parts: NDArray[np.float32] = found.float().cpu().numpy()

@@ -28,6 +28,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 ITEMS = [f"i{n}" for n in range(30)]
 HOUR = 3_600_000
 AT = BASE_MS + 100 * HOUR
+STEPS = (None, "view", "buy")
 RULES = "view:step,buy:step+hide,skip:hide,share:count,*:log"
 
 effects = st.sampled_from(["step", "count", "hide", "log", "step+hide", "count+hide"])
@@ -115,11 +116,7 @@ GIVEN = [
 def test_kinds_step_hide_or_do_nothing(
     artefact: Artefact, valkey: ValkeyServer, run: Run, every: int
 ) -> None:
-    stepping = [
-        (item, BASE_MS + n * HOUR)
-        for n, (item, kind) in enumerate(GIVEN)
-        if kind in (None, "view", "buy")
-    ]
+    stepping = [(item, BASE_MS + n * HOUR) for n, (item, kind) in enumerate(GIVEN) if kind in STEPS]
     scores, hidden = offline_scores(artefact, stepping, AT), {"i2", "i4", "i7"}
 
     async def check(client: Any) -> None:
@@ -156,6 +153,28 @@ def test_kinds_step_hide_or_do_nothing(
             answer = await recommend(client, exclude_seen=False)
             check_answer(answer, offline_scores(artefact, everything, AT), 30)
             assert answer["model"] == artefact.identity
+
+    run(main())
+
+
+def test_only_steps_are_reasons(artefact: Artefact, store_url: str, run: Run) -> None:
+    async def explained(client: Any, user: str) -> list[dict[str, float]]:
+        query = {"user_id": user, "k": 3, "at": AT, "explain": True, "reasons": 9}
+        query |= {"exclude": [item for item, _ in GIVEN]}
+        items = (await client.get("/recommend", params=query)).json()["items"]
+        return [{why["item_id"]: why["contribution"] for why in item["because"]} for item in items]
+
+    async def main() -> None:
+        stepping = [(item, n) for n, (item, kind) in enumerate(GIVEN[:6]) if kind in STEPS]
+        async with in_process(artefact.folder, store_url, kinds=RULES) as client:
+            for n, (item, kind) in enumerate(GIVEN[:6]):
+                await post(client, item, n, kind)
+            for item, n in stepping:
+                await post(client, item, n, None, user_id="only steps")
+            found = await explained(client, "u")
+            assert all(why.keys() == dict(stepping).keys() for why in found)
+            for one, two in zip(found, await explained(client, "only steps"), strict=True):
+                assert one == pytest.approx(two, abs=1e-5)
 
     run(main())
 
