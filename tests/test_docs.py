@@ -89,7 +89,12 @@ def _group() -> click.Command:
 def command_lines(text: str) -> Iterator[str]:
     for snippet in snippets(text):
         for line in snippet.replace("\\\n", " ").splitlines():
-            yield from re.split(r"&&|\|\|?|;|&$", line)
+            for command in re.split(r"&&|\|\|?|;|&$", line):
+                # What follows `--` is a command of its own.
+                outer, _, inner = command.partition(" -- ")
+                yield from (
+                    (outer, f"tim4rec {inner}") if "tim4rec" in outer and inner else (command,)
+                )
 
 
 def called(text: str, page: Path) -> Iterator[str]:
