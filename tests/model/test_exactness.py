@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
+from model.stepper import Stepper
 
 # Largest difference, relative to the largest value of the part. float32 sums in another order.
 FLOAT64 = 1e-10
@@ -208,3 +210,40 @@ def test_a_sequence_model_has_no_output_per_position() -> None:
     model = TiM4Rec(ModelConfig(n_items=5, time="sequence", max_len=4))
     with pytest.raises(TypeError, match="window_output"):
         model(torch.tensor([[1]]), torch.tensor([[0]]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), model=models(), single=st.booleans())
+def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, single: bool) -> None:
+    """In a pool, over any users in any order, and with the same readings of the request's time."""
+    tolerance = FLOAT64
+    if single:
+        model, tolerance = model.float(), FLOAT32
+    rows = data.draw(st.lists(histories(model.config.n_items, 8), min_size=1, max_size=15))
+    order = data.draw(st.permutations(range(17)))[: len(rows)]
+    pool = model.new_state(17)
+    stepper = Stepper(model)
+    with torch.inference_mode():
+        alone = [model.new_state(1) for _ in rows]
+        for i in range(max(len(items) for items, _ in rows)):
+            going = [user for user, (items, _) in enumerate(rows) if len(items) > i]
+            slots = np.array([order[user] for user in going])
+            columns = (np.array([rows[user][part][i] for user in going]) for part in (0, 1))
+            stepper.step(pool, slots, *columns)
+            for user in going:
+                items, times = tensors(rows[user])
+                alone[user] = model.step(items[:, i], times[:, i], alone[user])
+        later = np.array([data.draw(st.integers(0, 10**13) | st.just(UNKNOWN_TIME)) for _ in rows])
+        queries = stepper.query(pool, np.array(order), later)
+        for user, state in enumerate(alone):
+            assert_same(pool.rows(torch.tensor([order[user]])), state, tolerance)
+            query = model.query(state, torch.from_numpy(later[user : user + 1]))[0]
+            scale = max(1.0, float(query.abs().max()))
+            torch.testing.assert_close(queries[user], query, rtol=tolerance, atol=tolerance * scale)
+        others = pool.rows(torch.tensor([row for row in range(17) if row not in order]))
+        assert_same(others, model.new_state(17 - len(rows)), 0)
+
+
+def test_a_sequence_model_has_no_stepper() -> None:
+    with pytest.raises(TypeError, match="no step"):
+        Stepper(TiM4Rec(ModelConfig(n_items=5, time="sequence", max_len=4)))
