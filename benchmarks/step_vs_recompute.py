@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.table import Table
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from cli.console import errors_without_traceback, out, say
 from model.artefact import load_artefact
-from model.state import State
+from model.stepper import Stepper
 from model.tim4rec import TiM4Rec
 
 HOUR_MS = 3_600_000
@@ -92,18 +93,19 @@ def histories(model: TiM4Rec, batch: int, length: int) -> tuple[Tensor, Tensor]:
     return items, START_MS + gaps.cumsum(1)
 
 
-def _steps(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], State]:
-    state, item, at = model.new_state(1), items[:, 0], times[:1, -1].repeat(len(items))
+def _steps(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], None]:
+    state, batch = model.new_state(1), len(items)
     for start in range(0, items.shape[1], 512):
         part = items[:1, start : start + 512], times[:1, start : start + 512]
         state = model.prefill(*part, torch.tensor([part[0].shape[1]]), state)
-    state = state.rows(torch.zeros(len(items), dtype=torch.long))  # the values cost nothing
+    pool = state.rows(torch.zeros(batch, dtype=torch.long))  # the values cost nothing
+    stepper, slots, item = Stepper(model), np.arange(batch), items[:, 0].numpy()
+    at = times[:1, -1].repeat(batch).numpy()
 
-    def step() -> State:
-        nonlocal state, at
+    def step() -> None:
+        nonlocal at
         at = at + HOUR_MS
-        state = model.step(item, at, state)
-        return state
+        stepper.step(pool, slots, item, at)
 
     return step
 

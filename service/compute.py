@@ -17,7 +17,8 @@ from torch import Tensor
 
 from model.artefact import Artefact
 from model.gaps import UNKNOWN_TIME
-from model.state import Precision, State
+from model.state import Precision
+from model.stepper import Stepper
 from service import snapshots, stages
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 from service.kinds import KindRules
@@ -102,6 +103,8 @@ class Computer:
     ) -> None:
         self.model = artefact.model
         self.kinds = kinds or KindRules()
+        prepared = self.model.steppable and pool.device.type == "cpu"
+        self.stepper = Stepper(self.model) if prepared else None
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
@@ -305,24 +308,30 @@ class Computer:
 
     def _step(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
         rows = sorted(rows, key=lambda pair: -len(pair[1]))
-        index = self.pool.index([row for row, _ in rows])
-        state = self.pool.states.rows(index)
-        longest = len(rows[0][1])
-        for i in range(longest):
+        slots = np.array([row.slot for row, _ in rows])
+        for i in range(len(rows[0][1])):
             going = sum(len(events) > i for _, events in rows)
-            batch = torch.tensor([events[i] for _, events in rows[:going]], device=index.device)
-            head = (
-                state
-                if going == len(rows)
-                else State({name: values[:going] for name, values in state.parts.items()})
-            )
-            moved = self.model.step(batch[:, 0], batch[:, 1], head)
-            if going == len(rows):
-                state = moved
-            else:
-                for name, values in state.parts.items():
-                    values[:going] = moved[name]
-        self.pool.states.write(index, state)
+            batch = np.array([events[i] for _, events in rows[:going]], np.int64)
+            self._move(slots[:going], batch[:, 0], batch[:, 1])
+
+    def _move(
+        self, slots: NDArray[np.int64], items: NDArray[np.int64], times: NDArray[np.int64]
+    ) -> None:
+        """One more interaction for each of these rows."""
+        states = self.pool.states
+        if self.stepper is not None:
+            self.stepper.step(states, slots, items, times)
+            return
+        index, item, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, items, times))
+        states.write(index, self.model.step(item, at, states.rows(index)))
+
+    def _query(self, slots: NDArray[np.int64], times: NDArray[np.int64]) -> Tensor:
+        """(B, D) what these rows recommend, asked for at those times."""
+        states = self.pool.states
+        if self.stepper is not None:
+            return self.stepper.query(states, slots, times)
+        index, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, times))
+        return self.model.query(states.rows(index), at)
 
     def _prefill(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
         rows = sorted(rows, key=lambda pair: len(pair[1]))
@@ -373,11 +382,9 @@ class Computer:
         asked = [(entry, row, read) for entry, row in ready for read in entry.reads]
         informed = [(entry, row, read) for entry, row, read in asked if row.count]
         if informed:
-            index = self.pool.index([row for _, row, _ in informed])
-            times = torch.tensor(
-                [_request_time(entry, read) for entry, _, read in informed], device=index.device
-            )
-            query = self.model.query(self.pool.states.rows(index), times)
+            slots = np.array([row.slot for _, row, _ in informed])
+            times = np.array([_request_time(entry, read) for entry, _, read in informed])
+            query = self._query(slots, times)
             rankings = self._rankings(query, [(row, read) for _, row, read in informed])
             for (entry, row, read), ranking in zip(informed, rankings, strict=True):
                 work.answers.append((read, _recommendation(entry, row, ranking, "model")))

@@ -119,14 +119,11 @@ class ExactRetrieval:
             scores[places] = -torch.inf
         widest = min(max(ks), scores.shape[1])
         values, indices = (t.cpu().numpy() for t in scores.topk(widest, dim=1))
-        rankings = []
-        for row, k in enumerate(ks):
-            value, index = values[row], indices[row]
-            order = np.lexsort((index, -value))
-            value, index = value[order][:k], index[order][:k]
-            left = np.isfinite(value)
-            rankings.append(Ranking(index[left], value[left]))
-        return rankings
+        order = np.lexsort((indices, -values), axis=1)
+        values, indices = (np.take_along_axis(part, order, 1) for part in (values, indices))
+        counts = np.isfinite(values).sum(1).tolist()
+        sizes = [min(k, count) for k, count in zip(ks, counts, strict=True)]
+        return [Ranking(indices[i, :size], values[i, :size]) for i, size in enumerate(sizes)]
 
     def rank(
         self,
