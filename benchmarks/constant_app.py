@@ -56,6 +56,7 @@ async def recommend(
         stale=False,
         history_truncated=False,
         model="none",
+        next=None,
     )
 
 

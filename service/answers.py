@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from service import explanation
 from service.dependencies import Services
 from service.schemas import Reason, RecommendedItem
@@ -13,20 +15,22 @@ from service.wave import Recommendation
 
 def recommended(services: Services, found: Recommendation) -> list[RecommendedItem]:
     """The items of an answer, best first."""
-    catalogue = services.catalogue
+    catalogue, ranking = services.catalogue, found.ranking
     ids, titles, trained = catalogue.ids, catalogue.titles, catalogue.trained
     by_model = found.source == "model"
-    return [
+    items = [
         RecommendedItem(
             item_id=ids[row - 1],
             score=score,
             title=titles[row - 1],
             path=("model" if row <= trained else "cold") if by_model else "popular",
         )
-        for row, score in zip(
-            found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
-        )
+        for row, score in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)
     ]
+    if ranking.promoted is not None:
+        for place in np.flatnonzero(ranking.promoted):
+            items[place].path = "promoted"
+    return items
 
 
 def because(reasons: Sequence[explanation.Reason]) -> list[Reason]:

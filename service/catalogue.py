@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from model.artefact import Artefact
 from service import metrics
 from service.cold_start import ColdStart
+from service.cursor import Hashes, hash_of
 from service.item import Item, ItemError, Scalar, read_item
 from service.item_columns import Column
 from service.item_filter import parse
@@ -68,6 +69,8 @@ class Catalogue:
         self._unlisted: set[int] = set()
         self._columns: dict[str, Column] = {}
         self._selections: OrderedDict[str, tuple[int, Selection]] = OrderedDict()
+        self._hashes: Hashes = np.empty(0, np.uint32)
+        self._by_hash: NDArray[np.int64] = np.empty(0, np.int64)
         self._cursor = "0-0"
         self._lock = asyncio.Lock()
 
@@ -168,6 +171,22 @@ class Catalogue:
         flags = np.zeros(len(self) + 1, np.bool_)
         flags[self.rows(items)] = True
         return Selection(flags)
+
+    def hashes(self, rows: NDArray[np.int64]) -> Hashes:
+        """What a cursor keeps of these rows."""
+        return np.array([hash_of(self.ids[row - 1]) for row in rows.tolist()], np.uint32)
+
+    def shown(self, hashes: Hashes) -> NDArray[np.int32]:
+        """The rows on the shelf that have one of these hashes."""
+        if len(self._hashes) < len(self):
+            new = np.arange(len(self._hashes) + 1, len(self) + 1)
+            self._hashes = np.concatenate([self._hashes, self.hashes(new)])
+            self._by_hash = np.argsort(self._hashes, kind="stable")
+        ordered = self._hashes[self._by_hash]
+        first, last = np.searchsorted(ordered, hashes), np.searchsorted(ordered, hashes, "right")
+        places = [self._by_hash[a:b] for a, b in zip(first, last, strict=True)]
+        rows = np.concatenate([*places, np.empty(0, np.int64)]).astype(np.int32) + 1
+        return rows[rows <= self._retrieval.shelf.size]
 
     def _column(self, name: str) -> Column:
         if name not in self._columns:

@@ -20,6 +20,7 @@ from model.gaps import UNKNOWN_TIME
 from model.state import Precision
 from model.stepper import Stepper
 from service import snapshots, stages
+from service.choice import Choice
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 from service.kinds import KindRules
 from service.pool import Row, Seen, StatePool
@@ -390,7 +391,9 @@ class Computer:
                 work.answers.append((read, _recommendation(entry, row, ranking, "model")))
         for entry, row, read in asked:
             if not row.count:
-                if read.candidates is None:
+                if read.choice is not None:
+                    ranking = self._chosen_popular(row, read, read.choice)
+                elif read.candidates is None:
                     ranking = self.retrieval.popular(_mask(row, read), read.k)
                 else:
                     ranking = self.retrieval.rank(None, _candidates(row, read))
@@ -400,7 +403,11 @@ class Computer:
             work.end(stages.RETRIEVE)
 
     def _rankings(self, query_BD: Tensor, asked: list[tuple[Row, Read]]) -> list[Ranking]:
-        free = [i for i, (_, read) in enumerate(asked) if read.candidates is None]
+        free = [
+            i
+            for i, (_, read) in enumerate(asked)
+            if read.candidates is None and read.choice is None
+        ]
         found: dict[int, Ranking] = {}
         if free:
             tops = self.retrieval.top(
@@ -412,12 +419,48 @@ class Computer:
             if len(free) == len(asked):
                 return tops
             found = dict(zip(free, tops, strict=True))
+        found |= self._chosen(query_BD, asked)
         return [
             found[i]
             if i in found
             else self.retrieval.rank(query_BD[i], _candidates(row, read), _weighed(row, read))
             for i, (row, read) in enumerate(asked)
         ]
+
+    def _chosen(self, query_BD: Tensor, asked: list[tuple[Row, Read]]) -> dict[int, Ranking]:
+        """The lists of the reads with a choice, by their places."""
+        choices = {i: read.choice for i, (_, read) in enumerate(asked) if read.choice is not None}
+        lists: list[tuple[int, int, Selection | None]] = []
+        for i, choice in choices.items():
+            k = asked[i][1].k
+            lists.append((i, choice.depth(k), choice.selection))
+            if choice.promoted is not None:
+                lists.append((i, k, choice.promoted))
+        if not lists:
+            return {}
+        rows = [i for i, _, _ in lists]
+        tops = iter(
+            self.retrieval.top(
+                query_BD[rows],
+                [_mask(*asked[i]) for i in rows],
+                [k for _, k, _ in lists],
+                [selection for _, _, selection in lists],
+                had=[_weighed(*asked[i]) for i in rows],
+            )
+        )
+        found = {}
+        for i, choice in choices.items():
+            best = next(tops)
+            promoted = None if choice.promoted is None else next(tops)
+            found[i] = choice.arrange(best, promoted, asked[i][1].k, self.retrieval)
+        return found
+
+    def _chosen_popular(self, row: Row, read: Read, choice: Choice) -> Ranking:
+        mask, promoted = _mask(row, read), None
+        best = self.retrieval.popular(mask, choice.depth(read.k), choice.selection)
+        if choice.promoted is not None:
+            promoted = self.retrieval.popular(mask, read.k, choice.promoted)
+        return choice.arrange(best, promoted, read.k, self.retrieval)
 
 
 def _own_versions(reply: LogReply) -> list[int]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from model.artefact import Artefact
 from model.state import Precision
 from service import metrics, snapshots, stages
+from service.choice import Choice
 from service.compute import Computer, Work, missing
 from service.event_log import (
     ORIGIN,
@@ -171,6 +172,7 @@ class Engine:
         exclude_seen: bool = True,
         masked: NDArray[np.int32] = NOTHING_MASKED,
         allow_stale: bool = False,
+        choice: Choice | None = None,
     ) -> Recommendation:
         """The best items by the state of everything logged before the call.
 
@@ -178,12 +180,16 @@ class Engine:
             at_ms: the time recommended for; None: the store's clock now.
             masked: item indices not to return.
             allow_stale: a state in the pool will do, without asking the log.
+            choice: what the list must be beside good; None: nothing.
         """
         done: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
         queued, timeline = time.perf_counter(), stages.current.get()
         self._enqueue(
-            Read(user_id, k, at_ms, exclude_seen, masked, allow_stale, done, queued, timeline)
-        )
+            Read(
+                user_id, k, at_ms, exclude_seen, masked, allow_stale, done, queued, timeline,
+                choice=choice,
+            )
+        )  # fmt: skip
         return await done
 
     async def rank(
@@ -212,6 +218,7 @@ class Engine:
         at_ms: int | None = None,
         exclude_seen: bool = True,
         masked: NDArray[np.int32] = NOTHING_MASKED,
+        choice: Choice | None = None,
     ) -> Recommendation:
         """`recommend` for somebody with this whole history (versions from 1 on, times not
         falling), of whom nothing is stored or known before."""
@@ -220,7 +227,7 @@ class Engine:
         name = f"\udfff{next(self._sessions)}"
         read = Read(
             name, k, at_ms, exclude_seen, masked, False, done,
-            time.perf_counter(), stages.current.get(), session=events,
+            time.perf_counter(), stages.current.get(), session=events, choice=choice,
         )  # fmt: skip
         self._enqueue(read)
         return await done

@@ -13,15 +13,13 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
+from service.cursor import CursorError
+
 Key = tuple[str, str, int]
 """Title in lower case (or id, where there is none), id, row."""
 
 _PREFIX, _INSIDE = 0, 1
 _MANY = 2000
-
-
-class CursorError(ValueError):
-    """`after` is none that a page gave."""
 
 
 class Listing:

@@ -51,6 +51,8 @@ class Ranking:
     scores: NDArray[np.float32]
     indexed: bool = False
     recent: bool = False
+    promoted: NDArray[np.bool_] | None = None
+    """Which have their places by a promotion; None: none."""
 
 
 class ExactRetrieval:

@@ -142,6 +142,9 @@ class Recommendations(BaseModel):
         "an approximation"
     )
     model: str = Field(description="identity of the model")
+    next: str | None = Field(
+        None, description="`after` of the next page, where the list is paged and goes on"
+    )
 
 
 class User(BaseModel):

@@ -151,6 +151,9 @@ class Settings(BaseSettings):
     max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
     max_item_bytes: int = _limit(16_384, ge=256, description="most bytes of an item's record")
     max_filter_length: int = _limit(2000, ge=1, description="most characters of a filter")
+    max_paged: int = _limit(
+        1000, ge=1, description="most items that the pages of one recommendation hold together"
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _limit(
         (), description="comma-separated keys, one of which X-API-Key must carry; none: open"
     )

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from service.choice import Choice
 from service.event_log import Event, LogReply, Mark, NewEvent, Outcome
 from service.pool import Row
 from service.retrieval import Ranking
@@ -35,7 +36,7 @@ class Read:
 
     `at_ms` None: now, by the store's clock. `masked`: item indices not to return. `candidates`:
     the only ones to return, all of them. `session`: the whole history of somebody who is no user;
-    the log is not asked.
+    the log is not asked. `choice`: what the list must be beside good; None: nothing.
     """
 
     user_id: str
@@ -49,6 +50,7 @@ class Read:
     stages: Stages | None = None
     candidates: NDArray[np.int32] | None = None
     session: Sequence[Event] | None = None
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 
+from service.cursor import CursorError
 from service.dependencies import Services, ServicesDep
-from service.item_listing import CursorError
 from service.item_schemas import (
     CatalogueItem,
     ItemBatch,

@@ -9,11 +9,13 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
+from service import wishes
 from service.answers import recommended
 from service.dependencies import Services, ServicesDep
 from service.event_log import Event, new_uid
 from service.problems import ProblemError, declared
 from service.schemas import Id, Kind, RecommendedItem, Time
+from service.wishes import Wishes
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])
 
@@ -28,15 +30,12 @@ class SessionEvent(BaseModel):
     kind: Kind | None = None
 
 
-class Session(BaseModel):
+class Session(Wishes):
     """Interactions of somebody of whom nothing is stored, oldest first."""
-
-    model_config = ConfigDict(extra="forbid")
 
     events: list[SessionEvent]
     k: int = Field(10, ge=1, description="how many items")
     at: Time | None = Field(None, description="the moment recommended for; none: now")
-    exclude: list[str] = Field(default_factory=list, description="item ids not to return")
     exclude_seen: bool = Field(True, description="leave out the items of the session")
 
 
@@ -50,6 +49,9 @@ class SessionRecommendations(BaseModel):
     )
     unknown_items: int = Field(description="interactions with items that the model does not know")
     model: str = Field(description="identity of the model")
+    next: str | None = Field(
+        None, description="`after` of the next page, where the list is paged and goes on"
+    )
 
 
 @router.post("/session", responses=declared(422, 503), response_model_exclude_none=True)
@@ -67,19 +69,21 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
             f"events: at most {settings.max_session_events}, not {len(body.events)}",
             field="events",
         )
-    vocabulary = services.engine.computer.vocabulary
+    vocabulary, wanted = services.engine.computer.vocabulary, wishes.wanted(services, body)
     found = await services.engine.recommend_session(
         _events(body, services),
         body.k,
         at_ms=body.at,
         exclude_seen=body.exclude_seen,
-        masked=services.catalogue.rows(body.exclude),
+        masked=wanted.masked,
+        choice=wanted.choice,
     )
     return SessionRecommendations(
         items=recommended(services, found),
         source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
         model=services.engine.identity,
+        next=wishes.following(services, wanted.shown, found.ranking.items, body.k),
     )
 
 

@@ -531,6 +531,7 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("post", "/interactions"): {"401", "409", "422", "503"},
         ("post", "/interactions/batch"): {"401", "422", "503"},
         ("get", "/recommend"): {"401", "422", "503"},
+        ("post", "/recommend"): {"401", "422", "503"},
         ("post", "/recommend/session"): {"401", "422", "503"},
         ("post", "/rank"): {"401", "422", "503"},
         ("get", "/popular"): {"401", "422", "503"},

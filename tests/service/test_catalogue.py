@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from model.artefact import Artefact
 from service import item_store
 from service.catalogue import Catalogue
-from service.item_listing import CursorError, Listing
+from service.cursor import CursorError
+from service.item_listing import Listing
 from service.item_store import ItemStore
 from service.retrieval import ExactRetrieval
 from service.store import Store

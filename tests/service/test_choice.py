@@ -1,0 +1,401 @@
+"""Lists that are filtered, promoted, spread and paged: against the definitions, and as the service
+gives them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.artefact import Artefact, Items, save_artefact
+from service import cursor
+from service.choice import Choice
+from service.diversity import POOL, spread
+from service.retrieval import ExactRetrieval, Ranking
+from service.shelf import Selection
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores, popular
+from tests.service.test_api import problem
+
+torch.set_num_threads(1)
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+EVERYTHING = Selection(np.ones(1000, np.bool_))
+
+
+# -- the definitions ---------------------------------------------------------------------
+
+
+def ranking(rows: list[int]) -> Ranking:
+    scores = -np.arange(len(rows), dtype=np.float32)
+    return Ranking(np.array(rows, np.int64), scores)
+
+
+def retrieval_of(table: np.ndarray) -> ExactRetrieval:
+    items = Items([str(n) for n in range(len(table) - 1)], np.zeros(len(table) - 1, np.int64))
+    return ExactRetrieval(torch.from_numpy(table.astype(np.float32)), items)
+
+
+NOTHING = retrieval_of(np.zeros((31, 2)))
+
+
+@given(
+    st.permutations(range(1, 31)),
+    st.sets(st.integers(1, 30)),
+    st.sampled_from([0.1, 0.2, 0.29, 0.5, 0.7, 1.0]),
+    st.integers(1, 12),
+)
+def test_promoted_items_get_their_share_on_every_page(
+    order: list[int], promoted: set[int], share: float, k: int
+) -> None:
+    own = [row for row in order if row in promoted]
+    left, shown, flags = list(order), list[int](), list[bool]()
+    while left:
+        choice = Choice(promoted=EVERYTHING, share=share, places=len(shown))
+        those = [row for row in own if row in left]
+        page = choice.arrange(ranking(left[:k]), ranking(those[:k]), k, NOTHING)
+        assert page.promoted is not None
+        shown += page.items.tolist()
+        flags += page.promoted.tolist()
+        left = [row for row in left if row not in shown]
+    assert sorted(shown) == sorted(order)
+    for place in range(1, len(shown) + 1):
+        wanted = min(int(place * share + 1e-9), len(own))
+        assert sum(row in promoted for row in shown[:place]) >= wanted
+    # Who is not promoted stays in order, and so do the promoted.
+    assert [row for row in shown if row not in promoted] == [r for r in order if r not in promoted]
+    assert [row for row in shown if row in promoted] == own
+    assert {row for row, flag in zip(shown, flags, strict=True) if flag} <= promoted
+    if not promoted:
+        assert shown == order
+
+
+def naive(scores: list[float], table: np.ndarray, diversity: float, k: int) -> list[float]:
+    """The value of each choice, greedily."""
+    relevance = np.array(scores)
+    relevance = (relevance - relevance.min()) / max(np.ptp(relevance), 1e-12)
+    chosen: list[int] = []
+    values = []
+    while len(chosen) < min(k, len(scores)):
+        value = {}
+        for i in range(len(scores)):
+            if i not in chosen:
+                alike = [
+                    float(table[i] @ table[j])
+                    / max(1e-12, float(np.linalg.norm(table[i]) * np.linalg.norm(table[j])))
+                    for j in chosen
+                ]
+                value[i] = (1 - diversity) * relevance[i] - diversity * max([0.0, *alike])
+        best = max(value, key=lambda i: (round(value[i], 4), -i))
+        chosen.append(best)
+        values.append(value[best])
+    return values
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12), st.floats(0, 1), st.integers(1, 15), st.integers(0, 1000))
+def test_a_spread_list_is_greedy(size: int, diversity: float, k: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    scores = np.sort(draw.standard_normal(size).astype(np.float32))[::-1].copy()
+    table = draw.standard_normal((size, 3)).astype(np.float32)
+    order = spread(scores, table, diversity, k).tolist()
+    assert len(set(order)) == len(order) == min(k, size)
+    assert order[0] == 0
+    # Near ties may go either way: the values are what is the same.
+    expected = naive(scores.tolist(), table, diversity, k)
+    relevance = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-12)
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    for place, item in enumerate(order):
+        nearest = max([0.0, *(unit[item] @ unit[before] for before in order[:place])])
+        own = (1 - diversity) * relevance[item] - diversity * nearest
+        np.testing.assert_allclose(own, expected[place], atol=2e-3)
+    if diversity == 0:
+        assert order == list(range(min(k, size)))
+
+
+def test_spread_goes_on_from_what_was_shown() -> None:
+    table = np.array([[0, 0], [1, 0], [1, 0.01], [0, 1]], np.float32)
+    retrieval, best = retrieval_of(table), ranking([2, 3])
+    choice = Choice(diversity=0.9, shown=np.array([1], np.int32), places=1)
+    assert choice.arrange(best, None, 2, retrieval).items.tolist() == [3, 2]
+    assert Choice(diversity=0.9).arrange(best, None, 2, retrieval).items.tolist() == [2, 3]
+
+
+def test_who_comes_after_the_pool_keeps_the_place() -> None:
+    rows = POOL + 50
+    table = np.random.default_rng(0).standard_normal((rows + 1, 4))
+    choice = Choice(diversity=0.5)
+    k = rows
+    assert choice.depth(10) == POOL
+    found = choice.arrange(ranking(list(range(1, rows + 1))), None, k, retrieval_of(table))
+    assert sorted(found.items.tolist()) == list(range(1, rows + 1))
+    assert found.items.tolist()[POOL:] == list(range(POOL + 1, rows + 1))
+    assert found.items.tolist()[:POOL] != list(range(1, POOL + 1))
+
+
+@given(st.lists(st.integers(0, 2**32 - 1)))
+def test_a_cursor_reads_as_it_was_written(shown: list[int]) -> None:
+    text = cursor.write(np.array(shown, np.uint32))
+    assert cursor.read(text).tolist() == shown
+    for wrong in (text[1:], text + "AAAA", "A" + text[1:], text[:-1], "~", "ü"):
+        if wrong != text and wrong != "":
+            with pytest.raises(cursor.CursorError):
+                cursor.read(wrong)
+
+
+# -- the service -------------------------------------------------------------------------
+
+IDS = [f"i{n}" for n in range(60)]
+PRICES = {item: n % 10 for n, item in enumerate(IDS)}
+CATEGORIES = [["odd"] if n % 2 else ["even"] for n in range(60)]
+EVENTS = [("i1", BASE_MS), ("i2", BASE_MS + 5000)]
+AT = BASE_MS + 10**6
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    folder = tmp_path_factory.mktemp("choice") / "model"
+    made = make_artefact(folder, IDS)
+    save_artefact(folder, made.model, Items(IDS, made.items.popularity, None, CATEGORIES), {}, "x")
+    return made
+
+
+@asynccontextmanager
+async def shop(artefact: Artefact, url: str, **more: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A service whose items have prices, with the user `ann`."""
+    async with in_process(artefact.folder, url, exactness_every_s=0, max_k=100, **more) as client:
+        batch = [{"item_id": i, "attributes": {"price": p}} for i, p in PRICES.items()]
+        (await client.post("/items/batch", json={"items": batch})).raise_for_status()
+        for item, ms in EVENTS:
+            event = {"user_id": "ann", "item_id": item, "timestamp": ms}
+            (await client.post("/interactions", json=event)).raise_for_status()
+        yield client
+
+
+async def asked(client: httpx.AsyncClient, user: str = "ann", **query: Any) -> dict[str, Any]:
+    """By GET, by POST and, for ann, as a session: the same answer."""
+    query = {"at": AT, "k": 10, "exclude_seen": False} | query
+    answer = await client.get("/recommend", params={"user_id": user, **query})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    body = dict(query)
+    for name in ("category", "include", "exclude"):
+        if isinstance(body.get(name), str):
+            body[name] = [body[name]]
+    posted = await client.post("/recommend", json={"user_id": user, **body})
+    assert posted.json() == found, posted.text
+    if user == "ann" and found["version"] == len(EVENTS):
+        events = [{"item_id": item, "timestamp": ms} for item, ms in EVENTS]
+        session = await client.post("/recommend/session", json={"events": events, **body})
+        assert [i["item_id"] for i in session.json()["items"]] == ids(found), session.text
+    return found
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in answer["items"]]
+
+
+def test_filters_in_every_kind_of_answer(
+    run: Run, artefact: Artefact, valkey: ValkeyServer
+) -> None:
+    scores = offline_scores(artefact, EVENTS, AT)
+    orders = {"ann": sorted(IDS, key=lambda i: -scores[i]), "nobody": popular(artefact)}
+
+    def cheap(item: str) -> bool:
+        return PRICES[item] < 3
+
+    wanted: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
+        ({"filter": "price < 3"}, cheap),
+        ({"category": "odd"}, lambda item: int(item[1:]) % 2 == 1),
+        ({"category": ["odd", "even"], "filter": "price=9"}, lambda item: PRICES[item] == 9),
+        ({"include": ["i1", "i7", "none"]}, lambda item: item in ("i1", "i7")),
+        ({"include": ["i3", "i7"], "exclude": "i7"}, lambda item: item == "i3"),
+        ({"filter": "category = 'odd' and price < 3", "k": 100}, lambda i: PRICES[i] == 1),
+        ({"filter": "id in ('i5', 'i6')"}, lambda item: item in ("i5", "i6")),
+        ({"filter": "not has(price)"}, lambda item: False),
+        ({"include": "none"}, lambda item: False),
+    ]
+
+    async def main() -> None:
+        async with shop(artefact, valkey.url) as client:
+            for query, holds in wanted:
+                for user, order in orders.items():
+                    answer = await asked(client, user, **query)
+                    expected = [item for item in order if holds(item)]
+                    assert ids(answer) == expected[: query.get("k", 10)], (user, query)
+                    path = "model" if user == "ann" else "popular"
+                    assert {item["path"] for item in answer["items"]} <= {path}
+                    assert "next" not in answer
+
+            await client.put("/items/i7", json={"attributes": {"price": 99}})
+            assert ids(await asked(client, filter="price > 20")) == ["i7"]
+            await client.put("/items/i7", json={"attributes": {"price": 99}, "hidden": True})
+            assert ids(await asked(client, filter="price > 20")) == []
+            assert ids(await asked(client, include=["i7"])) == []
+            await client.put("/items/new", json={"attributes": {"price": 99}})
+            (new,) = (await asked(client, filter="price > 20"))["items"]
+            assert new["item_id"] == "new"
+            assert new["path"] == "cold"
+
+    run(main())
+
+
+def test_promotions_and_diversity(run: Run, artefact: Artefact, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with shop(artefact, valkey.url) as client:
+            for user in ("ann", "nobody"):
+                plain = ids(await asked(client, user))
+                first = ids(await asked(client, user, filter="price = 9"))
+                answer = await asked(client, user, promote="price = 9", promote_share=0.3)
+                promoted = [i["item_id"] for i in answer["items"] if i["path"] == "promoted"]
+                found = ids(answer)
+                assert found[3] == next(item for item in first if item not in found[:3])
+                assert set(promoted) <= set(first)
+                assert sum(PRICES[item] == 9 for item in found) >= 3
+                rest = [item for item in found if item not in first]
+                assert rest == [item for item in plain if item not in first][: len(rest)]
+                only = await asked(client, user, promote="price=9", filter="price=1", k=100)
+                assert ids(only) == ids(await asked(client, user, filter="price=1", k=100))
+
+                spread_out = ids(await asked(client, user, diversity=0.7))
+                assert spread_out[0] == plain[0]
+                assert spread_out != plain
+                assert closeness(artefact, spread_out) < closeness(artefact, plain)
+                everything = await asked(client, user, diversity=0.7, k=100)
+                assert sorted(ids(everything)) == sorted(IDS)
+
+    run(main())
+
+
+def closeness(artefact: Artefact, items: list[str]) -> float:
+    """The mean cosine of two of them."""
+    rows = torch.tensor([IDS.index(item) + 1 for item in items])
+    unit = torch.nn.functional.normalize(artefact.model.item_embedding.weight.detach()[rows], dim=1)
+    return float((unit @ unit.T).sum() - len(items)) / (len(items) * (len(items) - 1))
+
+
+QUERIES = [{}, {"diversity": 0.5}, {"promote": "price=9"}, {"filter": "price<7"}]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_pages_without_repeats(
+    run: Run, artefact: Artefact, valkey: ValkeyServer, query: dict[str, Any]
+) -> None:
+    async def pages(client: httpx.AsyncClient, user: str, between: Any) -> list[str]:
+        shown: list[str] = []
+        answer = await asked(client, user, paged=True, k=7, **query)
+        while True:
+            shown += ids(answer)
+            if "next" not in answer:
+                return shown
+            await between(len(shown))
+            answer = await asked(client, user, after=answer["next"], k=7, **query)
+
+    async def main() -> None:
+        async with shop(artefact, valkey.url) as client:
+            allowed = [item for item in IDS if "filter" not in query or PRICES[item] < 7]
+
+            async def nothing(shown: int) -> None: ...
+
+            async def interacts(shown: int) -> None:
+                event = {"user_id": "ann", "item_id": f"i{shown}", "timestamp": AT}
+                await client.post("/interactions", json=event)
+
+            for user in ("ann", "nobody"):
+                shown = await pages(client, user, nothing)
+                assert sorted(shown) == sorted(allowed)
+                if not query.get("diversity"):  # then pages are the list itself
+                    whole = await asked(client, user, k=100, **query)
+                    assert shown == ids(whole)
+            # The user goes on interacting: nothing comes twice, and nothing is left out.
+            assert sorted(await pages(client, "ann", interacts)) == sorted(allowed)
+
+    run(main())
+
+
+def test_a_list_ends_where_its_cursor_would_be_too_long(
+    run: Run, artefact: Artefact, valkey: ValkeyServer
+) -> None:
+    async def main() -> None:
+        async with shop(artefact, valkey.url, max_paged=20) as client:
+            answer = await asked(client, paged=True)
+            answer = await asked(client, after=answer["next"])
+            assert len(answer["items"]) == 10
+            assert "next" not in answer
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("query", "field", "said"),
+    [
+        ({"filter": "price <"}, "filter", "at 8: "),
+        ({"filter": ""}, "filter", "at 1: "),
+        ({"filter": "a" * 3000}, "filter", "at most 2000 characters, not 3000"),
+        ({"promote": "price"}, "promote", "at 6: "),
+        ({"promote": "price=1", "promote_share": 0}, "promote_share", "greater than 0"),
+        ({"promote_share": 1.1}, "promote_share", "less than or equal to 1"),
+        ({"diversity": 2}, "diversity", "less than or equal to 1"),
+        ({"diversity": "nan"}, "diversity", ""),
+        ({"after": "x"}, "after", "`next` of the page before"),
+        ({"k": 101}, "k", "at most 100"),
+    ],
+)
+def test_wrong_wishes(
+    run: Run, artefact: Artefact, valkey: ValkeyServer,
+    query: dict[str, Any], field: str, said: str,
+) -> None:  # fmt: skip
+    async def main() -> None:
+        async with in_process(
+            artefact.folder, valkey.url, exactness_every_s=0, max_k=100
+        ) as client:
+            answer = await client.get("/recommend", params={"user_id": "ann", **query})
+            assert said in str(problem(answer, 422, field))
+            answer = await client.post("/recommend", json={"user_id": "ann", **query})
+            assert said in str(problem(answer, 422, field))
+
+    run(main())
+
+
+def test_filters_with_an_index(
+    run: Run, tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer
+) -> None:
+    many = [f"i{n}" for n in range(1500)]
+    folder = tmp_path_factory.mktemp("indexed")
+    artefact = make_artefact(folder / "model", many)
+    scores = offline_scores(artefact, EVENTS, AT)
+    settings = {"exactness_every_s": 0, "retrieval": "index", "data_dir": folder}
+
+    async def main() -> None:
+        async with in_process(folder / "model", valkey.url, **settings) as client:
+            for start in range(0, 1500, 1000):
+                batch = [
+                    {"item_id": item, "attributes": {"n": n}}
+                    for n, item in enumerate(many)
+                    if start <= n < start + 1000
+                ]
+                (await client.post("/items/batch", json={"items": batch})).raise_for_status()
+            await client.put("/items/i3", json={"hidden": True})
+            for item, ms in EVENTS:
+                event = {"user_id": "ann", "item_id": item, "timestamp": ms}
+                (await client.post("/interactions", json=event)).raise_for_status()
+            hits = 0
+            for least in (1495, 1490, 1400, 500, 0):
+                answer = await asked(client, filter=f"n >= {least}")
+                left = [item for n, item in enumerate(many) if n >= least and n != 3]
+                best = sorted(left, key=lambda item: -scores[item])[:10]
+                assert len(set(ids(answer))) == len(best)
+                assert set(ids(answer)) <= set(left)
+                hits += len(set(ids(answer)) & set(best))
+                if len(left) < 300:
+                    assert ids(answer) == best
+            assert hits >= 43  # of 45
+
+    run(main())
