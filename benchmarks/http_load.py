@@ -68,7 +68,8 @@ class Outcome:
 
 
 def closed_loop(port: int, requests: Iterator[bytes], in_flight: int, seconds: float) -> Outcome:
-    """Each of `in_flight` connections sends a request as soon as it has the last one's answer."""
+    """Each of `in_flight` connections sends a request as soon as it has the last one's answer,
+    for so long, or until there are no more."""
     return uvloop.run(_closed_loop(port, requests, in_flight, seconds))
 
 
@@ -133,8 +134,8 @@ async def _closed_loop(
         nonlocal running
         _count(outcome, status, took)
         now = time.perf_counter()
-        if now < until and status is not None:
-            connection.send(next(requests), now)
+        if now < until and status is not None and (request := next(requests, None)) is not None:
+            connection.send(request, now)
             return
         running -= 1
         connection.transport.close()
@@ -258,6 +259,11 @@ def reads(users: int, seed: int = 0) -> Iterator[bytes]:
     draw = random.Random(seed)
     while True:
         yield get(f"/recommend?user_id=user-{draw.randrange(users)}&k=10")
+
+
+def everyone(users: int) -> Iterator[bytes]:
+    """GET /recommend of each user once."""
+    return (get(f"/recommend?user_id=user-{number}&k=10") for number in range(users))
 
 
 def writes(users: int, items: Sequence[str], seed: int = 0) -> Iterator[bytes]:

@@ -95,14 +95,15 @@ def fill(url: str, items: Sequence[str], users: int, lengths: tuple[int, int]) -
     async def write() -> int:
         async with Store(url) as opened:
             log = EventLog(opened, page=1, timeout_s=60)
-            done = await Importer(log, log).run(_histories(items, users, lengths), lambda _: None)
+            done = await Importer(log, log).run(histories(items, users, lengths), lambda _: None)
             assert not done.refused
             return done.written
 
     return asyncio.run(write())
 
 
-def _histories(items: Sequence[str], users: int, lengths: tuple[int, int]) -> Iterator[UserHistory]:
+def histories(items: Sequence[str], users: int, lengths: tuple[int, int]) -> Iterator[UserHistory]:
+    """The histories that `fill` writes."""
     draw = random.Random(0)
     now_ms = int(time.time() * 1000) - HOUR_MS
     for number in range(users):

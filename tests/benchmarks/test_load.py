@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import socketserver
@@ -16,10 +17,11 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import http_load, service_load, step_vs_recompute
+from benchmarks import http_load, service_load, step_vs_recompute, window_load
 from benchmarks.http_load import closed_loop, get, open_loop
+from benchmarks.window_app import Recomputing
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import Items, load_artefact, save_artefact
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -59,6 +61,13 @@ def test_closed_loop_keeps_as_many_in_flight() -> None:
     assert not outcome.failures
     assert 8 * 5 <= len(outcome.latencies) <= 8 * 11
     assert min(outcome.latencies) >= 0.05
+
+
+def test_closed_loop_ends_with_what_is_asked() -> None:
+    with answering(lambda _: (0.0, OK)) as port:
+        outcome = closed_loop(port, http_load.everyone(20), in_flight=8, seconds=30)
+    assert len(outcome.latencies) == 20
+    assert outcome.seconds < 10
 
 
 def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
@@ -138,6 +147,33 @@ def test_service_load(artefact: Path, tmp_path: Path) -> None:
     assert (row["asked"], row["failed"]) == (40, 0)
     assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"] <= row["max_ms"]
     assert row["hits"] == 1.0
+
+
+def test_window_load(artefact: Path, tmp_path: Path) -> None:
+    report = tmp_path / "window.json"
+    short = ["--users", "64", "--rounds", "1", "--seconds", "0.3", "--rate", "20"]
+    run(window_load.main, str(artefact), *short, "--window", "12", "--json", str(report))
+    states, window = json.loads(report.read_text())["rows"]
+    assert (states["which"], window["which"]) == ("states", "window")
+    for row in (states, window):
+        assert row["failed"] == 0
+        assert row["rate"] > 0
+        assert 0 < row["p50_ms"] <= row["p99_ms"]
+
+
+def test_the_other_service_recommends_the_same(artefact: Path) -> None:
+    """As the model does in one pass, without what was seen."""
+    loaded, loop = load_artefact(artefact), asyncio.new_event_loop()
+    events = [f"i{n} {1_700_000_000_000 + n * 1000}".encode() for n in (3, 1, 4, 5, 9)]
+    (ranking,) = Recomputing(loaded)._rankings([(events, 50, asyncio.Future(loop=loop))])
+    loop.close()
+    items, times = torch.tensor([[4, 2, 5, 6, 10]]), torch.tensor([[3, 1, 4, 5, 9]]) * 1000
+    with torch.inference_mode():
+        times += 1_700_000_000_000
+        at = torch.full_like(times, int(time.time() * 1000))
+        scores = loaded.model.scores(loaded.model(items, times, at)[0, -1])
+    best = [i for i in scores.argsort(descending=True).tolist()[:-1] if i not in items[0].tolist()]
+    assert ranking.items.tolist() == best
 
 
 def test_step_vs_recompute(artefact: Path, tmp_path: Path) -> None:
