@@ -180,7 +180,14 @@ def _histories(frames: Iterable[pl.DataFrame]) -> Iterator[UserHistory]:
         for user_id, length in frame.group_by("user_id", maintain_order=True).len().iter_rows():
             own = frame.slice(place, length)
             place += length
-            yield UserHistory(user_id, own["item_id"].to_list(), own["time_ms"].to_list())
+            kinds, weights = own["kind"], own["weight"]
+            plain = kinds.null_count() == weights.null_count() == length
+            yield UserHistory(
+                user_id,
+                own["item_id"].to_list(),
+                own["time_ms"].to_list(),
+                None if plain else list(zip(kinds.to_list(), weights.to_list(), strict=True)),
+            )
 
 
 def warm(

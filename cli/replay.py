@@ -21,6 +21,7 @@ from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.rows import LONGEST_ID, read_rows
 from service.times import MILLISECONDS_FROM, iso
+from training.interactions import KIND_COLUMNS
 
 LISTED = 20
 REQUEST_TIMEOUT_S = 60.0
@@ -74,7 +75,8 @@ def replay(
     is TAG:N, N being the row's number among its user's in time order. So running it again, after
     a stop or with rows appended to the log, applies nothing twice; what is there already counts
     as duplicate, however long ago it was sent. Another log of the same users needs another --tag:
-    a row whose event id is there with another item or time is a conflict, and is not applied.
+    a row whose event id is there with another item, time, kind or weight is a conflict, and is not
+    applied. Columns `kind` and `weight` go through where there are some.
 
     A row without a time gets the last known time of its user (before the first known one: that
     one; without any: 1970). What fails is sent again with the same event ids. The exit code is 1
@@ -117,22 +119,35 @@ class _Plan:
     first_time: bool
 
 
+_Content = tuple[str, str | None, str | None, float | None]
+"""Item, given time, kind, weight."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     user_id: str
     item_id: str
     time_ms: int
     row: int
+    kind: str | None
+    weight: float | None
 
     def body(self, tag: str) -> dict[str, Any]:
         # A smaller number would be read as seconds.
         exact = abs(self.time_ms) >= MILLISECONDS_FROM
-        return {
+        body = {
             "user_id": self.user_id,
             "item_id": self.item_id,
             "timestamp": self.time_ms if exact else iso(self.time_ms),
             "event_id": f"{tag}:{self.row}",
+            "kind": self.kind,
+            "weight": self.weight,
         }
+        return {name: value for name, value in body.items() if value is not None}
+
+    @property
+    def content(self) -> _Content:
+        return self.item_id, iso(self.time_ms), self.kind, self.weight
 
     def __str__(self) -> str:
         return f"user {self.user_id!r}, row {self.row} in the user's order: item {self.item_id!r}"
@@ -181,7 +196,7 @@ class _Replay:
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self._looked_up: set[str] = set()
-        self._there: dict[str, dict[str, tuple[str, str | None]]] = {}
+        self._there: dict[str, dict[str, _Content]] = {}
         self._blocked: set[str] = set()  # users: a row of theirs failed, later ones must wait
         self._stopped = False  # the service was given up
         self._next_slot = time.monotonic()
@@ -207,7 +222,9 @@ class _Replay:
         for piece in rows.iter_slices(self.plan.batch):
             batch = [
                 _Row(*row)
-                for row in piece.select("user_id", "item_id", "time_ms", "row").iter_rows()
+                for row in piece.select(
+                    "user_id", "item_id", "time_ms", "row", *KIND_COLUMNS
+                ).iter_rows()
             ]
             if not self.plan.first_time:
                 await self._look_up_all({row.user_id for row in batch} - self._looked_up)
@@ -233,7 +250,7 @@ class _Replay:
         interactions only, the history has them all."""
         # A dot for a name would be taken for a step in the path.
         path = f"/users/{quote(user_id, safe='').replace('.', '%2E')}/history"
-        there: dict[str, tuple[str, str | None]] = {}
+        there: dict[str, _Content] = {}
         after: int | None = 0
         while after is not None:
             answer = await self._ask(
@@ -250,7 +267,9 @@ class _Replay:
             for event in page["events"]:
                 event_id = event["event_id"]
                 if event_id is not None and event_id.startswith(f"{self.plan.tag}:"):
-                    there[event_id] = event["item_id"], event["given_timestamp"]
+                    there[event_id] = (
+                        event["item_id"], event["given_timestamp"], event["kind"], event["weight"]
+                    )  # fmt: skip
             after = page["next"]
         if there:
             self._there[user_id] = there
@@ -263,10 +282,14 @@ class _Replay:
         event = self._there.get(row.user_id, {}).get(f"{self.plan.tag}:{row.row}")
         if event is None:
             return True
-        if event == (row.item_id, iso(row.time_ms)):
+        if event == row.content:
             self._book(row, "duplicate")
         else:
-            self._book(row, "conflict", f"event_id: used for item {event[0]!r} at {event[1]}")
+            item, time, *what = event
+            told = "".join(
+                f", {n} {v}" for n, v in zip(KIND_COLUMNS, what, strict=True) if v is not None
+            )
+            self._book(row, "conflict", f"event_id: used for item {item!r} at {time}{told}")
         return False
 
     async def _deliver(self, rows: list[_Row]) -> None:

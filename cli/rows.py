@@ -10,14 +10,21 @@ import polars as pl
 from cli.console import say
 from model.gaps import UNKNOWN_TIME
 from service.times import iso
-from training.interactions import REPORTED_ROWS, InputError, describe_bad_rows, read_log
+from training.interactions import (
+    KIND_COLUMNS,
+    REPORTED_ROWS,
+    InputError,
+    describe_bad_rows,
+    read_log,
+)
 
 LONGEST_ID = 256
 """Bytes of UTF-8 that the service takes for an id."""
 
 
 def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:
-    """The rows of a log: user_id, item_id, time_ms (Int64), row (from 1, of its user).
+    """The rows of a log: user_id, item_id, time_ms (Int64), kind and weight (null where not given),
+    row (from 1, of its user).
 
     Sorted by user, then in the user's order. A row without a time gets the last known time of its
     user, one before the first known time gets that one, and a user without any gets 1970: the
@@ -26,7 +33,7 @@ def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:
     What is left out or filled in is said. Raises InputError as `read_log` does, and for an id
     that the service would refuse.
     """
-    log = read_log(path, skip_bad_rows=skip_bad_rows)
+    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True)
     if log.bad_row_count:
         say(f"{path}: {log.bad_row_count} rows left out:")
         say(describe_bad_rows(log.bad_rows, log.bad_row_count))
@@ -40,8 +47,8 @@ def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """`rows`: user_id, item_id, time_ms, row, as `read_rows` gives them. `too_long`: those left
-    out for an id that the service would refuse. The rest counts rows that had no time."""
+    """`rows`: the columns that `read_rows` gives. `too_long`: those left out for an id that the
+    service would refuse. The rest counts rows that had no time."""
 
     rows: pl.DataFrame
     too_long: pl.DataFrame
@@ -99,4 +106,4 @@ def describe_rows(rows: pl.DataFrame, count: int) -> str:
 
 def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
     row = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user_id").alias("row")
-    return frame.select("user_id", "item_id", "time_ms", row)
+    return frame.select("user_id", "item_id", "time_ms", *KIND_COLUMNS, row)

@@ -84,7 +84,7 @@ class SpooledLog:
         a user's rows."""
         (spool,) = self._spools
         empty = True
-        for piece, bad in log_pieces(self.path):
+        for piece, bad in log_pieces(self.path, kinds=True):
             self._note(bad)
             empty &= piece.is_empty()
             held = self._held(piece)
@@ -131,7 +131,7 @@ class SpooledLog:
         return late.rows, late.count
 
     def frames(self) -> Iterator[pl.DataFrame]:
-        """user_id, item_id, time_ms and row, as `read_rows` gives them; a user is in one frame."""
+        """The columns that `read_rows` gives; a user is in one frame."""
         for spool in self._spools:
             yield from spool.frames()
 

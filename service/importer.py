@@ -28,11 +28,13 @@ NAMED = 1000
 
 @dataclass(frozen=True)
 class UserHistory:
-    """What is to be imported of one user: oldest first, times in ms and never falling."""
+    """What is to be imported of one user: oldest first, times in ms and never falling. `kinds`: the
+    kind and weight of each; None: none has any."""
 
     user_id: str
     item_ids: Sequence[str]
     times_ms: Sequence[int]
+    kinds: Sequence[tuple[str | None, float | None]] | None = None
 
 
 @dataclass
@@ -220,10 +222,16 @@ def _groups(histories: Iterable[UserHistory]) -> Iterator[list[UserHistory]]:
 
 def _request(one: _Import, chunk: int) -> LogRequest:
     part = slice(one.done, one.done + chunk)
-    events = map(
-        NewEvent, one.uids[part], one.history.item_ids[part], one.history.times_ms[part]
-    )  # fmt: skip
-    return LogRequest(one.history.user_id, None, list(events))
+    history = one.history
+    given = zip(one.uids[part], history.item_ids[part], history.times_ms[part], strict=True)
+    if history.kinds is None:
+        events = [NewEvent(*event) for event in given]
+    else:
+        events = [
+            NewEvent(*event, None, *what)
+            for event, what in zip(given, history.kinds[part], strict=True)
+        ]
+    return LogRequest(history.user_id, None, events)
 
 
 def _uids(history: UserHistory, base: bytes, count: int | None = None) -> list[bytes]:
@@ -232,9 +240,16 @@ def _uids(history: UserHistory, base: bytes, count: int | None = None) -> list[b
         base + history.user_id.encode(), digest_size=8, person=b"tim4rec-import"
     ).digest()
     uids = []
-    for item_id, time_ms in zip(history.item_ids[:count], history.times_ms[:count], strict=True):
+    given = zip(history.item_ids[:count], history.times_ms[:count], strict=True)
+    for place, (item_id, time_ms) in enumerate(given):
         content = uid + time_ms.to_bytes(8, "big", signed=True) + item_id.encode()
-        uid = hashlib.blake2b(content, digest_size=8).digest()
+        person = b""
+        if history.kinds is not None and history.kinds[place] != (None, None):
+            kind, weight = history.kinds[place]
+            what = f"{kind or ''}:{'' if weight is None else float(weight)!r}".encode()
+            # Not to be taken for the end of an item id.
+            content, person = content + what + len(what).to_bytes(2, "big"), b"tim4rec-kinds"
+        uid = hashlib.blake2b(content, digest_size=8, person=person).digest()
         uids.append(uid)
     return uids
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Flag, auto
 from functools import reduce
 from operator import or_
 
-KIND = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+from model.kinds import KIND
+
 OTHERS = "*"
 
 

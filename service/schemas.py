@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from service.kinds import KIND
+from model.kinds import HEAVIEST, KIND
 from service.times import parse_time
 
 
@@ -40,7 +40,9 @@ Kind = Annotated[
 ]
 Weight = Annotated[
     float,
-    Field(ge=0, le=1e9, allow_inf_nan=False, description="how much it counts as popular; none: 1"),
+    Field(
+        ge=0, le=HEAVIEST, allow_inf_nan=False, description="how much it counts as popular; none: 1"
+    ),
 ]
 
 

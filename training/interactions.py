@@ -1,8 +1,9 @@
 """Interaction logs and item tables: CSV, CSV.gz or Parquet in, clean sorted columns out.
 
 A log has the columns `user_id,item_id,timestamp`, in any order; `rating` is checked where there is
-one, other columns are ignored. Ids are any strings. A timestamp is epoch seconds, epoch
-milliseconds (above 1e11), ISO 8601 (UTC where no offset is given), or empty: not known.
+one, and so are `kind` and `weight` where they are asked for; other columns are ignored.
+Ids are any strings. A timestamp is epoch seconds, epoch milliseconds (above 1e11), ISO 8601 (UTC
+where no offset is given), or empty: not known.
 
     log = read_log(Path("interactions.csv.gz"))
     log.frame   # user_id, item_id, time_ms: by user, then time, then place in the file
@@ -25,8 +26,10 @@ from typing import IO
 import polars as pl
 
 from model import UNKNOWN_TIME
+from model.kinds import HEAVIEST, KIND
 
 REPORTED_ROWS = 20
+KIND_COLUMNS = ("kind", "weight")
 BLOCK_CHARACTERS = 1 << 24
 CHUNK_ROWS = 200_000
 MILLISECONDS_ABOVE = 1e11
@@ -53,7 +56,8 @@ class Log:
     """A log as read.
 
     frame: user_id (String), item_id (String), time_ms (Int64, UNKNOWN_TIME where not known); sorted
-        by user id; within a user by time, equal times in file order.
+        by user id; within a user by time, equal times in file order. Where kinds are asked for,
+        also kind (String) and weight (Float64), null where not given.
     bad_rows: the first of the rows left out, `bad_row_count` is how many there were.
     notes: what a reader of the results should know about the order.
     """
@@ -64,7 +68,7 @@ class Log:
     notes: list[str] = field(default_factory=list)
 
 
-def read_log(path: Path, *, skip_bad_rows: bool = False) -> Log:
+def read_log(path: Path, *, skip_bad_rows: bool = False, kinds: bool = False) -> Log:
     """The interactions of a CSV, CSV.gz or Parquet file (told apart by content, not by name).
 
     Rows of one user are sorted by time if all their times are known; else the file's order is
@@ -74,7 +78,7 @@ def read_log(path: Path, *, skip_bad_rows: bool = False) -> Log:
     `skip_bad_rows`, has a row that can't be read.
     """
     frames, bad = [], list[BadRow]()
-    for piece, faults in log_pieces(path):
+    for piece, faults in log_pieces(path, kinds=kinds):
         frames.append(piece)
         bad += faults
     frame, unordered_users, faults = in_order(pl.concat(frames))
@@ -89,28 +93,35 @@ def read_log(path: Path, *, skip_bad_rows: bool = False) -> Log:
             f"{unordered_users} users have interactions without a time: "
             "theirs are taken in the order of the file"
         )
-    columns = frame.select("user_id", "item_id", "time_ms")
+    columns = frame.select("user_id", "item_id", "time_ms", *(KIND_COLUMNS if kinds else ()))
     return Log(columns, bad[:REPORTED_ROWS], len(bad), notes)
 
 
-def log_pieces(path: Path) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
+def log_pieces(path: Path, *, kinds: bool = False) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     """A log in pieces of bounded size, in the order of the file: the rows that can be read
-    (user_id, item_id, time_ms, and `line`, from 1) and those that can't. At least one piece comes.
+    (user_id, item_id, time_ms, `line`, from 1, and with `kinds` kind and weight) and those that
+    can't. At least one piece comes.
 
     What `read_log` says of a user's rows together is for `in_order` to find.
 
     Raises InputError where the file is no such table.
     """
-    for raw, bad in _pieces(path, ["user_id", "item_id", "timestamp"], ["rating"]):
+    optional = ["rating", *KIND_COLUMNS] if kinds else ["rating"]
+    for raw, bad in _pieces(path, ["user_id", "item_id", "timestamp"], optional):
         frame = raw.with_columns(_time_ms(raw["timestamp"]))
+        for name in optional:
+            if raw.schema.get(name, pl.String).is_nested():
+                raise InputError(f"{path}: {name} is {raw.schema[name]}; store a plain value")
         reason = pl.coalesce(
             _id_fault("user_id"),
             _id_fault("item_id"),
             _time_fault(),
             _rating_fault(raw.schema.get("rating")),
+            *((_kind_fault(raw.schema), _weight_fault(raw.schema)) if kinds else ()),
         )
         frame, bad = _split_off(frame, reason, bad)
-        yield frame.select("user_id", "item_id", "time_ms", "line"), bad
+        wanted = (_given("kind", raw.schema), _weight(raw.schema)) if kinds else ()
+        yield frame.select("user_id", "item_id", "time_ms", "line", *wanted), bad
 
 
 def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
@@ -391,6 +402,33 @@ def _rating_fault(kind: pl.DataType | None) -> pl.Expr:
     given = value.is_not_null() & (value.str.strip_chars() != "")
     return pl.when(given & number.is_finite().fill_null(False).not_()).then(
         pl.format("rating '{}' is not a finite number", value)
+    )
+
+
+def _given(name: str, schema: pl.Schema) -> pl.Expr:
+    """An optional column as stripped text, null where nothing is given."""
+    if name not in schema:
+        return pl.lit(None, pl.String).alias(name)
+    text = pl.col(name).cast(pl.String).str.strip_chars()
+    return pl.when(text != "").then(text).alias(name)
+
+
+def _kind_fault(schema: pl.Schema) -> pl.Expr:
+    value = _given("kind", schema)
+    return pl.when(value.str.contains(f"^{KIND.pattern}$").not_()).then(
+        pl.format("kind '{}' is not 1 to 32 of A-Z a-z 0-9 _ . -", value)
+    )
+
+
+def _weight(schema: pl.Schema) -> pl.Expr:
+    return _given("weight", schema).cast(pl.Float64, strict=False)
+
+
+def _weight_fault(schema: pl.Schema) -> pl.Expr:
+    value, number = _given("weight", schema), _weight(schema)
+    fits = number.is_between(0, HEAVIEST).fill_null(False)
+    return pl.when(value.is_not_null() & fits.not_()).then(
+        pl.format("weight '{}' is not a number from 0 to 1e9", value)
     )
 
 

@@ -227,6 +227,52 @@ def test_what_a_late_interaction_has_moved_is_not_written_again(
     assert len(contents(valkey.url, "bob")) == 32
 
 
+def test_kinds_are_imported(valkey: ValkeyServer, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    some = [("", 2.5), ("view", ""), ("buy", ""), ("", 0)]
+    rows = [
+        (
+            "ann" if n % 2 else "bob",
+            f"i{n}",
+            BASE_MS + n * HOUR,
+            *(some[n % 4] if n < 20 else ("", "")),
+        )
+        for n in range(60)
+    ]
+
+    def written(rows: Sequence[Sequence[object]]) -> Path:
+        lines = [",".join(map(str, row)) for row in rows]
+        log.write_text("\n".join(["user_id,item_id,timestamp,kind,weight", *lines, ""]))
+        return log
+
+    arguments = ("import-log", log, "--redis", valkey.url, "--rows-at-once", "20")
+    for part in (24, 60):
+        written(rows[:part])
+        result = tim4rec(*arguments)
+        assert result.exit_code == 0, result.output
+    assert "36 interactions written, 24 were there" in result.stdout
+    for user in ("ann", "bob"):
+        assert [(e.item_id, e.kind, e.weight) for e in record(valkey.url, user)] == [
+            (item, kind or None, None if weight == "" else weight)
+            for owner, item, _, kind, weight in rows
+            if owner == user
+        ]
+    # Another kind or weight is another history.
+    for column in (3, 4):
+        changed = [list(row) for row in rows]
+        changed[2][column] = "7"
+        written(changed)
+        result = tim4rec(*arguments)
+        assert result.exit_code == 1
+        assert "0 interactions written, 30 were there" in result.stdout
+        assert "user 'bob': has 30 interactions that are not from this log" in result.stderr
+    changed[2][3] = "no kind"
+    written(changed)
+    result = tim4rec(*arguments)
+    assert result.exit_code == 1
+    assert "kind 'no kind' is not 1 to 32 of" in result.stderr
+
+
 def test_interactions_after_an_import_do_not_speak_against_it(
     valkey: ValkeyServer, write: Write
 ) -> None:

@@ -117,6 +117,22 @@ def test_another_log_under_the_same_tag_is_a_conflict(
     assert len(record(valkey.url, "ann")) == 8
 
 
+def test_kinds_go_through(service: Service, valkey: ValkeyServer, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    head, first = "user_id,item_id,timestamp,kind,weight\n", f"ann,i1,{BASE_MS},view,2.5\n"
+    log.write_text(f"{head}{first}ann,i2,{BASE_MS + 1},,\nann,i3,{BASE_MS + 2},,0\n")
+    for count in ("3 applied", "3 duplicate"):
+        result = send(service, log)
+        assert result.exit_code == 0, result.output
+        assert count in result.stdout
+    found = [(event.kind, event.weight) for event in record(valkey.url, "ann")]
+    assert found == [("view", 2.5), (None, None), (None, 0.0)]
+    log.write_text(log.read_text().replace("view", "buy"))
+    result = send(service, log)
+    assert "2 duplicate, 1 conflict" in result.stdout
+    assert ", kind view, weight 2.5)" in result.stderr
+
+
 def test_rows_that_the_service_refuses_are_named_and_the_others_sent(
     service: Service, valkey: ValkeyServer, write: Write
 ) -> None:

@@ -32,11 +32,11 @@ def spooled(path: Path, rows_at_once: int, shard: Shard = ALL, skip: bool = Fals
         users = [user for frame in frames for user in frame["user_id"].unique()]
         assert len(users) == len(set(users)), "a user in two frames"
     assert not list(path.parent.glob("tim4rec-import-*"))
-    names, kinds = (
-        ["user_id", "item_id", "time_ms", "row"],
-        [pl.String, pl.String, pl.Int64, pl.Int64],
-    )
-    empty = pl.DataFrame(schema=dict(zip(names, kinds, strict=True)))
+    columns = {
+        "user_id": pl.String, "item_id": pl.String, "time_ms": pl.Int64, "kind": pl.String,
+        "weight": pl.Float64, "row": pl.Int64,
+    }  # fmt: skip
+    empty = pl.DataFrame(schema=columns)
     return pl.concat([empty, *frames]).sort("user_id", "row")
 
 
@@ -44,7 +44,10 @@ rows = st.tuples(
     st.sampled_from(["ann", "bob", "cy", "dee", "ü", '"quoted, twice"']),
     st.sampled_from(["i1", "i2", "i" * 257]),
     st.one_of(st.just(""), st.integers(BASE_MS, BASE_MS + 9), st.just("nonsense")),
+    st.sampled_from(["", "view", "two words"]),
+    st.sampled_from(["", "2.5"]),
 )
+COLUMNS = ["user_id", "item_id", "timestamp", "kind", "weight"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -56,7 +59,7 @@ rows = st.tuples(
     parquet=st.booleans(),
 )
 def test_it_gives_the_rows_that_reading_whole_gives(
-    log: list[tuple[str, str, object]],
+    log: list[tuple[str, str, object, str, str]],
     rows_at_once: int,
     block: int,
     count: int,
@@ -65,11 +68,10 @@ def test_it_gives_the_rows_that_reading_whole_gives(
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "log"
         if parquet:
-            texts = [(user, item, str(time)) for user, item, time in log]
-            schema = ["user_id", "item_id", "timestamp"]
-            pl.DataFrame(texts, schema, orient="row").write_parquet(path)
+            texts = [tuple(map(str, row)) for row in log]
+            pl.DataFrame(texts, COLUMNS, orient="row").write_parquet(path)
         else:
-            lines = ["user_id,item_id,timestamp", *(f"{u},{i},{t}" for u, i, t in log)]
+            lines = [",".join(map(str, row)) for row in [COLUMNS, *log]]
             path.write_text("\n".join(lines), encoding="utf-8")
         patch.setattr(interactions, "BLOCK_CHARACTERS", block)
         patch.setattr(interactions, "CHUNK_ROWS", max(1, block // 20))

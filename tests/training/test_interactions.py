@@ -7,6 +7,7 @@ import gzip
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -59,6 +60,63 @@ def reasons(path: Path) -> str:
 def test_every_form_of_time(tmp_path: Path, text: str, expected: int) -> None:
     path = write(tmp_path, f"user_id,item_id,timestamp\nu,i,{text}\n")
     assert rows(path) == [("u", "i", expected)]
+
+
+@pytest.mark.parametrize("form", ["csv", "quoted", "parquet"])
+def test_kind_and_weight_are_read_where_they_are_asked_for(tmp_path: Path, form: str) -> None:
+    table = {
+        "weight": [None, 2.5, 0.0, None],
+        "item_id": list("abcd"),
+        "kind": ["view", None, "buy.2", None],
+        "user_id": ["u", "u", "u", "v"],
+        "timestamp": [3, 2, 1, 4],
+    }
+    path = tmp_path / "log"
+    if form == "parquet":
+        pl.DataFrame(table).with_columns(pl.col("kind").cast(pl.Categorical)).write_parquet(path)
+    else:
+        style: Any = "always" if form == "quoted" else "necessary"
+        path.write_text(
+            pl.DataFrame(table).write_csv(quote_style=style).replace("buy.2", " buy.2 ")
+        )
+    given = read_log(path, kinds=True).frame
+    assert given.columns == ["user_id", "item_id", "time_ms", "kind", "weight"]
+    assert given.rows() == [
+        ("u", "c", 1000, "buy.2", 0.0), ("u", "b", 2000, None, 2.5), ("u", "a", 3000, "view", None),
+        ("v", "d", 4000, None, None),
+    ]  # fmt: skip
+    plain = write(tmp_path, "user_id,item_id,timestamp\nu,i,1\n")
+    assert read_log(plain, kinds=True).frame.rows() == [("u", "i", 1000, None, None)]
+    assert len(read_log(path).frame.columns) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("two words,1", "kind 'two words' is not 1 to 32 of A-Z a-z 0-9 _ . -"),
+        (f"{'k' * 33},1", "is not 1 to 32 of"),
+        ("view,heavy", "weight 'heavy' is not a number from 0 to 1e9"),
+        ("view,-1", "weight '-1' is not a number from 0 to 1e9"),
+        ("view,1e10", "weight '1e10' is not"),
+        ("view,nan", "weight 'nan' is not"),
+        ("view,inf", "weight 'inf' is not"),
+    ],
+)
+def test_a_bad_kind_or_weight_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    path = write(tmp_path, f"user_id,item_id,timestamp,kind,weight\nu,i,1,,\nu,i,1,{line}\n")
+    with pytest.raises(InputError, match="1 rows can't be read") as caught:
+        read_log(path, kinds=True)
+    assert f"  line 3: {reason}" in str(caught.value) or reason in str(caught.value)
+    assert len(read_log(path, kinds=True, skip_bad_rows=True).frame) == 1
+    assert len(read_log(path).frame) == 2  # other columns are ignored
+
+
+def test_a_kind_that_is_no_plain_value_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    table = {"user_id": ["u"], "item_id": ["i"], "timestamp": [1], "kind": [["view"]]}
+    pl.DataFrame(table).write_parquet(path)
+    with pytest.raises(InputError, match=r"kind is List\(String\); store a plain value"):
+        read_log(path, kinds=True)
 
 
 @pytest.mark.parametrize(
