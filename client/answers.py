@@ -1,0 +1,162 @@
+"""What the service answers, as the JSON objects that they are; docs/api.md says what each means."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+Source = Literal["model", "popular", "recent"]
+
+
+class Stored(TypedDict):
+    user_id: str
+    item_id: str
+    version: int
+    status: Literal["applied", "late", "unknown_item", "duplicate"]
+    timestamp: str
+
+
+class BatchResult(TypedDict):
+    """`failed`: not known to be stored; everything else is final."""
+
+    status: Literal[
+        "applied", "late", "unknown_item", "duplicate", "conflict", "rejected", "future", "failed"
+    ]
+    version: int | None
+    timestamp: str | None
+    detail: str | None
+
+
+class Reason(TypedDict):
+    version: int
+    item_id: str
+    timestamp: str
+    contribution: float
+
+
+class RecommendedItem(TypedDict):
+    item_id: str
+    score: float
+    path: str
+    title: NotRequired[str]
+    because: NotRequired[list[Reason]]
+
+
+class Recommendations(TypedDict):
+    user_id: str
+    items: list[RecommendedItem]
+    version: int
+    source: Source
+    stale: bool
+    history_truncated: bool
+    model: str
+    next: NotRequired[str]
+
+
+class SessionRecommendations(TypedDict):
+    items: list[RecommendedItem]
+    source: Source
+    unknown_items: int
+    model: str
+    next: NotRequired[str]
+
+
+class RankedItem(TypedDict):
+    item_id: str
+    known: bool
+    score: NotRequired[float]
+    title: NotRequired[str]
+
+
+class RankedItems(TypedDict):
+    user_id: str
+    items: list[RankedItem]
+    version: int
+    source: Source
+    stale: bool
+    history_truncated: bool
+    model: str
+
+
+class SimilarItem(TypedDict):
+    item_id: str
+    score: float
+    title: NotRequired[str]
+
+
+class SimilarItems(TypedDict):
+    item_id: str
+    items: list[SimilarItem]
+    model: str
+
+
+class PopularItem(TypedDict):
+    item_id: str
+    count: float
+    title: NotRequired[str]
+
+
+class PopularItems(TypedDict):
+    items: list[PopularItem]
+    source: Literal["all", "recent", "training"]
+    as_of: str
+
+
+class User(TypedDict):
+    user_id: str
+    version: int
+    last_time: str
+    bytes: int
+    state_bytes: int
+    history_truncated: bool
+    model: str
+
+
+class LoggedEvent(TypedDict):
+    version: int
+    item_id: str
+    timestamp: str
+    given_timestamp: str | None
+    event_id: str | None
+    kind: str | None
+    weight: float | None
+
+
+class Erased(TypedDict):
+    user_id: str
+    erased: bool
+
+
+class ListedItem(TypedDict):
+    item_id: str
+    title: str | None
+    categories: list[str]
+    available: bool
+    known: bool
+
+
+class CatalogueItem(ListedItem):
+    recorded: bool
+    attributes: dict[str, Any]
+    hidden: bool
+    available_from: str | None
+    available_until: str | None
+    similar_to: list[str]
+
+
+class ItemPage(TypedDict):
+    items: list[ListedItem]
+    next: str | None
+
+
+class ItemsWritten(TypedDict):
+    written: int
+
+
+class ItemDeleted(TypedDict):
+    item_id: str
+    deleted: bool
+
+
+class Ready(TypedDict):
+    status: str
+    model: str
