@@ -333,16 +333,13 @@ class Catalogue:
         if self._cold is None:
             weight = self._artefact.model.item_embedding.weight
             table = weight.detach().float().cpu().numpy()[1:]
-            self._cold = ColdStart(table, self._trained_of)
+            self._cold = ColdStart(table, self.categories)
         for row in self._without_vector & self._items.keys():
             item = self._items[row]
             similar = [own for i in item.similar_to if (own := self._trained_rows.get(i))]
             vector = self._cold.vector(similar, item.categories or ())
             self._vectors[row - self.trained - 1] = vector
         self._without_vector.clear()
-
-    def _trained_of(self, category: str) -> list[int]:
-        return [row for row in self._column("category").having(category) if row <= self.trained]
 
     def _show(self) -> None:
         """A new shelf, by what is known now."""

@@ -1,0 +1,125 @@
+"""Items that are newer than the model have vectors, and change no state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.artefact import Artefact, Items, save_artefact
+from service import cold_start
+from service.cold_start import PENALTY, ColdStart
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+TABLE = np.array([[1, 0], [0, 3], [2, 2], [-4, 0]], np.float32)
+CATEGORIES = [["one"], [], ["one", "three"], ["two", "one"]]
+
+
+def regressed(values: np.ndarray, categories: list[list[str]], own: list[str]) -> np.ndarray:
+    """What a ridge regression from categories says of values (V, ...), in its plainest form."""
+    names = sorted({name for one in categories for name in one})
+    table = np.array([[name in one for name in names] for one in categories], float)
+    centred, mean = table - table.mean(0), values.mean(0)
+    gram = centred.T @ centred + PENALTY * np.eye(len(names))
+    weights = np.linalg.inv(gram) @ centred.T @ (values - mean)
+    return mean + (np.array([name in own for name in names]) - table.mean(0)) @ weights
+
+
+def test_the_vector_of_a_new_item() -> None:
+    cold = ColdStart(TABLE, lambda row: CATEGORIES[row - 1])
+    # As long as theirs are, on the mean.
+    found = cold.vector([1, 2], ["one"])
+    np.testing.assert_allclose(found, 2 * np.array([0.5, 1.5]) / np.hypot(0.5, 1.5), rtol=1e-6)
+    np.testing.assert_allclose(cold.vector([3], []), TABLE[2])
+    np.testing.assert_allclose(cold.vector([1, 4], ["two"]), [-2.5, 0], rtol=1e-6)
+    for own in (["one"], ["two"], ["one", "two", "three", "unknown"], ["three", "three"]):
+        expected = regressed(TABLE, CATEGORIES, own)
+        np.testing.assert_allclose(cold.vector([], own), expected, rtol=1e-4)
+        assert np.abs(expected - TABLE.mean(0)).max() > 0.01
+    for nothing in ([], ["unknown"]):
+        np.testing.assert_allclose(cold.vector([], nothing), TABLE.mean(0))
+
+
+def test_a_large_catalogue_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cold_start, "MOST_ITEMS", 100)
+    monkeypatch.setattr(cold_start, "MOST_CATEGORIES", 2)
+    monkeypatch.setattr(cold_start, "_AT_ONCE", 7)
+    table = np.random.default_rng(0).standard_normal((250, 3)).astype(np.float32)
+    categories = [["a"] if n % 2 else ["b", "a"] if n % 5 else ["rare"] for n in range(250)]
+    cold = ColdStart(table, lambda row: categories[row - 1])
+    sampled = [[name for name in own if name != "rare"] for own in categories[::3]]
+    for own in (["a"], ["b"], ["a", "b"]):
+        found = cold.vector([], own) - table.mean(0)
+        expected = regressed(table[::3], sampled, own) - table[::3].mean(0)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(cold.vector([], ["rare"]), table.mean(0))
+
+
+def test_without_categories_all_new_items_are_average() -> None:
+    cold = ColdStart(TABLE, lambda row: [])
+    np.testing.assert_allclose(cold.vector([], ["one"]), TABLE.mean(0))
+
+
+IDS = [f"i{n}" for n in range(30)]
+EVENTS = [("i1", BASE_MS), ("i2", BASE_MS + 5000)]
+AT = BASE_MS + 10**6
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    folder = tmp_path_factory.mktemp("cold") / "model"
+    made = make_artefact(folder, IDS)
+    categories = [["odd"] if n % 2 else ["even"] for n in range(30)]
+    save_artefact(folder, made.model, Items(IDS, made.items.popularity, None, categories), {}, "x")
+    return made
+
+
+def test_new_items_are_recommended_until_the_next_training(
+    run: Run, artefact: Artefact, valkey: ValkeyServer
+) -> None:
+    scores = offline_scores(artefact, EVENTS, AT)
+    categories = [["odd"] if n % 2 else ["even"] for n in range(30)]
+    values = np.array([scores[item] for item in IDS])
+    expected = scores | {
+        "like i4": scores["i4"],
+        "like none": float(np.mean(list(scores.values()))),
+        "odd": float(regressed(values, categories, ["odd"])),
+    }
+
+    async def main() -> None:
+        async with in_process(artefact.folder, valkey.url, exactness_every_s=0) as client:
+            for item, ms in EVENTS:
+                event = {"user_id": "ann", "item_id": item, "timestamp": ms}
+                (await client.post("/interactions", json=event)).raise_for_status()
+            records = [
+                {"item_id": "like i4", "similar_to": ["i4", "unknown"], "categories": ["odd"]},
+                {"item_id": "like none"},
+                {"item_id": "odd", "categories": ["odd"]},
+            ]
+            (await client.post("/items/batch", json={"items": records})).raise_for_status()
+            query = {"user_id": "ann", "k": 50, "at": AT, "exclude_seen": False}
+            answer = (await client.get("/recommend", params=query)).json()
+            check_answer(answer, expected, 50)
+            paths = {item["item_id"]: item["path"] for item in answer["items"]}
+            assert {
+                item for item, path in paths.items() if path == "cold"
+            } == expected.keys() - scores
+            # What trained items are said to be counts for new ones, whichever was said first.
+            await client.put("/items/i0", json={"categories": ["odd"]})
+            categories[0] = ["odd"]
+            expected["odd"] = float(regressed(values, categories, ["odd"]))
+            check_answer((await client.get("/recommend", params=query)).json(), expected, 50)
+
+            event = {"user_id": "ann", "item_id": "odd", "timestamp": AT}
+            posted = (await client.post("/interactions", json=event)).json()
+            assert posted["status"] == "unknown_item"
+            again = (await client.get("/recommend", params=query)).json()
+            assert again["version"] == 3
+            check_answer(again, expected, 50)
+
+    run(main())
