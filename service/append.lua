@@ -173,10 +173,6 @@ for a = FIRST_EVENT, #ARGV do
   end
 end
 
-local function bytes(hex)
-  return (string.gsub(hex, '..', function(byte) return string.char(tonumber(byte, 16)) end))
-end
-
 -- A moved event's uid names what it was and what has come before it since.
 local before_it = ''
 for v = lowest, lowest <= before and version or 0 do
@@ -184,8 +180,9 @@ for v = lowest, lowest <= before and version or 0 do
   if moved[v] then
     local head, own = struct.unpack('>I2', value, 25), ''
     if head % KIND < MOVED then head, own = head + MOVED, string.sub(value, 1, 8) end
-    local uid = bytes(string.sub(redis.sha1hex(before_it .. string.sub(value, 1, 8)), 1, 16))
-    values[v] = uid .. string.sub(value, 9, 24) .. struct.pack('>I2', head)
+    local hex = redis.sha1hex(before_it .. string.sub(value, 1, 8))
+    local high, low = tonumber(string.sub(hex, 1, 8), 16), tonumber(string.sub(hex, 9, 16), 16)
+    values[v] = struct.pack('>I4I4', high, low) .. string.sub(value, 9, 24) .. struct.pack('>I2', head)
       .. string.sub(value, 27) .. own
   else
     before_it = redis.sha1hex(before_it .. string.sub(value, 1, 8))
