@@ -35,6 +35,7 @@ COMMANDS = {
     "health": _Command("cli.health", "health", "Ask a service whether it is ready."),
     "replay": _Command("cli.replay", "replay", "Send a log to a running service."),
     "import-log": _Command("cli.records", "import_log", "Write a log straight into the store."),
+    "import-items": _Command("cli.items", "import_items", "Write items into the catalogue."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
     "on-ray": _Command("cli.distributed", "on_ray", "Run import-log or warm in shards on Ray."),
     "size": _Command("cli.size", "size", "Say what memory and traffic to expect."),

@@ -155,7 +155,7 @@ def import_log(
 
 
 async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> ImportResult:
-    async with _opened(settings) as store:
+    async with opened(settings) as store:
         importer = Importer(
             _event_log(store, settings, 1),
             _event_log(store, settings, READ_PAGE),
@@ -241,7 +241,7 @@ def warm(
 async def _warm(settings: Settings, shard: Shard) -> None:
     loaded = load_artefact(settings.artefact, choose_device(settings.device))
     started = time.perf_counter()
-    async with _opened(settings) as store:
+    async with opened(settings) as store:
         warmer = Warmer(
             loaded,
             _event_log(store, settings, max(256, 2 * settings.snapshot_every)),
@@ -279,7 +279,8 @@ async def _warm(settings: Settings, shard: Shard) -> None:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings) -> AsyncIterator[Store]:
+async def opened(settings: Settings) -> AsyncIterator[Store]:
+    """The store of these settings."""
     async with AsyncExitStack() as stack:
         url = settings.redis or stack.enter_context(
             EmbeddedStore(settings.data_dir, fsync=settings.fsync)
