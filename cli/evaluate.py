@@ -18,6 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from cli.console import CommandError, err, out, say
+from cli.steps import Kinds, read_steps
 from cli.train import choose_device
 from model.artefact import Artefact, load_artefact
 from training.dataset import Dataset, Protocol, Targets, build_dataset
@@ -32,7 +33,7 @@ from training.evaluation import (
     rank_targets,
     rows_of,
 )
-from training.interactions import describe_bad_rows, read_log
+from training.interactions import describe_bad_rows
 from training.live import rank_through_service, replayable
 from training.metrics import CUTOFFS
 
@@ -78,6 +79,7 @@ def evaluate(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
+    kinds: Kinds = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results there too.")
     ] = None,
@@ -93,7 +95,7 @@ def evaluate(
     """
     modes = list(dict.fromkeys(mode or [Mode.PARALLEL, Mode.RECURRENT]))
     loaded = load_artefact(artefact, choose_device(device))
-    read = read_log(log, skip_bad_rows=skip_bad_rows)
+    read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows)
     if read.bad_row_count:
         say(f"{log}: {read.bad_row_count} rows left out:")
         say(describe_bad_rows(read.bad_rows, read.bad_row_count))

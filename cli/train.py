@@ -15,12 +15,13 @@ import typer
 
 from cli.console import CommandError, err, out
 from cli.console import say as say_always
+from cli.steps import Kinds, read_steps
 from model.artefact import Items, save_artefact
 from training import parallel
 from training.card import model_card
 from training.dataset import Dataset, Protocol, build_dataset
 from training.evaluation import evaluate_offline
-from training.interactions import describe_bad_rows, read_items, read_log
+from training.interactions import describe_bad_rows, read_items
 from training.recipe import model_config, training_config
 from training.trainer import TrainingConfig
 from training.trainer import train as run_training
@@ -98,6 +99,7 @@ def train(
             "--skip-bad-rows", help="Leave out rows that can't be read.", rich_help_panel=DATA
         ),
     ] = False,
+    kinds: Kinds = None,
     time: Annotated[
         TimePath,
         typer.Option(
@@ -257,7 +259,7 @@ def train(
     say = say_always if first else _say_nothing
     name = _name(log)
     folder = folder or Path("artefacts", name)
-    read = read_log(log, skip_bad_rows=skip_bad_rows)
+    read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows)
     table = None if items is None else read_items(items, skip_bad_rows=skip_bad_rows)
     if read.bad_row_count:
         say(f"{log}: {read.bad_row_count} rows left out:")

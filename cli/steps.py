@@ -1,0 +1,49 @@
+"""The rows of a log that move a state, where its interactions have kinds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+import typer
+
+from cli.console import CommandError
+from service.kinds import KindRules
+from training.interactions import InputError, Log, read_log
+
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        "--kinds",
+        metavar="RULES",
+        help="Take only the rows of the log that are a step by these rules and its column `kind`, "
+        "as TIM4REC_KINDS says them of the service.",
+        show_default="all rows",
+        rich_help_panel="Data",
+    ),
+]
+
+
+def read_steps(path: Path, rules: str | None, *, skip_bad_rows: bool) -> Log:
+    """`read_log`, without the rows that are no steps; `rules` None: all rows are.
+
+    Raises:
+        CommandError: `rules` are none.
+        InputError: as `read_log` does, and where no row is a step.
+    """
+    if rules is None:
+        return read_log(path, skip_bad_rows=skip_bad_rows)
+    try:
+        steps = KindRules.parse(rules).steps
+    except ValueError as error:
+        raise CommandError(f"--kinds: {error}") from None
+    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True)
+    stepping = [kind for kind in log.frame["kind"].unique() if steps(kind)]
+    kept = log.frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
+    if kept.is_empty():
+        raise InputError(f"{path}: no row is a step by --kinds {rules}")
+    note = f"{len(log.frame) - len(kept):,} of {len(log.frame):,} rows are no steps and left out"
+    columns = kept.select("user_id", "item_id", "time_ms")
+    return dataclasses.replace(log, frame=columns, notes=[*log.notes, note])
