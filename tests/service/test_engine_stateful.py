@@ -51,7 +51,7 @@ from service.event_log import (
 )
 from service.kinds import Effect, KindRules
 from service.store import Command, Node, Store, StoreUnavailable
-from service.wave import Entry, Recommendation
+from service.wave import Entry, Read, Recommendation
 
 torch.set_num_threads(1)
 
@@ -241,6 +241,29 @@ class Workers(RuleBasedStateMachine):
         at_ms = BASE_MS + 10**9
         self.enqueue(self.worker(index).engine.recommend(user, 3, at_ms=at_ms, allow_stale=stale))
 
+    @rule(index=st.integers(0, 2), user=st.sampled_from(USERS), first=st.integers(1, 5))
+    def rank(self, index: int, user: str, first: int) -> None:
+        candidates = np.array([first, 6, 2 if first > 2 else 4], np.int32)
+        call = self.worker(index).engine.rank(user, candidates, at_ms=BASE_MS + 10**9)
+        self.enqueue(call)
+
+    @rule(
+        index=st.integers(0, 2),
+        items=st.lists(st.sampled_from(ITEMS), max_size=11),
+        kind=st.integers(0, len(KINDS) - 1),
+    )
+    def session(self, index: int, items: list[str], kind: int) -> None:
+        """A history of nobody's, among those of users."""
+        events = [
+            Event(
+                place + 1, new_uid(), item, None, BASE_MS + place * 500_000, None,
+                KINDS[(kind + place) % len(KINDS)],
+            )
+            for place, item in enumerate(items)
+        ]  # fmt: skip
+        engine = self.worker(index).engine
+        self.enqueue(engine.recommend_session(events, 3, at_ms=BASE_MS + 10**9))
+
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
     def erase(self, index: int, user: str) -> None:
         existed = self.run(self.worker(index).engine.erase(user))
@@ -408,14 +431,23 @@ class Workers(RuleBasedStateMachine):
             assert row.mark.version == len(log)
             assert row.mark.uid == (log[-1].uid if log else b"")
         for read, answer in work.answers:
-            if read.user_id in saw:
+            if read.session is not None:
+                assert answer.version == len(read.session)
+                self.check_answer(worker, list(read.session), read, answer)
+            elif read.user_id in saw:
                 assert not answer.stale
                 assert answer.version == len(saw[read.user_id])
-                self.check_answer(worker, saw[read.user_id], answer)
+                self.check_answer(worker, saw[read.user_id], read, answer)
 
-    def check_answer(self, worker: Worker, log: list[Event], answer: Recommendation) -> None:
+    def check_answer(
+        self, worker: Worker, log: list[Event], read: Read, answer: Recommendation
+    ) -> None:
         state, seen, hidden = self.fold(worker.which, log)
-        assert not (seen | hidden) & set(answer.ranking.items.tolist())
+        masked, found = hidden | (seen if read.exclude_seen else set()), answer.ranking.items
+        assert not masked & set(found.tolist())
+        candidates = None if read.candidates is None else set(read.candidates.tolist())
+        if candidates is not None:
+            assert sorted(found.tolist()) == sorted(candidates - masked)
         if not seen:
             assert answer.source == "popular"
             return
@@ -423,8 +455,8 @@ class Workers(RuleBasedStateMachine):
         model = ARTEFACTS[worker.which].model
         with torch.no_grad():
             scores = model.scores(model.query(state, torch.tensor([BASE_MS + 10**9])))[0]
-        scores[list(seen | hidden)] = -torch.inf
-        best = scores.topk(min(3, len(scores) - 1 - len(seen | hidden))).values
+        left = (candidates or set(range(1, len(scores)))) - masked
+        best = scores[sorted(left)].sort(descending=True).values[: len(left) if candidates else 3]
         np.testing.assert_allclose(
             answer.ranking.scores, best.numpy(), rtol=self.tolerance, atol=10 * self.tolerance
         )
