@@ -23,6 +23,7 @@ from service.embedded import EmbeddedStore, EmbeddedStoreError
 from service.event_log import EventLog
 from service.importer import Importer, ImportResult, UserHistory
 from service.kinds import KindRules
+from service.popularity import Popularity
 from service.settings import Settings
 from service.shards import ALL, Shard
 from service.store import Store, StoreError
@@ -156,10 +157,19 @@ def import_log(
 
 async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> ImportResult:
     async with opened(settings) as store:
+        log = _event_log(store, settings, 1)
         importer = Importer(
-            _event_log(store, settings, 1),
+            log,
             _event_log(store, settings, READ_PAGE),
             onto_existing=onto_existing,
+            popularity=Popularity(
+                store,
+                namespace=log.namespace,
+                half_life_s=settings.popular_half_life_s,
+                most_items=settings.popular_items,
+                timeout_s=max(settings.store_timeout_s, LONGEST_CALL_S),
+            ),
+            kinds=KindRules.parse(settings.kinds),
         )
         latest = await importer.now_ms() + round(settings.future_tolerance_s * 1000)
         with progress("sorting", rows.rows, "rows") as advance:

@@ -12,9 +12,14 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from service.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, Verdict
+from service.kinds import KindRules
 from service.store import InvalidRequest, RecordDamaged, StoreError
+
+if TYPE_CHECKING:
+    from service.popularity import Popularity
 
 LANES = 4
 GROUP_EVENTS = 4000
@@ -22,6 +27,8 @@ GROUP_USERS = 500
 """Users are taken in groups of so many events or users; a group is one pipeline a round."""
 CHUNK = 500
 """Most events of one user in a round."""
+COUNTS = 20_000
+"""Counts of items are sent when there are so many of them."""
 NAMED = 1000
 """Most users of whom it is said why they were refused."""
 
@@ -71,10 +78,20 @@ class Importer:
         log: appends; clamps late events, and its `page` had better be 1.
         reader: the same records, with pages of a good size.
         onto_existing: append also to records with events that this import has not written.
+        popularity: counts what is written, as far as `kinds` lets it.
     """
 
-    def __init__(self, log: EventLog, reader: EventLog, *, onto_existing: bool = False) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        reader: EventLog,
+        *,
+        onto_existing: bool = False,
+        popularity: Popularity | None = None,
+        kinds: KindRules | None = None,
+    ) -> None:
         self.log, self.reader, self.onto_existing = log, reader, onto_existing
+        self.popularity, self.kinds = popularity, kinds or KindRules()
         self.result = ImportResult()
 
     async def now_ms(self) -> int:
@@ -104,6 +121,9 @@ class Importer:
                     tasks.create_task(lane())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
+        finally:
+            if self.popularity is not None:
+                await self.popularity.flush()
         return self.result
 
     async def _group(self, group: list[UserHistory], progress: Callable[[int], None]) -> None:
@@ -123,6 +143,8 @@ class Importer:
                 if one.left:
                     still.append(one)
             going = still
+            if self.popularity is not None and self.popularity.waiting >= COUNTS:
+                await self.popularity.flush()
 
     async def _begun(
         self, group: list[UserHistory], progress: Callable[[int], None]
@@ -190,6 +212,7 @@ class Importer:
         for outcome in outcomes:
             if outcome.verdict not in (Verdict.APPLIED, Verdict.LATE):
                 return f"row {one.done + 1}: {outcome.verdict.value}, by the store's clock"
+            self._count(one.history, one.done)
             one.done += 1
             one.version += 1
             self.result.written += 1
@@ -200,6 +223,12 @@ class Importer:
                     "go on with --onto-existing once that is over"
                 )
         return None
+
+    def _count(self, history: UserHistory, place: int) -> None:
+        kind, weight = history.kinds[place] if history.kinds is not None else (None, None)
+        if self.popularity is not None and self.kinds.counts(kind):
+            item_id, time_ms = history.item_ids[place], history.times_ms[place]
+            self.popularity.count(item_id, time_ms, 1.0 if weight is None else weight)
 
     def _refuse(self, user_id: str, fault: str) -> None:
         self.result.refused_count += 1

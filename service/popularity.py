@@ -103,6 +103,11 @@ class Popularity:
             grown = 2.0 ** ((time_ms - self._begin(epoch)) / self._half_life_ms)
             self._waiting[f"{self._recent}:{epoch}", item_id] += weight * grown
 
+    @property
+    def waiting(self) -> int:
+        """Numbers that are still to be sent."""
+        return len(self._waiting)
+
     async def flush(self) -> None:
         """Sends what waits, in one pipeline.
 

@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
+from service.event_log import EventLog
+from service.importer import Importer, UserHistory
+from service.kinds import KindRules
 from service.popularity import EPOCH, Popularity
 from service.store import Store, StoreError
 from tests.service.conftest import ValkeyCluster, ValkeyServer
@@ -166,6 +169,33 @@ def test_counts_without_an_answer_are_never_sent_twice(valkey: ValkeyServer, run
             await popularity.flush()
             await popularity.refresh()
             assert dict(popularity.counts.all) == {"a": 3}
+
+    run(go())
+
+
+def test_an_import_is_counted_once(valkey: ValkeyServer, run: Any) -> None:
+    """Also where it stops in the middle and is run again; as far as kinds count."""
+
+    async def go() -> None:
+        async with Store(valkey.url) as store:
+            popularity = Popularity(store)
+            log = EventLog(store, page=1)
+
+            def importer() -> Importer:
+                rules = KindRules.parse("view:log")
+                return Importer(log, log, popularity=popularity, kinds=rules)
+
+            items, times = ["a", "b"] * 30, list(range(BASE_MS, BASE_MS + 60))
+            kinds: list[tuple[str | None, float | None]]
+            kinds = [("view", None) if n % 4 == 1 else (None, 2.0) for n in range(60)]
+            plain = [UserHistory(f"u{n}", items, times) for n in range(5)]
+            weighed = UserHistory("v", items, times, kinds)
+            await importer().run(plain[:3], lambda done: None)
+            result = await importer().run([*plain, weighed], lambda done: None)
+            assert (result.written, result.present) == (180, 180)
+            await importer().run([*plain, weighed], lambda done: None)
+            await popularity.refresh()
+            assert dict(popularity.counts.all) == {"a": 5 * 30 + 60, "b": 5 * 30 + 30}
 
     run(go())
 
