@@ -128,3 +128,5 @@ def _announce(settings: Settings, item_id: str) -> None:
     )
     say(f"  curl{key} '{base}/recommend?user_id=me&k=10'", out)
     say(f"  {shlex.quote(sys.executable)} -m webbrowser {base}/docs", out)
+    if settings.page:
+        say(f"Or try it in a browser: {base}/", out)

@@ -33,6 +33,7 @@ from service.routes import (
     health,
     interactions,
     items,
+    page,
     popular,
     rank,
     recommend,
@@ -94,6 +95,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401))
     app.include_router(health.router)
+    if chosen.page:
+        app.include_router(page.router)
     problems.install(app)
     app.add_middleware(AnswerDirectly, owner=app, routers=routers)
     app.add_middleware(TimeRequests)

@@ -73,6 +73,9 @@ class Settings(BaseSettings):
     shutdown_s: int = _http(
         10, ge=1, description="most time to finish what is under way, once the port is closed"
     )
+    page: bool = _http(
+        True, description="the page at `/`, where people try the recommender in a browser"
+    )
 
     redis_url: SecretStr | None = _store(
         None,

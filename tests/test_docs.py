@@ -162,7 +162,10 @@ def queries(text: str) -> list[str]:
 def routes() -> list[tuple[str, re.Pattern[str]]]:
     found = []
     described = create_app(Settings(artefact=Path())).openapi()["paths"]
-    for path, methods in {**described, "/metrics": ["get"], "/docs": ["get"]}.items():
+    for path, methods in {
+        **described,
+        **{path: ["get"] for path in ("/", "/metrics", "/docs")},
+    }.items():
         pattern = re.compile(re.sub(r"\{\w+\}", "[^/]+", path))
         found += [(method.upper(), pattern) for method in methods]
     return found

@@ -119,12 +119,13 @@ def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
     try:
         service.start()
         until = time.monotonic() + 10
-        while len(service.printed()) < 4:
+        while len(service.printed()) < 5:
             assert time.monotonic() < until, service.said()
             time.sleep(0.05)
         ready, *lines = service.printed()
         assert ready == f"Ready on {service.url}. Paste any of these:"
-        assert len(lines) == 3
+        assert len(lines) == 4
+        assert lines.pop() == f"Or try it in a browser: {service.url}/"
 
         def paste(line: str) -> dict[str, object]:
             done = subprocess.run(

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 OTHERS: dict[str, str] = {
     "artefact": "models/a", "device": "cuda:1", "threads": "2", "retrieval": "exact",
     "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
+    "page": "false",
     "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",
     "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5",
     "pool_capacity": "128", "max_batch": "32", "max_queue": "7", "snapshot_every": "8",
@@ -71,8 +72,8 @@ def test_flags_give_every_setting() -> None:
     command.command()(takes_settings(got.update))
     given = [OTHERS["artefact"]]
     for name, value in OTHERS.items():
-        if name == "tracing":
-            given.append(flag(name))
+        if value in ("true", "false"):
+            given.append(flag(name) if value == "true" else f"--no-{flag(name)[2:]}")
         elif name not in ("artefact", "data_dir"):
             given += [flag(name), value]
     result = CliRunner().invoke(command, given)

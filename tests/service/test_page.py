@@ -1,0 +1,107 @@
+"""The page's files as the service answers them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from model.artefact import Artefact
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import ROOT, in_process, make_artefact
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+FOLDER = ROOT / "service" / "page"
+TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    return make_artefact(tmp_path_factory.mktemp("page") / "model", ["a", "b", "c"])
+
+
+def test_its_files(artefact: Artefact, valkey: ValkeyServer, run: Run) -> None:
+    """Open without a key, checked by browsers with an ETag, and closed to all but themselves."""
+
+    async def check() -> None:
+        async with in_process(artefact.folder, valkey.url, api_keys="secret") as client:
+            assert (await client.get("/recommend?user_id=u")).status_code == 401
+            paths = {"/": FOLDER / "index.html"}
+            paths |= {f"/page/{file.name}": file for file in FOLDER.iterdir()}
+            etags = set()
+            for path, file in paths.items():
+                answer = await client.get(path)
+                assert answer.status_code == 200, path
+                assert answer.content == file.read_bytes()
+                kind = TYPES[file.suffix[1:]]
+                assert answer.headers["Content-Type"] == f"{kind}; charset=utf-8"
+                assert answer.headers["Cache-Control"] == "no-cache"
+                assert answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert answer.headers["Referrer-Policy"] == "no-referrer"
+                rules = answer.headers["Content-Security-Policy"].split("; ")
+                assert {"default-src 'none'", "script-src 'self'", "style-src 'self'"} <= set(rules)
+                assert {"frame-ancestors 'none'", "require-trusted-types-for 'script'"} <= set(
+                    rules
+                )
+                assert not re.search("unsafe|http|data:", " ".join(rules))
+                etag = answer.headers["ETag"]
+                etags.add(etag)
+                for known in (etag, f'W/{etag}, "other"', f'"other", {etag}'):
+                    again = await client.get(path, headers={"If-None-Match": known})
+                    assert (again.status_code, again.content) == (304, b"")
+                    assert again.headers["ETag"] == etag
+                other = await client.get(path, headers={"If-None-Match": '"other"'})
+                assert other.content == answer.content
+                head = await client.head(path)
+                assert head.status_code == 200
+                assert head.headers["Content-Length"] == str(file.stat().st_size)
+            assert len(etags) == len(paths) - 1  # index.html has two
+            for nothing in (
+                "/page/",
+                "/page/nothing.js",
+                "/page/..%2Fapp.py",
+                "/page/%2Fetc%2Fpasswd",
+            ):
+                assert (await client.get(nothing)).status_code == 404, nothing
+
+    run(check())
+
+
+def test_it_can_be_switched_off(artefact: Artefact, valkey: ValkeyServer, run: Run) -> None:
+    async def check() -> None:
+        async with in_process(artefact.folder, valkey.url, page=False) as client:
+            for path in ("/", "/page/main.js"):
+                assert (await client.get(path)).status_code == 404
+            assert (await client.get("/recommend?user_id=u")).status_code == 200
+
+    run(check())
+
+
+def test_it_needs_nothing_from_elsewhere() -> None:
+    """No address of another host, no script or style within the markup, no markup made of text."""
+    files = {file.name: file.read_text("utf-8") for file in FOLDER.iterdir()}
+    assert "index.html" in files
+    for name, text in files.items():
+        named = set(
+            re.findall(r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r"^\s*//.*$", "", text, flags=re.M))
+        )
+        assert named <= {"http://www.w3.org"}, name  # the namespace of SVG
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", text
+        ), name
+        for module in re.findall(r"from \"\./(\w+\.js)\"", text):
+            assert module in files, name
+    page = files["index.html"]
+    assert not re.search(r"\son\w+=|\sstyle=|<style|<script(?![^>]* src=)", page)
+    for file in re.findall(r'(?:src|href)="page/([^"]+)"', page):
+        assert file in files
+
+
+def test_the_package_holds_it() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["service"]
+    for file in FOLDER.iterdir():
+        assert any(file.relative_to(ROOT / "service").match(pattern) for pattern in patterns), file
