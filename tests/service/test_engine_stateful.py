@@ -574,8 +574,11 @@ class Workers(RuleBasedStateMachine):
                     if len(part) == EVERY and self.precision != "float32":
                         state = model.state_layout.rounded(state, self.precision)
             seen = {index[e.item_id] for e in events if stepping(which, e)}
-            hides = {kind for kind in KINDS if kind and Effect.HIDE in RULES[which].of(kind)}
-            hidden = {index[e.item_id] for e in events if e.kind in hides and e.item_id in index}
+            hidden = {
+                index[e.item_id]
+                for e in events
+                if e.item_id in index and e.kind and Effect.HIDE in RULES[which].of(e.kind)
+            }
             self.folded[key] = state, seen, hidden
         return self.folded[key]
 
