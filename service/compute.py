@@ -1,6 +1,6 @@
 """The arithmetic of a wave: rows caught up with the log, then the recommendations.
 
-A state is a pure function of (model, events 1..version). All of this runs in one thread.
+A state is a pure function of (model, events 1..version). Never do two threads run this at once.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from service.wave import Entry, History, Read, Recommendation
 
 STEPS = 8
 """A row that lacks more events than this goes through `prefill`."""
+
+SMALL_USERS = 16
+SMALL_SCORES = 2**17
+"""Waves up to this are computed between two turns of the event loop."""
 
 PREFILL_EVENTS = 512
 PREFILL_CELLS = 32_768
@@ -137,6 +141,18 @@ class Computer:
             and self.kinds.hides(event.kind)
             and event.item_id in self.vocabulary
         ]
+
+    def is_small(self, entries: Sequence[Entry]) -> bool:
+        """Whether this takes a millisecond at most: few users, at hand, with an event each, and
+        few scores."""
+        if self.stepper is None or len(entries) > SMALL_USERS:
+            return False
+        reads = [read for entry in entries for read in entry.reads]
+        return (
+            len(reads) * len(self.retrieval) <= SMALL_SCORES
+            and all(read.candidates is None and read.choice is None for read in reads)
+            and all(_is_at_hand(entry) for entry in entries)
+        )
 
     @torch.inference_mode()
     def run(self, entries: Sequence[Entry]) -> Work:
@@ -461,6 +477,13 @@ class Computer:
         if choice.promoted is not None:
             promoted = self.retrieval.popular(mask, read.k, choice.promoted)
         return choice.arrange(best, promoted, read.k, self.retrieval)
+
+
+def _is_at_hand(entry: Entry) -> bool:
+    reply = entry.reply
+    if entry.row is None or entry.history is not None:
+        return False
+    return reply is None or (reply.known_is_current_history and len(reply.events) <= 1)
 
 
 def _own_versions(reply: LogReply) -> list[int]:

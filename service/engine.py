@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -99,6 +99,7 @@ class Engine:
         self._arrived = asyncio.Event()
         self._computing: asyncio.Queue[Wave] = asyncio.Queue(maxsize=1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
+        self._in_thread = 0  # calls that wait for the thread, or are in it
         self._loops: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -240,9 +241,7 @@ class Engine:
         selection: Selection | None = None,
     ) -> Ranking:
         """The items most like that of a row, without itself; between two waves."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self.computer.similar, row, k, masked, selection
-        )
+        return await self._aside(self.computer.similar, row, k, masked, selection)
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""
@@ -252,9 +251,16 @@ class Engine:
 
     async def resident(self, user_id: str) -> Snapshot | None:
         """A copy of what the pool holds of a user, taken between two waves."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self._thread, self.computer.copy, user_id
-        )
+        return await self._aside(self.computer.copy, user_id)
+
+    async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
+        """In the thread of the arithmetic."""
+        self._in_thread += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, work, *arguments)
+        finally:
+            self._in_thread -= 1
 
     def _enqueue(self, request: Append | Read) -> None:
         if self._stopping or len(self._queue) >= self.max_queue:
@@ -372,9 +378,12 @@ class Engine:
         that one long history does not hold the others up."""
         if not entries:
             return
-        loop = asyncio.get_running_loop()
         try:
-            work = await loop.run_in_executor(self._thread, self.computer.run, entries)
+            # The thread would take longer to get its turn than a small wave takes.
+            if not self._in_thread and self.computer.is_small(entries):
+                work = self.computer.run(entries)
+            else:
+                work = await self._aside(self.computer.run, entries)
         except Exception as error:
             logger.exception("a wave of %d users failed; their states are dropped", len(entries))
             for entry in entries:

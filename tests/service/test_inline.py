@@ -1,0 +1,80 @@
+"""Small waves are computed between two turns of the event loop, others in their thread, never both
+at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from service.compute import SMALL_USERS, Work
+from service.engine import Engine
+from service.event_log import EventLog, NewEvent, new_uid
+from service.store import Store
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import make_artefact
+
+ITEMS = [f"i{n}" for n in range(20)]
+
+
+def test_where_waves_are_computed(valkey: ValkeyServer, tmp_path: Path) -> None:
+    artefact = make_artefact(tmp_path / "model", ITEMS)
+    where: list[tuple[str, int]] = []
+    inside: list[str] = []
+
+    async def run() -> None:
+        async with Store(valkey.url) as store:
+            engine = Engine(artefact, EventLog(store, namespace="inline"))
+            original = engine.computer.run
+
+            def watched(entries: Sequence[Any]) -> Work:
+                assert not inside, "two at once"
+                inside.append(threading.current_thread().name)
+                try:
+                    return original(entries)
+                finally:
+                    where.append((inside.pop(), len(entries)))
+
+            engine.computer.run = watched  # type: ignore[method-assign]
+            await engine.start()
+
+            async def post(user: str, events: int = 1) -> None:
+                news = [NewEvent(new_uid(), ITEMS[n % 20]) for n in range(events)]
+                await engine.append(user, news)
+
+            async def ask(user: str) -> None:
+                found = await engine.recommend(user, 3)
+                assert found.version == 2
+
+            main = threading.current_thread().name
+            await post("ann")
+            await engine.recommend("ann", 3)
+            await post("ann")
+            await ask("ann")
+            assert where[0][0] != main, "a user who is not in the pool"
+            assert {name for name, _ in where[2:]} == {main}, "a step, and none"
+
+            users = [f"u{n}" for n in range(SMALL_USERS + 1)]
+            await asyncio.gather(*(post(user, 2) for user in users))
+            await asyncio.gather(*(ask(user) for user in users))
+            where.clear()
+            await asyncio.gather(*(ask(user) for user in users))
+            assert sum(size for _, size in where) == len(users)
+            assert all((name == main) == (size <= SMALL_USERS) for name, size in where)
+
+            def busy() -> None:
+                inside.append("something else")
+                time.sleep(0.2)
+                inside.pop()
+
+            where.clear()
+            copying = asyncio.create_task(engine._aside(busy))
+            await asyncio.sleep(0.05)
+            await asyncio.gather(ask("ann"), copying)
+            assert where == [("compute_0", 1)], "it waits for its turn"
+            await engine.stop()
+
+    asyncio.run(run())
