@@ -22,7 +22,7 @@ from model.artefact import Artefact
 from service import metrics
 from service.cold_start import ColdStart
 from service.cursor import Hashes, hash_of
-from service.item import Item, ItemError, Scalar, read_item
+from service.item import FIELDS, Item, ItemError, Scalar, read_item
 from service.item_columns import Column
 from service.item_filter import parse
 from service.item_listing import Listing
@@ -190,9 +190,12 @@ class Catalogue:
 
     def _column(self, name: str) -> Column:
         if name not in self._columns:
-            of_all = name in ("id", "title", "category")
-            rows = range(1, len(self) + 1) if of_all else self._items
-            values = ((row, self.values(row, name)) for row in rows)
+            values: Iterable[tuple[int, tuple[Scalar, ...]]]
+            if name in FIELDS:
+                values = ((row, self.values(row, name)) for row in range(1, len(self) + 1))
+            else:
+                own = ((row, item.values.get(name)) for row, item in self._items.items())
+                values = ((row, found) for row, found in own if found is not None)
             self._columns[name] = Column(values, len(self))
         return self._columns[name]
 

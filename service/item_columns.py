@@ -35,8 +35,13 @@ class Column:
         self._several: dict[int, tuple[float, ...]] = {}  # rows with more than one number
         self._rows: dict[str | bool, set[int]] = {}  # of each string and boolean
         self._values: dict[int, tuple[Scalar, ...]] = {}
+        numbers: dict[int, Scalar] = {}
         for row, values in rows:
-            self.put(row, values)
+            if len(values) == 1 and isinstance(values[0], float):
+                self._values[row], numbers[row] = values, values[0]
+            else:
+                self.put(row, values)
+        self._numbers[list(numbers)] = list(numbers.values())
 
     def put(self, row: int, values: tuple[Scalar, ...]) -> None:
         """Gives a row these values in place of those it had."""

@@ -111,10 +111,13 @@ class ExactRetrieval:
         if shelf.blocked is not None:
             scores += torch.from_numpy(shelf.bias).to(scores.device)
         scores[:, 0] = -torch.inf
+        outside: dict[int, Tensor] = {}  # many ask for the same
         for row, selection in enumerate(selections or ()):
             if selection is not None:
-                out = torch.from_numpy(~selection.on(shelf)).to(scores.device)
-                scores[row].masked_fill_(out, -torch.inf)
+                if id(selection) not in outside:
+                    out = torch.from_numpy(~selection.on(shelf))
+                    outside[id(selection)] = out.to(scores.device)
+                scores[row].masked_fill_(outside[id(selection)], -torch.inf)
         if had is not None and self.repeat_bias and (places := _places(had)) is not None:
             scores[places] = scores[places] + self.repeat_bias  # once where one stands there twice
         if (places := _places(masked)) is not None:

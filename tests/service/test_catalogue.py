@@ -34,7 +34,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
 
 def opened(artefact: Artefact, store: Store) -> Catalogue:
     retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
-    return Catalogue(artefact, ItemStore(store), retrieval)
+    return Catalogue(artefact, ItemStore(store, timeout_s=30), retrieval)
 
 
 def shown(catalogue: Catalogue) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_one_that_followed_is_like_one_loaded_anew(
 
     async def main() -> None:
         async with Store(valkey.url) as store:
-            followed, writer = opened(artefact, store), ItemStore(store)
+            followed, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
             await followed.load()
             for step in steps:
                 if step == "look":
@@ -119,7 +119,7 @@ def test_a_process_that_missed_announcements_reads_all(
 ) -> None:
     async def main() -> None:
         async with Store(valkey.url) as store:
-            writer, behind = ItemStore(store), opened(artefact, store)
+            writer, behind = ItemStore(store, timeout_s=30), opened(artefact, store)
             await writer.write({"n0": b"{}", "i1": b'{"hidden":true}'})
             await behind.load()
             await writer.write({"n0": None, "n1": b'{"title":"One"}'})
@@ -144,7 +144,7 @@ def test_a_damaged_record_leaves_the_item_as_it_was(
 ) -> None:
     async def main() -> None:
         async with Store(valkey.url) as store:
-            catalogue, writer = opened(artefact, store), ItemStore(store)
+            catalogue, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
             await catalogue.load()
             for damaged in (b"{", b"[]", b"\xff", b'{"attributes":{"a":NaN}}'):
                 await writer.write({"i1": damaged, "i2": b'{"title":"Two"}'})
@@ -161,7 +161,7 @@ def test_a_store_that_is_gone_for_a_while_is_followed_again(
 ) -> None:
     async def main() -> None:
         async with Store(durable_valkey.url) as store:
-            records = ItemStore(store, timeout_s=0.2)
+            records = ItemStore(store, timeout_s=5)
             retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
             catalogue = Catalogue(artefact, records, retrieval)
             async with catalogue.followed(0.02):
@@ -171,8 +171,10 @@ def test_a_store_that_is_gone_for_a_while_is_followed_again(
                 durable_valkey.start()
                 await asyncio.sleep(0.5)
                 await records.write({"i1": b'{"hidden":true}'})
-                await asyncio.sleep(0.3)
-                assert [catalogue.is_open(row) for row in (1, 2, 3)] == [False, False, True]
+                expected = [False, False, True]
+                async with asyncio.timeout(20):
+                    while [catalogue.is_open(row) for row in (1, 2, 3)] != expected:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
 
     run(main())
 

@@ -1,0 +1,162 @@
+"""What the catalogue costs: to load, to filter, to search; and what a wave costs that filters.
+
+    python -m benchmarks.choices --items 12101 --items 100000 --json choices.json
+
+Items with random vectors, titles of three words and four attributes, on an embedded store. A wave
+is 64 recommendations of 10 items, each with 30 items left out; all times are CPU time, medians.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from rich.table import Table
+
+from cli.console import err, errors_without_traceback, out
+from model import ModelConfig, TiM4Rec
+from model.artefact import Artefact, Items
+from service.catalogue import Catalogue
+from service.choice import Choice
+from service.embedded import EmbeddedStore
+from service.item_store import ItemStore
+from service.retrieval import ExactRetrieval
+from service.store import Store
+
+BATCH, K, MASKED, AT_ONCE = 64, 10, 30, 1000
+WORDS = ["red", "oak", "sea", "star", "night", "glass", "river", "gold", "silent", "north"]
+
+
+def cpu_ms(act: Callable[[], object], times: int = 1) -> float:
+    """The median of several calls' CPU time, ms."""
+    taken = []
+    for _ in range(times):
+        started = time.process_time()
+        act()
+        taken.append(time.process_time() - started)
+    return 1000 * statistics.median(taken)
+
+
+def record(draw: random.Random) -> bytes:
+    title = " ".join(draw.choices(WORDS, k=3))
+    attributes = {
+        "price": draw.randrange(1000) / 10,
+        "brand": f"brand {draw.randrange(200)}",
+        "tags": draw.sample(WORDS, 2),
+        "sale": True if draw.random() < 0.1 else None,
+    }
+    said = {"title": f"{title} {draw.randrange(10**6)}", "attributes": attributes}
+    return json.dumps(said).encode()
+
+
+def waves(retrieval: ExactRetrieval, catalogue: Catalogue, repeats: int) -> dict[str, float]:
+    """A wave's time by what it asks."""
+    width = retrieval.vectors(np.array([1])).shape[1]
+    query = torch.randn(BATCH, width, generator=torch.Generator().manual_seed(1))
+    masked = [np.arange(1, MASKED + 1, dtype=np.int32)] * BATCH
+
+    def wave(choice: Choice) -> None:
+        best = retrieval.top(query, masked, [choice.depth(K)] * BATCH, [choice.selection] * BATCH)
+        if choice.promoted is None:
+            for one in best:
+                choice.arrange(one, None, K, retrieval)
+            return
+        promoted = retrieval.top(query, masked, [K] * BATCH, [choice.promoted] * BATCH)
+        for one, other in zip(best, promoted, strict=True):
+            choice.arrange(one, other, K, retrieval)
+
+    half, few = catalogue.matching("price < 50"), catalogue.matching('brand = "brand 7"')
+    sale = catalogue.matching("has(sale)")
+    shelf = retrieval.shelf
+    times = {
+        "plain": cpu_ms(lambda: retrieval.top(query, masked, [K] * BATCH), repeats),
+        "filter, half of the items": cpu_ms(lambda: wave(Choice(half)), repeats),
+        "filter, 1 item in 200": cpu_ms(lambda: wave(Choice(few)), repeats),
+        "promotion": cpu_ms(lambda: wave(Choice(promoted=sale, share=0.2)), repeats),
+        "diversity": cpu_ms(lambda: wave(Choice(diversity=0.5)), repeats),
+    }
+    blocked = np.random.default_rng(0).random(shelf.size + 1) < 0.1
+    retrieval.shelf = replace(shelf, blocked=blocked)
+    hidden = cpu_ms(lambda: retrieval.top(query, masked, [K] * BATCH), repeats)
+    retrieval.shelf = shelf
+    return {"plain": times.pop("plain"), "plain, 1 item in 10 hidden": hidden, **times}
+
+
+async def measured(size: int, repeats: int) -> dict[str, float]:
+    model = TiM4Rec(ModelConfig(n_items=size)).eval()
+    ids, draw = [f"item{n}" for n in range(size)], random.Random(0)
+    items = Items(ids, np.arange(size, dtype=np.int64))
+    artefact = Artefact(model, items, {}, "benchmark", Path())
+    retrieval = ExactRetrieval(model.item_embedding.weight, items)
+    found: dict[str, float] = {}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedStore(Path(folder), fsync="everysec") as url,
+    ):
+        async with Store(url) as store:
+            written = ItemStore(store, timeout_s=30)
+            for start in range(0, size, AT_ONCE):
+                await written.write({item: record(draw) for item in ids[start : start + AT_ONCE]})
+            catalogue = Catalogue(artefact, written, retrieval)
+            started = time.process_time()
+            await catalogue.load()
+            found["load, ms"] = 1000 * (time.process_time() - started)
+            text = 'price < 20 and brand in ("brand 1", "brand 2") and not has(sale)'
+            found["first filter on three attributes, ms"] = cpu_ms(lambda: catalogue.matching(text))
+            texts = iter(f"price < {n} and not has(sale)" for n in range(1000))
+            another = cpu_ms(lambda: catalogue.matching(next(texts)), 50)
+            found["another filter on them, ms"] = another
+            found["a filter again, ms"] = cpu_ms(lambda: catalogue.matching(text), 50)
+            found["first search, ms"] = cpu_ms(lambda: list(catalogue.listing().find("x", None)))
+
+            def search(words: str) -> list[object]:
+                return list(islice(catalogue.listing().find(words, None), 20))
+
+            found["search, 20 found, ms"] = cpu_ms(lambda: search("night"), 50)
+            found["search, none found, ms"] = cpu_ms(lambda: search("nowhere"), 50)
+            await catalogue.write({"item1": record(draw)})
+            found["search after a change, ms"] = cpu_ms(lambda: search("night"))
+            with torch.inference_mode():
+                for name, taken in waves(retrieval, catalogue, repeats).items():
+                    found[f"wave: {name}, ms"] = taken
+    return found
+
+
+def main(
+    items: Annotated[list[int] | None, typer.Option(help="Sizes of the catalogue.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Waves of each kind.")] = 20,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here too.")
+    ] = None,
+) -> None:
+    """Measure what the catalogue costs, and lists that are filtered, promoted and spread."""
+    torch.set_num_threads(1)
+    with errors_without_traceback():
+        sizes = items or [12_101, 100_000]
+        columns = {size: asyncio.run(measured(size, repeats)) for size in sizes}
+        shown = Table()
+        shown.add_column("")
+        for size in sizes:
+            shown.add_column(f"{size:,} items", justify="right")
+        for name in columns[sizes[0]]:
+            shown.add_row(name, *(f"{columns[size][name]:,.2f}" for size in sizes))
+        out.print(shown)
+        if json_file is not None:
+            json_file.write_text(json.dumps(columns, indent=2) + "\n", encoding="utf-8")
+            err.print(f"written to {json_file}", markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
