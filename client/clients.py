@@ -110,9 +110,7 @@ class Client(_Options):
 
     def _sent(self, request: Request) -> Reply:
         try:
-            return self._http.request(
-                request.method, request.path, params=request.params, json=request.json
-            )
+            return self._http.request(**request.sent())
         except httpx.UnsupportedProtocol:
             raise
         except httpx.TransportError as error:
@@ -168,9 +166,7 @@ class AsyncClient(_Options):
 
     async def _sent(self, request: Request) -> Reply:
         try:
-            return await self._http.request(
-                request.method, request.path, params=request.params, json=request.json
-            )
+            return await self._http.request(**request.sent())
         except httpx.UnsupportedProtocol:
             raise
         except httpx.TransportError as error:

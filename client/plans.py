@@ -22,8 +22,9 @@ def _once(
     path: str,
     params: Mapping[str, Any] | None = None,
     json: Mapping[str, Any] | None = None,
+    user: str | None = None,
 ) -> Plan[Any]:
-    request = Request(method, path, params and _given(params), json and _given(json))
+    request = Request(method, path, params and _given(params), json and _given(json), user)
     return lambda patience: answered(request, patience)
 
 
@@ -44,7 +45,7 @@ def post(interaction: Interaction) -> Plan[answers.Stored]:
             new where those are refused).
         Unavailable: unknown whether it was stored; post the same object again.
     """
-    return _once("POST", "/interactions", json=interaction.body())
+    return _once("POST", "/interactions", json=interaction.body(), user=interaction.user_id)
 
 
 def post_all(
@@ -146,8 +147,8 @@ def recommend(
     }
     # A URL holds only so much; but what balances load may look into it for the user.
     if wishes.get("exclude") or wishes.get("include"):
-        return _once("POST", "/recommend", json=asked)
-    return _once("GET", "/recommend", asked)
+        return _once("POST", "/recommend", json=asked, user=user_id)
+    return _once("GET", "/recommend", asked, user=user_id)
 
 
 def recommend_session(
@@ -198,7 +199,7 @@ def rank(
         "exclude_seen": exclude_seen,
         "allow_stale": allow_stale,
     }
-    return _once("POST", "/rank", json=body)
+    return _once("POST", "/rank", json=body, user=user_id)
 
 
 def popular(window: Literal["recent", "all"] = "recent", k: int = 10) -> Plan[answers.PopularItems]:
@@ -213,7 +214,7 @@ def similar(item_id: str, k: int = 10) -> Plan[answers.SimilarItems]:
 
 def user(user_id: str) -> Plan[answers.User]:
     """What is kept of a user."""
-    return _once("GET", f"/users/{_segment(user_id)}")
+    return _once("GET", f"/users/{_segment(user_id)}", user=user_id)
 
 
 def history(user_id: str, after: int = 0) -> Plan[list[answers.LoggedEvent]]:
@@ -225,7 +226,7 @@ def history(user_id: str, after: int = 0) -> Plan[list[answers.LoggedEvent]]:
         while following is not None:
             params = {"after": following, "limit": HISTORY_PAGE}
             path = f"/users/{_segment(user_id)}/history"
-            page = yield from answered(Request("GET", path, params), patience.anew())
+            page = yield from answered(Request("GET", path, params, user=user_id), patience.anew())
             events += page["events"]
             following = page["next"]
         return events
@@ -235,7 +236,7 @@ def history(user_id: str, after: int = 0) -> Plan[list[answers.LoggedEvent]]:
 
 def erase(user_id: str) -> Plan[answers.Erased]:
     """Forgets a user. Where it had to be sent again, `erased` may be false though it was done."""
-    return _once("DELETE", f"/users/{_segment(user_id)}")
+    return _once("DELETE", f"/users/{_segment(user_id)}", user=user_id)
 
 
 def item(item_id: str) -> Plan[answers.CatalogueItem]:

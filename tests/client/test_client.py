@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -95,6 +96,7 @@ class Network(httpx.BaseTransport, httpx.AsyncBaseTransport):
         self._loss, self._draw = loss, random.Random(seed)
         self._sync, self._async = httpx.HTTPTransport(), httpx.AsyncHTTPTransport()
         self.sent: list[tuple[str, str]] = []
+        self.users: set[str | None] = set()
         self.lost = 0
 
     def _may_lose(self) -> None:
@@ -104,6 +106,7 @@ class Network(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.sent.append((request.method, request.url.raw_path.decode().partition("?")[0]))
+        self.users.add(request.headers.get("X-User-Id"))
         self._may_lose()
         answer = self._sync.handle_request(request)
         answer.read()
@@ -112,6 +115,7 @@ class Network(httpx.BaseTransport, httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.sent.append((request.method, request.url.raw_path.decode().partition("?")[0]))
+        self.users.add(request.headers.get("X-User-Id"))
         self._may_lose()
         answer = await self._async.handle_async_request(request)
         await answer.aread()
@@ -167,6 +171,7 @@ def test_every_route_is_there(running: Running, half: str) -> None:
         assert call("delete_item", item)["deleted"]
         assert call("delete_item", "i5")["deleted"]
         assert call("erase", user) == {"user_id": user, "erased": True}
+    assert network.users == {None, quote(user, safe="")}
     methods: dict[tuple[str, str], bool] = {
         (method.upper(), path): any(
             method.upper() == sent and re.fullmatch(re.sub(r"{\w+}", "[^/]+", path), to)
