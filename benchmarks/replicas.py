@@ -166,7 +166,7 @@ def main(
         "failed": lambda one: f"{one.failed}",
         "hits": lambda one: f"{one.hits:.1%}",
         "differing": lambda one: f"{one.differing} of {one.compared}",
-        "largest difference": lambda one: f"{one.largest_difference:.1e}",
+        "difference": lambda one: f"{one.largest_difference:.1e}",
     }
     with errors_without_traceback():
         items = load_artefact(artefact).items.ids
