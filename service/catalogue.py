@@ -247,12 +247,16 @@ class Catalogue:
     async def followed(self, poll_s: float) -> AsyncIterator[None]:
         """Loads the catalogue and follows its changes until the context ends."""
         await self.load()
-        following = asyncio.create_task(self._follow(poll_s))
+        tasks = [
+            asyncio.create_task(self._follow(poll_s)),
+            asyncio.create_task(self._keep_time(poll_s)),
+        ]
         try:
             yield
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, poll_s: float) -> None:
         reading = True
@@ -267,6 +271,11 @@ class Catalogue:
                 reading = False
             except Exception:
                 logger.exception("changes of the catalogue not taken over")
+
+    async def _keep_time(self, poll_s: float) -> None:
+        """By itself: what is over is over while the store is silent, too."""
+        while True:
+            await asyncio.sleep(poll_s)
             if _now_ms() >= self._border:
                 self._show()
 

@@ -79,7 +79,8 @@ class ItemStore:
         """All records, shard by shard."""
         for shard in range(SHARDS):
             flat = raised(*await self._calls([("HGETALL", self._key(shard))], "catalogue"))
-            yield {item.decode(): record for item, record in zip(flat[::2], flat[1::2])}  # noqa: B905
+            pairs = zip(flat[::2], flat[1::2], strict=True)
+            yield {item.decode(): record for item, record in pairs}
 
     async def newest(self) -> str:
         """A cursor for the changes from now on."""

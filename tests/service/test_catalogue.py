@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -175,6 +177,29 @@ def test_a_store_that_is_gone_for_a_while_is_followed_again(
                 async with asyncio.timeout(20):
                     while [catalogue.is_open(row) for row in (1, 2, 3)] != expected:  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
+
+    run(main())
+
+
+def test_what_is_over_is_over_while_the_store_is_silent(
+    run: Run, durable_valkey: ValkeyServer, artefact: Artefact
+) -> None:
+    async def main() -> None:
+        async with Store(durable_valkey.url) as store:
+            records = ItemStore(store, timeout_s=60)
+            retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+            over = round(time.time() * 1000) + 1500
+            await records.write({"i0": b'{"available_until":%d}' % over})
+            catalogue = Catalogue(artefact, records, retrieval)
+            async with catalogue.followed(0.02):
+                assert catalogue.is_open(1)
+                durable_valkey.send(signal.SIGSTOP)
+                try:
+                    while time.time() * 1000 < over + 900:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                    assert not catalogue.is_open(1)
+                finally:
+                    durable_valkey.send(signal.SIGCONT)
 
     run(main())
 
