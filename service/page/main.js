@@ -60,9 +60,19 @@ function queue(step) {
   return underWay;
 }
 
-function recommend(at, signal) {
-  const query = [["user_id", user.id], ["k", K], ...(at === null ? [] : [["at", at]])];
+function recommend(at, signal, more = []) {
+  const query = [["user_id", user.id], ["k", K], ...(at === null ? [] : [["at", at]]), ...more];
   return service.get("recommend", query, signal);
+}
+
+/** Adds to the list why each item is in it, where that is wanted; nobody waits for it. */
+async function explain() {
+  if (!byId("why").checked) return list.unexplain();
+  try {
+    await list.explain(() => recommend(clock.at, null, [["explain", true], ["reasons", 1]]));
+  } catch (error) {
+    fail(error, explain);
+  }
 }
 
 /** With the user of the moment of the click, whoever is shown when its turn comes. */
@@ -85,6 +95,7 @@ async function interact(who, id, event_id) {
       `1 interaction: stored in ${ms(stored.ms)}, new list in ${ms(answer.ms)}${server}; ${places}.` +
         (STATUSES[stored.data.status] ?? ""),
     );
+    explain();
     showTiming([["POST /interactions", stored], ["GET /recommend", answer]]);
     byId("model").textContent = answer.data.model;
     await past.refresh(stored.data.version);
@@ -102,6 +113,7 @@ async function begin() {
     const answer = await recommend(null);
     const [last] = await Promise.all([past.refresh(answer.data.version), list.show(answer.data, { step: true })]);
     clock.start(last);
+    explain();
     byId("model").textContent = answer.data.model;
     const known = answer.data.version;
     say(known ? `${user.id} has ${several(known, "interaction")}; the list came in ${ms(answer.ms)}.` : `Nothing is known of ${user.id}: this is what is popular. Choose an item.`);
@@ -119,6 +131,7 @@ async function ask() {
     const answer = await recommend(clock.at, signal);
     signal.throwIfAborted();
     const changed = await list.show(answer.data, { step: false });
+    explain();
     const moment = byId("gap-said").textContent;
     say(`Asked for ${moment}: ${changed ? `${several(changed, "place")} of the list differ${changed === 1 ? "s" : ""}` : "the same list"}, in ${ms(answer.ms)}.`);
   } catch (error) {
@@ -158,6 +171,7 @@ byId("forget-yes").addEventListener("click", () => {
 });
 user.addEventListener("change", () => queue(begin));
 clock.addEventListener("change", ask);
+byId("why").addEventListener("change", explain);
 tabs(document.querySelector("[role=tablist]"), (view) => charts.run(view === "view-charts"));
 
 queue(begin);

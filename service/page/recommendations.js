@@ -10,8 +10,9 @@ const SOURCES = { model: "by the model", recent: "popular of late", popular: "po
 export class Recommendations {
   #items;
   #rows;
-  #basis = null; // the list that is compared with
-  #shown = null;
+  #last = null; // the list after the last step
+  #ids = [];
+  #turn = 0;
 
   constructor(items, act) {
     this.#items = items;
@@ -20,24 +21,23 @@ export class Recommendations {
 
   /** Forgets what there was: the next list is compared with nothing. */
   reset() {
-    this.#basis = this.#shown = null;
+    this.#last = null;
   }
 
   /**
    * Shows an answer of GET /recommend; returns in how many places it differs, null: from nothing.
-   * step: something happened; the list before is what this and the next ones are compared with.
+   * Compared with is the list after the last step. step: this one is after another.
    */
   async show(answer, { step }) {
+    const turn = ++this.#turn;
     this.#items.learn(answer.items);
     const ids = answer.items.map((item) => item.item_id);
-    if (step) this.#basis = this.#shown;
-    const found = this.#basis && moves(this.#basis, ids);
-    if (step) {
-      this.#shown = ids;
-      if (!this.#basis) this.#basis = ids;
-    }
+    const found = this.#last && moves(this.#last, ids);
+    if (step) this.#last = ids;
     await this.#items.complete(ids);
+    if (turn !== this.#turn) return found && found.changed; // a newer list is there already
     const share = shares(answer);
+    this.#ids = answer.source === "model" ? ids : [];
     this.#rows.show(ids, (id, place) => ({
       before: el("span", { class: "rank" }, String(place + 1)),
       note: bar(share[place]),
@@ -55,7 +55,28 @@ export class Recommendations {
     byId("gone").textContent = gone.length ? `No more in the list: ${gone.slice(0, 4).join(", ")}${more}` : "";
     return found && found.changed;
   }
+
+  /** Says of each item of the model's which interaction moved its score most. `ask()`: the same
+   * list with reasons. */
+  async explain(ask) {
+    const turn = this.#turn;
+    if (!this.#ids.length) return;
+    const { items } = (await ask()).data;
+    const reasons = items.filter((item) => item.because?.length).map((item) => [item.item_id, item.because[0]]);
+    await this.#items.complete(reasons.map(([, reason]) => reason.item_id));
+    if (turn !== this.#turn) return; // another list is there already
+    for (const [id, { item_id: cause, contribution }] of reasons) {
+      const said = contribution < 0 ? "in spite of" : "because of";
+      this.#rows.explain(id, `${said} ${this.#items.title(cause)} (${signed(contribution)})`);
+    }
+  }
+
+  unexplain() {
+    for (const id of this.#ids) this.#rows.explain(id, "");
+  }
 }
+
+const signed = (value) => `${value < 0 ? "−" : "+"}${decimal(Math.abs(value))}`;
 
 function score(answer, place) {
   return decimal(answer.items[place].score, answer.source === "model" ? 2 : 0);

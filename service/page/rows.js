@@ -33,6 +33,11 @@ export class Rows {
     if (!calm.matches) this.#glide(before);
   }
 
+  /** Why an item is there. */
+  explain(id, text) {
+    this.#rows.get(id)?.querySelector(".why").replaceChildren(text);
+  }
+
   #glide(before) {
     for (const [id, row] of this.#rows) {
       const from = before.get(id);
@@ -56,6 +61,7 @@ export class Rows {
         el("span", { class: "title" }, title),
         el("span", { class: "categories" }, categories.join(" · ") || "\u00a0"),
         note,
+        el("span", { class: "why" }),
       ),
       after,
       el(
