@@ -166,12 +166,12 @@ def main(
         int | None, typer.Option(help="States in memory; the service's default if not given.")
     ] = None,
     in_flight: Annotated[int, typer.Option(min=1, help="Requests at once.")] = 64,
-    rounds: Annotated[int, typer.Option(min=0, help="Rounds beside FastAPI.")] = 8,
+    rounds: Annotated[int, typer.Option(min=0, help="Rounds beside FastAPI.")] = 6,
     seconds: Annotated[float, typer.Option(help="Length of a round.")] = 1.5,
     rates: Annotated[
         list[float] | None, typer.Option("--rate", help="Requests a second; may be repeated.")
     ] = None,
-    rate_seconds: Annotated[float, typer.Option(help="Time at each rate.")] = 10.0,
+    rate_seconds: Annotated[float, typer.Option(help="Time at each rate.")] = 8.0,
     fsyncs: Annotated[
         list[str] | None, typer.Option("--fsync", help="always, everysec; may be repeated.")
     ] = None,
