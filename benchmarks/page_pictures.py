@@ -28,7 +28,7 @@ PHONE = {"width": 360, "height": 740}
 SEARCH, CHOSEN = "star", ("Star Wars", "Star Trek: The Wrath", "Stargate")
 WEEK = "771"  # of the slider
 CHARTS_S = 60
-COLOURS = 256
+COLOURS, MAXCOVERAGE = 256, 1  # the method of Pillow that keeps the colours of small signs
 
 
 async def take(url: str, items: list[str], out: Path) -> None:
@@ -85,7 +85,9 @@ async def take(url: str, items: list[str], out: Path) -> None:
 def save(picture: bytes, file: Path) -> None:
     """As a PNG of few colours: a fraction of the size, and no difference to be seen."""
     image: Any = importlib.import_module("PIL.Image")  # only of the extra `docs`
-    image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS).save(file, optimize=True)
+    image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS, MAXCOVERAGE, dither=0).save(
+        file, optimize=True
+    )
     print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
 
