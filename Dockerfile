@@ -58,6 +58,7 @@ COPY model model
 COPY training training
 COPY service service
 COPY cli cli
+COPY client client
 RUN pip install --no-deps --prefix /application .
 
 FROM ${PYTHON_IMAGE}
