@@ -1301,7 +1301,7 @@ def test_kind_and_weight_are_kept(run: Run, store_url: str) -> None:
             assert [(e.kind, e.weight) for e in reply.events] == given
             assert {(e.item_id, e.time_ms) for e in reply.events} == {("item é", 5)}
             for n, (kind, weight) in enumerate(given):
-                others = [(kind, 7.0), ("other", weight), ((kind or "kind")[:-1], weight)]
+                others = [(kind, 7.0), ("other", weight), (f"{kind}+", weight)]
                 again = [new("item é", 5, f"{n}", *what) for what in [(kind, weight), *others]]
                 found = [
                     outcome.verdict.value for outcome in (await ask(log, "u", *again)).outcomes

@@ -200,7 +200,7 @@ def test_a_second_signal_stops_at_once(
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=8) == 1
     assert not any(alive(pid) for pid in pids)
-    assert service.printed()[4:] == []
+    assert service.printed()[5:] == []
     assert [r for r in service.logged(level="ERROR") if r["logger"] != "uvicorn.error"] == []
     assert health(service).stderr.startswith(f"error: {service.url}/readyz: ")
 
