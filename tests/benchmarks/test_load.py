@@ -83,7 +83,7 @@ def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
     assert len(outcome.latencies) == 250
     late = [seconds for seconds in outcome.latencies if seconds > 0.09]
     assert len(late) > 240
-    assert outcome.ms(50) == pytest.approx(350, abs=100)
+    assert 250 < outcome.ms(50) < 1000  # 350 where nothing else runs
 
 
 def test_open_loop_does_not_slow_down_for_slow_answers() -> None:
