@@ -39,8 +39,7 @@ from service.event_log import (
 from service.kinds import KindRules
 from service.pool import StatePool
 from service.popularity import Popularity
-from service.retrieval import NOTHING_MASKED as NOTHING_MASKED
-from service.retrieval import ExactRetrieval, Ranking
+from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
 from service.shelf import Selection
 from service.snapshots import Snapshot
 from service.stages import Stages
@@ -137,7 +136,7 @@ class Engine:
             state = model.prefill(items, items * 1000, lengths, model.new_state(batch))
             state = model.step(items[:, 0], items[:, 0] * 3000, state)
             query = model.query(state, items[:, 0] * 4000)
-            self.computer.retrieval.top(query, [NOTHING_MASKED] * batch, [10] * batch)
+            self.computer.retrieval.top(query, [NO_ITEMS] * batch, [10] * batch)
 
     async def stop(self) -> None:
         """Finishes the waves under way and what is queued, then ends."""
@@ -171,7 +170,7 @@ class Engine:
         *,
         at_ms: int | None = None,
         exclude_seen: bool = True,
-        masked: NDArray[np.int32] = NOTHING_MASKED,
+        masked: NDArray[np.int32] = NO_ITEMS,
         allow_stale: bool = False,
         choice: Choice | None = None,
     ) -> Recommendation:
@@ -205,7 +204,7 @@ class Engine:
         """`recommend`, with these item indices and no others."""
         done: asyncio.Future[Recommendation] = asyncio.get_running_loop().create_future()
         read = Read(
-            user_id, len(candidates), at_ms, exclude_seen, NOTHING_MASKED, allow_stale, done,
+            user_id, len(candidates), at_ms, exclude_seen, NO_ITEMS, allow_stale, done,
             time.perf_counter(), stages.current.get(), candidates=candidates,
         )  # fmt: skip
         self._enqueue(read)
@@ -218,7 +217,7 @@ class Engine:
         *,
         at_ms: int | None = None,
         exclude_seen: bool = True,
-        masked: NDArray[np.int32] = NOTHING_MASKED,
+        masked: NDArray[np.int32] = NO_ITEMS,
         choice: Choice | None = None,
     ) -> Recommendation:
         """`recommend` for somebody with this whole history (versions from 1 on, times not
@@ -237,7 +236,7 @@ class Engine:
         self,
         row: int,
         k: int,
-        masked: NDArray[np.int32] = NOTHING_MASKED,
+        masked: NDArray[np.int32] = NO_ITEMS,
         selection: Selection | None = None,
     ) -> Ranking:
         """The items most like that of a row, without itself; between two waves."""

@@ -39,9 +39,6 @@ SURE_PART = 3
 index took for worse than they are may be missing."""
 
 
-NOTHING_MASKED: NDArray[np.int32] = np.empty(0, np.int32)
-
-
 @dataclass(frozen=True)
 class Ranking:
     """The best items of one request, best first: their rows and scores. `indexed`: an index found
@@ -185,7 +182,7 @@ class ExactRetrieval:
         self,
         row: int,
         k: int,
-        masked: NDArray[np.int32] = NOTHING_MASKED,
+        masked: NDArray[np.int32] = NO_ITEMS,
         selection: Selection | None = None,
     ) -> Ranking:
         """The items whose vectors point most nearly where this row's does, without itself; the

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from service import cursor
 from service.choice import Choice
 from service.dependencies import Services
-from service.engine import NOTHING_MASKED
 from service.item_filter import FilterError
 from service.problems import ProblemError
+from service.retrieval import NO_ITEMS
 from service.schemas import Id
 from service.shelf import Selection
 
@@ -64,7 +64,7 @@ def wanted(services: Services, wishes: Wishes) -> Wanted:
         ProblemError: a filter or cursor is none.
     """
     catalogue = services.catalogue
-    masked = catalogue.rows(wishes.exclude) if wishes.exclude else NOTHING_MASKED
+    masked = catalogue.rows(wishes.exclude) if wishes.exclude else NO_ITEMS
     parts: list[Selection] = []
     if wishes.include is not None:
         parts.append(catalogue.only(wishes.include))
@@ -77,7 +77,7 @@ def wanted(services: Services, wishes: Wishes) -> Wanted:
     if wishes.promote is not None:
         parts.append(_matching(services, "promote", wishes.promote))
         promoted = _joined(parts)
-    hashes, rows = None, NOTHING_MASKED
+    hashes, rows = None, NO_ITEMS
     if wishes.after is not None:
         try:
             hashes = cursor.read(wishes.after)

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from service.dependencies import ServicesDep
-from service.engine import NOTHING_MASKED
 from service.problems import ProblemError, declared
+from service.retrieval import NO_ITEMS
 from service.times import iso
 
 router = APIRouter(tags=["recommendations"])
@@ -48,7 +48,7 @@ async def get_popular(
     found = counts.all if window == "all" else counts.recent
     if not (counts.all if window == "all" else popularity.enough):
         source = "training"
-        best = services.engine.computer.retrieval.popular(NOTHING_MASKED, k, in_training=True)
+        best = services.engine.computer.retrieval.popular(NO_ITEMS, k, in_training=True)
         found = [
             (catalogue.ids[index - 1], score)
             for index, score in zip(best.items.tolist(), best.scores.tolist(), strict=True)

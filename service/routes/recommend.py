@@ -11,14 +11,14 @@ from pydantic import Field
 from service import wishes
 from service.answers import because, recommended
 from service.dependencies import Services, ServicesDep
-from service.engine import NOTHING_MASKED
 from service.problems import ProblemError, declared
+from service.retrieval import NO_ITEMS
 from service.schemas import Id, Recommendations, Time
 from service.wishes import Diversity, Share, Wanted, Wishes
 
 router = APIRouter(tags=["recommendations"])
 
-_PLAIN = Wanted(NOTHING_MASKED, None, None)
+_PLAIN = Wanted(NO_ITEMS, None, None)
 
 
 class Asking(NamedTuple):

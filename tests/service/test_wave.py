@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine import NOTHING_MASKED
 from service.event_log import NewEvent
+from service.retrieval import NO_ITEMS
 from service.wave import Append, Read, collect
 
 MAX_EVENTS = 6
@@ -43,7 +43,7 @@ def request(kind: Kind, loop: asyncio.AbstractEventLoop) -> Append | Read:
     if kind.events:
         events = [NewEvent(bytes(8), "item") for _ in range(kind.events)]
         return Append(kind.user, events, done, 0.0)
-    return Read(kind.user, 1, None, True, NOTHING_MASKED, False, done, 0.0)
+    return Read(kind.user, 1, None, True, NO_ITEMS, False, done, 0.0)
 
 
 @given(KINDS, st.integers(1, 12))
