@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -153,14 +154,27 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(scope="session")
-def _shared_valkey() -> Iterator[ValkeyServer]:
+@contextmanager
+def _running_valkey() -> Iterator[ValkeyServer]:
     path = Path(tempfile.mkdtemp(prefix="tim4rec-"))
     server = ValkeyServer(path)
     server.start()
     yield server
     server.kill()
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def _shared_valkey() -> Iterator[ValkeyServer]:
+    with _running_valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ValkeyServer]:
+    """A server that the tests of one file share, keys and all."""
+    with _running_valkey() as server:
+        yield server
 
 
 @pytest.fixture

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -32,16 +29,6 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     items = Items(ITEMS, made.items.popularity, [f"Film {n}" for n in range(12)], CATEGORIES)
     save_artefact(folder, made.model, items, {}, "a test")
     return made
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ValkeyServer]:
-    folder = Path(tempfile.mkdtemp(prefix="tim4rec-"))
-    server = ValkeyServer(folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

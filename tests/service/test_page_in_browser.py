@@ -6,12 +6,9 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -48,16 +45,6 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     items = Items(ITEMS, made.items.popularity, TITLES, CATEGORIES)
     save_artefact(made.folder, made.model, items, {}, "a test")
     return made
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ValkeyServer]:
-    folder = Path(tempfile.mkdtemp(prefix="tim4rec-"))
-    server = ValkeyServer(folder)
-    server.start()
-    yield server
-    server.kill()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
