@@ -120,7 +120,7 @@ def _announce(settings: Settings, item_id: str) -> None:
             return
         time.sleep(0.1)
     body = shlex.quote(json.dumps({"user_id": "me", "item_id": item_id}))
-    key = ' -H "X-API-Key: $TIM4REC_API_KEY"' if settings.api_keys else ""
+    key = ' -H "X-API-Key: $TIM4REC_API_KEY"' if settings.api_keys or settings.api_keys_file else ""
     say(f"Ready on {base}. Paste any of these:", out)
     say(
         f"  curl -X POST {base}/interactions{key} -H 'Content-Type: application/json' -d {body}",

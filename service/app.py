@@ -25,6 +25,7 @@ from service.event_log import EventLog
 from service.exactness import ExactnessSampler
 from service.explanation import Explainer
 from service.item_store import ItemStore
+from service.keys import Keys
 from service.kinds import KindRules
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
@@ -43,7 +44,7 @@ from service.routes import (
 )
 from service.schemas import Problem
 from service.server import STARTUP_FAILURE
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings, SettingsError, read_settings, secrets
 from service.store import Store, StoreError
 from service.timing import TimeRequests
 
@@ -197,7 +198,17 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         config.time,
         device,
     )
-    return Services(settings, artefact, log, engine, popularity, catalogue, explainer)
+    return Services(
+        settings,
+        artefact,
+        log,
+        engine,
+        popularity,
+        catalogue,
+        explainer,
+        Keys(secrets(settings.api_keys), settings.api_keys_file),
+        Keys(secrets(settings.admin_keys), settings.admin_keys_file),
+    )
 
 
 @asynccontextmanager

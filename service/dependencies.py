@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -14,6 +13,7 @@ from service.catalogue import Catalogue
 from service.engine import Engine
 from service.event_log import EventLog
 from service.explanation import Explainer
+from service.keys import Keys
 from service.popularity import Popularity
 from service.problems import ProblemError
 from service.settings import Settings
@@ -30,6 +30,8 @@ class Services:
     popularity: Popularity
     catalogue: Catalogue
     explainer: Explainer
+    api_keys: Keys
+    admin_keys: Keys
 
 
 async def _services(request: Request) -> Services:
@@ -39,12 +41,26 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 _header = APIKeyHeader(name="X-API-Key", auto_error=False)
+_Shown = Annotated[str | None, Depends(_header)]
+
+CHALLENGE = {"WWW-Authenticate": 'APIKey realm="tim4rec", header="X-API-Key"'}
 
 
-async def require_key(services: ServicesDep, key: Annotated[str | None, Depends(_header)]) -> None:
-    """Lets a request with one of the configured keys through, or all when none is configured."""
-    allowed = [secret.get_secret_value().encode() for secret in services.settings.api_keys]
-    given = (key or "").encode("latin-1")  # the bytes as sent
-    # Every key is compared, so that the time does not tell which one was nearly right.
-    if allowed and not any([hmac.compare_digest(given, one) for one in allowed]):
-        raise ProblemError(401, "X-API-Key is missing or not one of this service's keys")
+async def require_key(services: ServicesDep, key: _Shown) -> None:
+    """Lets a request with one of the API keys through, or all when there is none."""
+    if services.api_keys and not services.api_keys.have(key):
+        raise ProblemError(
+            401, "X-API-Key is missing or not one of this service's keys", headers=CHALLENGE
+        )
+
+
+async def require_admin(services: ServicesDep, key: _Shown) -> None:
+    """Lets a request with one of the admin keys through, and nobody when there is none."""
+    if not services.admin_keys:
+        raise ProblemError(
+            403, "this service has no admin keys: start it with TIM4REC_ADMIN_KEYS or its file"
+        )
+    if not services.admin_keys.have(key):
+        raise ProblemError(
+            401, "X-API-Key is missing or not one of this service's admin keys", headers=CHALLENGE
+        )

@@ -25,9 +25,16 @@ RETRY_AFTER_S = 1
 class ProblemError(Exception):
     """A request that can't be carried out, in the caller's words."""
 
-    def __init__(self, status: int, detail: str, *, field: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        field: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         super().__init__(detail)
-        self.status, self.detail = status, detail
+        self.status, self.detail, self.headers = status, detail, headers
         self.errors = [{"field": field, "message": detail}] if field else None
 
 
@@ -64,7 +71,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def _(request: Request, error: ProblemError) -> JSONResponse:
-        return problem(error.status, error.detail, error.errors)
+        return problem(error.status, error.detail, error.errors, error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:

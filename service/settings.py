@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.state import Precision
+from service import keys
 from service.event_log import LatePolicy
 from service.kinds import KindRules
 from service.store import without_password
@@ -33,10 +34,11 @@ def _group(name: str) -> Any:
     return partial(Field, json_schema_extra={"group": name})
 
 
-_model, _http, _store, _engine, _log, _limit, _popular, _watch = (
+_model, _http, _store, _engine, _log, _limit, _access, _popular, _watch = (
     _group(name)
     for name in (
-        "Model", "Process", "Store", "States", "Interactions", "API", "Popularity", "Observation",
+        "Model", "Process", "Store", "States", "Interactions", "API", "Access", "Popularity",
+        "Observation",
     )
 )  # fmt: skip
 
@@ -157,9 +159,22 @@ class Settings(BaseSettings):
     max_paged: int = _limit(
         1000, ge=1, description="most items that the pages of one recommendation hold together"
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _limit(
-        (), description="comma-separated keys, one of which X-API-Key must carry; none: open"
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _access(
+        (),
+        description="comma-separated keys, one of which X-API-Key must carry; none, and no file of "
+        "them: open",
     )
+    api_keys_file: Path | None = _access(
+        None,
+        description="more of them, one a line (`#` begins a comment); read again when it changes",
+    )
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _access(
+        (),
+        description="comma-separated keys, one of which X-API-Key must carry at `/admin`; none, "
+        "and no file of them: closed",
+    )
+    admin_keys_file: Path | None = _access(None, description="more of them, as in api_keys_file")
 
     popular_half_life_s: int = _popular(
         7 * 86_400, ge=60, description="after so long an interaction counts half in what is recent"
@@ -208,9 +223,21 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split_keys(cls, values: object) -> object:
-        if isinstance(values, dict) and isinstance(keys := values.get("api_keys"), str):
-            return {**values, "api_keys": tuple(k.strip() for k in keys.split(",") if k.strip())}
-        return values
+        if not isinstance(values, dict):
+            return values
+        split = {
+            name: tuple(key.strip() for key in given.split(",") if key.strip())
+            for name in ("api_keys", "admin_keys")
+            if isinstance(given := values.get(name), str)
+        }
+        return values | split
+
+    @field_validator("api_keys_file", "admin_keys_file")
+    @classmethod
+    def _has_keys(cls, file: Path | None) -> Path | None:
+        if file is not None:
+            keys.check(file)
+        return file
 
     @field_validator("tracing")
     @classmethod
@@ -278,8 +305,13 @@ class Settings(BaseSettings):
         values = self.model_dump(mode="json")
         if self.redis is not None:
             values["redis_url"] = without_password(self.redis)
-        values["api_keys"] = f"{len(self.api_keys)} hidden" if self.api_keys else "none"
+        for name in ("api_keys", "admin_keys"):
+            values[name] = f"{len(values[name])} hidden" if values[name] else "none"
         return values
+
+
+def secrets(values: Iterable[SecretStr]) -> list[str]:
+    return [value.get_secret_value() for value in values]
 
 
 def variable(name: str) -> str:

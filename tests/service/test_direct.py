@@ -13,11 +13,12 @@ import pytest
 from fastapi import APIRouter, Depends, FastAPI, Query
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
 from service import problems
 from service.dependencies import ServicesDep, require_key
 from service.direct import AnswerDirectly
+from service.keys import Keys
 from service.problems import ProblemError
 from service.schemas import Id, Interaction, InteractionBatch, Time
 from service.store import StoreUnavailable
@@ -43,7 +44,7 @@ async def things(
     at: Annotated[Time | None, Query()] = None,
 ) -> Echo:
     called.append(name)
-    return Echo(said=repr((name, k, several, flag, at, services.settings.api_keys)))
+    return Echo(said=repr((name, k, several, flag, at, services.settings.max_k)))
 
 
 @router.post("/things", status_code=201)
@@ -69,8 +70,7 @@ async def by_path(name: str, services: ServicesDep) -> Echo:
 @cache
 def app(direct: bool, *keys: str) -> FastAPI:
     made = FastAPI()
-    secrets = tuple(SecretStr(key) for key in keys)
-    made.state.services = SimpleNamespace(settings=SimpleNamespace(api_keys=secrets))
+    made.state.services = SimpleNamespace(settings=SimpleNamespace(max_k=9), api_keys=Keys(keys))
     made.include_router(router, dependencies=[Depends(require_key)])
     problems.install(made)
     if direct:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import as_markdown, takes_settings
-from service.settings import Settings, SettingsError, flag, read_settings, variable
+from service.settings import Settings, SettingsError, flag, read_settings, secrets, variable
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +33,7 @@ OTHERS: dict[str, str] = {
     "max_batch_events": "6", "max_batch_items": "7", "max_item_bytes": "512",
     "max_filter_length": "11", "popular_half_life_s": "60", "popular_least": "1.5",
     "popular_items": "1000", "popular_refresh_s": "0.5", "api_keys": " hunter4, hunter5 ,,",
+    "api_keys_file": __file__, "admin_keys": "hunter6", "admin_keys_file": __file__,
     "log_level": "debug", "log_format": "text", "log_requests": "all", "tracing": "true",
     "exactness_every_s": "0", "exactness_max_events": "3", "exactness_tolerance": "0.5",
 }  # fmt: skip
@@ -52,10 +53,10 @@ def check_others(settings: Settings) -> None:
         value = getattr(settings, name)
         if name == "redis_url":
             assert settings.redis == text
-        elif name == "api_keys":
-            assert [key.get_secret_value() for key in value] == ["hunter4", "hunter5"]
+        elif name in ("api_keys", "admin_keys"):
+            assert secrets(value) == [key.strip() for key in text.split(",") if key.strip()]
         else:
-            assert str(value).lower() in (text, f"{text}.0"), name
+            assert str(value).lower() in (text.lower(), f"{text}.0"), name
         assert value != Settings.model_fields[name].default, name
 
 
@@ -100,12 +101,19 @@ def test_empty_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.namespace == "tim4rec"
 
 
+SECRETS = ("artefact", "redis_url", "api_keys", "admin_keys")
+
+
 def test_secrets_are_not_shown() -> None:
-    settings = read_settings({name: OTHERS[name] for name in ("artefact", "redis_url", "api_keys")})
+    settings = read_settings({name: OTHERS[name] for name in SECRETS})
     shown = (repr(settings), str(settings.model_dump()), str(settings.shown()))
     assert "hunter" not in " ".join(shown)
     assert settings.shown()["redis_url"] == "redis://host:7000/1"
-    assert list(settings.changed()) == ["artefact", "redis_url", "api_keys"]
+    assert list(settings.changed()) == list(SECRETS)
+    assert (settings.shown()["api_keys"], settings.shown()["admin_keys"]) == (
+        "2 hidden",
+        "1 hidden",
+    )
 
 
 def test_workers_get_them_whole() -> None:
