@@ -13,23 +13,17 @@ from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.artefact import load_artefact
 from service import logs, metrics, problems, vitals
-from service.catalogue import Catalogue
-from service.dependencies import Services, require_key
+from service.dependencies import HoldModels, Services, require_key
 from service.direct import AnswerDirectly
 from service.drain import Drain
 from service.embedded import EmbeddedStore
-from service.engine import Engine
 from service.event_log import EventLog
-from service.exactness import ExactnessSampler
-from service.explanation import Explainer
 from service.item_store import ItemStore
 from service.keys import Keys
-from service.kinds import KindRules
+from service.lineup import Lineup
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
-from service.retrieval import open_retrieval
 from service.routes import (
     health,
     interactions,
@@ -43,6 +37,7 @@ from service.routes import (
     users,
 )
 from service.schemas import Problem
+from service.served_model import Surroundings, open_model
 from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings, secrets
 from service.store import Store, StoreError
@@ -100,6 +95,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(page.router)
     problems.install(app)
     app.add_middleware(AnswerDirectly, owner=app, routers=routers)
+    app.add_middleware(HoldModels, owner=app)
     app.add_middleware(TimeRequests)
     app.add_middleware(RouteAsSent)
     app.add_middleware(IdentifyRequests, log_requests=chosen.log_requests, tracing=tracing)
@@ -112,10 +108,6 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    artefact = load_artefact(settings.artefact, device)
-    retrieval = await asyncio.to_thread(
-        open_retrieval, artefact, settings.retrieval, settings.data_dir / "index"
-    )
     url, embedded = settings.redis, None
     if url is None:
         embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
@@ -138,8 +130,6 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
     records = ItemStore(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
-    catalogue = Catalogue(artefact, records, retrieval)
-    await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
     popularity = Popularity(
         store,
         namespace=log.namespace,
@@ -151,63 +141,26 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         timeout_s=settings.store_timeout_s,
     )
     await stack.enter_async_context(popularity.running())
-    engine = Engine(
-        artefact,
-        log,
-        pool_capacity=settings.pool_capacity,
-        max_batch=settings.max_batch,
-        max_queue=settings.max_queue,
-        snapshot_every=settings.snapshot_every,
-        snapshot_ttl_s=settings.snapshot_ttl_s,
-        snapshot_precision=settings.snapshot_precision,
-        erasure_poll_s=settings.erasure_poll_s,
-        retrieval=retrieval,
-        popularity=popularity,
-        kinds=KindRules.parse(settings.kinds),
-    )
-    popularity.show(retrieval, catalogue.row)
-    await engine.start()
-
-    async def stop_engine() -> None:
-        try:
-            async with asyncio.timeout(drain.left_s(settings.shutdown_s)):
-                await engine.stop()
-        except TimeoutError:
-            logger.warning("given up: what was under way did not end within shutdown_s")
-
-    stack.push_async_callback(stop_engine)
-    explainer = Explainer(engine, most_events=settings.explain_events)
-    stack.callback(explainer.close)
-    if settings.exactness_every_s:
-        sampler = ExactnessSampler(
-            engine,
-            every_s=settings.exactness_every_s,
-            max_events=settings.exactness_max_events,
-            tolerance=settings.exactness_tolerance,
-        )
-        await stack.enter_async_context(sampler.running())
-    config = artefact.model.config
-    metrics.MODEL.labels(
-        engine.identity, config.time, str(config.n_items), settings.snapshot_precision
-    ).set(1)
+    around = Surroundings(settings, device, log, records, popularity, drain)
+    served = await open_model(settings.artefact, around)
+    stack.push_async_callback(served.close)
     metrics.READY.set(1)
+    config = served.artefact.model.config
     logger.info(
         "serving model %s (%d items, time path %s) on %s",
-        engine.identity,
+        served.identity,
         config.n_items,
         config.time,
         device,
     )
     return Services(
         settings,
-        artefact,
         log,
-        engine,
         popularity,
-        catalogue,
-        explainer,
         Keys(secrets(settings.api_keys), settings.api_keys_file),
         Keys(secrets(settings.admin_keys), settings.admin_keys_file),
+        Lineup(served),
+        served,
     )
 
 

@@ -2,40 +2,97 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.security import APIKeyHeader
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.artefact import Artefact
 from service.catalogue import Catalogue
 from service.engine import Engine
 from service.event_log import EventLog
 from service.explanation import Explainer
 from service.keys import Keys
+from service.lineup import Lineup
 from service.popularity import Popularity
 from service.problems import ProblemError
+from service.served_model import ServedModel
 from service.settings import Settings
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of a running process."""
+    """The parts of a running process, as a request is answered by them.
+
+    Attributes:
+        served: the model that answers; of no user, the base.
+    """
 
     settings: Settings
-    artefact: Artefact
     log: EventLog
-    engine: Engine
     popularity: Popularity
-    catalogue: Catalogue
-    explainer: Explainer
     api_keys: Keys
     admin_keys: Keys
+    lineup: Lineup
+    served: ServedModel
+
+    @property
+    def engine(self) -> Engine:
+        return self.served.engine
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self.served.catalogue
+
+    @property
+    def explainer(self) -> Explainer:
+        return self.served.explainer
+
+    def of(self, user_id: str) -> Services:
+        """With the model that answers this user."""
+        served = self.lineup.of(user_id)
+        return self if served is self.served else replace(self, served=served)
+
+    async def write_items(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
+        """`Catalogue.write`; all models of this process know when it returns."""
+        before = await self.catalogue.write(records)
+        for other in self.lineup.models:
+            if other is not self.served:
+                await other.catalogue.refresh()
+        return before
+
+
+_HELD = "tim4rec.services"
+
+
+def services_of(scope: Scope, app: FastAPI) -> Services | None:
+    """Those that a request began with; None: the application is not running."""
+    found: Services | None = scope.get(_HELD) or app.state.services
+    return found
+
+
+class HoldModels:
+    """Keeps the models that a request begins with open until it is answered."""
+
+    def __init__(self, app: ASGIApp, *, owner: FastAPI) -> None:
+        self.app, self.owner = app, owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services: Services | None = self.owner.state.services
+        if scope["type"] != "http" or services is None:
+            await self.app(scope, receive, send)
+            return
+        scope[_HELD] = services
+        with services.lineup.held():
+            await self.app(scope, receive, send)
 
 
 async def _services(request: Request) -> Services:
-    return cast(Services, request.app.state.services)
+    services = services_of(request.scope, request.app)
+    assert services is not None
+    return services
 
 
 ServicesDep = Annotated[Services, Depends(_services)]

@@ -18,7 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.dependencies import Services, require_key
+from service.dependencies import Services, require_key, services_of
 
 _KEY = b"x-api-key"
 _CONTENT_TYPE = b"content-type"
@@ -39,7 +39,7 @@ class AnswerDirectly:
         call = None
         if scope["type"] == "http" and not scope.get("root_path"):
             call = self._calls.get((scope["method"], scope["path"]))
-        services: Services | None = self.owner.state.services
+        services = services_of(scope, self.owner)
         if call is None or services is None:
             await self.app(scope, receive, send)
             return

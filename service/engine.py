@@ -105,11 +105,12 @@ class Engine:
         self._sessions = itertools.count()
         self._busy = 0  # waves between leaving the queue and the end of their arithmetic
         self._erased = "$"
-        metrics.QUEUE_CAPACITY.set(max_queue)
-        metrics.POOL_CAPACITY.set(pool_capacity)
-        for kind in ("none", *self.kinds.named, "other"):
-            metrics.KINDS.labels(kind)
-        metrics.POOL_BYTES.set(pool_capacity * artefact.model.state_layout.nbytes())
+        self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
+        self._sizes = {
+            metrics.Part(metrics.QUEUE_CAPACITY): max_queue,
+            metrics.Part(metrics.POOL_CAPACITY): pool_capacity,
+            metrics.Part(metrics.POOL_BYTES): pool_capacity * self.pool.layout.nbytes(),
+        }
 
     # -- life ----------------------------------------------------------------------------
 
@@ -119,6 +120,10 @@ class Engine:
         Raises:
             StoreError: the store does not answer.
         """
+        for part, size in self._sizes.items():
+            part.set(size)
+        for kind in ("none", *self.kinds.named, "other"):
+            metrics.KINDS.labels(kind)
         self._erased, _ = await self.log.erasures("$")
         await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
         self._loops = [
@@ -148,6 +153,8 @@ class Engine:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._thread.shutdown()
+        for part in (*self._sizes, self._waiting, self._users):
+            part.set(0)
 
     # -- requests ------------------------------------------------------------------------
 
@@ -281,7 +288,7 @@ class Engine:
                 self._busy += 1
                 await self.exchange(wave)
                 await self._computing.put(wave)
-            metrics.QUEUE.set(0)
+            self._waiting.set(0)
 
     async def _compute_loop(self) -> None:
         while True:
@@ -293,7 +300,7 @@ class Engine:
 
     def collect(self) -> Wave:
         """The next wave off the queue."""
-        metrics.QUEUE.set(len(self._queue))
+        self._waiting.set(len(self._queue))
         wave = collect(self._queue, self.max_batch, self.log.max_events)
         if wave.entries:
             metrics.WAVE_REQUESTS.observe(len(wave))
@@ -419,7 +426,7 @@ class Engine:
         metrics.APPLIED["prefill"].inc(work.prefilled)
         metrics.SNAPSHOTS["unfit"].inc(work.unfit)
         metrics.SNAPSHOTS["unsound"].inc(work.unsound)
-        metrics.POOL_USERS.set(len(self.pool))
+        self._users.set(len(self.pool))
 
     async def _resolve_entry(self, entry: Entry) -> None:
         started = time.perf_counter()

@@ -49,15 +49,22 @@ class ExactnessSampler:
         max_events: users with more events are left out.
         tolerance: a larger difference of scores is logged as an error, and the row dropped; ten
             times that with float16 snapshots.
+        latest: the differences found last, where several samplers keep them together.
     """
 
     def __init__(
-        self, engine: Engine, *, every_s: float, max_events: int, tolerance: float
+        self,
+        engine: Engine,
+        *,
+        every_s: float,
+        max_events: int,
+        tolerance: float,
+        latest: deque[float] | None = None,
     ) -> None:
         self.engine = engine
         self.every_s, self.max_events = every_s, max_events
         self.tolerance = tolerance * (ROUNDED if engine.computer.rounds_states else 1)
-        self._latest: deque[float] = deque(maxlen=LATEST)
+        self._latest: deque[float] = deque(maxlen=LATEST) if latest is None else latest
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

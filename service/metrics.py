@@ -60,6 +60,17 @@ def _sum(name: str, meaning: str) -> Gauge:
     return _gauge("livesum", name, meaning)
 
 
+class Part:
+    """What one of several in this process adds to a gauge."""
+
+    def __init__(self, gauge: Gauge) -> None:
+        self._gauge, self._value = gauge, 0.0
+
+    def set(self, value: float) -> None:
+        self._gauge.inc(value - self._value)
+        self._value = value
+
+
 # -- requests ----------------------------------------------------------------------------
 
 REQUEST_DURATION = Histogram(
@@ -207,7 +218,7 @@ EXACTNESS_SAMPLES = _counters(
 MODEL = _gauge(
     "livemax",
     "tim4rec_model_info",
-    "The model that is served; always 1",
+    "1: the model is served; 0: it was, and is no more",
     ("identity", "time_path", "items", "precision"),
 )
 BUILD = _gauge(

@@ -141,6 +141,10 @@ class Popularity:
         self._shown.append((retrieval, row))
         self._tell()
 
+    def forget(self, retrieval: ExactRetrieval) -> None:
+        """Ends `show`."""
+        self._shown = [shown for shown in self._shown if shown[0] is not retrieval]
+
     async def refresh(self) -> None:
         """Reads the sums anew.
 

@@ -58,6 +58,7 @@ def _status(
 @router.post("", responses=declared(409, 422, 503))
 async def post_interaction(body: Interaction, services: ServicesDep) -> InteractionResult:
     """Logs one interaction; when this answers it is durable, and every recommendation knows it."""
+    services = services.of(body.user_id)
     (outcome,) = await services.engine.append(body.user_id, [_event(body)])
     if outcome.verdict in _REASONS:
         status, field, reason = _REASONS[outcome.verdict]
@@ -89,19 +90,19 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
     results: list[BatchResult | None] = [None] * len(body.interactions)
 
     async def append(user_id: str, own: list[int]) -> None:
-        step = services.engine.log.max_events
+        of_user, step = services.of(user_id), services.log.max_events
         for start in range(0, len(own), step):
             part = own[start : start + step]
             events = [_event(body.interactions[place]) for place in part]
             try:
-                outcomes = await services.engine.append(user_id, events)
+                outcomes = await of_user.engine.append(user_id, events)
             except (StoreError, Overloaded) as error:
                 # Later ones of this user would overtake: they fail with it.
                 for place in own[start:]:
                     results[place] = BatchResult(status="failed", detail=str(error))
                 return
             for place, outcome in zip(part, outcomes, strict=True):
-                results[place] = _batch_result(services, body.interactions[place], outcome)
+                results[place] = _batch_result(of_user, body.interactions[place], outcome)
 
     await asyncio.gather(*(append(user_id, own) for user_id, own in places.items()))
     filled = [result for result in results if result is not None]

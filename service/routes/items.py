@@ -83,7 +83,7 @@ async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
     records = {
         item.item_id: _stored(services, item, f"items.{i}") for i, item in enumerate(body.items)
     }
-    await services.catalogue.write(records)
+    await services.write_items(records)
     return ItemsWritten(written=len(records))
 
 
@@ -91,7 +91,7 @@ async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
 async def put_item(item_id: ItemId, body: ItemRecord, services: ServicesDep) -> CatalogueItem:
     """Sets an item's record in place of the one before. All workers heed it within a moment."""
     stored = _stored(services, body, "body")
-    await services.catalogue.write({item_id: stored})
+    await services.write_items({item_id: stored})
     return _described(services, item_id, stored)
 
 
@@ -108,7 +108,7 @@ async def get_item(item_id: ItemId, services: ServicesDep) -> CatalogueItem:
 @router.delete("/{item_id}", responses=declared(422, 503))
 async def delete_item(item_id: ItemId, services: ServicesDep) -> ItemDeleted:
     """Removes an item's record: what the model's artefact says of it, if anything, holds again."""
-    before = await services.catalogue.write({item_id: None})
+    before = await services.write_items({item_id: None})
     return ItemDeleted(item_id=item_id, deleted=before[item_id])
 
 

@@ -66,6 +66,7 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         raise ProblemError(
             422, f"item_ids: at most {limit}, not {len(body.item_ids)}", field="item_ids"
         )
+    services = services.of(body.user_id)
     catalogue = services.catalogue
     rows = {item: catalogue.row(item) for item in body.item_ids}
     shown = [row for row in rows.values() if row is not None and catalogue.is_open(row)]

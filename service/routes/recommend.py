@@ -68,7 +68,7 @@ async def recommend(
     after: Annotated[str | None, Query(description=wishes.AFTER)] = None,
 ) -> Recommendations:
     """The best items for a user, by everything that was logged before the call."""
-    wanted = _PLAIN
+    wanted, services = _PLAIN, services.of(user_id)
     some = exclude or category is not None or include is not None or filter is not None
     if some or promote is not None or diversity or paged or after is not None:
         asked = Wishes.model_construct(
@@ -96,6 +96,7 @@ class Request(Wishes):
 @router.post("/recommend", responses=declared(422, 503), response_model_exclude_none=True)
 async def post_recommend(body: Request, services: ServicesDep) -> Recommendations:
     """GET /recommend with its parameters in the body."""
+    services = services.of(body.user_id)
     asking = Asking(
         body.user_id, body.k, body.exclude_seen, body.at, body.allow_stale, body.explain,
         body.reasons,

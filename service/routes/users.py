@@ -75,18 +75,19 @@ async def get_user(user_id: UserId, services: ServicesDep) -> User:
     record = await services.log.describe(user_id)
     if record is None:
         raise _unknown(user_id)
+    engine = services.of(user_id).engine
     return User(
         user_id=user_id,
         version=record.version,
         last_time=iso(record.last_time_ms),
         bytes=record.bytes,
-        state_bytes=services.engine.pool.layout.nbytes(),
+        state_bytes=engine.pool.layout.nbytes(),
         history_truncated=record.oldest > 1,
-        model=services.engine.identity,
+        model=engine.identity,
     )
 
 
 @router.delete("/{user_id}", responses=declared(422, 503))
 async def delete_user(user_id: UserId, services: ServicesDep) -> Erased:
     """Forgets a user: the record, the snapshots and the states in memory of every worker."""
-    return Erased(user_id=user_id, erased=await services.engine.erase(user_id))
+    return Erased(user_id=user_id, erased=await services.of(user_id).engine.erase(user_id))

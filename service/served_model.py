@@ -1,0 +1,131 @@
+"""A model with all that answers by it, from its folder to the end of its last request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.artefact import Artefact, load_artefact
+from service import metrics
+from service.catalogue import Catalogue
+from service.drain import Drain
+from service.engine import Engine
+from service.event_log import EventLog
+from service.exactness import LATEST, ExactnessSampler
+from service.explanation import Explainer
+from service.item_store import ItemStore
+from service.kinds import KindRules
+from service.popularity import Popularity
+from service.retrieval import open_retrieval
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What the models of a process have in common."""
+
+    settings: Settings
+    device: str
+    log: EventLog
+    records: ItemStore
+    popularity: Popularity
+    drain: Drain
+    differences: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """Attributes:
+    identity: that of all it answers, what the service's settings decide included.
+    """
+
+    artefact: Artefact
+    engine: Engine
+    catalogue: Catalogue
+    explainer: Explainer
+    _ends: AsyncExitStack
+
+    @property
+    def identity(self) -> str:
+        return self.engine.identity
+
+    @property
+    def name(self) -> str:
+        """Its folder's."""
+        return self.artefact.folder.resolve().name
+
+    async def close(self) -> None:
+        """Finishes what is under way and frees its memory."""
+        await self._ends.aclose()
+
+
+async def open_model(folder: Path, around: Surroundings) -> ServedModel:
+    """Loads an artefact beside what is served, and warms it up.
+
+    Raises:
+        ArtefactError: the folder can't be served.
+        StoreError: the store does not answer.
+    """
+    settings, log = around.settings, around.log
+
+    def load() -> tuple[Artefact, Engine, Catalogue]:
+        artefact = load_artefact(folder, around.device)
+        retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
+        engine = Engine(
+            artefact,
+            log,
+            pool_capacity=settings.pool_capacity,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            snapshot_every=settings.snapshot_every,
+            snapshot_ttl_s=settings.snapshot_ttl_s,
+            snapshot_precision=settings.snapshot_precision,
+            erasure_poll_s=settings.erasure_poll_s,
+            retrieval=retrieval,
+            popularity=around.popularity,
+            kinds=KindRules.parse(settings.kinds),
+        )
+        return artefact, engine, Catalogue(artefact, around.records, retrieval)
+
+    # In a thread: requests are answered meanwhile.
+    artefact, engine, catalogue = await asyncio.to_thread(load)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
+        retrieval = engine.computer.retrieval
+        around.popularity.show(retrieval, catalogue.row)
+        stack.callback(around.popularity.forget, retrieval)
+
+        async def stop_engine() -> None:
+            try:
+                async with asyncio.timeout(around.drain.left_s(settings.shutdown_s)):
+                    await engine.stop()
+            except TimeoutError:
+                logger.warning("given up: what was under way did not end within shutdown_s")
+
+        stack.push_async_callback(stop_engine)
+        await engine.start()
+        explainer = Explainer(engine, most_events=settings.explain_events)
+        stack.callback(explainer.close)
+        if settings.exactness_every_s:
+            sampler = ExactnessSampler(
+                engine,
+                every_s=settings.exactness_every_s,
+                max_events=settings.exactness_max_events,
+                tolerance=settings.exactness_tolerance,
+                latest=around.differences,
+            )
+            await stack.enter_async_context(sampler.running())
+        config = artefact.model.config
+        info = metrics.MODEL.labels(
+            engine.identity, config.time, str(config.n_items), settings.snapshot_precision
+        )
+        info.set(1)
+        stack.callback(info.set, 0)
+        return ServedModel(artefact, engine, catalogue, explainer, stack.pop_all())
+    raise AssertionError("not reached")

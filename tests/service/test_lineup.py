@@ -1,0 +1,60 @@
+"""Who is answered by which of two models, and how long a model is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.lineup import Lineup
+from service.served_model import ServedModel
+
+
+def model(identity: str) -> ServedModel:
+    return cast(ServedModel, SimpleNamespace(artefact=SimpleNamespace(identity=identity)))
+
+
+A, B, C = model("a"), model("b"), model("c")
+USERS = [f"user{n}" for n in range(20_000)]
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_trial_gets_its_share(share: float) -> None:
+    lineup = Lineup(A, B, share)
+    part = sum(lineup.of(user) is B for user in USERS) / len(USERS)
+    assert part == pytest.approx(share, abs=0.01)  # three standard deviations
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_share_moves_nobody_back(user: str, one: float, other: float) -> None:
+    small, large = sorted((one, other))
+    assert Lineup(A, B, small).of(user) is A or Lineup(A, B, large).of(user) is B
+    assert Lineup(A, B, one).of(user) is Lineup(A, B, one).of(user)
+    assert Lineup(A, B, 0).of(user) is A
+    assert Lineup(A).of(user) is A
+
+
+def test_another_trial_mixes_users_anew() -> None:
+    first = [user for user in USERS if Lineup(A, B, 0.1).of(user) is B]
+    both = sum(Lineup(A, C, 0.1).of(user) is C for user in first)
+    assert both / len(first) == pytest.approx(0.1, abs=0.03)
+
+
+def test_a_lineup_is_left_when_its_last_request_is(run: Any) -> None:
+    async def go() -> None:
+        lineup = Lineup(A)
+        with lineup.held():
+            with lineup.held():
+                left = asyncio.create_task(lineup.retire())
+                await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert not left.done()
+        await asyncio.wait_for(left, 1)
+        await asyncio.wait_for(lineup.retire(), 1)
+
+    run(go())
