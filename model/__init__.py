@@ -1,7 +1,8 @@
 """TiM4Rec: the time-aware structured state space recommender, as mathematics only.
 
 Dimension names used throughout: B batch, L sequence length, D model width, E inner width
-(expand x D), H heads, P head width (E = H x P), N state size, K convolution width, V items.
+(expand x D), G groups, H heads, P head width (E = H x P), N state size, K convolution width, V
+items.
 """
 
 from model.config import ModelConfig
@@ -9,6 +10,7 @@ from model.gaps import UNKNOWN_TIME
 from model.recommender import Architecture, Recommender
 from model.state import State, StateLayout
 from model.tim4rec import TiM4Rec
+from model.towers import stack
 
 __all__ = [
     "UNKNOWN_TIME",
@@ -18,4 +20,5 @@ __all__ = [
     "State",
     "StateLayout",
     "TiM4Rec",
+    "stack",
 ]

@@ -26,6 +26,8 @@ class ModelConfig:
     Attributes:
         n_items: V, the size of the vocabulary; item indices are 1..V, 0 is padding.
         d_model, n_layers, expand, head_dim, d_state, d_conv: D, layers, E/D, P, N, K.
+        n_groups: G, of B and C as in Mamba-2; projections and norms are as many side by side, so
+            the groups are towers of width D/G that meet in the score only: theirs add up.
         ffn: whether each block is followed by the feed-forward layer.
         activation: used in the convolution, the feed-forward layer and the sequence time path.
         dropout: probability, at the embedding, each block's and each feed-forward's output.
@@ -51,6 +53,7 @@ class ModelConfig:
     head_dim: int = 32
     d_state: int = 32
     d_conv: int = 4
+    n_groups: int = 1
     ffn: bool = True
     activation: Activation = "hardswish"
     dropout: float = 0.2
@@ -67,15 +70,23 @@ class ModelConfig:
     time_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("n_items", "d_model", "n_layers", "expand", "head_dim", "d_state", "max_len"):
+        for name in (
+            "n_items", "d_model", "n_layers", "expand", "head_dim", "d_state", "n_groups",
+            "max_len",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.d_conv < 2:
             raise ConfigError(f"d_conv must be at least 2, not {self.d_conv}")
-        if self.d_inner % self.head_dim:
+        if self.d_model % self.n_groups:
+            raise ConfigError(f"n_groups {self.n_groups} must divide d_model = {self.d_model}")
+        if self.d_inner // self.n_groups % self.head_dim:
             raise ConfigError(
-                f"head_dim {self.head_dim} must divide expand * d_model = {self.d_inner}"
+                f"head_dim {self.head_dim} must divide expand * d_model / n_groups = "
+                f"{self.d_inner // self.n_groups}"
             )
+        if self.n_groups > 1 and self.time == "sequence":
+            raise ConfigError("n_groups must be 1 with time=sequence")
         for name, choices in (("time", TimePath), ("gap_mix", GapMix), ("activation", Activation)):
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(
@@ -100,8 +111,8 @@ class ModelConfig:
 
     @property
     def d_xbc(self) -> int:
-        """Channels that go through the convolution: E + 2N."""
-        return self.d_inner + 2 * self.d_state
+        """Channels that go through the convolution, group by group: E + 2GN."""
+        return self.d_inner + 2 * self.n_groups * self.d_state
 
     @property
     def uses_request_time(self) -> bool:

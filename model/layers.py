@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.convolution import CausalConv, last_inputs
 from model.gaps import GapTable, Knots
+from model.groups import GatedRMSNorm, GroupedLayerNorm, GroupedLinear
 from model.ssd import ssd_scan, ssd_step
 
 MAX_DECAY = 30.0
@@ -25,45 +26,43 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return {"hardswish": F.hardswish, "silu": F.silu}[name]
 
 
-class GatedRMSNorm(nn.Module):
-    """RMSNorm(y silu(z)): the gate first (mamba-ssm's `RMSNormGated`, norm_before_gate=False)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, y: Tensor, z: Tensor) -> Tensor:
-        return F.rms_norm(y * F.silu(z), self.weight.shape, self.weight, self.eps)
-
-
 class TimeAwareSSD(nn.Module):
     """One time-aware SSD block (paper, section 4.3): `forward` and `step` are the same sums."""
 
     def __init__(self, config: ModelConfig, gap_rows: int) -> None:
         super().__init__()
         self.config = config
-        d, e, h = config.d_model, config.d_inner, config.n_heads
-        self.in_proj = nn.Linear(d, e + config.d_xbc + h)
+        d, e, h, groups = config.d_model, config.d_inner, config.n_heads, config.n_groups
+        self.in_proj = GroupedLinear(d, e + config.d_xbc + h, groups)
         self.conv = CausalConv(config.d_xbc, config.d_conv)
         # Mamba-2's initial step sizes (log-uniform in 0.001..0.1) and decay rates (1..16).
         dt = torch.empty(h).uniform_(math.log(1e-3), math.log(1e-1)).exp()
         self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))
         self.A_log = nn.Parameter(torch.empty(h).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(h))
-        self.norm = GatedRMSNorm(e, config.norm_eps)
-        self.out_proj = nn.Linear(e, d)
+        self.norm = GatedRMSNorm(e, config.norm_eps, groups)
+        self.out_proj = GroupedLinear(e, d, groups)
         self.dropout = nn.Dropout(config.dropout)
-        self.out_norm = nn.LayerNorm(d, eps=config.norm_eps)
+        self.out_norm = GroupedLayerNorm(d, config.norm_eps, groups)
         self.residual = config.n_layers > 1
         self.activation = activation(config.activation)
         has_table = config.time == "causal" and config.gap_mix != "none"
         self.gap_table = GapTable(gap_rows, h) if has_table else None
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gate (..., E), the convolution's input (..., E+2GN) group by group, and (..., H)."""
         c = self.config
-        z, xbc, dt = torch.split(self.in_proj(x), [c.d_inner, c.d_xbc, c.n_heads], -1)
-        return z, xbc, dt
+        sizes = [width // c.n_groups for width in (c.d_inner, c.d_xbc, c.n_heads)]
+        z, xbc, dt = torch.split(torch.unflatten(self.in_proj(x), -1, (c.n_groups, -1)), sizes, -1)
+        return z.flatten(-2), xbc.flatten(-2), dt.flatten(-2)
+
+    def _mix(self, convolved: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (..., H, P), B and C (..., G, N) of the convolution's output."""
+        c = self.config
+        sizes = [c.d_inner // c.n_groups, c.d_state, c.d_state]
+        parts = torch.unflatten(self.activation(convolved), -1, (c.n_groups, -1))
+        x, b, c_ = torch.split(parts, sizes, -1)
+        return x.reshape(*x.shape[:-2], c.n_heads, c.head_dim), b, c_
 
     def _step_size(self, dt: Tensor, A: Tensor, knots: Knots | None, g: Tensor | None) -> Tensor:
         """Final step size (..., H): softplus, time and bound."""
@@ -104,21 +103,18 @@ class TimeAwareSSD(nn.Module):
             ends_only: the output is wanted at each row's last position only; needs `lengths_B`.
 
         Returns:
-            output (B, L, D), or (B, D) with `ends_only`; h (B, H, P, N) and tail (B, K-1, E+2N),
+            output (B, L, D), or (B, D) with `ends_only`; h (B, H, P, N) and tail (B, K-1, E+2GN),
             both None when `lengths_B` is None.
         """
         c = self.config
         z, xbc, dt = self._project(x_BLD)
         extended = self.conv.extend(xbc, tail_BKC)
-        xs, b, c_ = torch.split(
-            self.activation(self.conv.over(extended)), [c.d_inner, c.d_state, c.d_state], -1
-        )
+        heads, b, c_ = self._mix(self.conv.over(extended))
         A = -torch.exp(self.A_log)
         delta = self._step_size(dt, A, knots, g_BLH)
         if lengths_B is not None:
             position = torch.arange(x_BLD.shape[1], device=x_BLD.device)
             delta = delta * (position < lengths_B[:, None])[..., None]
-        heads = xs.reshape(*xs.shape[:-1], c.n_heads, c.head_dim)
         # Under autocast too: its exponentials of sums are not for bfloat16.
         with torch.autocast(x_BLD.device.type, enabled=False):
             heads, b, c_ = (part.to(delta.dtype) for part in (heads, b, c_))
@@ -136,7 +132,8 @@ class TimeAwareSSD(nn.Module):
         if ends_only and h is not None and lengths_B is not None:
             end = torch.arange(len(x_BLD), device=x_BLD.device), (lengths_B - 1).clamp(min=0)
             heads, z, x_BLD = heads[end], z[end], x_BLD[end]
-            y = (h @ c_[end][:, None, :, None])[..., 0]
+            by_group = torch.unflatten(h, 1, (c.n_groups, -1))
+            y = (by_group @ c_[end][:, :, None, :, None]).flatten(1, 2)[..., 0]
         assert y is not None
         y = (y + self.D[:, None] * heads).flatten(-2)
         return self._finish(y, z, x_BLD), h, tail
@@ -145,14 +142,10 @@ class TimeAwareSSD(nn.Module):
         self, x_BD: Tensor, knots: Knots | None, h_BHPN: Tensor, tail_BKC: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One position: returns output (B, D), h and tail."""
-        c = self.config
         z, xbc, dt = self._project(x_BD)
         extended = torch.cat([tail_BKC, xbc[:, None]], 1)
-        xs, b, c_ = torch.split(
-            self.activation(self.conv.over(extended)[:, 0]), [c.d_inner, c.d_state, c.d_state], -1
-        )
+        heads, b, c_ = self._mix(self.conv.over(extended)[:, 0])
         A = -torch.exp(self.A_log)
-        heads = xs.reshape(*xs.shape[:-1], c.n_heads, c.head_dim)
         y, h = ssd_step(heads, self._step_size(dt, A, knots, None), A, b, c_, h_BHPN)
         y = (y + self.D[:, None] * heads).flatten(-2)
         return self._finish(y, z, x_BD), h, extended[:, 1:]
@@ -163,10 +156,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.d_model, 4 * config.d_model)
-        self.fc2 = nn.Linear(4 * config.d_model, config.d_model)
+        d, groups = config.d_model, config.n_groups
+        self.fc1 = GroupedLinear(d, 4 * d, groups)
+        self.fc2 = GroupedLinear(4 * d, d, groups)
         self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.d_model, eps=config.ffn_norm_eps)
+        self.norm = GroupedLayerNorm(d, config.ffn_norm_eps, groups)
         self.activation = activation(config.activation)
 
     def forward(self, x: Tensor) -> Tensor:

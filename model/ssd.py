@@ -1,6 +1,7 @@
 """The structured state space duality scan, parallel and one step at a time.
 
-Both compute, per head (Mamba-2, arXiv 2405.21060, section 6, one group of B and C):
+Both compute, per head (Mamba-2, arXiv 2405.21060, section 6), with the B and C of its group, of
+which each has the same number of neighbouring heads:
 
     h_t = exp(dt_t A) h_{t-1} + dt_t x_t (outer) B_t
     y_t = h_t C_t
@@ -22,8 +23,8 @@ def ssd_scan(
     x_BLHP: Tensor,
     dt_BLH: Tensor,
     A_H: Tensor,
-    B_BLN: Tensor,
-    C_BLN: Tensor,
+    B_BLGN: Tensor,
+    C_BLGN: Tensor,
     h_BHPN: Tensor | None = None,
     *,
     need_state: bool = True,
@@ -42,59 +43,63 @@ def ssd_scan(
         y (B, L, H, P) and the final state (B, H, P, N), None what is not asked for.
     """
     batch, length, heads, width = x_BLHP.shape
-    n_state = B_BLN.shape[-1]
+    groups, n_state = B_BLGN.shape[-2:]
     size = min(chunk, length)
     if pad := -length % size:
         x_BLHP = F.pad(x_BLHP, (0, 0, 0, 0, 0, pad))
         dt_BLH = F.pad(dt_BLH, (0, 0, 0, pad))
-        B_BLN = F.pad(B_BLN, (0, 0, 0, pad))
-        C_BLN = F.pad(C_BLN, (0, 0, 0, pad))
+        B_BLGN = F.pad(B_BLGN, (0, 0, 0, 0, 0, pad))
+        C_BLGN = F.pad(C_BLGN, (0, 0, 0, 0, 0, pad))
     n_chunks = (length + pad) // size
 
-    x = x_BLHP.view(batch, n_chunks, size, heads, width).permute(0, 1, 3, 2, 4)  # B c H Q P
-    dt = dt_BLH.view(batch, n_chunks, size, heads).permute(0, 1, 3, 2)  # B c H Q
-    B = B_BLN.view(batch, n_chunks, size, n_state)
-    C = C_BLN.view(batch, n_chunks, size, n_state)
+    # c of Q positions, G of R heads
+    x = x_BLHP.view(batch, n_chunks, size, groups, -1, width).permute(0, 1, 3, 4, 2, 5)
+    dt = dt_BLH.view(batch, n_chunks, size, groups, -1).permute(0, 1, 3, 4, 2)  # B c G R Q
+    B = B_BLGN.view(batch, n_chunks, size, groups, 1, n_state).permute(0, 1, 3, 4, 2, 5)
+    C = C_BLGN.view(batch, n_chunks, size, groups, 1, n_state).permute(0, 1, 3, 4, 2, 5)
     # Differences of long cumulative sums lose their small digits in float32.
-    total = (dt * A_H[:, None]).double().cumsum(-1)  # B c H Q
+    total = (dt * A_H.view(groups, -1, 1)).double().cumsum(-1)  # B c G R Q
 
     y = _within_chunks(x, dt, total, B, C) if need_output else None
 
-    state = h_BHPN
+    state = None if h_BHPN is None else torch.unflatten(h_BHPN, 1, (groups, -1))
     if need_state or state is not None or n_chunks > 1:
-        to_end = (total[..., -1:] - total).to(x.dtype).exp() * dt  # B c H Q
-        added = (x * to_end[..., None]).transpose(-1, -2) @ B.unsqueeze(2)  # B c H P N
-        kept = total[..., -1].exp().to(x.dtype)[..., None, None]  # B c H 1 1
-        state = added.new_zeros(batch, heads, width, n_state) if state is None else state
+        to_end = (total[..., -1:] - total).to(x.dtype).exp() * dt  # B c G R Q
+        added = (x * to_end[..., None]).transpose(-1, -2) @ B  # B c G R P N
+        kept = total[..., -1].exp().to(x.dtype)[..., None, None]  # B c G R 1 1
+        state = torch.zeros_like(added[:, 0]) if state is None else state
         before = []
         for c in range(n_chunks):
             before.append(state)
             state = state * kept[:, c] + added[:, c]
         if y is not None:
-            h = torch.stack(before, 1)  # B c H P N
-            from_start = total.exp().to(x.dtype)[..., None]  # B c H Q 1
-            y = y + from_start * (C.unsqueeze(2) @ h.transpose(-1, -2))
+            h = torch.stack(before, 1)  # B c G R P N
+            from_start = total.exp().to(x.dtype)[..., None]  # B c G R Q 1
+            y = y + from_start * (C @ h.transpose(-1, -2))
 
     if y is not None:
-        y = y.permute(0, 1, 3, 2, 4).reshape(batch, n_chunks * size, heads, width)[:, :length]
-    return y, state if need_state else None
+        y = y.permute(0, 1, 4, 2, 3, 5).reshape(batch, n_chunks * size, heads, width)[:, :length]
+    return y, state.flatten(1, 2) if need_state and state is not None else None
 
 
 def _within_chunks(x: Tensor, dt: Tensor, total: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """What each position (B c H Q P) gets from those of its own chunk."""
+    """What each position (B c G R Q P) gets from those of its own chunk."""
     size = dt.shape[-1]
     past = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
     # A mask of -inf, not a product with 0: exp of a positive difference could overflow.
     span = (total[..., :, None] - total[..., None, :]).to(x.dtype)
-    decay = span.masked_fill(~past, -torch.inf).exp()  # B c H Q Q
-    mixing = (C @ B.transpose(-1, -2)).unsqueeze(2) * decay * dt[..., None, :]
+    decay = span.masked_fill(~past, -torch.inf).exp()  # B c G R Q Q
+    mixing = (C @ B.transpose(-1, -2)) * decay * dt[..., None, :]
     return mixing @ x
 
 
 def ssd_step(
-    x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BN: Tensor, C_BN: Tensor, h_BHPN: Tensor
+    x_BHP: Tensor, dt_BH: Tensor, A_H: Tensor, B_BGN: Tensor, C_BGN: Tensor, h_BHPN: Tensor
 ) -> tuple[Tensor, Tensor]:
     """One position: returns y (B, H, P) and the new state (B, H, P, N)."""
+    groups = B_BGN.shape[1]
     decay = (dt_BH * A_H).exp()[..., None, None]
-    h = h_BHPN * decay + (dt_BH[..., None] * x_BHP)[..., None] * B_BN[:, None, None, :]
-    return (h * C_BN[:, None, None, :]).sum(-1), h
+    added = torch.unflatten(dt_BH[..., None] * x_BHP, 1, (groups, -1))[..., None]
+    h = h_BHPN * decay + (added * B_BGN[:, :, None, None]).flatten(1, 2)
+    y = torch.unflatten(h, 1, (groups, -1)) * C_BGN[:, :, None, None]
+    return y.sum(-1).flatten(1, 2), h

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.gaps import FIRST, N_SPECIAL, UNKNOWN, UNKNOWN_TIME, ZERO, GapGrid
+from model.groups import GroupedLayerNorm
 from model.layers import FACTOR_SPAN, MAX_DECAY, FeedForward, TimeAwareSSD
 from model.state import State
 from model.tim4rec import TiM4Rec
@@ -131,40 +132,50 @@ class _Layer:
 
     def __init__(self, ssd: TimeAwareSSD, ffn: nn.Module) -> None:
         c = self._config = ssd.config
+        groups = c.n_groups
         self._hardswish = c.activation == "hardswish"
         self._product = ssd.gap_table is not None and c.gap_mix == "product"
         self._dt_bias, in_bias = _array(ssd.dt_bias), _array(ssd.in_proj.bias).copy()
         if not self._product:
-            in_bias[-c.n_heads :] += self._dt_bias
-        self._in = _Linear(ssd.in_proj.weight, in_bias)
+            per_group = c.n_heads // groups
+            in_bias.reshape(groups, -1)[:, -per_group:] += self._dt_bias.reshape(groups, -1)
+        self._in = _Linear(ssd.in_proj.weight, in_bias, groups)
         self._A = -np.exp(_array(ssd.A_log))
         self._bound = MAX_DECAY / -self._A
         self._skip = _array(ssd.D).repeat(c.head_dim)
         self._eps = ssd.norm.eps
-        weight = ssd.out_proj.weight * ssd.norm.weight
-        self._out = _Linear(weight, _array(ssd.out_proj.bias))
+        scale = ssd.norm.weight.reshape(groups, 1, -1)
+        weight = (torch.unflatten(ssd.out_proj.weight, 0, (groups, -1)) * scale).flatten(0, 1)
+        self._out = _Linear(weight, _array(ssd.out_proj.bias), groups)
         self._out_norm, self._residual = _Norm(ssd.out_norm), ssd.residual
         self._ffn = None
         if isinstance(ffn, FeedForward):
-            first, second = (_Linear(fc.weight, _array(fc.bias)) for fc in (ffn.fc1, ffn.fc2))
+            first, second = (
+                _Linear(fc.weight, _array(fc.bias), groups) for fc in (ffn.fc1, ffn.fc2)
+            )
             self._ffn = first, second, _Norm(ffn.norm)
 
     def __call__(
         self, x: Floats, mix: Floats | None, h: Floats, before: Floats, newest_tap: Floats
     ) -> tuple[Floats, Floats]:
-        """Output (B, D) and the convolution's new input (B, E+2N); h (B, H, P, N) is changed.
+        """Output (B, D) and the convolution's new input (B, E+2GN); h (B, H, P, N) is changed.
 
         Args:
             mix: (B, H), what the gap multiplies the step size by.
-            before: (B, E+2N), what the earlier inputs add to the convolution.
+            before: (B, E+2GN), what the earlier inputs add to the convolution.
         """
-        c, batch, e, n = self._config, len(x), self._config.d_inner, self._config.d_state
-        projected = self._in(x)
-        z, xbc, dt = projected[:, :e], projected[:, e : e + c.d_xbc], projected[:, e + c.d_xbc :]
+        c, batch, groups = self._config, len(x), self._config.n_groups
+        e, n, wide = c.d_inner // groups, c.d_state, c.d_xbc // groups
+        projected = self._in(x).reshape(batch, groups, -1)
+        z = projected[:, :, :e].reshape(batch, -1)
+        xbc = projected[:, :, e : e + wide].reshape(batch, -1)
+        dt = projected[:, :, e + wide :].reshape(batch, -1)
         mixed = xbc * newest_tap
         mixed += before
         mixed = self._activated(mixed)
-        xs, b, c_ = mixed[:, :e], mixed[:, e : e + n], mixed[:, e + n :]
+        parts = mixed.reshape(batch, groups, -1)
+        xs = parts[:, :, :e].reshape(batch, -1)
+        b, c_ = parts[:, :, e : e + n], parts[:, :, e + n :]
         if self._product:
             assert mix is not None
             delta = np.logaddexp(0, dt * mix + self._dt_bias)
@@ -174,18 +185,21 @@ class _Layer:
                 delta *= mix
         np.minimum(delta, self._bound, out=delta)
         decay = np.exp(delta * self._A)[:, :, None, None]
-        added = (xs.reshape(batch, c.n_heads, c.head_dim) * delta[:, :, None])[..., None]
+        added = xs.reshape(batch, c.n_heads, c.head_dim) * delta[:, :, None]
+        added = added.reshape(batch, groups, e, 1)
+        by_group = h.reshape(batch, groups, e, n)
         if batch < BY_TORCH_FROM:
             h *= decay
-            h += added * b[:, None, None]
+            by_group += added * b[:, :, None]
         else:
-            whole = torch.from_numpy(h)
-            whole.mul_(torch.from_numpy(decay))
-            whole.addcmul_(torch.from_numpy(added), torch.from_numpy(b[:, None, None]))
-        y = np.matmul(h.reshape(batch, e, n), c_[:, :, None])[:, :, 0]
+            torch.from_numpy(h).mul_(torch.from_numpy(decay))
+            new = torch.from_numpy(added), torch.from_numpy(b[:, :, None])
+            torch.from_numpy(by_group).addcmul_(*new)
+        y = np.matmul(by_group, c_[..., None]).reshape(batch, -1)
         y += xs * self._skip
         y *= _silu(z)
-        y /= _root_mean_square(y, self._eps)
+        whole = y.reshape(batch, groups, e)
+        whole /= _root_mean_square(whole, self._eps)
         out = self._out(y)
         if self._residual:
             out += x
@@ -209,30 +223,40 @@ class _Layer:
 
 
 class _Linear:
-    """x W^T + b."""
+    """A `GroupedLinear`: x W^T + b in each group."""
 
-    def __init__(self, weight: Tensor, bias: Floats) -> None:
-        self._weight, self._bias = _array(weight.T), bias
+    def __init__(self, weight: Tensor, bias: Floats, groups: int) -> None:
+        by_group = torch.unflatten(weight, 0, (groups, -1)).transpose(1, 2)  # (G, in, out)
+        self._groups, self._bias = groups, bias
+        self._weight = _array(by_group[0] if groups == 1 else by_group)
         self._torch = torch.from_numpy(self._bias), torch.from_numpy(self._weight)
 
     def __call__(self, x: Floats) -> Floats:
-        if len(x) < BY_TORCH_FROM:
-            out: Floats = x @ self._weight
-            out += self._bias
-            return out
-        bias, weight = self._torch
-        return torch.addmm(bias, torch.from_numpy(x), weight).numpy()
+        out: Floats
+        if self._groups > 1:
+            parts = x.reshape(len(x), self._groups, -1).swapaxes(0, 1)
+            out = np.matmul(parts, self._weight).swapaxes(0, 1).reshape(len(x), -1)
+        elif len(x) < BY_TORCH_FROM:
+            out = x @ self._weight
+        else:
+            bias, weight = self._torch
+            return torch.addmm(bias, torch.from_numpy(x), weight).numpy()
+        out += self._bias
+        return out
 
 
 class _Norm:
-    """A LayerNorm."""
+    """A `GroupedLayerNorm`."""
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: GroupedLayerNorm) -> None:
         self._weight, self._bias, self._eps = _array(norm.weight), _array(norm.bias), norm.eps
+        self._groups = norm.groups
 
     def __call__(self, x: Floats) -> Floats:
-        out: Floats = x - np.add.reduce(x, 1, keepdims=True) / x.shape[1]
-        out /= _root_mean_square(out, self._eps)
+        parts = x.reshape(len(x), self._groups, -1)
+        normed: Floats = parts - np.add.reduce(parts, 2, keepdims=True) / parts.shape[2]
+        normed /= _root_mean_square(normed, self._eps)
+        out = normed.reshape(x.shape)
         out *= self._weight
         out += self._bias
         return out
@@ -244,8 +268,8 @@ def _array(weight: Tensor) -> Floats:
 
 
 def _root_mean_square(x: Floats, eps: float) -> Floats:
-    mean: Floats = np.add.reduce(x * x, 1, keepdims=True)
-    mean /= x.shape[1]
+    mean: Floats = np.add.reduce(x * x, -1, keepdims=True)
+    mean /= x.shape[-1]
     mean += eps
     return np.sqrt(mean, out=mean)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.gaps import UNKNOWN_TIME, GapGrid, GapTable, Knots, past_gaps, request_gaps
+from model.groups import GroupedLayerNorm
 from model.layers import FeedForward, TimeAwareSSD
 from model.recommender import Recommender
 from model.sequence_time import TimeEncoder, TimeMixer, time_differences
@@ -46,7 +47,7 @@ class TiM4Rec(Recommender):
         d = config.d_model
         self.item_embedding = nn.Embedding(config.n_items + 1, d, padding_idx=0)
         nn.init.normal_(self.item_embedding.weight, std=0.02)
-        self.in_norm = nn.LayerNorm(d, eps=config.norm_eps)
+        self.in_norm = GroupedLayerNorm(d, config.norm_eps, config.n_groups)
         self.dropout = nn.Dropout(config.dropout)
         self.gap_grid = GapGrid(config.gap_range_s)
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]
@@ -58,7 +59,7 @@ class TiM4Rec(Recommender):
         if config.uses_request_time:
             self.request_grid = GapGrid(config.request_range_s)
             self.request_table = GapTable(self.request_grid.rows, 2 * d)
-            self.request_norm = nn.LayerNorm(d, eps=config.norm_eps)
+            self.request_norm = GroupedLayerNorm(d, config.norm_eps, config.n_groups)
 
     @property
     def steppable(self) -> bool:

@@ -23,15 +23,16 @@ gaps = st.sampled_from([0, 0, 1, 999, 1000, 60_000, 86_400_000, TWENTY_YEARS]) |
 
 @st.composite
 def models(draw: st.DrawFn, time: str | None = None) -> TiM4Rec:
-    head_dim = draw(st.sampled_from([2, 4, 8]))
+    head_dim, n_groups = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from([1, 1, 2, 3]))
     config = ModelConfig(
         n_items=draw(st.integers(2, 30)),
-        d_model=draw(st.sampled_from([4, 8, 16])) * head_dim // 2,
+        d_model=draw(st.sampled_from([4, 8, 16])) * head_dim // 2 * n_groups,
         n_layers=draw(st.integers(1, 3)),
         expand=draw(st.sampled_from([1, 2])),
         head_dim=head_dim,
         d_state=draw(st.sampled_from([1, 3, 8])),
         d_conv=draw(st.integers(2, 5)),
+        n_groups=n_groups,
         ffn=draw(st.booleans()),
         activation=draw(st.sampled_from(["hardswish", "silu"])),
         dropout=0.0,
