@@ -160,7 +160,7 @@ async def _live(
     for part in state.parts.values():
         if part.dtype.is_floating_point:
             part.normal_(generator=torch.Generator().manual_seed(0))
-    writing: set[asyncio.Task[None]] = set()
+    writing: set[asyncio.Task[int]] = set()
     for wave in _waves(crowd, draw):
         requests = [LogRequest(u.name, u.mark, [_event(draw, event_ids)]) for u in wave]
         due = []
@@ -172,7 +172,8 @@ async def _live(
                 about = snapshots.describe(user.mark, user.mark.version, user.seen)
                 due.append((user.name, layout.pack(state, [about], setting.snapshot_precision)[0]))
         if due:
-            task = asyncio.create_task(log.write_snapshots(MODEL, due, 30 * 86_400))
+            marks = [snapshots.mark(data) for _, data in due]
+            task = asyncio.create_task(log.write_snapshots(MODEL, due, 30 * 86_400, marks))
             writing.add(task)
             task.add_done_callback(writing.discard)
     await asyncio.gather(*writing)

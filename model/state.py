@@ -22,6 +22,8 @@ Precision = Literal["float32", "float16"]
 _MAGIC = b"T4RS"
 _VERSION = 1
 _HEADER = struct.Struct("<4sBB8sI8s")  # magic, version, precision, layout, extra's length, sum
+HEADER_BYTES = _HEADER.size
+"""Before what was packed beside a state."""
 _PRECISIONS: tuple[Precision, ...] = ("float32", "float16")
 _TORCH_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 

@@ -27,6 +27,7 @@ from service import metrics, snapshots, stages
 from service.choice import Choice
 from service.compute import Computer, Work, missing
 from service.event_log import (
+    ERASURES_KEPT_S,
     ORIGIN,
     Event,
     EventLog,
@@ -52,6 +53,11 @@ T = TypeVar("T")
 
 MAX_ATTEMPTS = 5
 """How often a user's history may change under our hands before a request is given up."""
+
+
+DROP_AGAIN_S = 10.0
+"""So long the states of an erased user are dropped again: a wave that had read the record before
+may still put one into the pool."""
 
 
 class Overloaded(Exception):
@@ -105,6 +111,7 @@ class Engine:
         self._sessions = itertools.count()
         self._busy = 0  # waves between leaving the queue and the end of their arithmetic
         self._erased = "$"
+        self._forgotten: deque[tuple[float, str]] = deque()
         self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
         self._sizes = {
             metrics.Part(metrics.QUEUE_CAPACITY): max_queue,
@@ -483,27 +490,51 @@ class Engine:
     async def _write_snapshots(self, packed: list[tuple[str, bytes]]) -> None:
         # A snapshot is a cache: one that can't be written costs a longer replay, nothing else.
         try:
-            await self.log.write_snapshots(self.identity, packed, self.snapshot_ttl_s)
-            metrics.SNAPSHOTS["written"].inc(len(packed))
+            newest = list(dict(packed).items())
+            marks = [snapshots.mark(data) for _, data in newest]
+            written = await self.log.write_snapshots(
+                self.identity, newest, self.snapshot_ttl_s, marks
+            )
+            metrics.SNAPSHOTS["written"].inc(written)
+            metrics.SNAPSHOTS["outdated"].inc(len(packed) - written)
             metrics.SNAPSHOT_BYTES.inc(sum(len(snapshot) for _, snapshot in packed))
         except StoreError as error:
             metrics.SNAPSHOTS["failed"].inc(len(packed))
             logger.warning("%d snapshots not written: %s", len(packed), error)
 
     async def _erasure_loop(self) -> None:
-        reading = True
+        reading, read_at = True, time.monotonic()
         while True:
             await asyncio.sleep(self.erasure_poll_s)
             try:
-                self._erased, users = await self.log.erasures(self._erased)
+                await self.hear_of_erasures()
             except StoreError as error:
                 if reading:  # said once, not four times a second
                     logger.warning("erasures not read: %s", error)
                 reading = False
                 continue
-            reading = True
-            for user_id in users:
-                self.pool.drop(user_id)
+            if time.monotonic() - read_at > ERASURES_KEPT_S / 2:
+                logger.warning("erasures not read for too long: all states are dropped")
+                for user_id in self.pool.users():
+                    self.pool.drop(user_id)
+            reading, read_at = True, time.monotonic()
+
+    async def hear_of_erasures(self) -> None:
+        """Drops the states of users who were erased, here or elsewhere.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        while True:
+            self._erased, users = await self.log.erasures(self._erased)
+            until = time.monotonic() + DROP_AGAIN_S
+            self._forgotten.extend((until, user_id) for user_id in users)
+            if not users:
+                break
+        while self._forgotten and self._forgotten[0][0] < time.monotonic():
+            self._forgotten.popleft()
+        for _, user_id in self._forgotten:
+            self.pool.drop(user_id)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

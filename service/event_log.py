@@ -9,7 +9,7 @@ Layout of the keys (`<ns>` a namespace, users percent-encoded):
                                    o           version of the oldest event kept, if it is not 1
     <ns>:s:<model>:<user>  string  snapshot of a model's state (opaque here)
     <ns>:models            set     the models that have written snapshots
-    <ns>:erased            stream  users erased, newest last
+    <ns>:erased            stream  users erased of late, newest last
 
 Times are int64 epoch milliseconds.
 """
@@ -37,13 +37,23 @@ from service.store import (
     StoreError,
 )
 
-_SOURCE = files("service").joinpath("append.lua").read_text("utf-8")
-# The same script twice: without the right to write it also answers on a full store or a replica.
+
+def _source(name: str) -> str:
+    return files("service").joinpath(f"{name}.lua").read_text("utf-8")
+
+
+# The first script twice: without the right to write it also answers on a full store or a replica.
 _SCRIPTS = {
     hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(): source
-    for source in ("#!lua\n" + _SOURCE, "#!lua flags=no-writes\n" + _SOURCE)
+    for source in (
+        "#!lua\n" + _source("append"),
+        "#!lua flags=no-writes\n" + _source("append"),
+        _source("snapshot"),
+        _source("erased_snapshot"),
+        _source("erased"),
+    )
 }
-_APPEND, _FETCH = _SCRIPTS
+_APPEND, _FETCH, _SNAPSHOT, _ERASE_SNAPSHOT, _ANNOUNCE = _SCRIPTS
 
 _GIVEN = struct.Struct(">qH")  # given time, length of event_id; then event_id and item id
 _STORED = struct.Struct(">8sqqH")  # uid, effective time, then as above
@@ -56,7 +66,12 @@ _LONGEST_EVENT_ID, _LONGEST_KIND = _PLACED - 1, 255
 _WEIGHT = struct.Struct(">d")  # not a number: none was given
 _MAX_PAGE = 4096  # Lua's unpack fails on more than about 8 000 values
 
-_ERASED_KEPT = 10_000
+ERASURES_KEPT_S = 600
+"""So long an erasure is announced: who has not asked for half of it may have missed one."""
+# A snapshot lands so long after its record was last seen at most. Where one was erased, none can be
+# written for longer than that, by what the clocks of a Cluster's nodes may differ.
+_LANDS_WITHIN_MS, _BARRED_MS = 500, 900
+_SNAPSHOTS_A_CALL = 16
 
 LatePolicy = Literal["clamp", "reject", "replay"]
 """What becomes of an event older than the user's newest: it gets the time of that one, is refused,
@@ -281,7 +296,8 @@ class EventLog:
             try:
                 # A snapshot is a cache: one that cannot be read is a miss.
                 replies[position] = _reply(
-                    raised(next(answers)), snapshot if isinstance(snapshot, bytes) else None
+                    raised(next(answers)),
+                    (snapshot or None) if isinstance(snapshot, bytes) else None,
                 )
             except StoreError as error:
                 replies[position] = error
@@ -324,40 +340,76 @@ class EventLog:
                     break
 
     async def write_snapshots(
-        self, model: str, snapshots: Sequence[tuple[str, bytes]], ttl_s: int | None
-    ) -> None:
-        """Write (user, snapshot) pairs. `ttl_s` None or 0: kept."""
-        if not snapshots:
-            return
-        expiry = ("EX", ttl_s) if ttl_s else ()
-        # By itself: `erase` must know of the model before a snapshot can exist on another node.
+        self,
+        model: str,
+        snapshots: Sequence[tuple[str, bytes]],
+        ttl_s: int | None,
+        marks: Sequence[Mark] | None = None,
+    ) -> int:
+        """Write (user, snapshot) pairs; how many were. `ttl_s` None or 0: kept.
+
+        `marks`: what each stands for. One whose mark is not in its user's record now is not
+        written, and none of a user who is erased meanwhile stays. None: nothing is asked.
+        """
+        written = 0
+        for start in range(0, len(snapshots), _SNAPSHOTS_A_CALL):
+            part = slice(start, start + _SNAPSHOTS_A_CALL)
+            written += await self._write_snapshots(
+                model, snapshots[part], ttl_s, None if marks is None else marks[part]
+            )
+        return written
+
+    async def _write_snapshots(
+        self,
+        model: str,
+        snapshots: Sequence[tuple[str, bytes]],
+        ttl_s: int | None,
+        marks: Sequence[Mark] | None,
+    ) -> int:
+        # By itself: `erase` must know of the model before the record is asked for.
         raised(*await self._calls([("SADD", f"{self.namespace}:models", model)]))
+        by = 0
+        if marks is not None:
+            scripts = [
+                self._script(LogRequest(user, mark), page=1)
+                for (user, _), mark in zip(snapshots, marks, strict=True)
+            ]
+            answers = await self._calls(scripts, "snapshot")
+            raised(*(a for a in answers if not isinstance(a, RecordDamaged)))
+            replies = [None if isinstance(a, StoreError) else _reply(a, None) for a in answers]
+            current = [reply is not None and reply.known_is_current_history for reply in replies]
+            snapshots = [pair for pair, there in zip(snapshots, current, strict=True) if there]
+            by = min((r.now_ms for r in replies if r), default=0) + _LANDS_WITHIN_MS
         commands: list[Command] = [
-            ("SET", self._snapshot(model, user), value, *expiry) for user, value in snapshots
+            ("EVALSHA", _SNAPSHOT, 1, self._snapshot(model, user), value, ttl_s or 0, by)
+            for user, value in snapshots
         ]
-        raised(*await self._calls(commands, "snapshot"))
+        written = await self._calls(commands, "snapshot")
+        raised(*written)
+        return sum(written)
 
     async def read_snapshots(self, model: str, user_ids: Sequence[str]) -> list[bytes | None]:
         """The users' snapshots, None where there is none."""
         commands: list[Command] = [("GET", self._snapshot(model, user)) for user in user_ids]
         answers = await self._calls(commands, "snapshot")
         raised(*answers)
-        return answers
+        return [answer or None for answer in answers]
 
     async def erase(self, user_id: str) -> bool:
         """Delete a user's record and snapshots and announce it. True: there was a record."""
-        record = self._record(user_id)
-        models, existed = await self._calls(
-            [("SMEMBERS", f"{self.namespace}:models"), ("EXISTS", record)]
-        )
-        raised(models, existed)
-        commands: list[Command] = [("UNLINK", record)]
-        commands += [("UNLINK", self._snapshot(_text(model), user_id)) for model in models]
-        raised(*await self._calls(commands))
-        # By itself: who hears of it must not find the record again on another node.
+        record, models = self._record(user_id), f"{self.namespace}:models"
+        (existed,) = await self._calls([("EXISTS", record)])
+        raised(existed)
+        # One after the other: no snapshot of a record that is gone can be begun, the models are
+        # those of all that were, and who hears of it must find nothing on another node.
+        raised(*await self._calls([("UNLINK", record)]))
+        known = raised(*await self._calls([("SMEMBERS", models)]))
+        keys = [self._snapshot(_text(model), user_id) for model in known]
+        raised(*await self._calls([("EVALSHA", _ERASE_SNAPSHOT, 1, k, _BARRED_MS) for k in keys]))
         stream, user = f"{self.namespace}:erased", _utf8("user_id", user_id)
-        announcement = ("XADD", stream, "MAXLEN", "~", _ERASED_KEPT, "*", "user", user)
-        raised(*await self._calls([announcement]))
+        raised(
+            *await self._calls([("EVALSHA", _ANNOUNCE, 1, stream, user, 1000 * ERASURES_KEPT_S)])
+        )
         return bool(existed)
 
     async def erasures(self, cursor: str) -> tuple[str, list[str]]:

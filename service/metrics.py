@@ -196,9 +196,10 @@ POPULARITY_FAILURES = _counter(
 SNAPSHOTS = _counters(
     "tim4rec_snapshots",
     "Snapshots, by what became of them: unfit ones have values too large for the reduced "
-    "precision, unsound ones could not be read",
+    "precision, unsound ones could not be read, outdated ones were not of the record any more when "
+    "they were to be written",
     "result",
-    ("written", "failed", "unfit", "unsound"),
+    ("written", "failed", "unfit", "unsound", "outdated"),
 )
 SNAPSHOT_BYTES = _counter("tim4rec_snapshot_bytes", "Size of the snapshots written")
 EXACTNESS_DIFFERENCE = _gauge(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.state import State, StateBytesError, StateLayout
+from model.state import HEADER_BYTES, State, StateBytesError, StateLayout
 from service.event_log import Mark
 from service.pool import Seen
 
@@ -33,6 +33,12 @@ def describe(mark: Mark, count: int, seen: Seen, hidden: Seen | None = None) -> 
     if hidden is not None:
         items += (-hidden.unique()).astype("<i4").tobytes()
     return _HEAD.pack(mark.version, mark.uid, count) + items
+
+
+def mark(data: bytes) -> Mark:
+    """What a sound snapshot in these bytes stands for."""
+    version, uid, _ = _HEAD.unpack_from(data, HEADER_BYTES)
+    return Mark(version, uid)
 
 
 def read(layout: StateLayout, data: bytes | None) -> Snapshot | None:

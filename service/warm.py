@@ -37,7 +37,7 @@ class WarmResult:
             history does not reach the first.
         unfit: the state does not fit the precision.
         truncated: the beginning of the history is gone, and no snapshot of it is left.
-        gone: erased meanwhile.
+        gone: erased meanwhile, or replaced.
         damaged: the record can't be read, and why.
         events: interactions the states were moved on by.
     """
@@ -88,8 +88,6 @@ class Warmer:
             kinds=kinds,
         )
         self.result = WarmResult()
-        self._cursor = "$"
-        self._erased: set[str] = set()
 
     async def count(self) -> int:
         """The users with a record, about."""
@@ -105,7 +103,6 @@ class Warmer:
         Raises:
             StoreError: the store gave up; what is written stays.
         """
-        self._cursor, _ = await self.log.erasures("$")
         slots = asyncio.Semaphore(AT_ONCE)
         with ThreadPoolExecutor(1, thread_name_prefix="warm") as thread:
 
@@ -190,16 +187,9 @@ class Warmer:
         self.result.events += work.stepped + work.prefilled
         packed = dict(work.snapshots)  # of several of a user, the newest
         self.result.unfit += len(lacking) - len(packed)
-        await self._hear_of_erasures()
-        kept = [(user, data) for user, data in packed.items() if user not in self._erased]
-        self.result.gone += len(packed) - len(kept)
-        await self.log.write_snapshots(self.engine.identity, kept, self.snapshot_ttl_s)
-        self.result.written += len(kept)
-
-    async def _hear_of_erasures(self) -> None:
-        """Nothing may be written of who was erased since the history was read."""
-        while True:
-            self._cursor, users = await self.log.erasures(self._cursor)
-            if not users:
-                return
-            self._erased.update(users)
+        marks = [snapshots.mark(data) for data in packed.values()]
+        written = await self.log.write_snapshots(
+            self.engine.identity, list(packed.items()), self.snapshot_ttl_s, marks
+        )
+        self.result.written += written
+        self.result.gone += len(packed) - written

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,20 @@ KINDS = [None, None, "view", "skip", "buy", "ping"]
 
 class LossyStore(Store):
     """Loses what it is told to: `sent` the command is carried out but its reply is lost,
-    `unsent` it never arrives. When nothing is planned, everything works."""
+    `unsent` it never arrives; something to call happens before the command arrives. When nothing
+    is planned, everything works."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
-        self.plan: list[str] = []
+        self.plan: list[str | Callable[[], Awaitable[object]]] = []
         self.carried_out = 0
 
     async def execute(
         self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
     ) -> list[Any]:
         fate = self.plan.pop(0) if self.plan else "answered"
+        if callable(fate):
+            await fate()
         if fate == "unsent":
             raise StoreUnavailable("lost on the way there")
         replies = await super().execute(commands, 30, at)  # slow is not lost
@@ -176,6 +179,7 @@ class Workers(RuleBasedStateMachine):
         self.workers: list[Worker] = []
         self.sent: list[NewEvent] = []
         self.backups: dict[str, tuple[bytes, list[Event]]] = {}
+        self.erased: set[bytes] = set()  # uids of histories that nothing may be kept of
         self.calls: list[asyncio.Task[Any]] = []
         self.folded: dict[tuple[int, bytes], tuple[State, set[int]]] = {}
 
@@ -188,7 +192,7 @@ class Workers(RuleBasedStateMachine):
             Worker(self.url, which, self.precision, self.late_policy) for which in models
         ]
         for worker in self.workers:
-            worker.engine._erased, _ = self.run(worker.log.erasures("$"))
+            self.run(worker.engine.hear_of_erasures())
 
     def worker(self, index: int) -> Worker:
         return self.workers[index % len(self.workers)]
@@ -268,6 +272,10 @@ class Workers(RuleBasedStateMachine):
     def erase(self, index: int, user: str) -> None:
         existed = self.run(self.worker(index).engine.erase(user))
         assert existed == bool(self.logs[user])
+        self.forget(user)
+
+    def forget(self, user: str) -> None:
+        self.erased |= {event.uid for event in self.logs[user]}
         self.logs[user] = []
 
     def enqueue(self, call: Any) -> None:
@@ -381,8 +389,8 @@ class Workers(RuleBasedStateMachine):
                 self.run(worker.engine.resolve(entry))
                 saw = {entry.user_id: list(self.logs[entry.user_id])}
                 self.compute_entries(worker, [entry], saw)
-        self.run(worker.log.write_snapshots(worker.engine.identity, worker.packed, 3600))
-        worker.packed.clear()
+        self.write(worker, worker.packed)
+        worker.packed = []
 
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
     def replace_history(self, index: int, user: str) -> None:
@@ -462,20 +470,41 @@ class Workers(RuleBasedStateMachine):
         )
 
     @precondition(lambda self: any(w.packed for w in self.workers))
-    @rule(which=st.integers(0, 10**6), lost=st.booleans())
-    def write_snapshot(self, which: int, lost: bool) -> None:
+    @rule(which=st.integers(0, 10**6), fate=st.sampled_from(["lost", "", "", "sent", 0, 1, 2]))
+    def write_snapshot(self, which: int, fate: str | int) -> None:
+        """One of those that are due: lost, written, its reply lost, or its user erased before one
+        of the three round trips that it takes."""
         pairs = [(w, one) for w in self.workers for one in w.packed]
         worker, one = pairs[which % len(pairs)]
         worker.packed.remove(one)
-        if not lost:
-            self.run(worker.log.write_snapshots(worker.engine.identity, [one], 3600))
+        if fate == "lost":
+            return
+        if isinstance(fate, int):
+
+            async def erase() -> None:
+                await self.truth.erase(one[0])
+                self.forget(one[0])
+
+            worker.store.plan = [*["answered"] * fate, erase]
+        elif fate:
+            worker.store.plan = ["answered", "answered", "sent"]
+        self.write(worker, [one])
+        worker.store.plan = []
+        self.check_snapshot(worker, one[0])
+
+    def write(self, worker: Worker, packed: list[tuple[str, bytes]]) -> None:
+        self.run(worker.engine._write_snapshots(packed))
 
     @rule(index=st.integers(0, 2))
     def poll_erasures(self, index: int) -> None:
+        """What is still under way of an erased user may be computed in between, however late."""
         engine = self.worker(index).engine
-        engine._erased, users = self.run(engine.log.erasures(engine._erased))
-        for user in users:
-            engine.pool.drop(user)
+        self.run(engine.hear_of_erasures())
+        assert not [
+            user
+            for user in engine.pool.users()
+            if (row := engine.pool.get(user)) is not None and row.mark.uid in self.erased
+        ]
 
     # -- what befalls them ---------------------------------------------------------------
 
@@ -490,6 +519,7 @@ class Workers(RuleBasedStateMachine):
         which = (old.which + 1) % len(ARTEFACTS) if other_model else old.which
         self.run(old.store.close())
         self.workers[index] = Worker(self.url, which, self.precision, self.late_policy)
+        self.run(self.workers[index].engine.hear_of_erasures())
 
     @rule(user=st.sampled_from(USERS))
     def back_up(self, user: str) -> None:
@@ -505,13 +535,14 @@ class Workers(RuleBasedStateMachine):
         key = self.truth._record(user)
         self.run(self.own.execute([("RESTORE", key, 0, dump, "REPLACE")], 5))
         self.logs[user] = list(log)
+        self.erased -= {event.uid for event in log}
 
     @rule(user=st.sampled_from(USERS), damage=st.sampled_from(["lost", "flipped", "cut"]))
     def damage_snapshot(self, user: str, damage: str) -> None:
         for worker in self.workers:
             key = self.truth._snapshot(worker.engine.identity, user)
             (data,) = self.run(self.own.execute([("GET", key)], 5))
-            if data is None:
+            if not data:
                 continue
             if damage == "lost":
                 self.run(self.own.execute([("DEL", key)], 5))
@@ -598,9 +629,7 @@ class Workers(RuleBasedStateMachine):
             assert not any(w.exchanged or w.unresolved for w in self.workers)
             for worker in self.workers:
                 if worker.packed:
-                    self.run(
-                        worker.log.write_snapshots(worker.engine.identity, worker.packed, 3600)
-                    )
+                    self.write(worker, worker.packed)
             self.states_are_functions_of_the_log()
             for user in USERS:
                 assert self.whole_log(user) == self.logs[user]
@@ -621,14 +650,16 @@ class Workers(RuleBasedStateMachine):
         (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
         snapshot = snapshots.read(worker.engine.pool.layout, data)
         if snapshot is not None:
+            assert snapshot.mark.uid not in self.erased, "it outlived its user"
             events = self.prefix[snapshot.mark.uid]
             seen, hidden = set(snapshot.seen.tolist()), set(snapshot.hidden.tolist())
             self.check_state(worker.which, events, snapshot.state, seen, hidden)
 
 
 @pytest.fixture
-def machine(valkey: Any) -> Iterator[type[Workers]]:
+def machine(valkey: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Workers]]:
     Workers.url = valkey.url
+    monkeypatch.setattr("service.engine.DROP_AGAIN_S", 1e9)  # waves are computed at any time
     yield Workers
     Workers.precision, Workers.late_policy = "float32", "clamp"
 

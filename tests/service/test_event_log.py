@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -695,6 +696,8 @@ def test_erase(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
                 await log.write_snapshots("m1", [(user, b"1")], 60)
                 await log.write_snapshots("m2", [(user, b"2")], 60)
             assert await log.erase("u")
+            assert await log.read_snapshots("m1", ["u", "v"]) == [None, b"1"]
+            await asyncio.sleep(1)
             with either.client() as client:
                 left = {key for key in client.scan_iter() if b":models" not in key}
             assert left == {
@@ -712,6 +715,160 @@ def test_erase(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
             assert await log.erasures(second) == (second, [])
             assert await log.erasures("$") == (second, [])
             assert (await log.erasures("0-0"))[1] == ["u", "v", "é"]
+
+    run(main())
+
+
+def test_a_snapshot_is_not_written_of_another_history(
+    run: Run, either: ValkeyServer | ValkeyCluster
+) -> None:
+    async def main() -> None:
+        async with Store(either.url) as store:
+            log = EventLog(store)
+            marks = [(await ask(log, user, new(), new())).newest for user in "abcd"]
+            old = (await ask(log, "a", new(), known=marks[0])).events[0].mark
+            await log.erase("b")
+            await log.erase("c")
+            again = (await ask(log, "c", new(), new())).newest
+            assert again.version == marks[2].version
+            await asyncio.sleep(1)  # what erasures bar is open again
+            with either.client() as client:
+                client.hset("tim4rec:u:d", "n", 3)  # damaged
+            every = list(zip("abcd", [b"s"] * 4, strict=True))
+            assert await log.write_snapshots("m", every, 60, marks) == 1
+            assert await log.read_snapshots("m", list("abcd")) == [b"s", None, None, None]
+            later = [("a", b"t"), ("c", b"t")]
+            assert await log.write_snapshots("m", later, 60, [old, again]) == 2
+            assert await log.read_snapshots("m", list("abcd")) == [b"t", None, b"t", None]
+
+    run(main())
+
+
+@pytest.mark.parametrize("trip", [0, 1, 2])
+@pytest.mark.parametrize("recreated", [False, True])
+def test_no_snapshot_outlives_an_erasure(
+    run: Run, either: ValkeyServer | ValkeyCluster, trip: int, recreated: bool
+) -> None:
+    """The user is erased before one of the round trips that writing a snapshot takes."""
+
+    async def main() -> None:
+        async with ErasingStore(either.url) as store, Store(either.url) as others:
+            log, other = EventLog(store), EventLog(others)
+            mark = (await ask(log, "u", new())).newest
+            # Now the servers know the scripts.
+            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 1
+
+            async def erase() -> None:
+                await other.erase("u")
+                if recreated:
+                    await ask(other, "u", new())
+
+            store.before = [None] * trip + [erase]
+            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 0
+            assert store.before == []
+            assert await log.read_snapshots("m", ["u"]) == [None]
+            await asyncio.sleep(1)
+            with either.client() as client:
+                assert not list(client.scan_iter("tim4rec:s:*:u"))
+
+    run(main())
+
+
+def test_a_snapshot_that_comes_late_is_not_written(run: Run, either: Any) -> None:
+    """Longer than an erasure bars it, so it must not be: the user may be gone by then."""
+
+    async def main() -> None:
+        async with ErasingStore(either.url) as store:
+            log = EventLog(store)
+            mark = (await ask(log, "u", new())).newest
+            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 1
+            store.before = [None, None, lambda: asyncio.sleep(0.6)]
+            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 0
+            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 1
+
+    run(main())
+
+
+class ErasingStore(Store):
+    """Does what it is told `before` its pipelines, one after the other."""
+
+    before: list[Callable[[], Awaitable[object]] | None] = []  # noqa: RUF012
+
+    async def execute(self, *arguments: Any, **options: Any) -> list[Any]:
+        first, self.before = (self.before or [None])[0], self.before[1:]
+        if first is not None:
+            await first()
+        return await super().execute(*arguments, **options)
+
+
+def test_erasures_are_announced_for_a_while(
+    run: Run, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.event_log.ERASURES_KEPT_S", 1)
+
+    async def main() -> None:
+        async with Store(store_url) as store:
+            log = EventLog(store)
+            await log.erase("a")
+            await asyncio.sleep(0.7)
+            await log.erase("b")
+            assert (await log.erasures("0-0"))[1] == ["a", "b"]
+            await asyncio.sleep(0.6)
+            await log.erase("c")
+            cursor, users = await log.erasures("0-0")
+            assert users == ["b", "c"]
+            await asyncio.sleep(1.2)
+            assert await store.execute([("EXISTS", "tim4rec:erased")], 1) == [0]
+            await log.erase("d")
+            assert (await log.erasures(cursor))[1] == ["d"]
+
+    run(main())
+
+
+def test_a_rewritten_file_holds_nothing_of_an_erased_user(
+    run: Run, durable_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.event_log.ERASURES_KEPT_S", 1)
+
+    def times_named() -> int:
+        files = (durable_valkey.folder / "appendonlydir").iterdir()
+        return sum(file.read_bytes().count(b"somebody") for file in files)
+
+    async def main() -> None:
+        async with Store(durable_valkey.url) as store:
+            log = EventLog(store)
+            await ask(log, "somebody", new("somebody's item"))
+            await log.write_snapshots("m", [("somebody", b"somebody's state")], 60)
+            await log.erase("somebody")
+            await asyncio.sleep(1.2)
+
+    run(main())
+    assert times_named() > 3
+    with durable_valkey.client() as client:
+        client.bgrewriteaof()
+        while client.info("persistence")["aof_rewrite_in_progress"]:
+            time.sleep(0.02)
+    while times_named():  # the old files are removed behind its back
+        time.sleep(0.02)
+
+
+def test_a_full_store_erases(run: Run, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with Store(valkey.url) as store:
+            log = EventLog(store)
+            await ask(log, "u", *(new() for _ in range(50)))
+            await log.write_snapshots("m", [("u", b"s")], 60)
+            with valkey.client() as client:
+                client.config_set("maxmemory", 1)
+                try:
+                    (reply,) = await log.exchange([LogRequest("u", None, [new()])])
+                    assert isinstance(reply, StoreError)
+                    assert await log.erase("u")
+                    assert await history(log, "u") == []
+                    assert await log.read_snapshots("m", ["u"]) == [None]
+                    assert (await log.erasures("0-0"))[1] == ["u"]
+                finally:
+                    client.config_set("maxmemory", 0)
 
     run(main())
 
@@ -1199,7 +1356,7 @@ class EventLogMachine(RuleBasedStateMachine):
             events = data.draw(st.sampled_from(self.sent[-6:]))[: self.logs[policy].max_events]
             self.check_exchange(policy, [LogRequest(user, None, events)], losing)
 
-    @rule(user=st.sampled_from(USERS), model=st.sampled_from(MODELS), value=st.binary())
+    @rule(user=st.sampled_from(USERS), model=st.sampled_from(MODELS), value=st.binary(min_size=1))
     def write_snapshot(self, user: str, model: str, value: bytes) -> None:
         self.run(self.log.write_snapshots(model, [(user, value)], 1000))
         self.snapshots[model, user] = value

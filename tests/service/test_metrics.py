@@ -339,7 +339,7 @@ def test_what_the_engine_counts(artefact: Artefact, valkey: ValkeyServer, run: R
             states = client_app.state.services.engine.pool.states.parts.values()
             size = sum(part.element_size() * part.nelement() for part in states)
             assert value(after, "tim4rec_pool_bytes") == size
-            assert grown("tim4rec_store_duration_seconds_count", operation="snapshot") == 1
+            assert grown("tim4rec_store_duration_seconds_count", operation="snapshot") >= 2
             assert grown("tim4rec_store_duration_seconds_count", operation="exchange") >= 8
             assert grown("tim4rec_store_errors_total") == 0
 

@@ -259,6 +259,43 @@ def test_stale_states_of_an_erased_user_are_gone_within_a_second(pair: Pair, run
     run(check())
 
 
+def test_nothing_is_left_of_an_erased_user_a_second_later(pair: Pair, run: Any) -> None:
+    """Erased in the middle of what both services do for them, snapshots on their way included."""
+    users = [f"gone{n}" for n in range(12)]
+
+    async def busy(client: httpx.AsyncClient, user: str) -> None:
+        for n in range(10):
+            event = {"user_id": user, "item_id": f"i{n}", "timestamp": BASE_MS + n}
+            batch = {"interactions": [event] * 4}
+            await client.post("/interactions/batch", json=batch)
+            await client.get("/recommend", params={"user_id": user})
+
+    async def check() -> None:
+        async with clients(pair) as both:
+            writers = []
+            for n, user in enumerate(users):
+                writers += [asyncio.create_task(busy(client, user)) for client in both]
+                await asyncio.sleep(0.05)
+                if n % 2:
+                    await asyncio.gather(*writers[-4:])
+                await both[n % 2].delete(user_path(user))
+            await asyncio.gather(*writers)
+            for client, user in zip(both * len(users), users, strict=False):
+                await client.delete(user_path(user))
+            await asyncio.sleep(1)
+            with pair.store.client() as store:
+                left = {key for key in store.scan_iter(count=1000) if b"gone" in key}
+            assert left == set()
+            for user in users:
+                for client in both:
+                    for _ in range(4):
+                        answer = await get(client, user, allow_stale=True)
+                        assert (answer["version"], answer["source"]) == (0, "popular")
+
+    run(check())
+    assert scraped(pair.services[0], "tim4rec_snapshots_total", result="written") > 0
+
+
 def test_another_model_on_the_same_store(
     pair: Pair, run: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
