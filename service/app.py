@@ -12,6 +12,7 @@ import torch
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from service import logs, metrics, problems, vitals
 from service.dependencies import HoldModels, Services, require_key
@@ -105,6 +106,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> Services:
     torch.set_num_threads(settings.threads)
+    threadpool_limits(settings.threads)  # numpy's own, which otherwise spin on every core
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from model.artefact import Artefact
 from service.times import iso, parse_time
@@ -785,3 +786,15 @@ def test_a_full_queue_refuses_and_says_that_nothing_was_done(
     run: Any, artefact: Artefact, store_url: str
 ) -> None:
     run(_overloaded(artefact, store_url))
+
+
+def test_no_library_computes_on_more_threads_than_set(
+    artefact: Artefact, store_url: str, run: Any
+) -> None:
+    with threadpool_limits(2):
+
+        async def pools() -> list[int]:
+            async with in_process(artefact.folder, store_url, threads=1):
+                return [pool["num_threads"] for pool in threadpool_info()]
+
+        assert set(run(pools())) == {1}
