@@ -38,7 +38,7 @@ from rich.table import Table
 from benchmarks.baselines import LRURecConfig, Mamba4RecConfig, TiSASRecConfig
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
 from benchmarks.significance import compare
-from model import UNKNOWN_TIME, Architecture, Recommender
+from model import UNKNOWN_TIME, Architecture, ModelConfig, Recommender
 from model.config import ConfigError
 from training.checkpoint import CheckpointError
 from training.dataset import Dataset, Int64s, Protocol, build_dataset
@@ -46,7 +46,8 @@ from training.evaluation import rank_targets
 from training.interactions import InputError, read_log
 from training.metrics import CUTOFFS
 from training.recipe import model_config, training_config
-from training.trainer import DivergedError, TrainingConfig, train
+from training.towers import train_towers
+from training.trainer import DivergedError, Result, TrainingConfig, train
 
 SEEN = ("kept", "weighed", "masked")
 HIDDEN = "whole, times hidden"
@@ -61,12 +62,14 @@ class Preset:
     """One row: options of the model and of `TrainingConfig` that differ from their defaults.
 
     configure: makes the architecture from the data set and the options of the model.
+    towers: how many are trained apart and stacked.
     """
 
     title: str
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     configure: Callable[..., Architecture[Recommender]] = model_config
+    towers: int = 1
 
     def architecture(self, dataset: Dataset) -> Architecture[Recommender]:
         return self.configure(dataset, **self.model)
@@ -127,6 +130,8 @@ def presets(dataset: str) -> dict[str, Preset]:
         "3-layers": Preset("causal, 3 layers", {"n_layers": 3}),
         "width-128": Preset("causal, width 128", {"d_model": 128}),
         "width-256": Preset("causal, width 256", {"d_model": 256}),
+        "3-towers": Preset("3 towers of width 64", towers=3),
+        "2-towers-128": Preset("2 towers of width 128", {"d_model": 128}, towers=2),
         "sampled": Preset("causal, loss over a sample of items", {}, {"loss": "sampled"}),
         "random-start": Preset("causal, items start at random", {}, {"item_init": "random"}),
         "sequence": Preset(
@@ -291,7 +296,12 @@ def measure(
             return result
     console.print(f"{row}, seed {seed}: {preset.title}", highlight=False)
     try:
-        trained = train(dataset, architecture, config, folder, console=console)
+        if isinstance(architecture, ModelConfig):
+            trained: Result[Any] = train_towers(
+                dataset, architecture, config, preset.towers, folder, console=console
+            )
+        else:
+            trained = train(dataset, architecture, config, folder, console=console)
     except CheckpointError as error:
         raise other from error
     return write_result(
@@ -306,6 +316,7 @@ def measure(
             "seed": seed,
             "data": digest(dataset),
             "model": architecture.to_dict(),
+            "towers": preset.towers,
             "training": config.to_dict(),
             "best_epoch": trained.best_epoch,
             "epochs": trained.epochs,

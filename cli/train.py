@@ -23,8 +23,8 @@ from training.dataset import Dataset, Protocol, build_dataset
 from training.evaluation import evaluate_offline
 from training.interactions import describe_bad_rows, read_items
 from training.recipe import model_config, training_config
+from training.towers import train_towers
 from training.trainer import TrainingConfig
-from training.trainer import train as run_training
 
 
 class TimePath(StrEnum):
@@ -110,6 +110,15 @@ def train(
     ] = TimePath.CAUSAL,
     d_model: Annotated[int, typer.Option(help="Width.", rich_help_panel=MODEL)] = 64,
     layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=MODEL)] = 2,
+    towers: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Models to train apart, with other seeds, and to serve as one whose scores are "
+            "their sums: more accurate, a state and a step as many times as large.",
+            rich_help_panel=MODEL,
+        ),
+    ] = 1,
     d_state: Annotated[int, typer.Option(help="State size a channel.", rich_help_panel=MODEL)] = 32,
     dropout: Annotated[
         float | None,
@@ -316,7 +325,7 @@ def train(
     _require_artefact_folder(folder)
     if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)
-    result = run_training(dataset, architecture, config, checkpoint, console=err)
+    result = train_towers(dataset, architecture, config, towers, checkpoint, console=err)
     if not first:
         return
     rows, _ = evaluate_offline(result.model, dataset.histories, dataset.test)
@@ -324,15 +333,14 @@ def train(
         "data": {"name": name, **sizes},
         "protocol": protocol.to_dict(),
         "training": config.to_dict(),
+        "towers": towers,
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
         "seconds": round(result.seconds, 1),
         "validation": {"NDCG@10": result.best_ndcg},
         "test": [row.to_dict() for row in rows],
     }
-    card = model_card(
-        name, sizes, protocol, architecture, config, result, rows, _command(), read.notes
-    )
+    card = model_card(name, sizes, protocol, config, result, rows, _command(), read.notes)
     identity = save_artefact(folder, result.model, _items(dataset, table), metrics, card)
     shutil.rmtree(checkpoint)
     whole = {(row.seen, row.request_time): row.metrics for row in rows if row.history == "whole"}

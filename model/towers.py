@@ -8,8 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from model.config import ConfigError
+from model.config import ConfigError, ModelConfig
 from model.tim4rec import TiM4Rec
+
+
+def stacked_config(config: ModelConfig, count: int) -> ModelConfig:
+    """The architecture of a stack. Raises ConfigError where these towers can't be stacked."""
+    return replace(config, d_model=count * config.d_model, n_groups=count * config.n_groups)
 
 
 @torch.no_grad()
@@ -23,9 +28,7 @@ def stack(models: Sequence[TiM4Rec]) -> TiM4Rec:
     for model in models:
         if replace(model.config, dropout=first.dropout, time_dropout=first.time_dropout) != first:
             raise ConfigError("towers must be of one architecture and vocabulary")
-    count = len(models)
-    config = replace(first, d_model=count * first.d_model, n_groups=count * first.n_groups)
-    stacked = config.build().to(models[0].item_embedding.weight)
+    stacked = stacked_config(first, len(models)).build().to(models[0].item_embedding.weight)
     parts = [model.state_dict() for model in models]
     stacked.load_state_dict({name: _joined(name, [p[name] for p in parts]) for name in parts[0]})
     return stacked.eval()

@@ -35,7 +35,6 @@ def model_card(
     name: str,
     sizes: dict[str, int | float],
     protocol: Protocol,
-    model_config: ModelConfig,
     config: TrainingConfig,
     result: Result[TiM4Rec],
     rows: Sequence[Row],
@@ -53,6 +52,16 @@ def model_card(
         "temporal": "Temporal: tested on each user's first interaction after a cut; core and "
         "vocabulary are of the part before the first cut, an unseen target is a miss.",
     }[protocol.split]
+    model_config = result.model.config
+    weights = (
+        f"the weights are those of epoch {result.best_epoch}, the best by validation NDCG@10 "
+        f"({result.best_ndcg:.4f})"
+    )
+    if model_config.n_groups > 1:
+        weights = (
+            f"{model_config.n_groups} towers, trained apart with seeds of their own, each with "
+            f"the weights of its best epoch; validation NDCG@10 together {result.best_ndcg:.4f}"
+        )
     sections = [
         f"# TiM4Rec on {name}",
         "## Data",
@@ -65,8 +74,7 @@ def model_card(
         *_time_reasons(model_config),
         "## Training",
         _table(["", ""], [[key, _shown(value)] for key, value in config.to_dict().items()]),
-        f"{result.epochs} epochs in {result.seconds:.0f} s; the weights are those of epoch "
-        f"{result.best_epoch}, the best by validation NDCG@10 ({result.best_ndcg:.4f}).",
+        f"{result.epochs} epochs in {result.seconds:.0f} s; {weights}.",
         f"Repeat bias {result.model.repeat_bias:g}: added to the score of an item that the user "
         "has had, where such items are kept; fitted on validation.",
         "## Test results",

@@ -204,6 +204,13 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def validation_view(config: TrainingConfig, dataset: Dataset) -> Literal["kept", "masked"]:
+    """Whether validation ranks items that the user has had."""
+    if config.validation_seen != "auto":
+        return config.validation_seen
+    return "kept" if dataset.repeats() > MOST_REPEATS else "masked"
+
+
 class _Run(Generic[M]):
     def __init__(
         self,
@@ -236,9 +243,7 @@ class _Run(Generic[M]):
         self.validation = dataset.validation
         if config.validation_users:
             self.validation = self.validation.sample(config.validation_users)
-        self.seen = config.validation_seen
-        if self.seen == "auto":
-            self.seen = "kept" if dataset.repeats() > MOST_REPEATS else "masked"
+        self.seen = validation_view(config, dataset)
         if folder is not None and self.checkpoint is not None:
             if not group.rank:
                 folder.mkdir(parents=True, exist_ok=True)
