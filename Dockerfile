@@ -11,8 +11,6 @@
 
 ARG VARIANT=cpu
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
-# Of torch's own CUDA release; only its compiler is used.
-ARG CUDA_IMAGE=nvidia/cuda:13.0.1-devel-ubuntu22.04
 
 FROM ${PYTHON_IMAGE} AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -33,20 +31,12 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)" \
     && pip install -c constraints.txt -r requirements.txt -r index.txt
 
-FROM ${CUDA_IMAGE} AS toolkit
-
 FROM builder AS packages-cuda
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ \
-    && rm -rf /var/lib/apt/lists/*
 RUN pip install -c constraints.txt "$(grep '^torch==' constraints.txt)" -r requirements.txt
-# mamba-ssm is published as source. It is compiled here for every architecture that its setup.py
-# lists, beside the torch that will load it: a few GB of memory a job, an hour on few cores.
-ARG MAX_JOBS=4
-RUN --mount=type=bind,from=toolkit,source=/usr/local,target=/toolkit \
-    pip install -c constraints.txt ninja packaging setuptools wheel \
-    && CUDA_HOME="$(echo /toolkit/cuda-*.*)" MAMBA_FORCE_BUILD=TRUE MAX_JOBS="${MAX_JOBS}" \
+# mamba-ssm is published as source. Its Triton kernels are Python files, compiled where they run;
+# the CUDA extension beside them is not used, so it is left out.
+RUN pip install -c constraints.txt ninja packaging setuptools wheel \
+    && MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE \
         pip install --no-build-isolation -c constraints.txt -r gpu.txt
 
 # hadolint ignore=DL3006

@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint
+.PHONY: help install run test kernels lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,14 @@ run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder D
 
 test: install ## Run the whole test suite, real servers included
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The Triton kernels of mamba-ssm without its CUDA extension, of which nothing is used: its Python
+# files alone, so nothing is compiled and no GPU is needed.
+kernels: ## Install the kernels for a GPU, which `install` has tried, too
+	@$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt \
+		setuptools wheel packaging einops triton
+	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(BIN)/python -m pip install \
+		--disable-pip-version-check -q -c constraints.txt --no-deps --no-build-isolation mamba-ssm
 
 lint: install ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -38,4 +46,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	exit 1; }
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@if [ "$$(uname -s)" = Linux ]; then $(MAKE) -s kernels || \
+		echo "note: the kernels for a GPU are not installed, and their tests will be skipped"; fi
 	@touch $@

@@ -30,6 +30,15 @@ class CausalConv(nn.Module):
         """(B, L, C) to (B, L, C)."""
         return self.over(self.extend(x_BLC, tail_BKC))
 
+    def packed(self, x_BLC: Tensor, sequence_BL: Tensor) -> Tensor:
+        """(B, L, C) to (B, L, C) where rows hold several sequences, each with zeros before it."""
+        out = torch.addcmul(self.bias, x_BLC, self.weight[:, -1])
+        for back in range(1, min(self.width, x_BLC.shape[1])):
+            own = sequence_BL[:, back:] == sequence_BL[:, :-back]
+            earlier = nn.functional.pad(x_BLC[:, :-back] * own[..., None], (0, 0, back, 0))
+            out = torch.addcmul(out, earlier, self.weight[:, -1 - back])
+        return out
+
     def over(self, extended: Tensor) -> Tensor:
         """The convolution of inputs that already have their tail: (B, K-1+L, C) to (B, L, C)."""
         length = extended.shape[1] - self.width + 1

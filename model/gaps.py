@@ -75,13 +75,18 @@ class GapTable(nn.Module):
 
 
 def past_gaps(
-    times_BL: Tensor, last_time_B: Tensor, count_B: Tensor
+    times_BL: Tensor,
+    last_time_B: Tensor,
+    count_B: Tensor,
+    sequence_BL: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gap before each interaction, from the latest earlier one whose time is known.
 
     Args:
         times_BL: int64 milliseconds, UNKNOWN_TIME where not known.
         last_time_B, count_B: last known time and number of interactions before the first.
+        sequence_BL: which sequence a position is of, where a row holds several, one after the
+            other; what is before the first of one is then what is before that of the row.
 
     Returns:
         gap (B, L) in milliseconds, kind (B, L) as in `GapGrid.forward`, and the last known
@@ -89,12 +94,18 @@ def past_gaps(
     """
     known = times_BL != UNKNOWN_TIME
     position = torch.arange(times_BL.shape[1], device=times_BL.device)
+    first = (position == 0).expand_as(times_BL)
+    if sequence_BL is not None:
+        first = first.clone()
+        first[:, 1:] = sequence_BL[:, 1:] != sequence_BL[:, :-1]
+    start = torch.where(first, position, 0).cummax(1).values
     latest = torch.where(known, position, -1).cummax(1).values
-    last = torch.where(latest >= 0, times_BL.gather(1, latest.clamp(min=0)), last_time_B[:, None])
-    previous = torch.cat([last_time_B[:, None], last[:, :-1]], 1)
+    before = last_time_B[:, None]
+    last = torch.where(latest >= start, times_BL.gather(1, latest.clamp(min=0)), before)
+    previous = torch.where(first, before, last.roll(1, 1))
     usable = known & (previous != UNKNOWN_TIME)
     kind = torch.where(usable, -1, UNKNOWN)
-    kind[:, 0] = torch.where(count_B == 0, FIRST, kind[:, 0])
+    kind = torch.where(first & (count_B == 0)[:, None], FIRST, kind)
     return torch.where(usable, times_BL - previous, 0), kind, last
 
 

@@ -13,6 +13,7 @@ from model.config import ModelConfig
 from model.convolution import CausalConv, last_inputs
 from model.gaps import GapTable, Knots
 from model.groups import GatedRMSNorm, GroupedLayerNorm, GroupedLinear
+from model.kernels import Kernels
 from model.ssd import ssd_scan, ssd_step
 
 MAX_DECAY = 30.0
@@ -48,6 +49,7 @@ class TimeAwareSSD(nn.Module):
         self.activation = activation(config.activation)
         has_table = config.time == "causal" and config.gap_mix != "none"
         self.gap_table = GapTable(gap_rows, h) if has_table else None
+        self.kernels: Kernels | None = None
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gate (..., E), the convolution's input (..., E+2GN) group by group, and (..., H)."""
@@ -92,6 +94,7 @@ class TimeAwareSSD(nn.Module):
         lengths_B: Tensor | None = None,
         *,
         ends_only: bool = False,
+        sequence_BL: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """All L positions at once.
 
@@ -101,6 +104,8 @@ class TimeAwareSSD(nn.Module):
             h_BHPN, tail_BKC: state before the first position; zero when None.
             lengths_B: each row's own length; given, the state after it is returned.
             ends_only: the output is wanted at each row's last position only; needs `lengths_B`.
+            sequence_BL: which sequence a position is of, from 0 on, where rows hold several, one
+                after the other; not with a state.
 
         Returns:
             output (B, L, D), or (B, D) with `ends_only`; h (B, H, P, N) and tail (B, K-1, E+2GN),
@@ -108,17 +113,24 @@ class TimeAwareSSD(nn.Module):
         """
         c = self.config
         z, xbc, dt = self._project(x_BLD)
-        extended = self.conv.extend(xbc, tail_BKC)
-        heads, b, c_ = self._mix(self.conv.over(extended))
+        if sequence_BL is None:
+            extended = self.conv.extend(xbc, tail_BKC)
+            convolved = self.conv.over(extended)
+        else:
+            extended, convolved = xbc, self.conv.packed(xbc, sequence_BL)
+        heads, b, c_ = self._mix(convolved)
         A = -torch.exp(self.A_log)
         delta = self._step_size(dt, A, knots, g_BLH)
         if lengths_B is not None:
             position = torch.arange(x_BLD.shape[1], device=x_BLD.device)
             delta = delta * (position < lengths_B[:, None])[..., None]
-        # Under autocast too: its exponentials of sums are not for bfloat16.
+        kernels = self.kernels if delta.dtype == torch.float32 else None
+        # Under autocast too: its exponentials of sums are not for bfloat16, and the kernels see
+        # to that themselves.
         with torch.autocast(x_BLD.device.type, enabled=False):
-            heads, b, c_ = (part.to(delta.dtype) for part in (heads, b, c_))
-            y, h = ssd_scan(
+            if kernels is None:
+                heads, b, c_ = (part.to(delta.dtype) for part in (heads, b, c_))
+            y, h = (ssd_scan if kernels is None else kernels.scan)(
                 heads,
                 delta,
                 A,
@@ -127,6 +139,7 @@ class TimeAwareSSD(nn.Module):
                 h_BHPN,
                 need_state=lengths_B is not None,
                 need_output=not ends_only,
+                sequence_BL=sequence_BL,
             )
         tail = None if lengths_B is None else last_inputs(extended, lengths_B, c.d_conv - 1)
         if ends_only and h is not None and lengths_B is not None:
@@ -135,7 +148,7 @@ class TimeAwareSSD(nn.Module):
             by_group = torch.unflatten(h, 1, (c.n_groups, -1))
             y = (by_group @ c_[end][:, :, None, :, None]).flatten(1, 2)[..., 0]
         assert y is not None
-        y = (y + self.D[:, None] * heads).flatten(-2)
+        y = (y.to(delta.dtype) + self.D[:, None] * heads).flatten(-2)
         return self._finish(y, z, x_BLD), h, tail
 
     def step(

@@ -29,6 +29,7 @@ def ssd_scan(
     *,
     need_state: bool = True,
     need_output: bool = True,
+    sequence_BL: Tensor | None = None,
     chunk: int = CHUNK,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Runs the recurrence over L positions in parallel chunks.
@@ -38,6 +39,8 @@ def ssd_scan(
     Args:
         h_BHPN: state before the first position; zero when None.
         need_state, need_output: which of the two to compute.
+        sequence_BL: int, which sequence a position is of, from 0 on, where a row holds several,
+            one after the other; each begins with a state of zero, a row's first with `h_BHPN`.
 
     Returns:
         y (B, L, H, P) and the final state (B, H, P, N), None what is not asked for.
@@ -50,6 +53,8 @@ def ssd_scan(
         dt_BLH = F.pad(dt_BLH, (0, 0, 0, pad))
         B_BLGN = F.pad(B_BLGN, (0, 0, 0, 0, 0, pad))
         C_BLGN = F.pad(C_BLGN, (0, 0, 0, 0, 0, pad))
+        if sequence_BL is not None:
+            sequence_BL = torch.cat([sequence_BL, sequence_BL[:, -1:].expand(-1, pad)], 1)
     n_chunks = (length + pad) // size
 
     # c of Q positions, G of R heads
@@ -60,13 +65,26 @@ def ssd_scan(
     # Differences of long cumulative sums lose their small digits in float32.
     total = (dt * A_H.view(groups, -1, 1)).double().cumsum(-1)  # B c G R Q
 
-    y = _within_chunks(x, dt, total, B, C) if need_output else None
+    # What does not belong to the sequence of a chunk's last position, or of the one before it.
+    ended: Tensor | None = None
+    begun: Tensor | None = None
+    sequence = None
+    if sequence_BL is not None:
+        sequence = sequence_BL.view(batch, n_chunks, 1, 1, size)  # B c 1 1 Q
+        earlier = torch.cat([sequence_BL[:, :1], sequence[:, :-1, 0, 0, -1]], 1)
+        before_it = earlier[..., None, None, None]
+        ended, begun = sequence != sequence[..., -1:], sequence != before_it
+    y = _within_chunks(x, dt, total, B, C, sequence) if need_output else None
 
     state = None if h_BHPN is None else torch.unflatten(h_BHPN, 1, (groups, -1))
     if need_state or state is not None or n_chunks > 1:
         to_end = (total[..., -1:] - total).to(x.dtype).exp() * dt  # B c G R Q
+        if ended is not None:
+            to_end = to_end.masked_fill(ended, 0)
         added = (x * to_end[..., None]).transpose(-1, -2) @ B  # B c G R P N
         kept = total[..., -1].exp().to(x.dtype)[..., None, None]  # B c G R 1 1
+        if begun is not None:
+            kept = kept.masked_fill(begun[..., -1, None, None], 0)
         state = torch.zeros_like(added[:, 0]) if state is None else state
         before = []
         for c in range(n_chunks):
@@ -75,6 +93,8 @@ def ssd_scan(
         if y is not None:
             h = torch.stack(before, 1)  # B c G R P N
             from_start = total.exp().to(x.dtype)[..., None]  # B c G R Q 1
+            if begun is not None:
+                from_start = from_start.masked_fill(begun[..., None], 0)
             y = y + from_start * (C @ h.transpose(-1, -2))
 
     if y is not None:
@@ -82,10 +102,14 @@ def ssd_scan(
     return y, state.flatten(1, 2) if need_state and state is not None else None
 
 
-def _within_chunks(x: Tensor, dt: Tensor, total: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """What each position (B c G R Q P) gets from those of its own chunk."""
+def _within_chunks(
+    x: Tensor, dt: Tensor, total: Tensor, B: Tensor, C: Tensor, sequence: Tensor | None
+) -> Tensor:
+    """What each position (B c G R Q P) gets from those of its chunk and `sequence` (B c 1 1 Q)."""
     size = dt.shape[-1]
     past = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
+    if sequence is not None:
+        past = past & (sequence[..., :, None] == sequence[..., None, :])
     # A mask of -inf, not a product with 0: exp of a positive difference could overflow.
     span = (total[..., :, None] - total[..., None, :]).to(x.dtype)
     decay = span.masked_fill(~past, -torch.inf).exp()  # B c G R Q Q

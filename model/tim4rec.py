@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.gaps import UNKNOWN_TIME, GapGrid, GapTable, Knots, past_gaps, request_gaps
 from model.groups import GroupedLayerNorm
+from model.kernels import Kernels
 from model.layers import FeedForward, TimeAwareSSD
 from model.recommender import Recommender
 from model.sequence_time import TimeEncoder, TimeMixer, time_differences
@@ -81,8 +82,16 @@ class TiM4Rec(Recommender):
         normed: Tensor = self.in_norm(self.dropout(x))
         return normed
 
-    def _gaps(self, times_BL: Tensor, last_B: Tensor, count_B: Tensor) -> _Gaps:
-        gap, kind, last = past_gaps(times_BL, last_B, count_B)
+    def use(self, kernels: Kernels | None) -> TiM4Rec:
+        """Scans by these kernels, None: by the reference. They are for float32."""
+        for block in self.blocks:
+            block.ssd.kernels = kernels
+        return self
+
+    def _gaps(
+        self, times_BL: Tensor, last_B: Tensor, count_B: Tensor, sequence_BL: Tensor | None = None
+    ) -> _Gaps:
+        gap, kind, last = past_gaps(times_BL, last_B, count_B, sequence_BL)
         if self.config.time != "causal":
             return _Gaps(None, last)
         return _Gaps(self.gap_grid(gap, kind, self.item_embedding.weight.dtype), last)
@@ -106,6 +115,8 @@ class TiM4Rec(Recommender):
         times_BL: Tensor,
         request_times_BL: Tensor | None = None,
         state: State | None = None,
+        *,
+        sequence_BL: Tensor | None = None,
     ) -> Tensor:
         """The query at every position, (B, L, D): what is recommended after it.
 
@@ -113,21 +124,27 @@ class TiM4Rec(Recommender):
             request_times_BL: when the recommendation after each position is asked for (in
                 training: the next interaction's time); None: unknown.
             state: before the first position, not changed; None: of users without a history.
+            sequence_BL: which history a position is of, from 0 on, where rows hold several, one
+                after the other; without a state.
 
         Raises:
             TypeError: for a `sequence` model, whose positions see later ones.
+            ValueError: several histories in a row, and a state.
         """
         if not self.steppable:
             raise TypeError("a `sequence` model has no output per position: use window_output")
         if state is None:
             first = torch.zeros_like(items_BL[:, 0])
-            gaps = self._gaps(times_BL, torch.full_like(first, UNKNOWN_TIME), first)
-        else:
+            unknown = torch.full_like(first, UNKNOWN_TIME)
+            gaps = self._gaps(times_BL, unknown, first, sequence_BL)
+        elif sequence_BL is None:
             gaps = self._gaps(times_BL, state["last_time"], state["count"])
+        else:
+            raise ValueError("a row of several histories has no state: give one history a row")
         x = self._embed(items_BL, gaps.knots)
         for i, block in enumerate(self.blocks):
             h, tail = (None, None) if state is None else (state["h"][:, i], state["conv"][:, i])
-            x = block.ffn(block.ssd(x, gaps.knots, None, h, tail)[0])
+            x = block.ffn(block.ssd(x, gaps.knots, None, h, tail, sequence_BL=sequence_BL)[0])
         return self._read_out(x, request_times_BL, gaps.last_BL)
 
     def window_output(self, items_BL: Tensor, lengths_B: Tensor, timestamps_BL: Tensor) -> Tensor:
