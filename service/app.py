@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 
 import torch
 from fastapi import Depends, FastAPI
@@ -15,7 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from service import logs, metrics, problems, vitals
-from service.dependencies import HoldModels, Services, require_key
+from service.active import ActiveModels
+from service.dependencies import HoldModels, Services, require_admin, require_key
 from service.direct import AnswerDirectly
 from service.drain import Drain
 from service.embedded import EmbeddedStore
@@ -23,9 +25,12 @@ from service.event_log import EventLog
 from service.item_store import ItemStore
 from service.keys import Keys
 from service.lineup import Lineup
+from service.model_folder import ModelFolder
+from service.models import Models
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
 from service.routes import (
+    admin,
     health,
     interactions,
     items,
@@ -38,7 +43,7 @@ from service.routes import (
     users,
 )
 from service.schemas import Problem
-from service.served_model import Surroundings, open_model
+from service.served_model import Surroundings
 from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings, secrets
 from service.store import Store, StoreError
@@ -73,7 +78,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(tracing.close)
-            app.state.services = await _assemble(chosen, drain, stack)
+            services = app.state.services = await _assemble(chosen, drain, stack)
+
+            def show(lineup: Lineup) -> None:
+                app.state.services = replace(services, lineup=lineup, served=lineup.base)
+
+            await stack.enter_async_context(services.models.followed(show))
             yield {"drain": drain}
             app.state.services = None
 
@@ -91,6 +101,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     routers = [noun.router for noun in nouns]
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401))
+    app.include_router(
+        admin.router, dependencies=[Depends(require_admin)], responses=problems.declared(401, 403)
+    )
     app.include_router(health.router)
     if chosen.page:
         app.include_router(page.router)
@@ -144,8 +157,12 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
     )
     await stack.enter_async_context(popularity.running())
     around = Surroundings(settings, device, log, records, popularity, drain)
-    served = await open_model(settings.artefact, around)
-    stack.push_async_callback(served.close)
+    active = ActiveModels(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
+    folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
+    models = Models(around, active, folder, poll_s=settings.model_poll_s)
+    stack.push_async_callback(models.close)
+    await models.open()
+    served = models.lineup.base
     metrics.READY.set(1)
     config = served.artefact.model.config
     logger.info(
@@ -161,7 +178,8 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         popularity,
         Keys(secrets(settings.api_keys), settings.api_keys_file),
         Keys(secrets(settings.admin_keys), settings.admin_keys_file),
-        Lineup(served),
+        models,
+        models.lineup,
         served,
     )
 

@@ -16,6 +16,7 @@ from service.event_log import EventLog
 from service.explanation import Explainer
 from service.keys import Keys
 from service.lineup import Lineup
+from service.models import Models
 from service.popularity import Popularity
 from service.problems import ProblemError
 from service.served_model import ServedModel
@@ -35,6 +36,7 @@ class Services:
     popularity: Popularity
     api_keys: Keys
     admin_keys: Keys
+    models: Models
     lineup: Lineup
     served: ServedModel
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -131,6 +132,7 @@ class Engine:
             part.set(size)
         for kind in ("none", *self.kinds.named, "other"):
             metrics.KINDS.labels(kind)
+        self._of_model.users.set(0)
         self._erased, _ = await self.log.erasures("$")
         await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
         self._loops = [
@@ -150,6 +152,10 @@ class Engine:
             query = model.query(state, items[:, 0] * 4000)
             self.computer.retrieval.top(query, [NO_ITEMS] * batch, [10] * batch)
 
+    @cached_property
+    def _of_model(self) -> metrics.OfModel:
+        return metrics.OfModel(self.identity)
+
     async def stop(self) -> None:
         """Finishes the waves under way and what is queued, then ends."""
         self._stopping = True
@@ -160,7 +166,7 @@ class Engine:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._thread.shutdown()
-        for part in (*self._sizes, self._waiting, self._users):
+        for part in (*self._sizes, self._waiting, self._users, self._of_model.users):
             part.set(0)
 
     # -- requests ------------------------------------------------------------------------
@@ -433,6 +439,9 @@ class Engine:
         metrics.APPLIED["prefill"].inc(work.prefilled)
         metrics.SNAPSHOTS["unfit"].inc(work.unfit)
         metrics.SNAPSHOTS["unsound"].inc(work.unsound)
+        self._of_model.recommendations.inc(len(work.answers))
+        self._of_model.rebuilds.inc(work.from_snapshot + work.from_log)
+        self._of_model.users.set(len(self.pool))
         self._users.set(len(self.pool))
 
     async def _resolve_entry(self, entry: Entry) -> None:

@@ -220,8 +220,41 @@ MODEL = _gauge(
     "livemax",
     "tim4rec_model_info",
     "1: the model is served; 0: it was, and is no more",
-    ("identity", "time_path", "items", "precision"),
+    ("identity", "name", "time_path", "items", "precision"),
 )
+MODEL_BEHIND = _gauge(
+    "livemax",
+    "tim4rec_model_behind",
+    "1: a worker can't serve the models that are set, and serves those before",
+)
+MODEL_CHANGES = _counters(
+    "tim4rec_model_changes",
+    "Times that a worker took over the models that were set, or could not",
+    "result",
+    ("taken", "failed"),
+)
+_model_users = _gauge(
+    "livesum", "tim4rec_model_users", "States in the pool, by the model they are of", ("model",)
+)
+_model_recommendations = Counter(
+    "tim4rec_model_recommendations",
+    "Recommendations answered, popular items included, by the model that the user has",
+    ["model"],
+    registry=_ours,
+)
+_model_rebuilds = Counter(
+    "tim4rec_model_rebuilds",
+    "States made of a snapshot or the log, by the model they are of",
+    ["model"],
+    registry=_ours,
+)
+_moved_users = _gauge(
+    "livesum",
+    "tim4rec_moved_users",
+    "Users in memory whose model changed last time, by whether they have a state of the new one",
+    ("state",),
+)
+MOVED_USERS = {state: _moved_users.labels(state) for state in ("moved", "waiting")}
 BUILD = _gauge(
     "livemax",
     "tim4rec_build_info",
@@ -242,6 +275,19 @@ EVENT_LOOP_LAG = _gauge(
     "tim4rec_event_loop_lag_seconds",
     "How late the last timer of an event loop was; of the latest worker",
 )
+
+
+class OfModel:
+    """What is counted by model. To be made in the thread of the event loop.
+
+    Args:
+        model: its identity.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.users = Part(_model_users.labels(model))
+        self.recommendations = _model_recommendations.labels(model)
+        self.rebuilds = _model_rebuilds.labels(model)
 
 
 # Kept, because `labels` takes longer than what it is called for.

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model.artefact import Artefact, load_artefact
+from model.artefact import Artefact, ArtefactError, load_artefact
 from service import metrics
 from service.catalogue import Catalogue
 from service.drain import Drain
@@ -42,9 +42,11 @@ class Surroundings:
 @dataclass(frozen=True, eq=False)
 class ServedModel:
     """Attributes:
+    name: its folder's.
     identity: that of all it answers, what the service's settings decide included.
     """
 
+    name: str
     artefact: Artefact
     engine: Engine
     catalogue: Catalogue
@@ -55,27 +57,32 @@ class ServedModel:
     def identity(self) -> str:
         return self.engine.identity
 
-    @property
-    def name(self) -> str:
-        """Its folder's."""
-        return self.artefact.folder.resolve().name
-
     async def close(self) -> None:
         """Finishes what is under way and frees its memory."""
         await self._ends.aclose()
 
 
-async def open_model(folder: Path, around: Surroundings) -> ServedModel:
+async def open_model(
+    folder: Path, around: Surroundings, identity: str | None = None
+) -> ServedModel:
     """Loads an artefact beside what is served, and warms it up.
 
+    Args:
+        identity: what the artefact must have; None: any.
+
     Raises:
-        ArtefactError: the folder can't be served.
+        ArtefactError: the folder can't be served, or holds another one.
         StoreError: the store does not answer.
     """
     settings, log = around.settings, around.log
 
-    def load() -> tuple[Artefact, Engine, Catalogue]:
+    def load() -> tuple[str, Artefact, Engine, Catalogue]:
         artefact = load_artefact(folder, around.device)
+        if identity not in (None, artefact.identity):
+            raise ArtefactError(
+                f"{folder} holds model {artefact.identity} and not {identity}, which was set: use "
+                "a new folder for each model"
+            )
         retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
         engine = Engine(
             artefact,
@@ -91,10 +98,11 @@ async def open_model(folder: Path, around: Surroundings) -> ServedModel:
             popularity=around.popularity,
             kinds=KindRules.parse(settings.kinds),
         )
-        return artefact, engine, Catalogue(artefact, around.records, retrieval)
+        catalogue = Catalogue(artefact, around.records, retrieval)
+        return folder.resolve().name, artefact, engine, catalogue
 
     # In a thread: requests are answered meanwhile.
-    artefact, engine, catalogue = await asyncio.to_thread(load)
+    name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
         retrieval = engine.computer.retrieval
@@ -123,9 +131,13 @@ async def open_model(folder: Path, around: Surroundings) -> ServedModel:
             await stack.enter_async_context(sampler.running())
         config = artefact.model.config
         info = metrics.MODEL.labels(
-            engine.identity, config.time, str(config.n_items), settings.snapshot_precision
+            engine.identity,
+            name,
+            config.time,
+            str(config.n_items),
+            settings.snapshot_precision,
         )
         info.set(1)
         stack.callback(info.set, 0)
-        return ServedModel(artefact, engine, catalogue, explainer, stack.pop_all())
+        return ServedModel(name, artefact, engine, catalogue, explainer, stack.pop_all())
     raise AssertionError("not reached")

@@ -63,6 +63,15 @@ class Settings(BaseSettings):
         "`index`; auto: by an index from 100,000 items on, on a CPU, where it is installed",
     )
 
+    models_dir: Path | None = _model(
+        None,
+        description="folder of artefacts, a folder each, that `POST /admin/model` may choose from; "
+        "none: only `artefact` is served",
+    )
+    model_poll_s: float = _model(
+        1, gt=0, description="how often a process asks which models are to be served"
+    )
+
     host: str = _http("127.0.0.1", description="address to listen on; `0.0.0.0`: all of IPv4")
     port: int = _http(8000, ge=1, le=65535, description="port to listen on")
     workers: int = _http(1, ge=1, description="processes")
@@ -247,6 +256,13 @@ class Settings(BaseSettings):
         ):
             raise ValueError("needs the extra `otel`: pip install 'tim4rec[otel]'")
         return tracing
+
+    @field_validator("models_dir")
+    @classmethod
+    def _is_folder(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"{folder} is no folder: make it, or leave this setting out")
+        return folder
 
     @field_validator("kinds")
     @classmethod

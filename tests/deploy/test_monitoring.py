@@ -37,6 +37,7 @@ from benchmarks.prometheus import Prometheus  # noqa: E402
 
 PROMETHEUS, GRAFANA = ROOT / "deploy" / "prometheus", ROOT / "deploy" / "grafana"
 ITEMS = [f"item {i}" for i in range(50)]
+ADMIN = {"X-API-Key": "of the admin"}
 EVERY_S = 1
 LOAD_S = 9
 
@@ -47,6 +48,7 @@ WHILE_ALL_IS_WELL = {
     ("Errors, reachability", "instances without store"),
     ("Memory", "GPU {{instance}}"),
     ("Popularity not kept", "failures a second"),
+    ("Changes of the models", "behind"),
     ("Event loop lag", "{{instance}}"),
     ("Workers", "replaced"),
 }
@@ -281,6 +283,7 @@ async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
             tasks.create_task(load.run(LOAD_S, lambda t: 25 + 10 * math.sin(t)))
             for _ in range(3):  # a rate shows only from the second refusal on
                 await asyncio.sleep(0.25 * LOAD_S)
+                await client.post("/admin/model", json={"model": "other"}, headers=ADMIN)
                 await load.each_kind()
                 with store.client() as paused:
                     paused.client_pause(1000)  # ms; the queues fill
@@ -293,13 +296,16 @@ async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
 )
 def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
     store = ValkeyServer(folder, "--maxmemory", "64mb", "--maxmemory-policy", "noeviction")
-    make_artefact(folder / "artefact", ITEMS)
+    make_artefact(folder / "models" / "artefact", ITEMS)
+    make_artefact(folder / "models" / "other", ITEMS, seed=1)
     service = Service(
-        folder / "artefact",
+        folder / "models" / "artefact",
         folder / "output",
         "--workers",
         "2",
         redis_url=store.url,
+        models_dir=folder / "models",
+        admin_keys=ADMIN["X-API-Key"],
         # Small, so that users do not all fit and requests are refused.
         max_batch=8,
         pool_capacity=64,

@@ -545,6 +545,9 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("get", "/users/{user_id}"): {"401", "404", "422", "503"},
         ("delete", "/users/{user_id}"): {"401", "422", "503"},
         ("get", "/users/{user_id}/history"): {"401", "404", "422", "503"},
+        ("get", "/admin/model"): {"401", "403", "409", "503"},
+        ("post", "/admin/model"): {"401", "403", "409", "422", "503"},
+        ("delete", "/admin/model"): {"401", "403", "409", "503"},
         ("get", "/livez"): set(),
         ("get", "/readyz"): {"503"},
     }
@@ -610,7 +613,7 @@ def test_metrics_count_what_happened(client: httpx.Client, artefact: Artefact) -
         assert grown(stage, route="/recommend", stage=name) > 0
     assert after["tim4rec_queue_requests", frozenset()] == 0
     info = {"identity": artefact.identity, "time_path": "causal", "items": "40"}
-    info["precision"] = "float32"
+    info |= {"precision": "float32", "name": artefact.folder.name}
     assert after["tim4rec_model_info", frozenset(info.items())] == 1
     text = client.get("/metrics").text
     assert "nobodys-business" not in text

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 OTHERS: dict[str, str] = {
     "artefact": "models/a", "device": "cuda:1", "threads": "2", "retrieval": "exact",
+    "models_dir": str(ROOT), "model_poll_s": "2",
     "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
     "page": "false",
     "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",

@@ -1,0 +1,371 @@
+"""Models chosen, switched and tried side by side while the service runs: its logic, in process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from model.artefact import WEIGHTS, Artefact
+from service import models
+from service.model_folder import ModelFolder, ModelNameError
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
+
+ITEMS = [f"i{n}" for n in range(30)]
+AT_MS = BASE_MS + 10**9
+ADMIN = {"X-API-Key": "of the admin"}
+USERS = [f"user{n}" for n in range(16)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "models").mkdir()
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def one(folder: Path) -> Artefact:
+    return make_artefact(folder / "one", ITEMS)
+
+
+@pytest.fixture
+def two(folder: Path) -> Artefact:
+    return make_artefact(folder / "two", [*ITEMS[5:], "new"], seed=1)
+
+
+@asynccontextmanager
+async def served(folder: Path, url: str, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    options = {"model_poll_s": 0.02, "max_batch": 8, "pool_capacity": 64} | options
+    options |= {"models_dir": folder, "admin_keys": (SecretStr("of the admin"),)}
+    async with in_process(folder / "one", url, **options) as client:
+        yield client
+
+
+async def choose(client: httpx.AsyncClient, model: str, **more: Any) -> dict[str, Any]:
+    body = {"model": model, **more}
+    answer = await client.post("/admin/model", json=body, headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def shown(client: httpx.AsyncClient) -> dict[str, Any]:
+    answer = await client.get("/admin/model", headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def until(client: httpx.AsyncClient, holds: Callable[[dict[str, Any]], bool]) -> Any:
+    async with asyncio.timeout(30):
+        while True:
+            found = await shown(client)
+            if found["processes"] and all(map(holds, found["processes"])):
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def taken(client: httpx.AsyncClient, version: int) -> None:
+    await until(client, lambda process: process["version"] == version)
+
+
+async def write(client: httpx.AsyncClient, user: str, items: list[str]) -> list[tuple[str, int]]:
+    events = [(item, BASE_MS + n * 60_000) for n, item in enumerate(items)]
+    for item, ms in events:
+        body = {"user_id": user, "item_id": item, "timestamp": ms}
+        assert (await client.post("/interactions", json=body)).status_code == 200
+    return events
+
+
+async def get(client: httpx.AsyncClient, user: str, **query: Any) -> dict[str, Any]:
+    answer = await client.get("/recommend", params={"user_id": user, "at": AT_MS, **query})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def counted(client: httpx.AsyncClient, sample: str) -> float:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return float(next((line for line in lines if line.startswith(sample)), "0").split()[-1])
+
+
+async def check(client: httpx.AsyncClient, user: str, events: Any, artefact: Artefact) -> None:
+    answer = await get(client, user, k=40, exclude_seen=False)
+    assert answer["model"] == artefact.identity
+    check_answer(answer, offline_scores(artefact, events, AT_MS), 40)
+
+
+def test_another_model_takes_over(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            events = await write(client, "ann", ITEMS[3:12])
+            await check(client, "ann", events, one)
+            said = await choose(client, "two")
+            assert (said["version"], said["base"]) == (1, {"name": "two", "identity": two.identity})
+            await taken(client, 1)
+            await check(client, "ann", events, two)
+            assert (await client.get("/readyz")).json()["model"] == two.identity
+            similar = (await client.get("/items/new/similar")).json()
+            assert similar["model"] == two.identity
+            assert (await client.delete("/admin/model", headers=ADMIN)).json()["version"] == 2
+            await taken(client, 2)
+            await check(client, "ann", events, one)
+        async with served(folder, valkey.url) as client:
+            await choose(client, "two")
+        async with served(folder, valkey.url) as client:  # started again: what is set
+            await check(client, "ann", events, two)
+
+    run(go())
+
+
+def test_two_models_side_by_side(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            events = {user: await write(client, user, ITEMS[6:14]) for user in USERS}
+            await choose(client, "two", share=0.5)
+            await taken(client, 1)
+            labels = {user: (await get(client, user))["model"] for user in USERS}
+            assert set(labels.values()) == {one.identity, two.identity}
+            for user, events_of in events.items():
+                artefact = two if labels[user] == two.identity else one
+                await check(client, user, events_of, artefact)
+                known = await client.get(f"/users/{user}")
+                assert known.json()["model"] == labels[user]
+                body = {"user_id": user, "item_ids": ["i7", "new"]}
+                ranked = (await client.post("/rank", json=body)).json()
+                assert ranked["model"] == labels[user]
+                assert {i["item_id"]: i["known"] for i in ranked["items"]}["new"] == (
+                    artefact is two
+                )
+                body = {"user_id": user, "item_id": "new", "timestamp": BASE_MS + 10**6}
+                answer = (await client.post("/interactions", json=body)).json()
+                assert answer["status"] == ("applied" if artefact is two else "unknown_item")
+            batch = [
+                {"user_id": user, "item_id": "new", "timestamp": BASE_MS + 2 * 10**6}
+                for user in USERS
+            ]
+            results = (
+                await client.post("/interactions/batch", json={"interactions": batch})
+            ).json()["results"]
+            for user, result in zip(USERS, results, strict=True):
+                known = labels[user] == two.identity
+                assert result["status"] == ("applied" if known else "unknown_item")
+            put = await client.put("/items/i7", json={"hidden": True})
+            assert put.status_code == 200
+            for user in USERS:  # both models' catalogues know at once
+                assert "i7" not in [i["item_id"] for i in (await get(client, user, k=40))["items"]]
+            await choose(client, "two", share=0.8)
+            await taken(client, 2)
+            for user in USERS:
+                now = (await get(client, user))["model"]
+                assert now == two.identity or labels[user] == one.identity, "moved back"
+            await choose(client, "one")
+            await taken(client, 3)
+            assert {(await get(client, user))["model"] for user in USERS} == {one.identity}
+
+    run(go())
+
+
+def test_what_can_not_be_served_changes_nothing(
+    folder: Path,
+    one: Artefact,
+    two: Artefact,
+    valkey: ValkeyServer,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(models, "RETRY_EVERY_S", 0.1)
+    monkeypatch.setattr(models, "REPORT_EVERY_S", 0.0)
+
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            events = await write(client, "ann", ITEMS[3:12])
+            weights = (folder / "two" / WEIGHTS).read_bytes()
+            (folder / "two" / WEIGHTS).write_bytes(weights[:-1] + b"!")
+            refused = await client.post("/admin/model", json={"model": "two"}, headers=ADMIN)
+            assert refused.status_code == 422
+            assert f"{WEIGHTS}: its hash is not the one" in refused.json()["detail"]
+            assert (await shown(client))["version"] == 0
+            # Sound where it was set, and damaged here.
+            (folder / "two" / WEIGHTS).write_bytes(weights)
+            services = client._transport.app.state.services  # type: ignore[attr-defined]
+            active = await services.models.active.read()
+            (folder / "two" / WEIGHTS).write_bytes(weights[:-1] + b"!")
+            arm = models.Arm("two", two.identity)
+            assert await services.models.active.replace(active, active.chosen(arm, 1))
+            found = await until(client, lambda process: process["fault"] is not None)
+            assert "its hash is not the one" in found["processes"][0]["fault"]
+            assert found["processes"][0]["version"] == 0
+            assert (await client.get("/readyz")).status_code == 200
+            assert "tim4rec_model_behind 1.0" in (await client.get("/metrics")).text
+            await check(client, "ann", events, one)
+            # Mended: it takes over by itself.
+            (folder / "two" / WEIGHTS).write_bytes(weights)
+            await taken(client, 1)
+            await check(client, "ann", events, two)
+            assert (await shown(client))["processes"][0]["fault"] is None
+            assert "tim4rec_model_behind 0.0" in (await client.get("/metrics")).text
+            # Another model in the same folder is not the one that was set.
+            shutil.rmtree(folder / "one")
+            other = make_artefact(folder / "one", ITEMS, seed=7)
+            active = await services.models.active.read()
+            arm = models.Arm("one", "of a model that was here before")
+            assert await services.models.active.replace(active, active.chosen(arm, 1))
+            found = await until(client, lambda process: process["fault"] is not None)
+            assert other.identity in found["processes"][0]["fault"]
+        # A process that starts serves what it is given, rather than nothing.
+        async with served(folder, valkey.url) as client:
+            await check(client, "ann", events, other)
+
+    run(go())
+
+
+def test_who_may_choose_what(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    (folder.parent / "outside").symlink_to(folder / "one")
+    (folder / "out").symlink_to(folder.parent)
+    (folder / "empty").mkdir()
+
+    async def post(client: httpx.AsyncClient, body: Any, **more: Any) -> httpx.Response:
+        return await client.post("/admin/model", json=body, **({"headers": ADMIN} | more))
+
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            assert (await post(client, {"model": "two"}, headers={})).status_code == 401
+            for body in (
+                *({"model": name} for name in ("", ".", "..", "../outside", "a\0b", "x" * 300)),
+                *({"model": name} for name in ("out", "empty", "nothing", str(folder / "two"))),
+                {"model": "two", "share": 0}, {"model": "two", "share": 1.5},
+                {"model": "one", "share": 0.5}, {"model": "two", "shares": 1}, {}, [],
+            ):  # fmt: skip
+                answer = await post(client, body)
+                assert answer.status_code == 422, (body, answer.text)
+                assert answer.json()["errors"]
+            before = await shown(client)
+            assert before["version"] == 0
+            assert before["available"] == [
+                {"name": "one", "identity": one.identity},
+                {"name": "two", "identity": two.identity},
+            ]
+            await choose(client, "two", share=0.2)
+            services = client._transport.app.state.services  # type: ignore[attr-defined]
+            stale = models.Active()
+            arm = models.Arm("two", two.identity)
+            assert not await services.models.active.replace(stale, stale.chosen(arm, 1))
+        async with in_process(folder / "one", valkey.url) as client:
+            assert (await post(client, {"model": "two"})).status_code == 403
+        keys = {"admin_keys": (SecretStr("of the admin"),)}
+        async with in_process(folder / "one", valkey.url, **keys) as client:
+            answer = await post(client, {"model": "two"})
+            assert answer.status_code == 409
+            assert "TIM4REC_MODELS_DIR" in answer.json()["detail"]
+
+    run(go())
+
+
+def test_a_request_ends_by_the_model_it_began_with(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            events = await write(client, "ann", ITEMS[3:12])
+            services = client._transport.app.state.services  # type: ignore[attr-defined]
+            engine, append = services.engine, services.engine.append
+            held = asyncio.Event()
+
+            async def slow(*arguments: Any) -> Any:
+                await held.wait()
+                return await append(*arguments)
+
+            engine.append = slow
+            body = {"user_id": "bob", "item_id": "i1"}
+            waiting = asyncio.create_task(client.post("/interactions", json=body))
+            await asyncio.sleep(0.05)
+            await choose(client, "two")
+            await taken(client, 1)
+            await check(client, "ann", events, two)
+            assert not engine._stopping
+            held.set()
+            assert (await waiting).json()["status"] == "applied"
+            async with asyncio.timeout(5):
+                while not engine._stopping or engine._loops:
+                    await asyncio.sleep(0.01)
+                    if all(loop.done() for loop in engine._loops):
+                        break
+
+    run(go())
+
+
+def test_users_move_with_their_next_request(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            for user in USERS:
+                await write(client, user, ITEMS[6:9])
+                await get(client, user)
+            rebuilds = f'tim4rec_model_rebuilds_total{{model="{two.identity}"}}'
+            before = await counted(client, rebuilds)
+            await choose(client, "two")
+            await taken(client, 1)
+            for asked in (0, 5, len(USERS)):
+                for user in USERS[:asked]:
+                    await get(client, user)
+                await until(client, lambda process, n=asked: process["moved_users"] == n)
+                (process,) = (await shown(client))["processes"]
+                assert process["waiting_users"] == len(USERS) - asked
+            assert await counted(client, 'tim4rec_moved_users{state="moved"}') == len(USERS)
+            for artefact, users in ((one, 0), (two, len(USERS))):
+                own = f'tim4rec_model_users{{model="{artefact.identity}"}}'
+                assert await counted(client, own) == users
+            assert await counted(client, rebuilds) == before + len(USERS)
+
+    run(go())
+
+
+def test_a_damaged_record_is_followed_by_nobody(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    async def go() -> None:
+        for damaged in (b"", b"{", b"[]", json.dumps({"version": 3}).encode()):
+            with valkey.client() as store:
+                store.set("tim4rec:active", damaged)
+            async with served(folder, valkey.url) as client:
+                assert (await get(client, "ann"))["model"] == one.identity
+                answer = await client.get("/admin/model", headers=ADMIN)
+                assert answer.status_code == 409
+                assert "tim4rec:active" in answer.json()["detail"]
+
+    run(go())
+
+
+def test_only_what_is_in_the_folder_is_found(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "models", tmp_path / "elsewhere"
+    make_artefact(inside / "real", ITEMS)
+    make_artefact(outside / "real", ITEMS)
+    (inside / "current").symlink_to("real")
+    (inside / "out").symlink_to(outside / "real")
+    (inside / "half").mkdir()
+    for file in (inside / "real").iterdir():
+        (inside / "half" / file.name).symlink_to(outside / "real" / file.name)
+    (inside / "loop").symlink_to("loop")
+    folder = ModelFolder(inside)
+    assert folder.find("real") == folder.find("current") == (inside / "real").resolve()
+    for name in ("", ".", "..", "out", "half", "loop", "a/b", "a\\b", "../elsewhere/real", "\0"):
+        with pytest.raises(ModelNameError):
+            folder.find(name)
+    assert set(folder.available()) == {"real", "current"}
