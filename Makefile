@@ -3,15 +3,16 @@
 PORT ?= 8000
 DATA ?=
 DEVICE ?=
+SOAK_S ?= 600
 
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test kernels lint
+.PHONY: help install run test test-faults kernels lint
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed ## Make .venv with everything that the other targets use
 
@@ -20,6 +21,9 @@ run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder D
 
 test: install ## Run the whole test suite, real servers included
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-faults: install ## Break the store and the workers under load, overload, a soak (SOAK_S=600); 20 minutes
+	@SOAK_S="$(SOAK_S)" $(BIN)/python -m pytest -m faults tests/faults
 
 # The Triton kernels of mamba-ssm without its CUDA extension, of which nothing is used: its Python
 # files alone, so nothing is compiled and no GPU is needed.

@@ -120,6 +120,10 @@ class Calls:
                 replies = await self._round_trip(
                     list(sending.values()), min(left, self.timeout_s / 2), operation, at
                 )
+            except NodeDown as error:
+                if not causes:  # nobody waits for it; who already does goes on
+                    return [error] * len(commands)
+                again, at_once = sending, False
             except StoreUnavailable as error:
                 causes, again, at_once = dict.fromkeys(sending, str(error)) | causes, sending, False
             except StoreError as error:

@@ -229,6 +229,8 @@ class Computer:
             return fresh, list(entry.session)
         row = self.pool.pin(entry.user_id)
         if entry.reply is None:
+            if row is None and entry.away:
+                return Row(entry.user_id, -1, pins=1), []  # of nothing, and not in the pool
             return None if row is None else (row, [])
         if row is not None:
             events = missing(row.mark, entry.known, entry.reply)
@@ -538,4 +540,4 @@ def _recommendation(
 ) -> Recommendation:
     stale = entry.reply is None
     mark = row.mark
-    return Recommendation(ranking, mark.version, source, stale, row.truncated, mark.uid)
+    return Recommendation(ranking, mark.version, source, stale, row.truncated, mark.uid, entry.away)

@@ -45,8 +45,17 @@ from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
 from service.shelf import Selection
 from service.snapshots import Snapshot
 from service.stages import Stages
-from service.store import StoreError, StoreUnavailable
-from service.wave import Append, Entry, History, Read, Recommendation, Wave, collect
+from service.store import HistoryChanged, StoreError, StoreUnavailable
+from service.wave import (
+    Append,
+    Entry,
+    History,
+    Read,
+    Recommendation,
+    StoreAway,
+    Wave,
+    collect,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +92,9 @@ class Engine:
         retrieval: ExactRetrieval | None = None,
         popularity: Popularity | None = None,
         kinds: KindRules | None = None,
+        store_away: StoreAway = "refuse",
     ) -> None:
+        self.store_away = store_away
         self.log, self.popularity = log, popularity
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
         self.computer = Computer(
@@ -359,8 +370,9 @@ class Engine:
             timeline.add(stages.LOG, started, ended)
         for entry, reply in zip(asked, replies, strict=True):
             if isinstance(reply, Exception):
-                self._fail(entry, reply)
-                del wave.entries[entry.user_id]
+                entry.ready = ended
+                if not self._does_without(entry, reply):
+                    del wave.entries[entry.user_id]
             else:
                 entry.reply, entry.ready = reply, ended
                 self._answer_appends(entry, reply.outcomes)
@@ -385,12 +397,24 @@ class Engine:
                         self.popularity.count(event.item_id, at, weight)
             _resolve(append.done, own)
 
-    def _fail(self, entry: Entry, error: Exception) -> None:
-        self.pool.unpin(entry.row)
-        entry.row = None
-        for request in entry.requests:
+    def _does_without(self, entry: Entry, error: Exception) -> bool:
+        """Fails the entry, or only its appends where its reads are answered without the store."""
+        known = entry.row is not None or self.store_away == "popular"
+        entry.away = (
+            isinstance(error, StoreUnavailable)
+            and self.store_away != "refuse"
+            and bool(entry.reads)
+            and known
+        )
+        for request in entry.appends if entry.away else entry.requests:
             if not request.done.done():
                 request.done.set_exception(error)
+        if entry.away:
+            entry.reply = entry.history = None
+        else:
+            self.pool.unpin(entry.row)
+            entry.row = None
+        return entry.away
 
     async def _finish(self, entries: list[Entry]) -> None:
         """Computes; entries that need more of their history get it in a task of their own, so
@@ -425,14 +449,19 @@ class Engine:
         for read, recommendation in work.answers:
             _resolve(read.done, recommendation)
         popular = [answer for _, answer in work.answers if answer.source != "model"]
-        unknown = sum(not answer.version for answer in popular)
+        away = [answer for _, answer in work.answers if answer.away]
+        popular_away = sum(answer.source != "model" for answer in away)
+        unknown = sum(not answer.version and not answer.away for answer in popular)
         metrics.RECOMMENDATIONS["model"].inc(len(work.answers) - len(popular))
         metrics.RECOMMENDATIONS["popular"].inc(len(popular))
         indexed = sum(answer.ranking.indexed for _, answer in work.answers)
         metrics.RETRIEVALS["index"].inc(indexed)
         metrics.RETRIEVALS["exact"].inc(len(work.answers) - len(popular) - indexed)
         metrics.FALLBACKS["unknown_user"].inc(unknown)
-        metrics.FALLBACKS["no_known_item"].inc(len(popular) - unknown)
+        metrics.FALLBACKS["no_known_item"].inc(len(popular) - unknown - popular_away)
+        metrics.FALLBACKS["store_away"].inc(popular_away)
+        metrics.AWAY["pool"].inc(len(away) - popular_away)
+        metrics.AWAY["popular"].inc(popular_away)
         metrics.REBUILDS["snapshot"].inc(work.from_snapshot)
         metrics.REBUILDS["log"].inc(work.from_log)
         metrics.APPLIED["step"].inc(work.stepped)
@@ -449,11 +478,12 @@ class Engine:
         try:
             entry.attempts += 1
             if entry.attempts > MAX_ATTEMPTS:
-                raise StoreUnavailable("the user's history kept changing: try again")
+                raise HistoryChanged("the user's history kept changing: try again")
             await self.resolve(entry)
         except StoreError as error:
-            self._fail(entry, error)
-            return
+            entry.row = self.pool.pin(entry.user_id)
+            if not self._does_without(entry, error):
+                return
         finally:
             entry.ready = time.perf_counter()
             for read in entry.reads:
@@ -479,7 +509,7 @@ class Engine:
                         base = None
                     entry.attempts += 1
                     if entry.attempts > MAX_ATTEMPTS:
-                        raise StoreUnavailable("the user's history kept changing: try again")
+                        raise HistoryChanged("the user's history kept changing: try again")
                     at, events = base.mark if base else ORIGIN, []
                     continue
                 events += reply.events

@@ -188,7 +188,13 @@ FALLBACKS = _counters(
     "tim4rec_fallbacks",
     "Recommendations of popular items, by why",
     "reason",
-    ("unknown_user", "no_known_item"),
+    ("unknown_user", "no_known_item", "store_away"),
+)
+AWAY = _counters(
+    "tim4rec_answers_without_store",
+    "Reads answered while the store did not, by what they were answered from",
+    "source",
+    ("pool", "popular"),
 )
 POPULARITY_FAILURES = _counter(
     "tim4rec_popularity_failures", "Times that counts of items were not sent, or not read"

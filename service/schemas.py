@@ -17,6 +17,7 @@ def _short(value: str) -> str:
 
 
 Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_short)]
+STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 Time = Annotated[
     int,
     BeforeValidator(parse_time),
@@ -138,7 +139,7 @@ class Recommendations(BaseModel):
         description="the model; where that knows none of the user's interactions, what is popular: "
         "recently, or, where too little is known of that, in training (popular)"
     )
-    stale: bool = Field(description="the log was not asked (allow_stale)")
+    stale: bool = Field(description=STALE)
     history_truncated: bool = Field(
         description="older interactions were gone when the state was built (history_limit): it is "
         "an approximation"

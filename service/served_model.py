@@ -97,6 +97,7 @@ async def open_model(
             retrieval=retrieval,
             popularity=around.popularity,
             kinds=KindRules.parse(settings.kinds),
+            store_away=settings.store_away,
         )
         catalogue = Catalogue(artefact, around.records, retrieval)
         return folder.resolve().name, artefact, engine, catalogue

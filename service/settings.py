@@ -22,6 +22,7 @@ from service import keys
 from service.event_log import LatePolicy
 from service.kinds import KindRules
 from service.store import without_password
+from service.wave import StoreAway
 
 PREFIX = "TIM4REC_"
 CLIENT_VARIABLES = frozenset({"TIM4REC_API_KEY"})
@@ -102,6 +103,12 @@ class Settings(BaseSettings):
     namespace: str = _store("tim4rec", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of keys")
     store_timeout_s: float = _store(
         2.0, gt=0, description="time for the store to answer a wave, retries included"
+    )
+    store_away: StoreAway = _store(
+        "popular",
+        description="what reads get while the store does not answer: `refuse`: a 503; `pool`: what "
+        "the state in memory says, marked `stale`, and a 503 for users without one; `popular`: "
+        "what is popular for those",
     )
 
     pool_capacity: int = _engine(16_384, ge=1, description="user states kept on the device")

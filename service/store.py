@@ -26,6 +26,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ _PING: Command = ("PING",)
 _REDIRECTS = 5
 """Most times that one call follows a key to another node."""
 _DOWN_AFTER_S = 1.0
-"""A node of a Cluster that fails for so long is no longer waited for, until it answers again."""
+"""A server that fails for so long is no longer waited for, until it answers again."""
 _LOOK_EVERY_S = 0.2
 
 
@@ -49,7 +50,7 @@ class StoreUnavailable(StoreError):
 
 
 class NodeDown(StoreUnavailable):
-    """A node of a Cluster has failed for a while; nothing was sent to it."""
+    """The server has failed for a while; nothing was sent to it."""
 
 
 class InvalidRequest(StoreError, ValueError):
@@ -61,7 +62,8 @@ class RecordDamaged(StoreError):
 
 
 class HistoryChanged(StoreError):
-    """The mark to go on from is no longer in the user's history (erased, expired, restored)."""
+    """The mark to go on from is no longer in the user's history (erased, expired, restored), or
+    that changes all the time."""
 
 
 class Node:
@@ -189,13 +191,16 @@ class Store:
         """The server, or the primaries of the Cluster."""
         if self._single is None and self._slots is None:
             await self._find_out(timeout_s)
-        return self._primaries if self._single is None else [self._single]
+        return self._needed
 
     @property
     def failing(self) -> bool:
         """Whether the last answer of a node that is still needed did not come."""
-        nodes = self._primaries if self._single is None else [self._single]
-        return any(node.failing_since is not None for node in nodes)
+        return any(node.failing_since is not None for node in self._needed)
+
+    @property
+    def _needed(self) -> list[Node]:
+        return self._primaries if self._single is None else [self._single]
 
     def _finished(self, task: asyncio.Task[list[Any]]) -> None:
         self._running.discard(task)
@@ -211,6 +216,9 @@ class Store:
             timeout_s = max(0.0, until - time.monotonic())
         if self._single is None:
             return await self._execute_in_cluster(commands, until, at)
+        if self._single.down:
+            self._look()
+            raise NodeDown(f"store {self._single.name} is down")
         replies = await self._single.execute(commands, timeout_s)
         if any(isinstance(reply, AskError) for reply in replies):
             raise StoreError(
@@ -318,17 +326,19 @@ class Store:
         self._primaries = list(dict.fromkeys(node for node in slots if node is not None))
 
     def _look(self) -> None:
-        """Have the layout asked for until every node in it answers."""
+        """Have every node asked, and a Cluster for its layout, until all answer."""
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
         while True:
-            await self._refresh()
-            failing = [node for node in self._primaries if node.failing_since is not None]
+            if self._single is None:
+                await self._refresh()
+            failing = [node for node in self._needed if node.failing_since is not None]
             await asyncio.gather(*(self._part([_PING], n, False, self._soon()) for n in failing))
             await asyncio.sleep(_LOOK_EVERY_S)
-            if self._slots is not None and None not in self._slots and not self.failing:
+            whole = self._slots is not None and None not in self._slots
+            if (self._single is not None or whole) and not self.failing:
                 break
         for address, node in list(self._nodes.items()):
             if node not in self._primaries:
@@ -401,7 +411,11 @@ def _check(name: str, reply: bytes) -> None:
 
 
 async def _converse(connection: Connection, commands: Sequence[Command]) -> list[Any]:
-    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    packed = connection.pack_commands(commands)
+    try:
+        await connection.send_packed_command(packed, check_health=False)
+    except RuntimeError as error:  # uvloop's, of a connection that was reset while it was idle
+        raise RedisConnectionError(_one_line(error)) from error
     replies: list[Any] = []
     for _ in commands:
         try:

@@ -18,6 +18,10 @@ from service.retrieval import Ranking
 from service.snapshots import Snapshot
 from service.stages import Stages
 
+StoreAway = Literal["refuse", "pool", "popular"]
+"""What reads get while the store does not answer: nothing, an answer from the state in the pool if
+there is one, or what is popular if there is none."""
+
 
 @dataclass(eq=False)
 class Append:
@@ -56,7 +60,8 @@ class Read:
 @dataclass(frozen=True)
 class Recommendation:
     """`source`: `model`; when that knows nothing of the user, what is popular: `recent`, or in
-    training (`popular`). `truncated`: the state is of the newest events only."""
+    training (`popular`). `truncated`: the state is of the newest events only. `away`: the store did
+    not answer."""
 
     ranking: Ranking
     version: int
@@ -64,6 +69,7 @@ class Recommendation:
     stale: bool
     truncated: bool = False
     uid: bytes = b""
+    away: bool = False
 
     @property
     def mark(self) -> Mark:
@@ -88,7 +94,8 @@ class Entry:
     reads: list[Read] = field(default_factory=list)
     row: Row | None = None  # pinned from the exchange to the end of the wave
     known: Mark | None = None  # what the row stood for when the log was asked
-    reply: LogReply | None = None  # None: the log was not asked (stale reads only)
+    reply: LogReply | None = None  # None: the log was not asked, or is away (stale reads only)
+    away: bool = False  # the log did not answer: its reads are answered without it
     history: History | None = None
     attempts: int = 0
     ready: float = 0.0  # since when its arithmetic could begin, time.perf_counter

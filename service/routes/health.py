@@ -21,17 +21,22 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz", responses=declared(503))
 async def readyz(request: Request) -> dict[str, str]:
-    """The model is warm, the store answers, and the process is not about to stop."""
+    """The model is warm and the process not about to stop; with `store_away=refuse`, the store
+    answers as well."""
     if request.app.state.drain.begun:
         raise ProblemError(503, "draining")
     services = getattr(request.app.state, "services", None)
     if services is None:
         raise ProblemError(503, "starting")
+    ready = {"status": "ready", "model": services.engine.identity}
+    if services.settings.store_away != "refuse":
+        # Every process has the same store: taken out of traffic, none would answer reads.
+        return ready | ({"store": "away"} if services.log.store.failing else {})
     try:
         await services.log.ping()
     except StoreError as error:
         raise ProblemError(503, str(error)) from None
-    return {"status": "ready", "model": services.engine.identity}
+    return ready
 
 
 @router.get("/metrics", include_in_schema=False)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.dependencies import ServicesDep
 from service.problems import ProblemError, declared
-from service.schemas import Id, Time
+from service.schemas import STALE, Id, Time
 
 router = APIRouter(tags=["recommendations"])
 
@@ -51,7 +51,7 @@ class RankedItems(BaseModel):
         description="what ordered them: the model; where that knows none of the user's "
         "interactions, their popularity, recently or in training (popular)"
     )
-    stale: bool = Field(description="the log was not asked (allow_stale)")
+    stale: bool = Field(description=STALE)
     history_truncated: bool = Field(
         description="older interactions were gone when the state was built (history_limit)"
     )

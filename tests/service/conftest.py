@@ -57,6 +57,11 @@ class ValkeyServer:
         assert self._process is not None
         self._process.send_signal(signal)
 
+    def wait(self) -> None:
+        """Until it has ended by itself."""
+        assert self._process is not None
+        self._process.wait(30)
+
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket))
 

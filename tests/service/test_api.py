@@ -701,7 +701,8 @@ def test_late_events_may_be_refused(run: Any, artefact: Artefact, store_url: str
 
 
 async def _without_store(artefact: Artefact, store: ValkeyServer) -> None:
-    async with in_process(artefact.folder, store.url, store_timeout_s=0.3) as client:
+    settings = {"store_timeout_s": 0.3, "store_away": "refuse"}
+    async with in_process(artefact.folder, store.url, **settings) as client:
         event = {"user_id": "u", "item_id": "i1", "timestamp": BASE_MS, "event_id": "e"}
         assert (await client.post("/interactions", json=event)).status_code == 200
         store.kill()

@@ -351,6 +351,7 @@ def test_a_store_that_goes_and_comes(
 ) -> None:
     async def check() -> None:
         settings: dict[str, Any] = {"store_timeout_s": 0.3, "max_queue": 1, "max_batch": 1}
+        settings["store_away"] = "refuse"
         async with in_process(artefact.folder, durable_valkey.url, **settings) as client:
 
             async def now(metric: str, **labels: str) -> float:

@@ -23,7 +23,7 @@ OTHERS: dict[str, str] = {
     "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
     "page": "false",
     "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",
-    "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5",
+    "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5", "store_away": "pool",
     "pool_capacity": "128", "max_batch": "32", "max_queue": "7", "snapshot_every": "8",
     "snapshot_ttl_s": "60", "snapshot_precision": "float16",
     "kinds": "view:step,*:log", "late_policy": "replay", "replay_limit": "4",

@@ -128,7 +128,9 @@ def test_the_stages_of_every_route_add_up(
             durable_valkey.kill()
             body = {"user_id": "u", "item_id": "i1"}
             assert (await client.post("/interactions", json=body)).status_code == 503
-            assert (await client.get("/recommend?user_id=u")).status_code == 503
+            for user in ("u", "long", "unknown"):
+                answer = (await client.get(f"/recommend?user_id={user}")).json()
+                assert answer["stale"]
             assert (await client.get("/users/u")).status_code == 503
             durable_valkey.start()
             after = await sums(client)
