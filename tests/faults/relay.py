@@ -47,13 +47,13 @@ class Relay:
         self._call(drop())
 
     def close(self) -> None:
-        self._listener.close()
         self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _end(self) -> None:
+        self._listener.close()
         for writer in list(self._open):
             _reset(writer)
         tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
