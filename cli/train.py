@@ -17,6 +17,7 @@ from cli.console import CommandError, err, out
 from cli.console import say as say_always
 from cli.steps import Kinds, read_steps
 from model.artefact import Items, save_artefact
+from model.kernels import KernelsUnavailable, choose
 from training import parallel
 from training.card import model_card
 from training.dataset import Dataset, Protocol, build_dataset
@@ -52,6 +53,12 @@ class Seen(StrEnum):
 class Precision(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class Kernels(StrEnum):
+    AUTO = "auto"
+    REFERENCE = "reference"
+    TRITON = "triton"
 
 
 class Splits(StrEnum):
@@ -243,6 +250,13 @@ def train(
             rich_help_panel=LOOP,
         ),
     ] = Precision.FLOAT32,
+    kernels: Annotated[
+        Kernels,
+        typer.Option(
+            help="Of the scan: auto takes Triton's on a GPU where the extra gpu is installed.",
+            rich_help_panel=LOOP,
+        ),
+    ] = Kernels.AUTO,
     seed: Annotated[
         int, typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LOOP)
     ] = DEFAULTS.seed,
@@ -291,6 +305,8 @@ def train(
             request_time=request_time,
         ),
     )
+    device = choose_device(device)
+    _check_kernels(kernels, device)
     config = training_config(
         dataset,
         lr=lr,
@@ -307,9 +323,10 @@ def train(
         validation_users=validation_users,
         validation_seen=validation_seen.value,
         precision=precision.value,
+        kernels=kernels.value,
         seed=seed,
         threads=threads,
-        device=choose_device(device),
+        device=device,
         **_given(
             ema=ema,
             item_init=None if item_init is None else item_init.value,
@@ -364,6 +381,14 @@ def choose_device(name: str) -> str:
         reason = str(error).splitlines()[0]
         raise CommandError(f"--device {name} can't be used: {reason}") from None
     return name
+
+
+def _check_kernels(kernels: Kernels, device: str) -> None:
+    try:
+        if kernels == Kernels.TRITON:
+            choose("triton", device)
+    except KernelsUnavailable as error:
+        raise CommandError(f"--kernels triton: {error}") from None
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def choose(choice: Choice, device: torch.device | str) -> Kernels | None:
         return None
     try:
         if device.type != "cuda":
-            raise KernelsUnavailable(f"kernels triton need a CUDA device, not {device}")
+            raise KernelsUnavailable(f"the kernels need a CUDA device, not {device}")
         return load(device)
     except KernelsUnavailable as error:
         if choice == "triton":

@@ -33,7 +33,7 @@ class Batch:
     items: 0 pads; times: ms, UNKNOWN_TIME where not known; request_times: the time of the target
     after each position, or UNKNOWN_TIME; targets: what follows each position, 0 where no loss is
     taken. lengths: (B). before: None where every sequence is a history's beginning, or is to be
-    taken for one.
+    taken for one. sequences: int32, where rows hold several: which one a position is of.
     """
 
     items: Tensor
@@ -42,6 +42,7 @@ class Batch:
     targets: Tensor
     lengths: Tensor
     before: Before | None = None
+    sequences: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """A batch of what `function` makes of each tensor."""
@@ -52,6 +53,7 @@ class Batch:
             targets=function(self.targets),
             lengths=function(self.lengths),
             before=None if self.before is None else Before(*map(function, self.before)),
+            sequences=None if self.sequences is None else function(self.sequences),
         )
 
     def to(self, device: torch.device | str) -> Batch:

@@ -27,7 +27,9 @@ def batch_queries(model: Recommender, batch: Batch) -> tuple[Tensor, Tensor]:
         # One target a row, at its last real position, so the rows are in the targets' order.
         state = model.new_state(len(batch.items))
         return model.query(model.prefill(batch.items, batch.times, batch.lengths, state)), targets
-    output = model(batch.items, batch.times, batch.request_times, _state_before(model, batch))
+    several = {} if batch.sequences is None else {"sequence_BL": batch.sequences}
+    before = _state_before(model, batch)
+    output = model(batch.items, batch.times, batch.request_times, before, **several)
     # The item product is the dearest part of a step: padding is left out of it.
     return output.flatten(0, 1).index_select(0, at), targets
 

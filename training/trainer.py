@@ -26,7 +26,8 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from model import Architecture, Recommender
+from model import Architecture, Recommender, TiM4Rec
+from model.kernels import Choice, choose
 from training.batches import Batch, n_batches, prefix_batches, window_batches
 from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.cooccurrence import cooccurrence_vectors
@@ -35,6 +36,7 @@ from training.evaluation import rank_targets
 from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
 from training.metrics import ranking_metrics
 from training.negatives import NegativeSampler
+from training.packing import packed
 from training.parallel import Group, join
 from training.repeats import repeat_bias
 
@@ -72,7 +74,10 @@ class TrainingConfig:
     loss: `full` is the softmax over the whole catalogue, `sampled` one over `negatives` draws a
     step by popularity ** `negatives_power`, whose steps read and change only the items they name:
     their table then has lazy moments (torch's SparseAdam) and no weight decay.
-    precision: `bfloat16` autocasts the layers; weights, scan and loss stay in float32.
+    precision: `bfloat16` autocasts the layers; weights and loss stay in float32, and so does the
+    scan, of which the kernels multiply in bfloat16.
+    kernels: `triton` are mamba-ssm's, `auto` those on a CUDA device where they run, with several
+    histories in a row; the results are those of the `reference` but for rounding.
     """
 
     lr: float = 3e-3
@@ -97,6 +102,7 @@ class TrainingConfig:
     validation_users: int = 0
     validation_seen: Seen = "auto"
     precision: Precision = "float32"
+    kernels: Choice = "auto"
     seed: int = 0
     threads: int = 0
     device: str = "cpu"
@@ -107,7 +113,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         for name, choices in (
             ("item_init", ItemInit), ("loss", Loss), ("precision", Precision),
-            ("validation_seen", Seen),
+            ("validation_seen", Seen), ("kernels", Choice),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
@@ -189,7 +195,7 @@ def fingerprint(
 ) -> str:
     """Names a run: what its weights depend on. More epochs or patience continue the same run."""
     settings = config.to_dict()
-    for name in ("max_epochs", "patience", "device"):
+    for name in ("max_epochs", "patience", "device", "kernels"):
         del settings[name]
     text = json.dumps([model_config.to_dict(), settings, dataset.protocol.to_dict()])
     digest = hashlib.blake2b(text.encode(), digest_size=16)
@@ -230,6 +236,11 @@ class _Run(Generic[M]):
         self.model = model_config.build().to(config.device)
         if config.item_init == "cooccurrence" and not resumes:
             _start_from_cooccurrence(self.model.item_embedding.weight, dataset, config.seed)
+        self.packs = False
+        if isinstance(self.model, TiM4Rec):
+            kernels = choose(config.kernels, self.model.device)
+            self.model.use(kernels)
+            self.packs = kernels is not None and self.model.causal
         self.average = copy.deepcopy(self.model) if config.ema else None
         self.sampler = None
         if config.loss == "sampled":
@@ -298,7 +309,7 @@ class _Run(Generic[M]):
         torch.manual_seed(_mix(self.config.seed, epoch) + self.group.rank)
         self.draws = torch.Generator().manual_seed(_mix(self.config.seed, epoch))
         self.model.train()
-        losses = torch.zeros((), dtype=torch.float64)
+        losses = torch.zeros((), dtype=torch.float64, device=self.model.device)
         count = 0
         with _bar(self.console) as bar:
             task = bar.add_task(
@@ -309,14 +320,16 @@ class _Run(Generic[M]):
             for batch in self._batches(epoch):
                 loss = self._step(batch)
                 n = int((batch.targets > 0).sum())
-                losses += loss.double().cpu() * n
+                losses += loss.double() * n
                 count += n
-                shown = float(losses) * self.group.size / count
-                bar.update(task, advance=1, metrics=f"loss {shown:.4f}")
+                shown = ""
+                if not bar.disable:  # reading it waits for the device
+                    shown = f"loss {float(losses) * self.group.size / count:.4f}"
+                bar.update(task, advance=1, metrics=shown)
             bar.update(task, description=f"epoch {epoch + 1}, validating")
             trained = time.perf_counter()
             ranks = self._validate()
-        losses = self.group.sum(losses.to(self.model.device)).cpu()
+        losses = self.group.sum(losses).cpu()
         if not bool(losses.isfinite()):
             raise DivergedError(
                 f"the loss of epoch {epoch + 1} is not finite: lower lr ({self.config.lr:g}) "
@@ -353,12 +366,14 @@ class _Run(Generic[M]):
             for group in optimizer.param_groups:
                 group["lr"] = c.lr * min(1.0, self.progress.step / max(1, c.warmup))
             optimizer.zero_grad(set_to_none=True)
-        mine = self.group.share(batch).to(self.model.device)
+        mine = self.group.share(batch)
         negatives = None if self.sampler is None else self.sampler.draw(self.draws)
         loss = torch.zeros((), device=self.model.device)
         if len(mine.items):
             weight = int((mine.targets > 0).sum()) / int((batch.targets > 0).sum())
-            loss = weight * self._loss(mine, negatives)
+            if self.packs and batch.before is None:
+                mine = packed(mine)
+            loss = weight * self._loss(mine.to(self.model.device), negatives)
             loss.backward()  # type: ignore[no-untyped-call]
         table = self.model.item_embedding
         self.group.sum_gradients(self.model, table.weight if table.sparse else None)

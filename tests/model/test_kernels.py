@@ -261,7 +261,7 @@ def test_wrong_kernels_are_not_used(kernels: Kernels, monkeypatch: pytest.Monkey
 def test_the_choice_without_a_gpu() -> None:
     assert choose("auto", "cpu") is None
     assert choose("reference", "cuda") is None
-    with pytest.raises(KernelsUnavailable, match="need a CUDA device, not cpu"):
+    with pytest.raises(KernelsUnavailable, match="the kernels need a CUDA device, not cpu"):
         choose("triton", "cpu")
 
 

@@ -105,6 +105,15 @@ def test_train_refuses_a_foreign_folder_before_training(folder: Path, tmp_path: 
     assert "epoch" not in result.output.split("training:")[-1].split("\n", 1)[-1]
 
 
+def test_kernels_that_cannot_be_used_are_one_line(folder: Path, tmp_path: Path) -> None:
+    log, out = folder / "log.csv", tmp_path / "model"
+    result = tim4rec("train", log, "--out", out, "--device=cpu", "--kernels=triton", *QUICK)
+    assert result.exit_code == 1
+    said = " ".join(result.output.split())
+    assert "--kernels triton: the kernels need a CUDA device, not cpu" in said
+    assert not out.exists()
+
+
 def test_evaluate_repeats_the_metrics_of_training(folder: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     result = tim4rec("evaluate", folder / "model", folder / "log.csv", "--json", report)
