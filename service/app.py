@@ -27,6 +27,7 @@ from service.keys import Keys
 from service.lineup import Lineup
 from service.model_folder import ModelFolder
 from service.models import Models
+from service.outcomes import Outcomes
 from service.popularity import Popularity
 from service.request_context import IdentifyRequests
 from service.routes import (
@@ -156,7 +157,16 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         timeout_s=settings.store_timeout_s,
     )
     await stack.enter_async_context(popularity.running())
-    around = Surroundings(settings, device, log, records, popularity, drain)
+    outcomes = None
+    if settings.outcome_window_s:
+        outcomes = Outcomes(
+            store,
+            namespace=settings.namespace,
+            window_s=settings.outcome_window_s,
+            timeout_s=settings.store_timeout_s,
+        )
+        await stack.enter_async_context(outcomes.running())
+    around = Surroundings(settings, device, log, records, popularity, outcomes, drain)
     active = ActiveModels(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
     folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
     models = Models(around, active, folder, poll_s=settings.model_poll_s)

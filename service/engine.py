@@ -39,6 +39,7 @@ from service.event_log import (
     Verdict,
 )
 from service.kinds import KindRules
+from service.outcomes import Outcomes
 from service.pool import StatePool
 from service.popularity import Popularity
 from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
@@ -91,11 +92,12 @@ class Engine:
         erasure_poll_s: float = 0.25,
         retrieval: ExactRetrieval | None = None,
         popularity: Popularity | None = None,
+        outcomes: Outcomes | None = None,
         kinds: KindRules | None = None,
         store_away: StoreAway = "refuse",
     ) -> None:
+        self.log, self.popularity, self.outcomes = log, popularity, outcomes
         self.store_away = store_away
-        self.log, self.popularity = log, popularity
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
         self.computer = Computer(
             artefact,
@@ -143,6 +145,7 @@ class Engine:
             part.set(size)
         for kind in ("none", *self.kinds.named, "other"):
             metrics.KINDS.labels(kind)
+            metrics.outcomes(self.identity, kind)
         self._of_model.users.set(0)
         self._erased, _ = await self.log.erasures("$")
         await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
@@ -165,7 +168,7 @@ class Engine:
 
     @cached_property
     def _of_model(self) -> metrics.OfModel:
-        return metrics.OfModel(self.identity)
+        return metrics.of_model(self.identity)
 
     async def stop(self) -> None:
         """Finishes the waves under way and what is queued, then ends."""
@@ -277,6 +280,8 @@ class Engine:
         """Forgets a user everywhere; False when nothing was known."""
         existed = await self.log.erase(user_id)
         self.pool.drop(user_id)
+        if self.outcomes is not None:
+            self.outcomes.forget(user_id)
         return existed
 
     async def resident(self, user_id: str) -> Snapshot | None:
@@ -388,8 +393,12 @@ class Engine:
                 if logged and event.item_id not in self.computer.vocabulary:
                     metrics.UNKNOWN_ITEMS.inc()
                 if logged:
-                    kind = event.kind if event.kind in self.kinds.named else "other"
-                    metrics.KINDS.labels("none" if event.kind is None else kind).inc()
+                    kind = "none" if event.kind is None else event.kind
+                    if event.kind is not None and event.kind not in self.kinds.named:
+                        kind = "other"
+                    metrics.KINDS.labels(kind).inc()
+                    if self.outcomes is not None:
+                        self.outcomes.interacted(entry.user_id, event.item_id, kind)
                 if logged and self.popularity is not None and outcome.time_ms is not None:
                     at = outcome.time_ms if event.time_ms is None else event.time_ms
                     if self.kinds.counts(event.kind):
@@ -568,6 +577,9 @@ class Engine:
             self._erased, users = await self.log.erasures(self._erased)
             until = time.monotonic() + DROP_AGAIN_S
             self._forgotten.extend((until, user_id) for user_id in users)
+            if self.outcomes is not None:
+                for user_id in users:
+                    self.outcomes.forget(user_id)
             if not users:
                 break
         while self._forgotten and self._forgotten[0][0] < time.monotonic():

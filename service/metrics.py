@@ -254,6 +254,22 @@ _model_rebuilds = Counter(
     ["model"],
     registry=_ours,
 )
+_shown_items = Counter(
+    "tim4rec_shown_items",
+    "Items in recommendations that a model has answered a user, by model",
+    ["model"],
+    registry=_ours,
+)
+_outcomes = Counter(
+    "tim4rec_outcomes",
+    "Interactions with an item that was shown to the user a while before, by the model that showed "
+    "it and by kind",
+    ["model", "kind"],
+    registry=_ours,
+)
+OUTCOME_FAILURES = _counter(
+    "tim4rec_outcome_failures", "Times that what was shown or done was not sent"
+)
 _moved_users = _gauge(
     "livesum",
     "tim4rec_moved_users",
@@ -294,6 +310,11 @@ class OfModel:
         self.users = Part(_model_users.labels(model))
         self.recommendations = _model_recommendations.labels(model)
         self.rebuilds = _model_rebuilds.labels(model)
+        self.shown = _shown_items.labels(model)
+
+
+of_model = cache(OfModel)
+outcomes = cache(_outcomes.labels)
 
 
 # Kept, because `labels` takes longer than what it is called for.

@@ -19,6 +19,7 @@ from service.exactness import LATEST, ExactnessSampler
 from service.explanation import Explainer
 from service.item_store import ItemStore
 from service.kinds import KindRules
+from service.outcomes import Outcomes
 from service.popularity import Popularity
 from service.retrieval import open_retrieval
 from service.settings import Settings
@@ -35,6 +36,7 @@ class Surroundings:
     log: EventLog
     records: ItemStore
     popularity: Popularity
+    outcomes: Outcomes | None
     drain: Drain
     differences: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
 
@@ -96,6 +98,7 @@ async def open_model(
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
             popularity=around.popularity,
+            outcomes=around.outcomes,
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
         )

@@ -223,6 +223,12 @@ class Settings(BaseSettings):
         description="OpenTelemetry traces, sent as the OTEL_* variables say; needs the extra "
         "`otel`",
     )
+    outcome_window_s: int = _watch(
+        0,
+        ge=0,
+        description="how soon after an item was recommended to a user an interaction with it "
+        "counts as an outcome of the model; 0: neither is counted",
+    )
     exactness_every_s: float = _watch(
         10, ge=0, description="how often each process recomputes a resident user; 0: never"
     )

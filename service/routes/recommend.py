@@ -132,6 +132,9 @@ async def _answer(services: Services, asking: Asking, wanted: Wanted) -> Recomme
         model=services.engine.identity,
         next=wishes.following(services, wanted.shown, found.ranking.items, k),
     )
+    outcomes = services.engine.outcomes
+    if outcomes is not None and found.source == "model":
+        outcomes.shown(asking.user_id, answer.model, (item.item_id for item in answer.items))
     if at is not None and asking.explain and found.source == "model":
         whys = await services.explainer.explain(
             asking.user_id, found, at, asking.reasons, exclude_seen=asking.exclude_seen
