@@ -247,6 +247,8 @@ def _identity(config: ModelConfig, repeat_bias: float, hashes: dict[str, str]) -
     served = {k: v for k, v in config.to_dict().items() if "dropout" not in k}
     if repeat_bias:
         served["repeat_bias"] = repeat_bias
+    if config.n_groups == 1:  # one that came later keeps the identities of what was there before
+        del served["n_groups"]
     text = json.dumps([FORMAT, served, hashes], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

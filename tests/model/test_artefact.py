@@ -168,6 +168,20 @@ def test_an_artefact_from_before_there_was_a_repeat_bias_has_none(folder: Path) 
     assert load_artefact(folder).model.repeat_bias == 0
 
 
+def test_artefacts_of_earlier_versions_keep_their_identity(folder: Path) -> None:
+    hashes = {"model.safetensors": "a", "items.json": "b"}
+    known = {
+        "c4ab1f4c1e0ba715": (ModelConfig(n_items=3), 0.0),
+        "55aa728059993b2b": (ModelConfig(n_items=3, d_model=16, time="sequence"), 0.5),
+    }
+    assert {module._identity(config, bias, hashes) for config, bias in known.values()} == set(known)
+    path, identity = folder / "config.json", load_artefact(folder).identity
+    description = json.loads(path.read_text())
+    del description["architecture"]["n_groups"]
+    path.write_text(json.dumps(description))
+    assert load_artefact(folder).identity == identity
+
+
 def seal(folder: Path, name: str) -> None:
     """Makes the hashes right again, as a careless tool would."""
     path = folder / "config.json"
