@@ -21,13 +21,16 @@ def health(
         str | None,
         typer.Option(
             help="What to ask.",
-            show_default="http://127.0.0.1:8000/readyz, or TIM4REC_PORT instead of 8000",
+            show_default="http://127.0.0.1:8000/readyz, or TIM4REC_OPERATIONS_PORT or TIM4REC_PORT "
+            "instead of 8000",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for it.")] = 5.0,
 ) -> None:
     """Ask a service whether it is ready; exit status 1 if it is not."""
-    url = url or f"http://127.0.0.1:{os.environ.get('TIM4REC_PORT') or 8000}/readyz"
+    ports = [os.environ.get(name) for name in ("TIM4REC_OPERATIONS_PORT", "TIM4REC_PORT")]
+    port = next(filter(None, ports), 8000)
+    url = url or f"http://127.0.0.1:{port}/readyz"
     status, answer = ask(url, timeout)
     if status != 200:
         raise CommandError(f"{url}: {answer}")

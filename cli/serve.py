@@ -45,6 +45,8 @@ def serve(given: dict[str, Any]) -> None:
     # What is wrong with any of these is said here, in one line and once, not by every worker.
     settings = chosen_settings(**given)
     require_free_port(settings.port, settings.host)
+    if settings.operations_port is not None:
+        require_free_port(settings.operations_port, settings.host)
     _check_device(settings.device)
     example = load_artefact(settings.artefact).items.ids[0]
     if settings.redis is None:
@@ -114,7 +116,8 @@ def _announce(settings: Settings, item_id: str) -> None:
     address = f"[{shown}]" if ":" in shown else shown
     base = f"http://{address}:{settings.port}"
     until = time.monotonic() + READY_WITHIN_S
-    while ask(f"{base}/readyz", timeout_s=2)[0] != 200:
+    probed = f"http://{address}:{settings.operations_port or settings.port}"
+    while ask(f"{probed}/readyz", timeout_s=2)[0] != 200:
         if time.monotonic() > until:
             say(f"not ready after {READY_WITHIN_S} s: see the messages above")
             return
@@ -127,6 +130,9 @@ def _announce(settings: Settings, item_id: str) -> None:
         out,
     )
     say(f"  curl{key} '{base}/recommend?user_id=me&k=10'", out)
-    say(f"  {shlex.quote(sys.executable)} -m webbrowser {base}/docs", out)
+    if settings.public_docs or not key:
+        say(f"  {shlex.quote(sys.executable)} -m webbrowser {base}/docs", out)
+    else:
+        say(f"  curl{key} {base}/openapi.json", out)
     if settings.page:
         say(f"Or try it in a browser: {base}/", out)

@@ -17,8 +17,16 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from service import logs, metrics, problems, vitals
 from service.active import ActiveModels
-from service.dependencies import HoldModels, Services, require_admin, require_key
+from service.bodies import BoundBodies
+from service.dependencies import (
+    HoldModels,
+    Services,
+    require_admin,
+    require_key,
+    require_known_query,
+)
 from service.direct import AnswerDirectly
+from service.doors import Doors
 from service.drain import Drain
 from service.embedded import EmbeddedStore
 from service.event_log import EventLog
@@ -79,7 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(tracing.close)
-            services = app.state.services = await _assemble(chosen, drain, stack)
+            services = app.state.services = await _assemble(chosen, keys, drain, stack)
 
             def show(lineup: Lineup) -> None:
                 app.state.services = replace(services, lineup=lineup, served=lineup.base)
@@ -97,7 +105,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.services, app.state.drain = None, drain
-    guarded = [Depends(require_key)]
+    guarded = [Depends(require_key), Depends(require_known_query)]
+    keys = Keys(secrets(chosen.api_keys), chosen.api_keys_file)
     nouns = (interactions, recommend, rank, session, items, popular, similar, users)
     routers = [noun.router for noun in nouns]
     for router in routers:
@@ -111,6 +120,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     app.add_middleware(AnswerDirectly, owner=app, routers=routers)
     app.add_middleware(HoldModels, owner=app)
+    app.add_middleware(
+        BoundBodies, max_bytes=chosen.max_body_bytes, timeout_s=chosen.read_timeout_s
+    )
+    app.add_middleware(Doors, settings=chosen, keys=keys)
     app.add_middleware(TimeRequests)
     app.add_middleware(RouteAsSent)
     app.add_middleware(IdentifyRequests, log_requests=chosen.log_requests, tracing=tracing)
@@ -118,7 +131,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> Services:
+async def _assemble(
+    settings: Settings, keys: Keys, drain: Drain, stack: AsyncExitStack
+) -> Services:
     torch.set_num_threads(settings.threads)
     threadpool_limits(settings.threads)  # numpy's own, which otherwise spin on every core
     device = settings.device
@@ -186,7 +201,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         settings,
         log,
         popularity,
-        Keys(secrets(settings.api_keys), settings.api_keys_file),
+        keys,
         Keys(secrets(settings.admin_keys), settings.admin_keys_file),
         models,
         models.lineup,

@@ -106,6 +106,7 @@ class Calls:
         sending = dict(enumerate(commands))
         deadline = time.monotonic() + self.timeout_s
         pause = _FIRST_PAUSE_S
+        unsure: set[int] = set()  # sent once without an answer, so perhaps carried out
         causes: dict[int, str] = {}  # the first says most: the last attempt has little time left
         while sending:
             left = deadline - time.monotonic()
@@ -125,6 +126,7 @@ class Calls:
                     return [error] * len(commands)
                 again, at_once = sending, False
             except StoreUnavailable as error:
+                unsure.update(sending)
                 causes, again, at_once = dict.fromkeys(sending, str(error)) | causes, sending, False
             except StoreError as error:
                 answers = [error if i in sending else a for i, a in enumerate(answers)]
@@ -136,12 +138,17 @@ class Calls:
                     elif command[0] == "GET" and isinstance(reply, StoreError):
                         answers[i] = reply  # nobody waits for the node of a snapshot
                     elif _passing(reply):
+                        if isinstance(reply, StoreUnavailable):
+                            unsure.add(i)
                         again[i], at_once = command, False
                         causes.setdefault(i, _one_line(reply))
                     elif isinstance(reply, StoreError):
                         answers[i] = reply
                     elif isinstance(reply, ResponseError):
-                        answers[i] = _refusal(reply)
+                        refusal = _refusal(reply)
+                        if i in unsure and not isinstance(refusal, RecordDamaged):
+                            refusal = StoreUnavailable(f"{causes[i]}; then {refusal}")
+                        answers[i] = refusal
                     else:
                         answers[i] = reply
             sending = again

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Request
+from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -102,15 +104,35 @@ ServicesDep = Annotated[Services, Depends(_services)]
 _header = APIKeyHeader(name="X-API-Key", auto_error=False)
 _Shown = Annotated[str | None, Depends(_header)]
 
+REFUSAL = "X-API-Key is missing or not one of this service's keys"
 CHALLENGE = {"WWW-Authenticate": 'APIKey realm="tim4rec", header="X-API-Key"'}
 
 
 async def require_key(services: ServicesDep, key: _Shown) -> None:
     """Lets a request with one of the API keys through, or all when there is none."""
     if services.api_keys and not services.api_keys.have(key):
-        raise ProblemError(
-            401, "X-API-Key is missing or not one of this service's keys", headers=CHALLENGE
-        )
+        raise ProblemError(401, REFUSAL, headers=CHALLENGE)
+
+
+async def require_known_query(request: Request) -> None:
+    """Refuses parameters that the route does not take: a misspelt one would be ignored."""
+    given = request.query_params
+    if not given:
+        return
+    known = _query_of(request.scope["route"])
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
+            raise ProblemError(422, f"{name}: no parameter of this route; {hint}", field=name)
+
+
+def _query_of(route: APIRoute) -> tuple[str, ...]:
+    wanted, found = [route.dependant], dict[str, None]()
+    for dependant in wanted:
+        found |= dict.fromkeys(field.alias for field in dependant.query_params)
+        wanted += dependant.dependencies
+    return tuple(found)
 
 
 async def require_admin(services: ServicesDep, key: _Shown) -> None:

@@ -46,9 +46,9 @@ class AnswerDirectly:
         values = call.query(scope["query_string"])
         key = content_type = None
         for name, value in scope["headers"]:
-            if name == _KEY:
+            if name == _KEY and key is None:
                 key = value.decode("latin-1")
-            elif name == _CONTENT_TYPE:
+            elif name == _CONTENT_TYPE and content_type is None:
                 content_type = value
         if values is not None and call.body is not None:
             received = await _received(receive)
@@ -122,7 +122,7 @@ class _Call:
         for name, value in _pairs(text):
             known = self._query.get(name)
             if known is None:
-                continue
+                return None
             adapter, is_list = known
             if is_list:
                 lists.setdefault(name, []).append(value)

@@ -10,11 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from service import request_context
+from service import faults, request_context
 from service.engine import Overloaded
 from service.schemas import Problem
-from service.store import InvalidRequest, RecordDamaged, StoreError
+from service.store import InvalidRequest, RecordDamaged, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,19 @@ def problem(
     )
 
 
+def _next(request: Request, error: Exception) -> str:
+    """What a 503 means for its caller."""
+    logs_events = request.scope["path"].startswith("/interactions")
+    again = "try again with the same event_id" if logs_events else "try again"
+    if isinstance(error, Overloaded):
+        return f"nothing was done: {again}"
+    if not logs_events and request.method in ("GET", "HEAD"):
+        return again
+    if logs_events and not isinstance(error, StoreUnavailable):
+        return "nothing was stored: try again later"
+    return f"the outcome is unknown: {again}"
+
+
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these problems."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -75,14 +89,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            {"field": ".".join(map(str, e["loc"])), "message": e["msg"]} for e in error.errors()
-        ]
+        errors = [faults.explained(one) for one in error.errors()]
         first = errors[0]
         return problem(422, f"{first['field']}: {first['message']}", errors)
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
+        # How the framework says what it says of no field; but a caller who has left is no fault.
+        if error.status_code == 400 and not isinstance(error.__cause__, ClientDisconnect):
+            said = {"field": "body", "message": faults.UNREADABLE}
+            return problem(422, faults.UNREADABLE, [said])
         headers = dict(error.headers) if error.headers else None
         return problem(error.status_code, str(error.detail), headers=headers)
 
@@ -97,12 +113,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(StoreError)
     @app.exception_handler(Overloaded)
     async def _(request: Request, error: Exception) -> JSONResponse:
-        known = "nothing was done" if isinstance(error, Overloaded) else "the outcome is unknown"
-        return problem(
-            503,
-            f"{error}; {known}: retry with the same event_id",
-            headers={"Retry-After": str(RETRY_AFTER_S)},
-        )
+        what = _next(request, error)
+        return problem(503, f"{error}; {what}", headers={"Retry-After": str(RETRY_AFTER_S)})
 
     @app.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> JSONResponse:

@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -26,6 +26,7 @@ from typing import Any
 import uvicorn
 
 from service import logs
+from service.connection import bounded
 from service.drain import Drain
 from service.settings import Settings
 
@@ -51,10 +52,12 @@ def serve(settings: Settings) -> int:
     Raises:
         OSError: the port can't be listened on.
     """
-    with _bound(settings.host, settings.port) as listener:
+    ports = [port for port in (settings.port, settings.operations_port) if port is not None]
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(_bound(settings.host, port)) for port in ports]
         if settings.workers == 1:
-            return _serve(settings, listener)
-        return Supervisor(settings, listener).run()
+            return _serve(settings, listeners)
+        return Supervisor(settings, listeners).run()
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -92,6 +95,8 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 workers=1,
                 log_config=None,
+                http=bounded(settings.read_timeout_s, settings.max_head_bytes),
+                ws="none",
                 access_log=False,
                 timeout_graceful_shutdown=settings.shutdown_s,
             )
@@ -196,30 +201,32 @@ def _app(settings: Settings) -> Any:
 
 def _serve(
     settings: Settings,
-    listener: socket.socket,
+    listeners: list[socket.socket],
     supervisor: int | None = None,
     serving: Event | None = None,
 ) -> int:
     server = Server(settings, supervisor=supervisor, serving=serving)
-    with listener:
-        server.run([listener])
+    with ExitStack() as stack:
+        server.run([stack.enter_context(listener) for listener in listeners])
     if not server.started:
         return STARTUP_FAILURE
     return STOPPED_AT_ONCE if server.force_exit else 0
 
 
-def _work(settings: Settings, listener: socket.socket, supervisor: int, serving: Event) -> None:
+def _work(
+    settings: Settings, listeners: list[socket.socket], supervisor: int, serving: Event
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     logs.configure(settings)
-    raise SystemExit(_serve(settings, listener, supervisor, serving))
+    raise SystemExit(_serve(settings, listeners, supervisor, serving))
 
 
 class Supervisor:
-    """Keeps `workers` processes on one port, and passes on the signals to stop."""
+    """Keeps `workers` processes on the same ports, and passes on the signals to stop."""
 
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self.settings, self.listener = settings, listener
+    def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
+        self.settings, self.listeners = settings, listeners
         self.context = multiprocessing.get_context("spawn")
         self.serving = self.context.Event()
         self.workers: list[SpawnProcess] = []
@@ -234,7 +241,8 @@ class Supervisor:
             for _ in range(self.settings.workers):
                 self._start()
             failed = self._watch()
-            self.listener.close()
+            for listener in self.listeners:
+                listener.close()
             lost = self._join()
         finally:
             for number, handler in before.items():
@@ -246,7 +254,7 @@ class Supervisor:
     def _start(self) -> None:
         worker = self.context.Process(
             target=_work,
-            args=(self.settings, self.listener, os.getpid(), self.serving),
+            args=(self.settings, self.listeners, os.getpid(), self.serving),
             name="tim4rec worker",
         )
         # The terminal's signals are for the supervisor, also while a worker starts.

@@ -75,6 +75,13 @@ class Settings(BaseSettings):
 
     host: str = _http("127.0.0.1", description="address to listen on; `0.0.0.0`: all of IPv4")
     port: int = _http(8000, ge=1, le=65535, description="port to listen on")
+    operations_port: int | None = _http(
+        None,
+        ge=1,
+        le=65535,
+        description="another port for `/metrics`, `/livez` and `/readyz`, on which nothing else "
+        "is; `/metrics` is then there only. None: all are on `port`",
+    )
     workers: int = _http(1, ge=1, description="processes")
     drain_s: float = _http(
         0,
@@ -84,6 +91,11 @@ class Settings(BaseSettings):
     )
     shutdown_s: int = _http(
         10, ge=1, description="most time to finish what is under way, once the port is closed"
+    )
+    read_timeout_s: float = _http(
+        30,
+        gt=0,
+        description="within which a request's head must have arrived, and then its body",
     )
     page: bool = _http(
         True, description="the page at `/`, where people try the recommender in a browser"
@@ -168,6 +180,10 @@ class Settings(BaseSettings):
         description="newest interactions of a user among which an explanation looks for reasons; "
         "each takes a pass of the model",
     )
+    max_body_bytes: int = _limit(32 * 2**20, ge=1024, description="most bytes of a request's body")
+    max_head_bytes: int = _limit(
+        65_536, ge=1024, description="most bytes of a request's line and headers"
+    )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
     max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
     max_item_bytes: int = _limit(16_384, ge=256, description="most bytes of an item's record")
@@ -184,6 +200,10 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = _access(
         None,
         description="more of them, one a line (`#` begins a comment); read again when it changes",
+    )
+    public_docs: bool = _access(
+        False,
+        description="`/docs` and `/openapi.json` without a key, also where the API wants one",
     )
     admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _access(
         (),
@@ -289,6 +309,12 @@ class Settings(BaseSettings):
         if retrieval == "index" and not _installed("faiss"):
             raise ValueError("index needs the extra `index`: pip install 'tim4rec[index]'")
         return retrieval
+
+    @model_validator(mode="after")
+    def _two_ports(self) -> Settings:
+        if self.operations_port == self.port:
+            raise ValueError(f"operations_port {self.port} is that of the API: give another one")
+        return self
 
     @model_validator(mode="after")
     def _room_for_waves(self) -> Settings:

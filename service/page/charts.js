@@ -32,7 +32,10 @@ export class Charts {
     queue: new Chart(byId("chart-queue"), "Requests waiting", short),
   };
 
-  constructor() {
+  #key;
+
+  constructor(key) {
+    this.#key = key;
     byId("route").append(el("option", {}, ALL));
     byId("route").addEventListener("change", () => this.#draw());
     document.addEventListener("visibilitychange", () => this.#next(0));
@@ -51,7 +54,13 @@ export class Charts {
 
   async #read() {
     try {
-      const answer = await fetch(new URL("metrics", document.baseURI), { cache: "no-store", signal: AbortSignal.timeout(5000) });
+      const key = this.#key.value;
+      const headers = key ? { "X-API-Key": key } : {};
+      const answer = await fetch(new URL("metrics", document.baseURI), { headers, cache: "no-store", signal: AbortSignal.timeout(5000) });
+      if (answer.status === 404) {
+        byId("charts-said").textContent = "/metrics is on another port, which this page can't read.";
+        return;
+      }
       if (!answer.ok) throw new Error(`status ${answer.status}`);
       const time = Date.now();
       this.#readings.push({ time, metrics: parse(await answer.text()) });

@@ -21,7 +21,8 @@ const STATUSES = {
   duplicate: " It was there already.",
 };
 
-const service = new Service(new Key(), say);
+const key = new Key();
+const service = new Service(key, say);
 const user = new User();
 const items = new Items(service);
 const act = { pick: (id) => choose(user.id, id, drawn(16)), similar: (id) => picker.similar(id) };
@@ -29,7 +30,7 @@ const picker = new Picker(service, items, act, fail);
 const list = new Recommendations(items, act);
 const past = new History(service, items, user);
 const clock = new Clock();
-const charts = new Charts();
+const charts = new Charts(key);
 const undone = new Set();
 let underWay = Promise.resolve();
 let asked = null;

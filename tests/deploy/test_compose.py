@@ -105,8 +105,10 @@ def test_prometheus_finds_the_one_service_of_a_profile(profile: str) -> None:
         for name, service in active(profile).items()
         if set(found["names"]) & names_in(service["networks"], name)
     )
-    assert service["ports"][0].endswith(f":{found['port']}")
-    assert found["port"] == Settings(artefact=ROOT).port
+    assert found["port"] == service["environment"]["TIM4REC_OPERATIONS_PORT"]
+    assert [port.rpartition(":")[2] for port in service["ports"]] == [
+        str(Settings(artefact=ROOT).port)
+    ], "the port for operations is published"
 
 
 @every_profile
@@ -194,7 +196,7 @@ class Machine:
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.services: dict[str, dict[str, Any]] = compose(**variables)["services"]
-        self.ports = {port: free_port() for port in (6379, 8000, 9090)}
+        self.ports = {port: free_port() for port in (6379, 8000, 9000, 9090)}
         self._folder, self._bin = folder, folder / "bin"
         self._bin.mkdir(exist_ok=True)
         self.install("tini", "/usr/bin/env")  # `env -- COMMAND`, too, becomes that command
@@ -401,7 +403,9 @@ def test_a_model_is_trained_once_and_served_on_the_store(folder: Path) -> None:
             answer = client.get("/recommend", params={"user_id": "me", "k": 3}).json()
             assert answer["source"] == "model"
             assert len(answer["items"]) == 3
-            assert "tim4rec_workers 1.0" in client.get("/metrics").text
+            assert client.get("/metrics").status_code == 404
+        metrics = httpx.get(f"http://127.0.0.1:{machine.ports[9000]}/metrics")
+        assert "tim4rec_workers 1.0" in metrics.text
         assert store.keys("tim4rec:u:*") == [b"tim4rec:u:me"]
         service.terminate()
         assert service.wait(seconds(machine.services["service"]["stop_grace_period"])) == 0

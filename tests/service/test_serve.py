@@ -114,7 +114,12 @@ def test_a_store_that_can_not_be_used(artefact: Artefact, tmp_path: Path) -> Non
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
     service = Service(
-        artefact.folder, folder / "out", "--data-dir", str(folder / "state"), api_keys="a b,$c"
+        artefact.folder,
+        folder / "out",
+        "--data-dir",
+        str(folder / "state"),
+        api_keys="a b,$c",
+        public_docs=True,
     )
     try:
         service.start()

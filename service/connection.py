@@ -1,0 +1,103 @@
+"""One connection's HTTP, with bounds on what a caller may send before being answered.
+
+The server has none of its own: a head without an end would be kept for ever, and grow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+GRACE_S = 5.0
+"""After the time for a body, for the answer that says so, and for what is still sent of it."""
+
+_REASONS = {
+    400: (b"400 Bad Request", "what was sent is no HTTP request"),
+    408: (b"408 Request Timeout", "the request's head took longer than read_timeout_s"),
+    431: (b"431 Request Header Fields Too Large", "the request's head is over max_head_bytes"),
+}
+
+
+def bounded(read_timeout_s: float, max_head_bytes: int) -> type[asyncio.Protocol]:
+    """The protocol of a server's connections.
+
+    Args:
+        read_timeout_s: within which a head must be there, from its first byte or the connection's
+            beginning on; and then its body, which an application gives up before this does.
+        max_head_bytes: most bytes of a head.
+    """
+
+    class Bounded(_Connection):
+        timeout_s, max_head = read_timeout_s, max_head_bytes
+
+    return Bounded
+
+
+class _Connection(HttpToolsProtocol):
+    timeout_s: float
+    max_head: int
+
+    def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        self._waiting: asyncio.TimerHandle | None = None
+        self._head: int | None = None
+        """Bytes of a head without an end; None: there is none."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begin()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._waiting is None and (self.cycle is None or self.cycle.response_complete):
+            self._begin()
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head is not None and self._head > self.max_head:
+            self._refuse(431)
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        self._end()
+        self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._end()
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400)
+
+    def _begin(self) -> None:
+        self._head = 0
+        self._waiting = self.loop.call_later(self.timeout_s, self._refuse, 408)
+
+    def _end(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _refuse(self, status: int) -> None:
+        """Answers what never became a request, and closes."""
+        self._end()
+        self._head = None
+        if self.transport.is_closing():
+            return
+        line, detail = _REASONS[status]
+        title = line.decode().partition(" ")[2]
+        problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+        content = json.dumps(problem).encode()
+        self.transport.write(
+            b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (line, len(content), content)
+        )
+        self.transport.close()
