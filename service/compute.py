@@ -184,7 +184,7 @@ class Computer:
             ready.append((entry, row))
             if events:
                 lacking.append((row, events))
-            if self._snapshot_due(entry):
+            if self.snapshot_due(entry):
                 due.append(row)
         try:
             self._catch_up(lacking, due, work)
@@ -268,7 +268,7 @@ class Computer:
         events = missing(ORIGIN, None, reply)
         return None if events is None else History(None, events)
 
-    def _snapshot_due(self, entry: Entry) -> bool:
+    def snapshot_due(self, entry: Entry) -> bool:
         """Whether this wave's own append crossed a multiple of `snapshot_every`, or rebuilding
         the state took as many events as a snapshot would have saved."""
         if entry.reply is None:

@@ -117,6 +117,8 @@ class Engine:
         self._queue: deque[Append | Read] = deque()
         self._arrived = asyncio.Event()
         self._computing: asyncio.Queue[Wave] = asyncio.Queue(maxsize=1)
+        self._due: dict[str, Entry] = {}
+        self._some_due = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._in_thread = 0  # calls that wait for the thread, or are in it
         self._loops: list[asyncio.Task[None]] = []
@@ -152,6 +154,7 @@ class Engine:
         self._loops = [
             asyncio.create_task(self._log_loop()),
             asyncio.create_task(self._compute_loop()),
+            asyncio.create_task(self._due_loop()),
             asyncio.create_task(self._erasure_loop()),
         ]
 
@@ -174,7 +177,7 @@ class Engine:
         """Finishes the waves under way and what is queued, then ends."""
         self._stopping = True
         # Three conditions, once in a life: an event for each would be more than it saves.
-        while self._loops and (self._queue or self._background or self._busy):  # noqa: ASYNC110
+        while self._loops and (self._queue or self._due or self._background or self._busy):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         for loop in self._loops:
             loop.cancel()
@@ -316,7 +319,10 @@ class Engine:
                     continue
                 self._busy += 1
                 await self.exchange(wave)
-                await self._computing.put(wave)
+                if wave.entries:
+                    await self._computing.put(wave)
+                else:
+                    self._busy -= 1
             self._waiting.set(0)
 
     async def _compute_loop(self) -> None:
@@ -327,6 +333,33 @@ class Engine:
             finally:
                 self._busy -= 1
 
+    async def _due_loop(self) -> None:
+        while True:
+            await self._some_due.wait()
+            self._some_due.clear()
+            while self._due:
+                self._busy += 1
+                try:
+                    await self._finish(await self.look_up_due())
+                finally:
+                    self._busy -= 1
+
+    async def look_up_due(self) -> list[Entry]:
+        """Some of those whose append made a snapshot due while they had no row, with what the log
+        and their snapshot say of them now."""
+        users = list(itertools.islice(self._due, self.max_batch))
+        entries = [self._due.pop(user_id) for user_id in users]
+        replies = await self._exchange(
+            [LogRequest(user_id, None, (), self.identity) for user_id in users]
+        )
+        found = []
+        for entry, reply in zip(entries, replies, strict=True):
+            if isinstance(reply, LogReply) and entry.reply is not None:
+                entry.reply = dataclasses.replace(reply, outcomes=entry.reply.outcomes)
+                found.append(entry)
+        metrics.SNAPSHOTS["failed"].inc(len(entries) - len(found))
+        return found
+
     def collect(self) -> Wave:
         """The next wave off the queue."""
         self._waiting.set(len(self._queue))
@@ -336,7 +369,8 @@ class Engine:
         return wave
 
     async def exchange(self, wave: Wave) -> None:
-        """Asks the log for all of a wave in one call, and answers its appends."""
+        """Asks the log for all of a wave in one call, and answers its appends. Users of whom no
+        state is needed leave the wave."""
         asked, requests, hits = [], [], 0
         users = [entry for entry in wave.entries.values() if entry.session is None]
         for entry in users:
@@ -352,7 +386,8 @@ class Engine:
                     entry.user_id,
                     entry.known,
                     [event for append in entry.appends for event in append.events],
-                    None if entry.row else self.identity,
+                    None if entry.row or self._is_unread(entry) else self.identity,
+                    0 if self._is_unread(entry) else None,
                 )
             )
         metrics.POOL_LOOKUPS["hit"].inc(hits)
@@ -364,12 +399,7 @@ class Engine:
             entry.ready = started
         if not asked:
             return
-        try:
-            replies: Sequence[LogReply | Exception] = await self.log.exchange(requests)
-        except Exception as error:  # whatever it is, the loop goes on and the callers hear of it
-            if not isinstance(error, StoreError):
-                logger.exception("an exchange of %d users failed", len(asked))
-            replies = [error] * len(asked)
+        replies = await self._exchange(requests)
         ended = time.perf_counter()
         for timeline in _timelines(asked):
             timeline.add(stages.LOG, started, ended)
@@ -381,6 +411,26 @@ class Engine:
             else:
                 entry.reply, entry.ready = reply, ended
                 self._answer_appends(entry, reply.outcomes)
+                if self._is_unread(entry):
+                    del wave.entries[entry.user_id]
+                    if self.computer.snapshot_due(entry) and len(self._due) < self.max_queue:
+                        self._due[entry.user_id] = entry
+        if self._due:
+            self._some_due.set()
+
+    def _is_unread(self, entry: Entry) -> bool:
+        """Whether nobody needs the user's state now: no row is to be kept up with the log, nothing
+        is read, and a snapshot that is due can wait for others."""
+        few = entry.n_events < self.computer.snapshot_every
+        return entry.row is None and not entry.reads and few
+
+    async def _exchange(self, requests: Sequence[LogRequest]) -> Sequence[LogReply | Exception]:
+        try:
+            return await self.log.exchange(requests)
+        except Exception as error:  # whatever it is, the loop goes on and the callers hear of it
+            if not isinstance(error, StoreError):
+                logger.exception("an exchange of %d users failed", len(requests))
+            return [error] * len(requests)
 
     def _answer_appends(self, entry: Entry, outcomes: list[Outcome]) -> None:
         place = 0

@@ -163,12 +163,14 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class LogRequest:
     """One user's part of an exchange: events to append (at most `EventLog.max_events`), and what
-    the caller knows already. `snapshot_of`: the model whose snapshot is wanted as well."""
+    the caller knows already. `snapshot_of`: the model whose snapshot is wanted as well. `page`:
+    most events wanted in the reply; None: the log's."""
 
     user_id: str
     known: Mark | None = None
     events: Sequence[NewEvent] = ()
     snapshot_of: str | None = None
+    page: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +373,7 @@ class EventLog:
         by = 0
         if marks is not None:
             scripts = [
-                self._script(LogRequest(user, mark), page=1)
+                self._script(LogRequest(user, mark, page=1))
                 for (user, _), mark in zip(snapshots, marks, strict=True)
             ]
             answers = await self._calls(scripts, "snapshot")
@@ -427,7 +429,7 @@ class EventLog:
 
     async def describe(self, user_id: str) -> UserRecord | None:
         """Size and last time of a user's record, None if there is none."""
-        script = self._script(LogRequest(user_id), page=1)
+        script = self._script(LogRequest(user_id, page=1))
         answer, size = await self._calls([script, ("MEMORY", "USAGE", self._record(user_id))])
         raised(answer, size)
         reply = _reply(answer, None)
@@ -455,9 +457,7 @@ class EventLog:
     def _snapshot(self, model: str, user_id: str) -> str:
         return f"{self.namespace}:s:{_quoted('model', model)}:{_quoted('user_id', user_id)}"
 
-    def _script(
-        self, request: LogRequest, *, unchecked: bool = False, page: int | None = None
-    ) -> Command:
+    def _script(self, request: LogRequest, *, unchecked: bool = False) -> Command:
         if len(request.events) > self.max_events:
             raise InvalidRequest(
                 f"events: {len(request.events)} for one user in one request; "
@@ -473,7 +473,7 @@ class EventLog:
             1,
             self._record(request.user_id),
             *known,
-            page or self.page,
+            self.page if request.page is None else request.page,
             *self._settings[1:],
             *map(_packed, request.events),
         )

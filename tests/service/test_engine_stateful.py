@@ -50,6 +50,7 @@ from service.event_log import (
     new_uid,
 )
 from service.kinds import Effect, KindRules
+from service.snapshots import Snapshot
 from service.store import Command, Node, Store, StoreUnavailable
 from service.wave import Entry, Read, Recommendation
 
@@ -180,6 +181,7 @@ class Workers(RuleBasedStateMachine):
         self.sent: list[NewEvent] = []
         self.backups: dict[str, tuple[bytes, list[Event]]] = {}
         self.erased: set[bytes] = set()  # uids of histories that nothing may be kept of
+        self.barred: set[str] = set()  # users of whom a snapshot may be refused for a while
         self.calls: list[asyncio.Task[Any]] = []
         self.folded: dict[tuple[int, bytes], tuple[State, set[int]]] = {}
 
@@ -275,6 +277,7 @@ class Workers(RuleBasedStateMachine):
         self.forget(user)
 
     def forget(self, user: str) -> None:
+        self.barred.add(user)
         self.erased |= {event.uid for event in self.logs[user]}
         self.logs[user] = []
 
@@ -309,7 +312,26 @@ class Workers(RuleBasedStateMachine):
             new = [event for append in entry.appends for event in append.events]
             self.check_log(entry.user_id, new if reached else [], outcomes)
             saw[entry.user_id] = list(self.logs[entry.user_id])
-        worker.exchanged.append(Exchanged(list(wave.entries.values()), saw))
+        for entry in wave.entries.values():  # the others' states are not needed
+            assert entry.reads or entry.row is not None or entry.n_events >= EVERY
+        if wave.entries:
+            worker.exchanged.append(Exchanged(list(wave.entries.values()), saw))
+
+    @precondition(lambda self: any(w.engine._due for w in self.workers))
+    @rule(which=st.integers(0, 10**6), lost=st.booleans())
+    def look_up_due(self, which: int, lost: bool) -> None:
+        """Snapshots that appends of users without a row made due; or the log does not answer."""
+        due = [w for w in self.workers if w.engine._due]
+        worker = due[which % len(due)]
+        worker.store.plan = ["unsent"] * 99 if lost and self.faults else []
+        self.exchange_due(worker)
+        worker.store.plan = []
+
+    def exchange_due(self, worker: Worker) -> None:
+        entries = self.run(worker.engine.look_up_due())
+        saw = {entry.user_id: list(self.logs[entry.user_id]) for entry in entries}
+        if entries:
+            worker.exchanged.append(Exchanged(entries, saw))
 
     def check_log(self, user: str, new: list[NewEvent], outcomes: list[Outcome] | None) -> None:
         """The record is what it was, and of the new events exactly those to be accepted, each in
@@ -378,9 +400,10 @@ class Workers(RuleBasedStateMachine):
             self.read(index, user, False)
         else:
             self.post(index, user, items, None, False, len(items))
+        worker, length = self.worker(index), len(self.logs[user])
         self.exchange(index, [])
-        worker = self.worker(index)
-        while worker.exchanged or worker.unresolved:
+        while worker.exchanged or worker.unresolved or worker.engine._due:
+            self.exchange_due(worker)
             for wave in worker.exchanged[:]:
                 worker.exchanged.remove(wave)
                 self.compute_entries(worker, wave.entries, wave.saw)
@@ -391,6 +414,12 @@ class Workers(RuleBasedStateMachine):
                 self.compute_entries(worker, [entry], saw)
         self.write(worker, worker.packed)
         worker.packed = []
+        grown = len(self.logs[user])
+        crossed = length // EVERY < grown // EVERY
+        if crossed and self.late_policy == "clamp" and user not in self.barred:
+            snapshot = self.check_snapshot(worker, user)
+            assert snapshot is not None, "nothing bounds what a read would have to replay"
+            assert grown - snapshot.mark.version < EVERY
 
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
     def replace_history(self, index: int, user: str) -> None:
@@ -620,6 +649,9 @@ class Workers(RuleBasedStateMachine):
                 for index, worker in enumerate(self.workers):
                     while worker.engine._queue:
                         self.exchange(index, [])
+                for worker in self.workers:
+                    while worker.engine._due:
+                        self.exchange_due(worker)
                 if not any(w.exchanged or w.unresolved for w in self.workers):
                     break
                 while any(w.exchanged for w in self.workers):
@@ -646,7 +678,7 @@ class Workers(RuleBasedStateMachine):
             self.run(asyncio.sleep(0))  # transports close in a callback
             self.loop.close()
 
-    def check_snapshot(self, worker: Worker, user: str) -> None:
+    def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
         (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
         snapshot = snapshots.read(worker.engine.pool.layout, data)
         if snapshot is not None:
@@ -654,6 +686,7 @@ class Workers(RuleBasedStateMachine):
             events = self.prefix[snapshot.mark.uid]
             seen, hidden = set(snapshot.seen.tolist()), set(snapshot.hidden.tolist())
             self.check_state(worker.which, events, snapshot.state, seen, hidden)
+        return snapshot
 
 
 @pytest.fixture

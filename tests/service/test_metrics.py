@@ -308,8 +308,8 @@ def test_what_the_engine_counts(artefact: Artefact, valkey: ValkeyServer, run: R
                 await get(user)
             body = [{"user_id": "new", "item_id": item} for item in ITEMS[:9]]
             await client.post("/interactions/batch", json={"interactions": body})
+            await asyncio.sleep(0.2)  # snapshots are made behind the answers
             await get("new")
-            await asyncio.sleep(0.2)  # snapshots are written behind the answers
             client_app = client._transport.app
             client_app.state.services.engine.pool.drop("new")
             await get("new")

@@ -228,7 +228,7 @@ def spans_of(run: Run, call: Callable[[], Any]) -> list[tuple[str, float, float]
 
 def test_the_time_line_of_a_request(engine: Engine, run: Run) -> None:
     async def settled() -> None:
-        while engine._busy or engine._background:  # noqa: ASYNC110
+        while engine._due or engine._busy or engine._background:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     def post(user: str, n: int) -> list[tuple[str, float, float]]:
@@ -241,7 +241,9 @@ def test_the_time_line_of_a_request(engine: Engine, run: Run) -> None:
         return [stage for stage, _, _ in spans_of(run, lambda: engine.recommend(user, 5))]
 
     assert [stage for stage, _, _ in post("a", 3)] == [QUEUE, LOG]
-    assert get("a") == [QUEUE, LOG, QUEUE, RETRIEVE]
+    assert get("a") == [QUEUE, LOG, QUEUE, STEP, RETRIEVE]
+    assert [stage for stage, _, _ in post("a", 3)] == [QUEUE, LOG]
+    assert get("a") == [QUEUE, LOG, QUEUE, RETRIEVE]  # it had a row, which was moved on behind it
     post("a", 60)
     engine.pool.drop("a")
     # The newest page is not enough: the rest is fetched after a first look at the pool.
