@@ -184,11 +184,14 @@ async def _open_loop(port: int, requests: Iterator[bytes], rate: float, seconds:
             free.append(connection)
 
     def due() -> None:
-        nonlocal sent
+        nonlocal sent, lost
         os.read(clock, 8)
         now = time.perf_counter()
         while sent < total and (at := started + sent / rate) <= now:
             sent += 1
+            while free and free[-1].transport.is_closing():  # idle ones are closed by the server
+                free.pop()
+                lost += 1
             if free:
                 free.pop().send(next(requests), at)
                 continue

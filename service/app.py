@@ -87,12 +87,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(tracing.close)
-            services = app.state.services = await _assemble(chosen, keys, drain, stack)
+            app.state.services = await _assemble(chosen, keys, drain, stack)
 
             def show(lineup: Lineup) -> None:
-                app.state.services = replace(services, lineup=lineup, served=lineup.base)
+                # Of the ones before nothing may be kept: they hold models.
+                now = app.state.services
+                app.state.services = replace(now, lineup=lineup, served=lineup.base)
 
-            await stack.enter_async_context(services.models.followed(show))
+            await stack.enter_async_context(app.state.services.models.followed(show))
             yield {"drain": drain}
             app.state.services = None
 

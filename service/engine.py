@@ -182,6 +182,7 @@ class Engine:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        self._loops.clear()  # where they were cancelled, they keep all of this alive
         self._thread.shutdown()
         for part in (*self._sizes, self._waiting, self._users, self._of_model.users):
             part.set(0)
