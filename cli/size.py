@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from model import ModelConfig, TiM4Rec
 from model.artefact import load_artefact
 from model.state import StateLayout
 from service import snapshots
+from service.capacity import pool_rows
 from service.event_log import ORIGIN
 from service.pool import Seen
 from service.settings import Settings
@@ -203,6 +205,7 @@ def size(
         )
     ]
     state = model.state_layout.nbytes()
+    pool = pool_rows(settings.pool_capacity, model.state_layout, torch.device("cpu"))
     table = Table("", "each", "in all")
     table.add_row("store: records", f"{sizes.record(events):,} B", _bytes(records))
     table.add_row("store: snapshots", f"{sizes.snapshot(events):,} B", _bytes(kept))
@@ -211,7 +214,7 @@ def size(
     table.add_row("from the store", f"{sizes.append(events)[1]:,.0f} B", f"{_bytes(traffic[1])}/s")
     daily = appends * sizes.file(events) * SECONDS_A_DAY
     table.add_row("append-only file", f"{sizes.file(events):,.0f} B", f"{_bytes(daily)}/day")
-    table.add_row("a process: pool", f"{state:,} B", _bytes(state * settings.pool_capacity))
+    table.add_row("a process: pool", f"{state:,} B", _bytes(state * pool))
     out.print(table)
     say(
         f"{users:,} users of {events:,} interactions. Bytes of a key, a field and a request: "

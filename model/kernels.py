@@ -31,6 +31,9 @@ CHUNK = 64
 """Positions of a chunk. The kernels sum dt A over one in float32, so a short one is exacter."""
 LARGEST_GRID = 65_535
 """Blocks that CUDA takes along a grid's second and third axis."""
+SIZES = 16
+"""Triton compiles a kernel apart for a size of 1, and for sizes that 16 divides. Nothing should be
+compiled while a service serves, so whatever has a state is computed in the latter."""
 LARGEST_OFFSET = 2**31 - 1
 """The kernels' offsets within an array are int32."""
 AGREES = 1e-3
@@ -78,8 +81,13 @@ class Kernels:
     ) -> tuple[Tensor | None, Tensor | None]:
         """As `model.ssd.ssd_scan`. x, B and C may be bfloat16, and y is what x is; a state that
         is asked for is float32, and so is everything on its way."""
+        batch, length = x_BLHP.shape[:2]
         if need_state:
             x_BLHP, B_BLGN, C_BLGN = (part.float() for part in (x_BLHP, B_BLGN, C_BLGN))
+        if need_state and sequence_BL is None:
+            inputs = x_BLHP, dt_BLH, B_BLGN, C_BLGN
+            x_BLHP, dt_BLH, B_BLGN, C_BLGN = (_evened(part, 2) for part in inputs)
+            h_BHPN = None if h_BHPN is None else _evened(h_BHPN, 1)
         at_once = rows_at_once(x_BLHP.shape, B_BLGN.shape[-1], chunk)
         parts = []
         for start in range(0, len(x_BLHP), at_once):
@@ -97,7 +105,9 @@ class Kernels:
             )
             parts.append((y, h))
         y, h = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        return y if need_output else None, h if need_state else None
+        if not need_state:
+            return y, None
+        return y[:batch, :length] if need_output else None, h[:batch]
 
     def step(
         self,
@@ -132,6 +142,17 @@ class Kernels:
             dt_bias=A_H.new_zeros(1, 1).expand(heads, width),
             state_batch_indices=slots_B,
         )
+
+
+def _evened(part: Tensor, sizes: int) -> Tensor:
+    """The first sizes filled up with zeros to multiples of SIZES."""
+    missing = [-size % SIZES for size in part.shape[:sizes]]
+    if not any(missing):
+        return part
+    pads = [0, 0] * (part.ndim - sizes)
+    for size in reversed(missing):
+        pads += [0, size]
+    return torch.nn.functional.pad(part, pads)
 
 
 def rows_at_once(shape_BLHP: torch.Size, n_state: int, chunk: int = CHUNK) -> int:

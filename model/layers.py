@@ -125,11 +125,13 @@ class TimeAwareSSD(nn.Module):
             position = torch.arange(x_BLD.shape[1], device=x_BLD.device)
             delta = delta * (position < lengths_B[:, None])[..., None]
         kernels = self.kernels if delta.dtype == torch.float32 else None
-        # Under autocast too: its exponentials of sums are not for bfloat16, and the kernels see
-        # to that themselves.
+        # Under autocast too: its exponentials of sums are not for bfloat16. The kernels see to
+        # that themselves, and multiply faster in it.
+        kind = x_BLD.device.type
+        lower = kernels is not None and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if lower else delta.dtype
         with torch.autocast(x_BLD.device.type, enabled=False):
-            if kernels is None:
-                heads, b, c_ = (part.to(delta.dtype) for part in (heads, b, c_))
+            heads, b, c_ = (part.to(dtype) for part in (heads, b, c_))
             y, h = (ssd_scan if kernels is None else kernels.scan)(
                 heads,
                 delta,

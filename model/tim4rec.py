@@ -88,6 +88,11 @@ class TiM4Rec(Recommender):
             block.ssd.kernels = kernels
         return self
 
+    @property
+    def kernels(self) -> Kernels | None:
+        """What it scans by; None: the reference."""
+        return self.blocks[0].ssd.kernels
+
     def _gaps(
         self, times_BL: Tensor, last_B: Tensor, count_B: Tensor, sequence_BL: Tensor | None = None
     ) -> _Gaps:

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artefact import Artefact
+from model.device_stepper import DeviceStepper
 from model.gaps import UNKNOWN_TIME
-from model.state import Precision
+from model.state import Precision, State
 from model.stepper import Stepper
 from service import snapshots, stages
 from service.choice import Choice
 from service.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 from service.kinds import KindRules
 from service.pool import Row, Seen, StatePool
-from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
+from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking, places
 from service.shelf import Selection
 from service.snapshots import Snapshot
 from service.stages import Span
@@ -39,6 +40,7 @@ SMALL_SCORES = 2**17
 
 PREFILL_EVENTS = 512
 PREFILL_CELLS = 32_768
+DEVICE_PREFILL_CELLS = 2**18
 """One prefill call takes at most so many events of a row, and so many cells of the batch."""
 ENOUGH_CELLS = 2048
 FULL = 0.8
@@ -108,13 +110,20 @@ class Computer:
     ) -> None:
         self.model = artefact.model
         self.kinds = kinds or KindRules()
-        prepared = self.model.steppable and pool.device.type == "cpu"
-        self.stepper = Stepper(self.model) if prepared else None
+        self.stepper: Stepper | DeviceStepper | None = None
+        if (kernels := self.model.kernels) is not None:
+            on_gpu = pool.device.type == "cuda"
+            self.stepper = DeviceStepper(self.model, pool.states, kernels, graphs=on_gpu)
+        elif self.model.steppable and pool.device.type == "cpu":
+            self.stepper = Stepper(self.model)
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
+        self.prefill_cells = PREFILL_CELLS
+        if pool.device.type == "cuda":
+            self.prefill_cells = DEVICE_PREFILL_CELLS
         self.snapshot_every = snapshot_every
         self.precision = snapshot_precision
 
@@ -145,7 +154,7 @@ class Computer:
     def is_small(self, entries: Sequence[Entry]) -> bool:
         """Whether this takes a millisecond at most: few users, at hand, with an event each, and
         few scores."""
-        if self.stepper is None or len(entries) > SMALL_USERS:
+        if not isinstance(self.stepper, Stepper) or len(entries) > SMALL_USERS:
             return False
         reads = [read for entry in entries for read in entry.reads]
         return (
@@ -161,9 +170,13 @@ class Computer:
         work = Work()
         try:
             self._run(entries, work)
+            if isinstance(self.stepper, DeviceStepper):
+                self.stepper.settle()  # what fails on the device must fail this wave
         except BaseException:
             for entry in entries:
                 self.pool.drop(entry.user_id)
+            if isinstance(self.stepper, DeviceStepper):
+                self.stepper.forget()
             raise
         finally:
             for entry in entries:
@@ -207,7 +220,7 @@ class Computer:
         if row is None:
             return None
         try:
-            state = self.pool.states.rows(self.pool.index([row]))
+            state = self._states().rows(self.pool.index([row]))
             return Snapshot(row.mark, row.count, row.seen.unique(), row.hidden.unique(), state)
         finally:
             self.pool.unpin(row)
@@ -333,11 +346,20 @@ class Computer:
             batch = np.array([events[i] for _, events in rows[:going]], np.int64)
             self._move(slots[:going], batch[:, 0], batch[:, 1])
 
+    def _states(self) -> State:
+        """The pool's states, every step taken."""
+        if isinstance(self.stepper, DeviceStepper):
+            self.stepper.send()
+        return self.pool.states
+
     def _move(
         self, slots: NDArray[np.int64], items: NDArray[np.int64], times: NDArray[np.int64]
     ) -> None:
         """One more interaction for each of these rows."""
         states = self.pool.states
+        if isinstance(self.stepper, DeviceStepper):
+            self.stepper.step(slots, items, times)
+            return
         if self.stepper is not None:
             self.stepper.step(states, slots, items, times)
             return
@@ -347,7 +369,7 @@ class Computer:
     def _query(self, slots: NDArray[np.int64], times: NDArray[np.int64]) -> Tensor:
         """(B, D) what these rows recommend, asked for at those times."""
         states = self.pool.states
-        if self.stepper is not None:
+        if isinstance(self.stepper, Stepper):
             return self.stepper.query(states, slots, times)
         index, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, times))
         return self.model.query(states.rows(index), at)
@@ -358,13 +380,13 @@ class Computer:
             group = [rows.pop()]
             longest = len(group[0][1])
             width = min(longest, PREFILL_EVENTS)
-            while rows and width * (len(group) + 1) <= PREFILL_CELLS:
+            while rows and width * (len(group) + 1) <= self.prefill_cells:
                 enough = width * len(group) >= ENOUGH_CELLS
                 if enough and len(rows[-1][1]) < FULL * longest:
                     break
                 group.append(rows.pop())
             index = self.pool.index([row for row, _ in group])
-            state = self.pool.states.rows(index)
+            state = self._states().rows(index)
             for start in range(0, longest, PREFILL_EVENTS):
                 pieces = [events[start : start + PREFILL_EVENTS] for _, events in group]
                 state = self.model.prefill(*_padded(pieces, index.device), state)
@@ -376,7 +398,7 @@ class Computer:
         if not rows:
             return
         index = self.pool.index(rows)
-        state = self.pool.states.rows(index)
+        state = self._states().rows(index)
         fits = self.pool.layout.fits(state, self.precision)
         kept = index[fits]
         self.pool.states.write(
@@ -387,7 +409,7 @@ class Computer:
         rows = [row for row in rows if not row.truncated]  # a snapshot is of the whole history
         if not rows:
             return
-        state = self.pool.states.rows(self.pool.index(rows))
+        state = self._states().rows(self.pool.index(rows))
         fits = self.pool.layout.fits(state, self.precision)
         work.unfit += int((~fits).sum())
         chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
@@ -403,8 +425,11 @@ class Computer:
         if informed:
             slots = np.array([row.slot for _, row, _ in informed])
             times = np.array([_request_time(entry, read) for entry, _, read in informed])
-            query = self._query(slots, times)
-            rankings = self._rankings(query, [(row, read) for _, row, read in informed])
+            pairs = [(row, read) for _, row, read in informed]
+            if isinstance(self.stepper, DeviceStepper):
+                rankings = self._sent_at_once(self.stepper, slots, times, pairs)
+            else:
+                rankings = self._rankings(self._query(slots, times), pairs)
             for (entry, row, read), ranking in zip(informed, rankings, strict=True):
                 work.answers.append((read, _recommendation(entry, row, ranking, "model")))
         for entry, row, read in asked:
@@ -420,12 +445,29 @@ class Computer:
         if asked:
             work.end(stages.RETRIEVE)
 
-    def _rankings(self, query_BD: Tensor, asked: list[tuple[Row, Read]]) -> list[Ranking]:
-        free = [
-            i
-            for i, (_, read) in enumerate(asked)
-            if read.candidates is None and read.choice is None
-        ]
+    def _sent_at_once(
+        self,
+        stepper: DeviceStepper,
+        slots: NDArray[np.int64],
+        times: NDArray[np.int64],
+        asked: list[tuple[Row, Read]],
+    ) -> list[Ranking]:
+        """The rankings; steps that wait, queries and what is masked are one transfer."""
+        free = _free(asked)
+        masked = places([_mask(*asked[i]) for i in free])
+        had = places([_weighed(*asked[i]) for i in free] if self.retrieval.repeat_bias else [])
+        index, at, masked_there, had_there = stepper.send(slots, times, masked, had)
+        query = stepper.query(index, at)
+        return self._rankings(query, asked, (masked_there, had_there))
+
+    def _rankings(
+        self,
+        query_BD: Tensor,
+        asked: list[tuple[Row, Read]],
+        there: tuple[Tensor, Tensor] | None = None,
+    ) -> list[Ranking]:
+        """`there`: what the free ones must not be given, and have had, on the device already."""
+        free = _free(asked)
         found: dict[int, Ranking] = {}
         if free:
             tops = self.retrieval.top(
@@ -433,6 +475,7 @@ class Computer:
                 [_mask(*asked[i]) for i in free],
                 [asked[i][1].k for i in free],
                 had=[_weighed(*asked[i]) for i in free],
+                there=there,
             )
             if len(free) == len(asked):
                 return tops
@@ -479,6 +522,13 @@ class Computer:
         if choice.promoted is not None:
             promoted = self.retrieval.popular(mask, read.k, choice.promoted)
         return choice.arrange(best, promoted, read.k, self.retrieval)
+
+
+def _free(asked: list[tuple[Row, Read]]) -> list[int]:
+    """Those to whom anything may be given."""
+    return [
+        i for i, (_, read) in enumerate(asked) if read.candidates is None and read.choice is None
+    ]
 
 
 def _is_at_hand(entry: Entry) -> bool:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.artefact import Artefact
+from model.device_stepper import DeviceStepper
 from model.state import Precision
 from service import metrics, snapshots, stages
 from service.choice import Choice
@@ -161,6 +162,8 @@ class Engine:
     @torch.inference_mode()
     def _warm_up(self) -> None:
         model = self.computer.model
+        if isinstance(self.computer.stepper, DeviceStepper):
+            self.computer.stepper.prepare(self.max_batch)
         for batch in (1, self.max_batch):
             items = torch.ones(batch, 2, dtype=torch.long, device=model.device)
             lengths = torch.full((batch,), 2, device=model.device)

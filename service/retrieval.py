@@ -71,6 +71,7 @@ class ExactRetrieval:
         self._popular = np.argsort(-popularity, kind="stable") + 1
         self._popularity = popularity.astype(np.float32)
         self.shelf = Shelf(len(items))
+        self._biased: tuple[Shelf, Tensor] | None = None
         self.show_recent([])
 
     def __len__(self) -> int:
@@ -83,6 +84,7 @@ class ExactRetrieval:
         ks: Sequence[int],
         selections: Sequence[Selection | None] | None = None,
         had: Sequence[NDArray[np.int32]] | None = None,
+        there: tuple[Tensor, Tensor] | None = None,
     ) -> list[Ranking]:
         """The best `ks[i]` items of each query, fewer where so many are not left.
 
@@ -90,8 +92,9 @@ class ExactRetrieval:
             masked: for each query, rows that must not be returned.
             selections: for each query, what only may be returned; None: everything.
             had: for each query, items that the user has had, to be weighed; None: of none.
+            there: `places` of `masked` and `had`, where they are on the device already.
         """
-        return self._top(self.shelf, query_BD, masked, ks, selections, had)
+        return self._top(self.shelf, query_BD, masked, ks, selections, had, there)
 
     def _top(
         self,
@@ -101,12 +104,16 @@ class ExactRetrieval:
         ks: Sequence[int],
         selections: Sequence[Selection | None] | None,
         had: Sequence[NDArray[np.int32]] | None = None,
+        there: tuple[Tensor, Tensor] | None = None,
     ) -> list[Ranking]:
+        if there is None:
+            there = _on(query_BD.device, masked, had if self.repeat_bias else None)
+        masked_at, had_at = there
         scores = query_BD @ self._embedding.T
         if shelf.vectors is not None:
             scores = torch.cat([scores, query_BD @ shelf.vectors.T], 1)
         if shelf.blocked is not None:
-            scores += torch.from_numpy(shelf.bias).to(scores.device)
+            scores += self._bias(shelf)
         scores[:, 0] = -torch.inf
         outside: dict[int, Tensor] = {}  # many ask for the same
         for row, selection in enumerate(selections or ()):
@@ -115,17 +122,25 @@ class ExactRetrieval:
                     out = torch.from_numpy(~selection.on(shelf))
                     outside[id(selection)] = out.to(scores.device)
                 scores[row].masked_fill_(outside[id(selection)], -torch.inf)
-        if had is not None and self.repeat_bias and (places := _places(had)) is not None:
-            scores[places] = scores[places] + self.repeat_bias  # once where one stands there twice
-        if (places := _places(masked)) is not None:
-            scores[places] = -torch.inf
+        if had_at.shape[1]:
+            at = had_at[0], had_at[1]
+            scores[at] = scores[at] + self.repeat_bias  # once where one stands there twice
+        if masked_at.shape[1]:
+            scores[masked_at[0], masked_at[1]] = -torch.inf
         widest = min(max(ks), scores.shape[1])
-        values, indices = (t.cpu().numpy() for t in scores.topk(widest, dim=1))
+        values, indices = _brought(*scores.topk(widest, dim=1))
         order = np.lexsort((indices, -values), axis=1)
-        values, indices = (np.take_along_axis(part, order, 1) for part in (values, indices))
+        values = np.take_along_axis(values, order, 1)
+        indices = np.take_along_axis(indices, order, 1)
         counts = np.isfinite(values).sum(1).tolist()
         sizes = [min(k, count) for k, count in zip(ks, counts, strict=True)]
         return [Ranking(indices[i, :size], values[i, :size]) for i, size in enumerate(sizes)]
+
+    def _bias(self, shelf: Shelf) -> Tensor:
+        """The shelf's, on the device."""
+        if self._biased is None or self._biased[0] is not shelf:
+            self._biased = shelf, torch.from_numpy(shelf.bias).to(self._embedding.device)
+        return self._biased[1]
 
     def rank(
         self,
@@ -244,6 +259,7 @@ class IndexRetrieval(ExactRetrieval):
         ks: Sequence[int],
         selections: Sequence[Selection | None] | None = None,
         had: Sequence[NDArray[np.int32]] | None = None,
+        there: tuple[Tensor, Tensor] | None = None,
     ) -> list[Ranking]:
         query, shelf = query_BD.float().cpu(), self.shelf
         chosen = selections or [None] * len(ks)
@@ -411,13 +427,30 @@ def open_retrieval(artefact: Artefact, how: How, folder: Path) -> ExactRetrieval
     return ExactRetrieval(weight, artefact.items, artefact.model.repeat_bias)
 
 
-def _places(columns: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor] | None:
-    """Row and column of each, to index with; None where there is none."""
+def places(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    """(2, n) row and column of each."""
     sizes = [len(some) for some in columns]
     if not any(sizes):
-        return None
-    rows = np.repeat(np.arange(len(columns)), sizes)
-    return torch.from_numpy(rows), torch.from_numpy(np.concatenate(columns).astype(np.int64))
+        return np.empty((2, 0), np.int64)
+    return np.stack([np.repeat(np.arange(len(columns)), sizes), np.concatenate(columns)])
+
+
+def _on(
+    device: torch.device,
+    masked: Sequence[NDArray[np.int32]],
+    had: Sequence[NDArray[np.int32]] | None,
+) -> tuple[Tensor, Tensor]:
+    both = places(masked), places(had or ())
+    return torch.from_numpy(both[0]).to(device), torch.from_numpy(both[1]).to(device)
+
+
+def _brought(values: Tensor, indices: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Both as arrays, in one transfer from a device."""
+    if values.device.type == "cpu" or values.dtype != torch.float32:
+        return values.cpu().numpy(), indices.cpu().numpy()
+    both = torch.cat([values.view(torch.int32), indices.int()], 1).cpu().numpy()
+    width = values.shape[1]
+    return both[:, :width].copy().view(np.float32), both[:, width:].astype(np.int64)
 
 
 def _power_of_two(least: int) -> int:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model.artefact import Artefact, ArtefactError, load_artefact
+from model.kernels import KernelsUnavailable, choose
 from service import metrics
+from service.capacity import pool_rows
 from service.catalogue import Catalogue
 from service.drain import Drain
 from service.engine import Engine
@@ -80,6 +82,11 @@ async def open_model(
 
     def load() -> tuple[str, Artefact, Engine, Catalogue]:
         artefact = load_artefact(folder, around.device)
+        model = artefact.model
+        try:
+            model.use(choose(settings.kernels, model.device) if model.steppable else None)
+        except KernelsUnavailable as error:
+            raise ArtefactError(f"kernels {settings.kernels}: {error}") from None
         if identity not in (None, artefact.identity):
             raise ArtefactError(
                 f"{folder} holds model {artefact.identity} and not {identity}, which was set: use "
@@ -89,7 +96,7 @@ async def open_model(
         engine = Engine(
             artefact,
             log,
-            pool_capacity=settings.pool_capacity,
+            pool_capacity=pool_rows(settings.pool_capacity, model.state_layout, model.device),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             snapshot_every=settings.snapshot_every,

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.kernels import Choice
 from model.state import Precision
 from service import keys
 from service.event_log import LatePolicy
@@ -57,6 +58,11 @@ class Settings(BaseSettings):
 
     artefact: Path = _model(description="folder of the model to serve")
     device: str = _model("auto", description="`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one")
+    kernels: Choice = _model(
+        "auto",
+        description="what computes steps and scans: `triton` is mamba-ssm's kernels, of the extra "
+        "`gpu`; `reference` plain torch; auto: triton on a GPU where it runs",
+    )
     threads: int = _model(1, ge=1, description="threads of the arithmetic in one process")
     retrieval: Literal["auto", "exact", "index"] = _model(
         "auto",
@@ -123,7 +129,12 @@ class Settings(BaseSettings):
         "what is popular for those",
     )
 
-    pool_capacity: int = _engine(16_384, ge=1, description="user states kept on the device")
+    pool_capacity: int | None = _engine(
+        None,
+        ge=1,
+        description="user states kept on the device; none: 16,384, on a GPU what fits into 90 % of "
+        "its free memory",
+    )
     max_batch: int = _engine(128, ge=1, description="most requests in one wave")
     max_queue: int = _engine(4096, ge=1, description="most requests waiting; more get a 503")
     snapshot_every: int = _engine(64, ge=1, description="events between two snapshots of a user")
@@ -318,7 +329,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _room_for_waves(self) -> Settings:
-        if self.pool_capacity < 4 * self.max_batch:
+        if self.pool_capacity is not None and self.pool_capacity < 4 * self.max_batch:
             raise ValueError(
                 f"pool_capacity {self.pool_capacity} must be at least 4 x max_batch "
                 f"{self.max_batch}: raise the one or lower the other"

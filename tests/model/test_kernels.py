@@ -175,6 +175,28 @@ def test_a_batch_of_more_than_a_launch_takes(
         assert torch.equal(part, wanted)
 
 
+def test_sizes_are_filled_up(
+    kernels: Kernels, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = draw_inputs(device, (1, 5, 1, 1, 16, 16))
+    monkeypatch.setattr(model.kernels, "SIZES", 1)
+    whole = kernels.scan(*inputs.values(), chunk=16)
+    monkeypatch.setattr(model.kernels, "SIZES", 3)
+    shapes = []
+    scan = kernels._scan
+
+    def watched(x: Tensor, *others: object, **options: object) -> object:
+        shapes.append(x.shape)
+        return scan(x, *others, **options)
+
+    monkeypatch.setattr(kernels, "_scan", watched)
+    for part, wanted in zip(kernels.scan(*inputs.values(), chunk=16), whole, strict=True):
+        assert part is not None
+        assert wanted is not None
+        assert error(part, wanted) < TOLERANCE[torch.float32]
+    assert [shape[:2] for shape in shapes] == [(3, 6)]
+
+
 @pytest.fixture(scope="module")
 def tiny(device: torch.device) -> TiM4Rec:
     torch.manual_seed(5)

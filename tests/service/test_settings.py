@@ -18,7 +18,8 @@ from service.settings import Settings, SettingsError, flag, read_settings, secre
 ROOT = Path(__file__).parents[2]
 
 OTHERS: dict[str, str] = {
-    "artefact": "models/a", "device": "cuda:1", "threads": "2", "retrieval": "exact",
+    "artefact": "models/a", "device": "cuda:1", "kernels": "reference",
+    "threads": "2", "retrieval": "exact",
     "models_dir": str(ROOT), "model_poll_s": "2",
     "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
     "page": "false", "operations_port": "9001", "read_timeout_s": "7.5", "public_docs": "true",
