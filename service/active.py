@@ -114,8 +114,12 @@ class ActiveModels:
         found: dict[str, dict[str, Any]] = {}
         gone: list[str] = []
         for name, said in zip(flat[::2], flat[1::2], strict=True):
-            one = json.loads(said)
-            if int(seconds) - one["at"] > GONE_AFTER_S:
+            try:
+                one = json.loads(said)
+                ended = int(seconds) - one["at"] > GONE_AFTER_S
+            except (ValueError, TypeError, KeyError):  # none of this service's
+                ended = True
+            if ended:
                 gone.append(name.decode())
             else:
                 found[name.decode()] = one

@@ -366,7 +366,8 @@ class Engine:
 
     def collect(self) -> Wave:
         """The next wave off the queue."""
-        self._waiting.set(len(self._queue))
+        if self._loops:  # one that does not run takes no part in what the process shows
+            self._waiting.set(len(self._queue))
         wave = collect(self._queue, self.max_batch, self.log.max_events)
         if wave.entries:
             metrics.WAVE_REQUESTS.observe(len(wave))
@@ -533,8 +534,9 @@ class Engine:
         metrics.SNAPSHOTS["unsound"].inc(work.unsound)
         self._of_model.recommendations.inc(len(work.answers))
         self._of_model.rebuilds.inc(work.from_snapshot + work.from_log)
-        self._of_model.users.set(len(self.pool))
-        self._users.set(len(self.pool))
+        if self._loops:
+            self._of_model.users.set(len(self.pool))
+            self._users.set(len(self.pool))
 
     async def _resolve_entry(self, entry: Entry) -> None:
         started = time.perf_counter()

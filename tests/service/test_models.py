@@ -369,11 +369,14 @@ def test_a_damaged_record_is_followed_by_nobody(
         for damaged in (b"", b"{", b"[]", json.dumps({"version": 3}).encode()):
             with valkey.client() as store:
                 store.set("tim4rec:active", damaged)
+                store.hset("tim4rec:serving", mapping={"a": damaged, "b": '{"at": 0}'})
             async with served(folder, valkey.url) as client:
                 assert (await get(client, "ann"))["model"] == one.identity
                 answer = await client.get("/admin/model", headers=ADMIN)
                 assert answer.status_code == 409
                 assert "tim4rec:active" in answer.json()["detail"]
+                with valkey.client() as store:  # nobody wrote these who still serves
+                    assert not store.hmget("tim4rec:serving", "a", "b")[0]
 
     run(go())
 
