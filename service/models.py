@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import torch
+
 from model.artefact import ArtefactError
 from service import metrics
 from service.active import Active, ActiveModels, Arm
@@ -219,6 +221,9 @@ class Models:
         self._leaving.discard(old)
         async with self._lock:
             await self._close_unused(old.models)
+        del old  # the last that holds its models
+        if self._around.device.startswith("cuda"):  # what torch keeps for itself is not free
+            await asyncio.to_thread(torch.cuda.empty_cache)
 
     async def _close_unused(self, models: tuple[ServedModel, ...] | list[ServedModel]) -> None:
         lineups = [*self._leaving, *([self._lineup] if self._lineup else [])]

@@ -12,7 +12,7 @@ from pathlib import Path
 from model.artefact import Artefact, ArtefactError, load_artefact
 from model.kernels import KernelsUnavailable, choose
 from service import metrics
-from service.capacity import pool_rows
+from service.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.catalogue import Catalogue
 from service.drain import Drain
 from service.engine import Engine
@@ -93,10 +93,13 @@ async def open_model(
                 "a new folder for each model"
             )
         retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
+        share = SHARE if settings.models_dir is None else SHARE_OF_TWO
         engine = Engine(
             artefact,
             log,
-            pool_capacity=pool_rows(settings.pool_capacity, model.state_layout, model.device),
+            pool_capacity=pool_rows(
+                settings.pool_capacity, model.state_layout, model.device, share
+            ),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             snapshot_every=settings.snapshot_every,

@@ -133,7 +133,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         description="user states kept on the device; none: 16,384, on a GPU what fits into 90 % of "
-        "its free memory",
+        "its free memory, or 45 % with models_dir",
     )
     max_batch: int = _engine(128, ge=1, description="most requests in one wave")
     max_queue: int = _engine(4096, ge=1, description="most requests waiting; more get a 503")

@@ -15,7 +15,7 @@ from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, load_artefact
 from model.device_stepper import DeviceStepper
 from model.kernels import Kernels
-from service.capacity import ON_CPU, pool_rows, rows_within
+from service.capacity import ON_CPU, SHARE_OF_TWO, pool_rows, rows_within
 from service.engine import Engine
 from service.event_log import EventLog, NewEvent, new_uid
 from service.store import Store
@@ -154,6 +154,11 @@ def test_the_pool_takes_what_is_free() -> None:
     assert rows * layout.nbytes() <= 0.9 * free < (rows + 1) * layout.nbytes()
     assert rows > 3_300_000
     assert rows_within(0, layout) == 1
+    left, sizes = free, list[int]()  # models opened one beside the other
+    for _ in range(3):
+        sizes.append(rows_within(left, layout, SHARE_OF_TWO) * layout.nbytes())
+        left -= sizes[-1]
+    assert sizes[0] > sizes[1] > sizes[2] > 0.1 * free
 
 
 def test_a_models_copy_uses_the_same_kernels(served: Artefact) -> None:
