@@ -74,7 +74,6 @@ class Node:
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name = name
-        self.down = False
         self.failing_since: float | None = None
         self._retired = False
         self.options = options
@@ -87,10 +86,15 @@ class Node:
             replies = await self._execute(commands, timeout_s)
         except StoreUnavailable:
             self.failing_since = self.failing_since or started
-            self.down = time.monotonic() - self.failing_since >= _DOWN_AFTER_S
             raise
-        self.down, self.failing_since = False, None
+        self.failing_since = None
         return replies
+
+    @property
+    def down(self) -> bool:
+        """Whether it is not worth waiting for."""
+        since = self.failing_since
+        return since is not None and time.monotonic() - since >= _DOWN_AFTER_S
 
     async def _execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         try:
@@ -219,7 +223,11 @@ class Store:
         if self._single.down:
             self._look()
             raise NodeDown(f"store {self._single.name} is down")
-        replies = await self._single.execute(commands, timeout_s)
+        try:
+            replies = await self._single.execute(commands, timeout_s)
+        except StoreUnavailable:
+            self._look()
+            raise
         if any(isinstance(reply, AskError) for reply in replies):
             raise StoreError(
                 f"store {self.url} is a Cluster but does not answer CLUSTER SLOTS: "

@@ -10,10 +10,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import uvloop
 
 from model.artefact import Artefact
+from tests.faults.http import Client
 from tests.service.processes import BASE_MS, check_answer, history, offline_scores, pairs
 
 AT_MS = BASE_MS + 10**12
@@ -29,7 +32,6 @@ class Answer:
     method: str
     status: int | None
     stale: bool = False
-    source: str = ""
 
     @property
     def ended(self) -> float:
@@ -45,24 +47,26 @@ class Load:
 
     def __init__(
         self,
-        url: str,
+        port: int,
         items: list[str],
         *,
         users: int = 24,
-        rate: float = 80,
+        rate: float = 60,
         reads: float = 0.3,
         name: str = "user",
     ) -> None:
-        self.url, self.items, self.rate, self.reads = url, items, rate, reads
+        self.port, self.items, self.rate, self.reads = port, items, rate, reads
         self.users = [f"{name} {n}" for n in range(users)]
         self.sent: dict[str, dict[str, dict[str, Any]]] = {user: {} for user in self.users}
         self.acknowledged: dict[str, dict[str, int]] = {user: {} for user in self.users}
         self.answers: list[Answer] = []
         self.wrong: list[str] = []
         self.most_in_flight = 0
+        self.lag_s = 0.0
+        """How late the load itself was at most: the machine was busy."""
         self._draw = random.Random(name)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="load")
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._run()), name="load")
 
     def __enter__(self) -> Load:
         self._thread.start()
@@ -171,65 +175,61 @@ class Load:
     # -- the thread ----------------------------------------------------------------------
 
     async def _run(self) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
-        running: set[asyncio.Task[None]] = set()
-        async with httpx.AsyncClient(base_url=self.url, timeout=30, limits=limits) as client:
-            due = time.monotonic()
-            while not self._stop.is_set():
-                while due <= time.monotonic():
-                    due += 1 / self.rate
-                    read = self._draw.random() < self.reads
-                    task = asyncio.create_task(self._get(client) if read else self._post(client))
-                    running.add(task)
-                    task.add_done_callback(running.discard)
-                self.most_in_flight = max(self.most_in_flight, len(running))
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
-            async with asyncio.timeout(SETTLED_WITHIN_S):
-                await asyncio.gather(*running)
+        client, running = Client(self.port), set[asyncio.Task[None]]()
+        due = time.monotonic()
+        while not self._stop.is_set():
+            self.lag_s = max(self.lag_s, time.monotonic() - due)
+            while due <= time.monotonic():
+                due += 1 / self.rate
+                read = self._draw.random() < self.reads
+                task = asyncio.create_task(self._get(client) if read else self._post(client))
+                running.add(task)
+                task.add_done_callback(running.discard)
+            self.most_in_flight = max(self.most_in_flight, len(running))
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        async with asyncio.timeout(SETTLED_WITHIN_S):
+            await asyncio.gather(*running)
+        client.close()
 
-    async def _get(self, client: httpx.AsyncClient) -> None:
-        query = {"user_id": self._draw.choice(self.users), "k": 5}
-        await self._ask(client, "GET", "/recommend", params=query)
+    async def _get(self, client: Client) -> None:
+        user = self._draw.choice(self.users)
+        await self._ask(client, "GET", f"/recommend?user_id={quote(user)}&k=5")
 
-    async def _post(self, client: httpx.AsyncClient) -> None:
+    async def _post(self, client: Client) -> None:
         user = self._draw.choice(self.users)
         number = len(self.sent[user])
-        event = {
-            "user_id": user,
-            "item_id": self._draw.choice(self.items),
-            "event_id": f"event {number}",
-        }
+        name = f"event {number}"
+        event = {"user_id": user, "item_id": self._draw.choice(self.items), "event_id": name}
         if self._draw.random() < 0.5:
             event["timestamp"] = BASE_MS + number * 60_000
-        self.sent[user][event["event_id"]] = event
+        self.sent[user][name] = event
         pause = 0.1
         while True:
-            body = await self._ask(client, "POST", "/interactions", json=event)
+            body = await self._ask(client, "POST", "/interactions", event)
             if body is not None:
                 if body["status"] not in ("applied", "late", "duplicate"):
                     self.wrong.append(f"{body}")
-                self.acknowledged[user][event["event_id"]] = body["version"]
+                self.acknowledged[user][name] = body["version"]
                 return
             await asyncio.sleep(pause * self._draw.uniform(0.5, 1.5))
             pause = min(2.0, 2 * pause)
 
     async def _ask(
-        self, client: httpx.AsyncClient, method: str, path: str, **options: Any
+        self, client: Client, method: str, path: str, body: object = None
     ) -> dict[str, Any] | None:
         began = time.monotonic()
         try:
-            answer = await client.request(method, path, **options)
-        except httpx.TransportError:
+            reply = await client.ask(method, path, body)
+        except OSError:
             self.answers.append(Answer(began, time.monotonic() - began, method, None))
             return None
-        took, body = time.monotonic() - began, answer.json()
-        if answer.status_code not in (200, 503):
-            self.wrong.append(f"{method} {answer.status_code}: {answer.text}")
-        elif answer.status_code == 503 and "Retry-After" not in answer.headers:
-            self.wrong.append(f"{method} 503 without Retry-After: {answer.text}")
-        stale, source = body.get("stale", False), body.get("source", "")
-        self.answers.append(Answer(began, took, method, answer.status_code, stale, source))
-        return body if answer.status_code == 200 else None
+        took, found = time.monotonic() - began, reply.json
+        if reply.status not in (200, 503):
+            self.wrong.append(f"{method} {reply.status}: {found}")
+        elif reply.status == 503 and b"retry-after:" not in reply.head:
+            self.wrong.append(f"{method} 503 without Retry-After: {found}")
+        self.answers.append(Answer(began, took, method, reply.status, found.get("stale", False)))
+        return found if reply.status == 200 else None
 
 
 def slowest(answers: Iterable[Answer]) -> float:

@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Literal
 
+import uvloop
+
 Where = Literal["request", "reply"]
 
 
@@ -24,7 +26,7 @@ class Relay:
         """Connections reset so far."""
         self._plan: list[Where] = []
         self._open: set[asyncio.StreamWriter] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="relay")
         self._thread.start()
         self._listener = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20))
