@@ -40,6 +40,7 @@ class Outcome:
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     failures: Counter[int | None] = field(default_factory=Counter)
+    refusals: list[float] = field(default_factory=list)
     generator_s: float = 0.0
 
     @property
@@ -122,6 +123,8 @@ def _count(outcome: Outcome, status: int | None, took: float) -> None:
         outcome.latencies.append(took)
     else:
         outcome.failures[status] += 1
+        if status is not None:
+            outcome.refusals.append(took)
 
 
 async def _closed_loop(

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from service import logs, metrics, problems, vitals
 from service.active import ActiveModels
+from service.admission import Gate
 from service.bodies import BoundBodies
 from service.dependencies import (
     HoldModels,
@@ -83,7 +84,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         tracing = Tracing()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Drain]]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(tracing.close)
@@ -95,7 +96,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 app.state.services = replace(now, lineup=lineup, served=lineup.base)
 
             await stack.enter_async_context(app.state.services.models.followed(show))
-            yield {"drain": drain}
+            yield {"drain": drain, "gate": gate}
             app.state.services = None
 
     app = FastAPIOffline(  # its documentation page needs no network
@@ -111,6 +112,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     keys = Keys(secrets(chosen.api_keys), chosen.api_keys_file)
     nouns = (interactions, recommend, rank, session, items, popular, similar, users)
     routers = [noun.router for noun in nouns]
+    gate = Gate(app, [noun.router for noun in (interactions, recommend, rank, session)])
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401))
     app.include_router(

@@ -37,6 +37,16 @@ def bounded(read_timeout_s: float, max_head_bytes: int) -> type[asyncio.Protocol
     return Bounded
 
 
+class _Refused:
+    """In place of the cycle of a request and its answer: both are over, whatever of it comes."""
+
+    response_complete = True
+    disconnected = False
+
+    def __init__(self) -> None:
+        self.message_event = asyncio.Event()
+
+
 class _Connection(HttpToolsProtocol):
     timeout_s: float
     max_head: int
@@ -68,7 +78,16 @@ class _Connection(HttpToolsProtocol):
         self._head = None
         self._end()
         self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
-        super().on_headers_complete()
+        gate = self.app_state.get("gate")
+        idle = self.cycle is None or self.cycle.response_complete
+        plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
+        if gate is not None and plain and gate.refuses(self.parser.get_method(), self.url):
+            refused: Any = _Refused()
+            self.cycle = refused
+            self.transport.write(gate.answer)
+            self.on_response_complete()
+        else:
+            super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         self._end()

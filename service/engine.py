@@ -41,6 +41,7 @@ from service.event_log import (
 )
 from service.kinds import KindRules
 from service.outcomes import Outcomes
+from service.pace import Pace
 from service.pool import StatePool
 from service.popularity import Popularity
 from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
@@ -87,6 +88,7 @@ class Engine:
         pool_capacity: int = 16_384,
         max_batch: int = 128,
         max_queue: int = 4096,
+        max_wait_s: float = float("inf"),
         snapshot_every: int = 64,
         snapshot_ttl_s: int = 30 * 86_400,
         snapshot_precision: Precision = "float32",
@@ -112,7 +114,7 @@ class Engine:
         self.identity = artefact.identity + self.kinds.suffix
         if self.computer.rounds_states:  # then the interval and precision decide the state
             self.identity += f"-{snapshot_precision}-{snapshot_every}"
-        self.max_batch, self.max_queue = max_batch, max_queue
+        self.max_batch, self.max_queue, self.max_wait_s = max_batch, max_queue, max_wait_s
         self.snapshot_ttl_s = snapshot_ttl_s
         self.erasure_poll_s = erasure_poll_s
         self._queue: deque[Append | Read] = deque()
@@ -127,6 +129,7 @@ class Engine:
         self._stopping = False
         self._sessions = itertools.count()
         self._busy = 0  # waves between leaving the queue and the end of their arithmetic
+        self.pace = Pace(max_batch)
         self._erased = "$"
         self._forgotten: deque[tuple[float, str]] = deque()
         self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
@@ -304,10 +307,18 @@ class Engine:
         finally:
             self._in_thread -= 1
 
+    @property
+    def is_late(self) -> bool:
+        """Whether a request that came now would wait too long for its turn."""
+        return len(self._queue) * self.pace.seconds_each > self.max_wait_s
+
     def _enqueue(self, request: Append | Read) -> None:
         if self._stopping or len(self._queue) >= self.max_queue:
             metrics.REFUSED["stopping" if self._stopping else "queue_full"].inc()
             raise Overloaded("stopping" if self._stopping else "the queue is full")
+        if self.is_late:
+            metrics.REFUSED["overloaded"].inc()
+            raise Overloaded("more requests than can be answered in time")
         self._queue.append(request)
         self._arrived.set()
 
@@ -317,8 +328,10 @@ class Engine:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
+            began = time.perf_counter()
             while self._queue:
                 wave = self.collect()
+                size = len(wave)
                 if not wave.entries:
                     continue
                 self._busy += 1
@@ -327,6 +340,9 @@ class Engine:
                     await self._computing.put(wave)
                 else:
                     self._busy -= 1
+                ended = time.perf_counter()
+                self.pace.add(size, ended - began)
+                began = ended
             self._waiting.set(0)
 
     async def _compute_loop(self) -> None:

@@ -91,7 +91,7 @@ REFUSED = _counters(
     "tim4rec_refused_requests",
     "Requests refused before anything was done",
     "reason",
-    ("queue_full", "stopping", "explanations"),
+    ("queue_full", "overloaded", "stopping", "explanations"),
 )
 
 # -- waves and the pool ------------------------------------------------------------------

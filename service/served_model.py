@@ -102,6 +102,7 @@ async def open_model(
             ),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
+            max_wait_s=settings.max_wait_s,
             snapshot_every=settings.snapshot_every,
             snapshot_ttl_s=settings.snapshot_ttl_s,
             snapshot_precision=settings.snapshot_precision,

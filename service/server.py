@@ -26,6 +26,7 @@ from typing import Any
 import uvicorn
 
 from service import logs
+from service.acceptor import Acceptor
 from service.connection import bounded
 from service.drain import Drain
 from service.settings import Settings
@@ -111,12 +112,19 @@ class Server(uvicorn.Server):
         return drain
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        await super().startup([])
+        for listener in sockets or ():
+            self.servers.append(Acceptor(listener, self._protocol))  # type: ignore[arg-type]
         # What is there now stays: looking through it for garbage takes a tenth of a second.
         gc.collect()
         gc.freeze()
         if self.started and self.serving is not None:
             self.serving.set()
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
+        return protocol
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

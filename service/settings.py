@@ -137,6 +137,12 @@ class Settings(BaseSettings):
     )
     max_batch: int = _engine(128, ge=1, description="most requests in one wave")
     max_queue: int = _engine(4096, ge=1, description="most requests waiting; more get a 503")
+    max_wait_s: float = _engine(
+        1.0,
+        gt=0,
+        description="requests that would wait longer for their turn, as things go, get a 503 at "
+        "once",
+    )
     snapshot_every: int = _engine(64, ge=1, description="events between two snapshots of a user")
     snapshot_ttl_s: int = _engine(30 * 86_400, ge=1, description="life of a snapshot")
     snapshot_precision: Precision = _engine(

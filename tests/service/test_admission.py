@@ -1,0 +1,137 @@
+"""More requests than a process can answer: refused at once, and cheaply."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.artefact import Artefact
+from service.acceptor import Acceptor
+from service.pace import Pace
+from tests.faults.http import Client, Reply
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import Service, make_artefact
+
+
+@given(st.lists(st.tuples(st.integers(1, 128), st.floats(0.001, 2)), min_size=1))
+def test_the_pace_lies_between_that_of_the_slowest_and_of_the_fastest_wave(
+    waves: list[tuple[int, float]],
+) -> None:
+    pace = Pace(enough=1)
+    assert pace.seconds_each == 0
+    for requests, seconds in waves:
+        pace.add(requests, seconds)
+    each = [seconds / requests for requests, seconds in waves]
+    assert min(each) * 0.999 <= pace.seconds_each <= max(each) * 1.001
+
+
+def test_the_pace_follows_and_says_nothing_of_few() -> None:
+    pace = Pace(enough=100)
+    pace.add(99, 9.9)
+    assert pace.seconds_each == 0
+    for _ in range(50):
+        pace.add(100, 1.0)
+    assert pace.seconds_each == pytest.approx(0.01, rel=0.01)
+
+
+def test_all_who_came_in_a_long_turn_are_accepted_in_a_few() -> None:
+    async def main() -> None:
+        connected = 0
+
+        class Counting(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                nonlocal connected
+                connected += 1
+                transport.write(b"hello")  # type: ignore[attr-defined]
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        address = listener.getsockname()
+        acceptor = Acceptor(listener, Counting)
+        callers = [socket.create_connection(address) for _ in range(200)]  # the loop waits for it
+        turns = 0
+        async with asyncio.timeout(10):
+            while connected < 200:
+                await asyncio.sleep(0)
+                turns += 1
+        assert turns < 60, "one in a turn would take 200"
+        for caller in callers:
+            assert await asyncio.to_thread(caller.recv, 5) == b"hello"
+            caller.close()
+        acceptor.close()
+        acceptor.close()
+        await acceptor.wait_closed()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+    uvloop.run(main())
+
+
+@pytest.fixture
+def service(store: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    artefact: Artefact = make_artefact(tmp_path_factory.mktemp("admission") / "m", ["a", "b"])
+    output = tmp_path_factory.mktemp("admission") / "output"
+    settings = {"max_batch": 4, "max_wait_s": 0.002, "log_format": "json"}
+    service = Service(artefact.folder, output, "--redis", store.url, **settings)
+    try:
+        service.start()
+        yield service
+    finally:
+        service.kill()
+
+
+def test_what_would_wait_too_long_is_refused(service: Service) -> None:
+    """Over connections that are kept: each refusal leaves its connection in order."""
+
+    async def main() -> tuple[list[Reply], str]:
+        client = Client(service.port)
+
+        async def caller(number: int) -> list[Reply]:
+            event = {"user_id": f"u{number}", "item_id": "a", "event_id": "only one"}
+            return [
+                await client.ask("POST", "/interactions", event)
+                if turn % 2
+                else await client.ask("GET", f"/recommend?user_id=u{number}&k=1")
+                for turn in range(6)
+            ]
+
+        replies = [r for own in await asyncio.gather(*map(caller, range(150))) for r in own]
+        for _ in range(100):  # the pace is known now; alone, nobody waits
+            assert (await client.ask("GET", "/recommend?user_id=u1&k=1")).status == 200
+        metrics = (await client.ask("GET", "/metrics")).body.decode()
+        client.close()
+        return replies, metrics
+
+    began = time.monotonic()
+    replies, metrics = asyncio.run(main())
+    assert time.monotonic() - began < 30
+    counted = Counter(reply.status for reply in replies)
+    assert counted.keys() == {200, 503}
+    early = 0
+    for reply in replies:
+        if reply.status == 503:
+            assert b"retry-after: 1" in reply.head
+            assert b"application/problem+json" in reply.head
+            assert "nothing was done" in reply.json["detail"]
+            early += b"x-request-id" not in reply.head
+    assert early > counted[503] / 2, "most are refused before they are a task"
+    (refused,) = (
+        float(line.rpartition(" ")[2])
+        for line in metrics.splitlines()
+        if line.startswith('tim4rec_refused_requests_total{reason="overloaded"}')
+    )
+    assert refused == counted[503]
+    requests = sum(
+        float(line.rpartition(" ")[2])
+        for line in metrics.splitlines()
+        if line.startswith("tim4rec_request_duration_seconds_count") and 'status="503"' in line
+    )
+    assert requests == counted[503]
+    assert service.logged(logger="service.admission")
