@@ -147,7 +147,7 @@ async def _assemble(
     if url is None:
         embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
         url = stack.enter_context(embedded)
-    store = await stack.enter_async_context(Store(url))
+    store = await stack.enter_async_context(Store(url, replica_acks=settings.replica_acks))
     await store.check()
     log = EventLog(
         store,

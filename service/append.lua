@@ -242,6 +242,9 @@ if version > before then
     end
   end
   if ttl > 0 then redis.call('EXPIRE', key, text(ttl)) else redis.call('PERSIST', key) end
+elseif #outcomes > 0 and version > 0 then
+  -- What is answered was written before, by another connection perhaps: WAIT counts from here.
+  redis.call('HSET', key, 'n', text(version))
 end
 
 return {now, version, newest_uid, in_history, outcomes, first, events, kept}

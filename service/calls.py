@@ -21,7 +21,9 @@ from redis.exceptions import (
 
 from service import metrics, stages
 from service.store import (
+    AcksMissed,
     Command,
+    Durable,
     Node,
     NodeDown,
     RecordDamaged,
@@ -94,6 +96,8 @@ class Calls:
         finally:
             metrics.STORE_DURATION[operation].observe(time.perf_counter() - started)
         metrics.STORE_UP.set(0 if self.store.failing else 1)
+        missed = sum(isinstance(reply, AcksMissed) for reply in replies)
+        metrics.ACKS_MISSED.inc(missed)
         refused = [r for r in replies if isinstance(r, ResponseError | StoreError)]
         if any(not isinstance(reply, NoScriptError) for reply in refused):
             metrics.STORE_ERRORS[operation].inc()
@@ -134,7 +138,8 @@ class Calls:
                 for (i, command), reply in zip(sending.items(), replies, strict=True):
                     if isinstance(reply, NoScriptError):
                         # EVAL loads the script on the very node that lacks it.
-                        again[i] = ("EVAL", self._scripts[str(command[1])], *command[2:])
+                        whole = ("EVAL", self._scripts[str(command[1])], *command[2:])
+                        again[i] = Durable(whole) if isinstance(command, Durable) else whole
                     elif command[0] == "GET" and isinstance(reply, StoreError):
                         answers[i] = reply  # nobody waits for the node of a snapshot
                     elif _passing(reply):
@@ -170,8 +175,9 @@ def raised(*answers: Any) -> Any:
 def _passing(reply: Any) -> bool:
     if isinstance(reply, ResponseError):
         return isinstance(reply, _PASSING) or str(reply).startswith(("BUSY ", "NOREPLICAS"))
-    # Its own part of a Cluster; one that has failed for a while holds nobody up any more.
-    return isinstance(reply, StoreUnavailable) and not isinstance(reply, NodeDown)
+    # Its own part of a Cluster; one that has failed for a while holds nobody up any more, and
+    # replicas that are slow are not quicker when asked again.
+    return isinstance(reply, StoreUnavailable) and not isinstance(reply, NodeDown | AcksMissed)
 
 
 def _refusal(error: ResponseError) -> StoreError:

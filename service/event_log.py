@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote_to_bytes
 from service.calls import Calls, raised
 from service.store import (
     Command,
+    Durable,
     HistoryChanged,
     InvalidRequest,
     RecordDamaged,
@@ -404,13 +405,15 @@ class EventLog:
         raised(existed)
         # One after the other: no snapshot of a record that is gone can be begun, the models are
         # those of all that were, and who hears of it must find nothing on another node.
-        raised(*await self._calls([("UNLINK", record)]))
+        raised(*await self._calls([Durable(("UNLINK", record))]))
         known = raised(*await self._calls([("SMEMBERS", models)]))
         keys = [self._snapshot(_text(model), user_id) for model in known]
         raised(*await self._calls([("EVALSHA", _ERASE_SNAPSHOT, 1, k, _BARRED_MS) for k in keys]))
         stream, user = f"{self.namespace}:erased", _utf8("user_id", user_id)
         raised(
-            *await self._calls([("EVALSHA", _ANNOUNCE, 1, stream, user, 1000 * ERASURES_KEPT_S)])
+            *await self._calls(
+                [Durable(("EVALSHA", _ANNOUNCE, 1, stream, user, 1000 * ERASURES_KEPT_S))]
+            )
         )
         return bool(existed)
 
@@ -467,7 +470,7 @@ class EventLog:
         if request.known is not None:
             # A uid is never empty, so an empty one that must be checked matches nothing.
             known = request.known.version, request.known.uid or ("" if unchecked else "none")
-        return (
+        command: tuple[str | bytes | int, ...] = (
             "EVALSHA",
             _APPEND if request.events else _FETCH,
             1,
@@ -477,6 +480,7 @@ class EventLog:
             *self._settings[1:],
             *map(_packed, request.events),
         )
+        return Durable(command) if request.events else command
 
 
 def _utf8(field: str, value: str) -> bytes:

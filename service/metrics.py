@@ -126,6 +126,10 @@ STORE_ERRORS = _counters(
     "operation",
     OPERATIONS,
 )
+ACKS_MISSED = _counter(
+    "tim4rec_replica_acks_missed",
+    "Writes that too few replicas had in time (replica_acks): refused, though they may be there",
+)
 STORE_UP = _gauge("livemin", "tim4rec_store_up", "1: every node of the store answers every worker")
 STORE_MEMORY = _gauge("livemostrecent", "tim4rec_store_memory_bytes", "Memory the store uses")
 STORE_MEMORY_LIMIT = _gauge(

@@ -122,6 +122,13 @@ class Settings(BaseSettings):
     store_timeout_s: float = _store(
         2.0, gt=0, description="time for the store to answer a wave, retries included"
     )
+    replica_acks: int = _store(
+        0,
+        ge=0,
+        description="replicas that must have an interaction or an erasure before it is "
+        "acknowledged; where they don't in time, the answer is a 503: it may be stored, and is to "
+        "be sent again with the same event_id",
+    )
     store_away: StoreAway = _store(
         "popular",
         description="what reads get while the store does not answer: `refuse`: a 503; `pool`: what "

@@ -39,6 +39,7 @@ _REDIRECTS = 5
 _DOWN_AFTER_S = 1.0
 """A server that fails for so long is no longer waited for, until it answers again."""
 _LOOK_EVERY_S = 0.2
+_ACKS_LATE_S = 0.05
 
 
 class StoreError(Exception):
@@ -51,6 +52,19 @@ class StoreUnavailable(StoreError):
 
 class NodeDown(StoreUnavailable):
     """The server has failed for a while; nothing was sent to it."""
+
+
+class AcksMissed(StoreUnavailable):
+    """Too few replicas have said in time that they have a write: it is there, and may be lost with
+    the primary. Nothing was sent again."""
+
+
+class Durable(tuple[str | bytes | int, ...]):
+    """A command that is acknowledged only when `replica_acks` replicas have what it wrote.
+
+    It must write something whenever its answer rests on a write, be it of another connection:
+    `WAIT` reaches back from the last write of its own.
+    """
 
 
 class InvalidRequest(StoreError, ValueError):
@@ -72,8 +86,9 @@ class Node:
     Connections are opened on first use; a caller beyond the most there may be waits.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
-        self.name = name
+    def __init__(self, name: str, options: Mapping[str, Any], replica_acks: int = 0) -> None:
+        self.name, self.replica_acks = name, replica_acks
+        self._acks_missed = False
         self.failing_since: float | None = None
         self._retired = False
         self.options = options
@@ -101,7 +116,10 @@ class Node:
             async with asyncio.timeout(timeout_s):
                 connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
                 try:
-                    replies = await _converse(connection, commands)
+                    if self.replica_acks and any(isinstance(c, Durable) for c in commands):
+                        replies = await self._with_acks(connection, commands, timeout_s)
+                    else:
+                        replies = await _converse(connection, commands)
                     if self._retired or any(isinstance(r, ReadOnlyError) for r in replies):
                         # A primary no longer: the next connection may find the new one.
                         await connection.disconnect()
@@ -123,6 +141,24 @@ class Node:
                 ) from error
             raise StoreUnavailable(f"store {self.name}: {_one_line(error)}") from error
 
+    async def _with_acks(
+        self, connection: Connection, commands: Sequence[Command], timeout_s: float
+    ) -> list[Any]:
+        # Who has just missed them once does not hold up every pipeline for as long again.
+        wait_ms = max(1, round(1000 * (_ACKS_LATE_S if self._acks_missed else 0.8 * timeout_s)))
+        wait = ("WAIT", self.replica_acks, wait_ms)
+        *replies, acks = await _converse(connection, [*commands, wait])
+        self._acks_missed = not isinstance(acks, int) or acks < self.replica_acks
+        if self._acks_missed:
+            said = _one_line(acks) if isinstance(acks, Exception) else f"{acks} have it"
+            missed = AcksMissed(
+                f"store {self.name}: {self.replica_acks} replicas are to have a write, {said}"
+            )
+            for place, (command, reply) in enumerate(zip(commands, replies, strict=True)):
+                if isinstance(command, Durable) and not isinstance(reply, Exception):
+                    replies[place] = missed
+        return replies
+
     async def retire(self) -> None:
         """Close the idle connections, and the others after their pipeline."""
         self._retired = True
@@ -142,8 +178,15 @@ class Store:
     is followed. A part that fails spoils no other.
     """
 
-    def __init__(self, url: str, *, connections: int = 16, connect_timeout_s: float = 1.0) -> None:
-        self._connect_timeout_s = connect_timeout_s
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections: int = 16,
+        connect_timeout_s: float = 1.0,
+        replica_acks: int = 0,
+    ) -> None:
+        self._connect_timeout_s, self.replica_acks = connect_timeout_s, replica_acks
         self.url = without_password(url)
         defaults: dict[str, Any] = {
             "max_connections": connections,
@@ -159,7 +202,7 @@ class Store:
         except ValueError as error:
             raise StoreError(f"store URL {self.url}: {error}") from None
         self._seeds = [
-            Node(self.url if len(options) == 1 else without_password(one), own)
+            Node(self.url if len(options) == 1 else without_password(one), own, replica_acks)
             for one, own in zip(_each_host(url), options, strict=True)
         ]
         self._options = {name: v for name, v in options[0].items() if name not in ("host", "port")}
@@ -321,7 +364,8 @@ class Store:
     def _at(self, host: str, port: int) -> Node:
         if (host, port) not in self._nodes:
             name = f"{host}:{port}"
-            self._nodes[host, port] = Node(name, self._options | {"host": host, "port": port})
+            options = self._options | {"host": host, "port": port}
+            self._nodes[host, port] = Node(name, options, self.replica_acks)
         return self._nodes[host, port]
 
     def _follow(self, layout: Iterable[Sequence[Any]], told_by: Node) -> None:
@@ -377,7 +421,7 @@ class Store:
                 raise reply
             if isinstance(reply, ResponseError):
                 raise StoreError(f"store {node.name}: {_one_line(reply)}")
-            _check(node.name, reply)
+            _check(node.name, reply, self.replica_acks)
 
     async def close(self) -> None:
         """Wait for the pipelines under way, then close the connections."""
@@ -396,7 +440,7 @@ class Store:
         await self.close()
 
 
-def _check(name: str, reply: bytes) -> None:
+def _check(name: str, reply: bytes, replica_acks: int) -> None:
     info = dict(
         line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line
     )
@@ -409,6 +453,15 @@ def _check(name: str, reply: bytes) -> None:
             "set it to noeviction",
             name,
             info["maxmemory_policy"],
+        )
+    replicas = int(info.get("connected_slaves", 0))
+    if replicas < replica_acks:
+        logger.warning(
+            "store %s: it has %d replicas, and interactions are acknowledged when %d have them "
+            "(replica_acks): none will be",
+            name,
+            replicas,
+            replica_acks,
         )
     if info.get("aof_enabled") == "0":
         logger.warning(
@@ -433,7 +486,7 @@ async def _converse(connection: Connection, commands: Sequence[Command]) -> list
     return replies
 
 
-_KEYLESS = frozenset({"PING", "INFO", "SCAN", "FLUSHALL", "CLUSTER"})
+_KEYLESS = frozenset({"PING", "WAIT", "INFO", "SCAN", "FLUSHALL", "CLUSTER"})
 _KEY_AT = {"EVAL": 3, "EVALSHA": 3, "MEMORY": 2}
 
 
