@@ -160,7 +160,7 @@ def test_the_service_says_so(run: Run, replicated: Replicated, artefact: Artefac
             assert await missed(client) == before + 1
             replicated.replica.send(signal.SIGCONT)
             async with asyncio.timeout(10):
-                again = answer
+                again = await client.post("/interactions", json=body)
                 while again.status_code != 200:
                     again = await client.post("/interactions", json=body)
                     await asyncio.sleep(0.05)
