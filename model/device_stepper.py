@@ -105,9 +105,13 @@ class DeviceStepper:
         pieces = torch.split(sent, [part.size for part in parts])
         on_device = [piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)]
         for rows in on_device[: len(waiting)]:
-            for piece in torch.split(rows, LARGEST, 1):
-                self._step(piece)
+            self.take(rows)
         return on_device[len(waiting) :]
+
+    def take(self, rows: Tensor) -> None:
+        """A step, at once: (3, B) int64 on the device, slots (each once), items and times."""
+        for piece in torch.split(rows, LARGEST, 1):
+            self._step(piece)
 
     def query(self, slots: Tensor, request_times: Tensor) -> Tensor:
         """What `TiM4Rec.query` says of these rows, asked for at those times: (B, D).
