@@ -33,6 +33,9 @@ kernels: ## Install the kernels for a GPU, which `install` has tried, too
 	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(BIN)/python -m pip install \
 		--disable-pip-version-check -q -c constraints.txt --no-deps --no-build-isolation mamba-ssm
 
+contract: install ## Send thousands of made-up requests to a real service, by its OpenAPI document
+	@CONTRACT_CASES=60 $(BIN)/python -m pytest tests/service/test_contract.py -s --timeout 1200
+
 lint: install ## Check style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

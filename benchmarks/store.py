@@ -41,6 +41,7 @@ from service.store import Store, StoreError
 
 PIPELINE = 64
 MODEL = "0123456789abcdef"
+STAMP = snapshots.stamp(MODEL)
 BEAUTY_ITEMS = 12_101
 START_MS = 1_700_000_000_000
 NEVER = 2**31
@@ -169,7 +170,7 @@ async def _live(
             user.seen = user.seen or Seen()
             user.seen.add([int(request.events[0].item_id)])
             if user.mark.version % setting.snapshot_every == 0:
-                about = snapshots.describe(user.mark, user.mark.version, user.seen)
+                about = snapshots.describe(STAMP, user.mark, user.mark.version, user.seen)
                 due.append((user.name, layout.pack(state, [about], setting.snapshot_precision)[0]))
         if due:
             marks = [snapshots.mark(data) for _, data in due]
@@ -192,7 +193,7 @@ async def _miss(log: EventLog, crowd: Sequence[_User], layout: StateLayout) -> f
         wave = crowd[start : start + PIPELINE]
         requests = [LogRequest(user.name, None, (), MODEL) for user in wave]
         for reply in await _asked(log, requests):
-            base = snapshots.read(layout, reply.snapshot)
+            base = snapshots.read(layout, STAMP, reply.snapshot)
             replayed += reply.newest.version - (base.mark.version if base else reply.oldest - 1)
     return replayed / len(crowd)
 

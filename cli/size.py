@@ -96,7 +96,7 @@ class Sizes:
         """A snapshot's value; every interaction is taken to be with another item."""
         state, seen = self.layout.new(1), Seen()
         seen.add(range(1, events + 1))
-        about = snapshots.describe(ORIGIN, events, seen)
+        about = snapshots.describe(snapshots.stamp(""), ORIGIN, events, seen)
         return len(self.layout.pack(state, [about], self.settings.snapshot_precision)[0])
 
     def snapshot(self, events: int) -> int:

@@ -62,6 +62,8 @@ from service.timing import TimeRequests
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.5
+SENT = (408, 413, 431)
+"""What is answered where a request does not arrive as a whole."""
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -114,9 +116,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     routers = [noun.router for noun in nouns]
     gate = Gate(app, [noun.router for noun in (interactions, recommend, rank, session)])
     for router in routers:
-        app.include_router(router, dependencies=guarded, responses=problems.declared(401))
+        app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
     app.include_router(
-        admin.router, dependencies=[Depends(require_admin)], responses=problems.declared(401, 403)
+        admin.router,
+        dependencies=[Depends(require_admin)],
+        responses=problems.declared(401, 403, *SENT),
     )
     app.include_router(health.router)
     if chosen.page:

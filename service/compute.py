@@ -126,6 +126,7 @@ class Computer:
             self.prefill_cells = DEVICE_PREFILL_CELLS
         self.snapshot_every = snapshot_every
         self.precision = snapshot_precision
+        self.stamp = snapshots.stamp("")  # of the engine's identity, once it has one
 
     @property
     def rounds_states(self) -> bool:
@@ -271,7 +272,7 @@ class Computer:
 
     def _history(self, reply: LogReply, work: Work) -> History | None:
         """What the reply alone says of a user without a row: its snapshot and the newest page."""
-        base = snapshots.read(self.pool.layout, reply.snapshot)
+        base = snapshots.read(self.pool.layout, self.stamp, reply.snapshot)
         if base is not None:
             events = missing(base.mark, None, reply)
             if events is not None:
@@ -413,7 +414,7 @@ class Computer:
         fits = self.pool.layout.fits(state, self.precision)
         work.unfit += int((~fits).sum())
         chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
-        extras = [snapshots.describe(r.mark, r.count, r.seen, r.hidden) for r in chosen]
+        extras = [snapshots.describe(self.stamp, r.mark, r.count, r.seen, r.hidden) for r in chosen]
         packed = self.pool.layout.pack(state.rows(fits.nonzero()[:, 0]), extras, self.precision)
         work.snapshots += zip((row.user_id for row in chosen), packed, strict=True)
 

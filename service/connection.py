@@ -75,7 +75,6 @@ class _Connection(HttpToolsProtocol):
             self._refuse(431)
 
     def on_headers_complete(self) -> None:
-        self._head = None
         self._end()
         self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
         gate = self.app_state.get("gate")
@@ -87,14 +86,15 @@ class _Connection(HttpToolsProtocol):
             self.transport.write(gate.answer)
             self.on_response_complete()
         else:
-            super().on_headers_complete()
+            super().on_headers_complete()  # it raises, for one thing, where a URL is too long
+        self._head = None
 
     def on_message_complete(self) -> None:
         self._end()
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400)
+        self._refuse(431 if (self._head or 0) > self.max_head else 400)
 
     def _begin(self) -> None:
         self._head = 0

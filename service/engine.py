@@ -115,6 +115,7 @@ class Engine:
         if self.computer.rounds_states:  # then the interval and precision decide the state
             self.identity += f"-{snapshot_precision}-{snapshot_every}"
         self.max_batch, self.max_queue, self.max_wait_s = max_batch, max_queue, max_wait_s
+        self.computer.stamp = snapshots.stamp(self.identity)
         self.snapshot_ttl_s = snapshot_ttl_s
         self.erasure_poll_s = erasure_poll_s
         self._queue: deque[Append | Read] = deque()
@@ -580,7 +581,7 @@ class Engine:
         reply = await self._ask(LogRequest(entry.user_id, mark, (), self.identity))
         entry.known, entry.history = mark, None
         if mark is None or missing(mark, mark, reply) is None:
-            base = snapshots.read(self.pool.layout, reply.snapshot)
+            base = snapshots.read(self.pool.layout, self.computer.stamp, reply.snapshot)
             start = base.mark if base else ORIGIN
             at, events = start, list[Event]()
             while True:

@@ -14,7 +14,7 @@ from service.schemas import Id, Time
 class ItemRecord(BaseModel):
     """What is said of an item, in place of all that was said before."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     title: str | None = Field(None, description="none: what the model's artefact says")
     categories: list[Id] | None = Field(None, description="none: what the model's artefact says")
@@ -55,7 +55,7 @@ class NewItem(ItemRecord):
 class ItemBatch(BaseModel):
     """Items, each with all that is to be said of it."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     items: list[NewItem] = Field(min_length=1)
 

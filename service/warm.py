@@ -155,7 +155,7 @@ class Warmer:
 
     def _history(self, reply: LogReply) -> History | None:
         """The user's snapshot and all events after it, or all events; None: more are needed."""
-        base = snapshots.read(self.engine.pool.layout, reply.snapshot)
+        base = snapshots.read(self.engine.pool.layout, self.engine.computer.stamp, reply.snapshot)
         starts: tuple[Snapshot | None, ...] = (base, None) if base else (None,)
         for start in starts:
             events = missing(start.mark if start else ORIGIN, None, reply)

@@ -35,7 +35,7 @@ AFTER = "`next` of the page before"
 class Wishes(BaseModel):
     """Each may be left out."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     exclude: list[str] = Field(default_factory=list, description="item ids not to return")
     category: list[Id] | None = Field(None, description=CATEGORY)

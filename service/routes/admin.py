@@ -21,7 +21,7 @@ router = APIRouter(prefix="/admin/model", tags=["operation"])
 class ModelChoice(BaseModel):
     """A model for everybody, or on trial for a share of the users."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str = Field(
         min_length=1, max_length=255, description="name of a folder in the setting `models_dir`"

@@ -18,7 +18,7 @@ router = APIRouter(tags=["recommendations"])
 class Candidates(BaseModel):
     """Items to be put in the order in which they fit a user."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     user_id: Id
     item_ids: list[Id] = Field(min_length=1, description="one that comes twice counts once")

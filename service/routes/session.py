@@ -23,7 +23,7 @@ router = APIRouter(prefix="/recommend", tags=["recommendations"])
 class SessionEvent(BaseModel):
     """One interaction of a session."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     item_id: Id
     timestamp: Time | None = Field(None, description="when; none: now, by the process's clock")

@@ -540,7 +540,7 @@ def close(found: State, expected: State, tolerance: float) -> None:
 
 def snapshot(client: redis.Redis, artefact: Artefact, model: str, user: str) -> Any:
     data = client.get(f"tim4rec:s:{model}:{user}")
-    return snapshots.read(artefact.model.state_layout, data)  # type: ignore[arg-type]
+    return snapshots.read(artefact.model.state_layout, snapshots.stamp(model), data)  # type: ignore[arg-type]
 
 
 def test_a_service_starts_from_the_snapshots_without_the_log(

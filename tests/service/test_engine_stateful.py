@@ -566,7 +566,9 @@ class Workers(RuleBasedStateMachine):
         self.logs[user] = list(log)
         self.erased -= {event.uid for event in log}
 
-    @rule(user=st.sampled_from(USERS), damage=st.sampled_from(["lost", "flipped", "cut"]))
+    @rule(
+        user=st.sampled_from(USERS), damage=st.sampled_from(["lost", "flipped", "cut", "another's"])
+    )
     def damage_snapshot(self, user: str, damage: str) -> None:
         for worker in self.workers:
             key = self.truth._snapshot(worker.engine.identity, user)
@@ -575,6 +577,12 @@ class Workers(RuleBasedStateMachine):
                 continue
             if damage == "lost":
                 self.run(self.own.execute([("DEL", key)], 5))
+                continue
+            if damage == "another's":  # sound, of this user, but of another model
+                for other in self.workers:
+                    if other.engine.identity != worker.engine.identity:
+                        at = self.truth._snapshot(other.engine.identity, user)
+                        self.run(self.own.execute([("SET", at, data)], 5))
                 continue
             place = random.Random(len(data) + len(self.sent)).randrange(len(data))
             flipped = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
@@ -680,7 +688,7 @@ class Workers(RuleBasedStateMachine):
 
     def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
         (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
-        snapshot = snapshots.read(worker.engine.pool.layout, data)
+        snapshot = snapshots.read(worker.engine.pool.layout, worker.engine.computer.stamp, data)
         if snapshot is not None:
             assert snapshot.mark.uid not in self.erased, "it outlived its user"
             events = self.prefix[snapshot.mark.uid]
