@@ -46,6 +46,8 @@ WHILE_ALL_IS_WELL = {
     ("Alerts firing", "ticket"),
     ("Errors, reachability", "failed {{operation}}"),
     ("Errors, reachability", "instances without store"),
+    ("Errors, reachability", "answered without it, from {{source}}"),
+    ("Errors, reachability", "not on replicas in time"),
     ("Memory", "GPU {{instance}}"),
     ("Popularity not kept", "failures a second"),
     ("Changes of the models", "behind"),
