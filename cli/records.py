@@ -19,6 +19,7 @@ from cli.settings import chosen_settings
 from cli.spool import SpooledLog, spooled_log
 from cli.train import choose_device
 from model.artefact import load_artefact
+from model.kernels import KernelsUnavailable, choose
 from service.embedded import EmbeddedStore, EmbeddedStoreError
 from service.event_log import EventLog
 from service.importer import Importer, ImportResult, UserHistory
@@ -250,6 +251,10 @@ def warm(
 
 async def _warm(settings: Settings, shard: Shard) -> None:
     loaded = load_artefact(settings.artefact, choose_device(settings.device))
+    try:
+        loaded.model.use(choose(settings.kernels, loaded.model.device))
+    except KernelsUnavailable as error:
+        raise CommandError(f"kernels {settings.kernels}: {error}") from None
     started = time.perf_counter()
     async with opened(settings) as store:
         warmer = Warmer(

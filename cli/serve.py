@@ -23,6 +23,7 @@ from cli.health import ask
 from cli.run import require_free_port
 from cli.settings import chosen_settings, takes_settings
 from model.artefact import load_artefact
+from model.kernels import why_not
 from service import logs, server
 from service.settings import Settings
 from service.store import Store, StoreError
@@ -48,6 +49,7 @@ def serve(given: dict[str, Any]) -> None:
     if settings.operations_port is not None:
         require_free_port(settings.operations_port, settings.host)
     _check_device(settings.device)
+    _check_kernels(settings)
     example = load_artefact(settings.artefact).items.ids[0]
     if settings.redis is None:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,6 +89,14 @@ def _check_device(name: str) -> None:
     # Counted, not used: the supervisor takes no memory of a GPU.
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CommandError(f"device {name}: {torch.cuda.device_count()} GPUs found here")
+
+
+def _check_kernels(settings: Settings) -> None:
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.device_count() else "cpu"
+    if settings.kernels == "triton" and (reason := why_not(device)) is not None:
+        raise CommandError(f"kernels triton: {reason}")
 
 
 async def _check_store(url: str) -> None:

@@ -6,7 +6,8 @@ Steps wait for the next `send`, which brings everything to the device in one tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -64,6 +65,10 @@ class DeviceStepper:
         if c.uses_request_time:
             table = model.request_table.weight.detach()
             self._request = model.request_grid, table, _Norm(model.request_norm)
+        # Triton launches on the current device, which may be another.
+        on_gpu = self._device.type == "cuda"
+        self._here: Callable[[], AbstractContextManager[object]]
+        self._here = partial(torch.cuda.device, self._device) if on_gpu else nullcontext
         self._waiting: list[Ints] = []
         self._owner = np.zeros(states.batch, np.int32)
         self._pinned = torch.empty(0, dtype=torch.int64)
@@ -75,9 +80,10 @@ class DeviceStepper:
 
     def prepare(self, users: int) -> None:
         """Makes what batches of up to so many users need, so that none waits for it."""
-        for run in (self._step, self._query):
-            if isinstance(run, Graphs):
-                run.prepare(min(users, LARGEST))
+        with self._here():
+            for run in (self._step, self._query):
+                if isinstance(run, Graphs):
+                    run.prepare(min(users, LARGEST))
 
     def step(self, slots: Ints, items: Ints, times: Ints) -> None:
         """One more interaction of each user, in place, before anything sent from now on.
@@ -110,8 +116,9 @@ class DeviceStepper:
 
     def take(self, rows: Tensor) -> None:
         """A step, at once: (3, B) int64 on the device, slots (each once), items and times."""
-        for piece in torch.split(rows, LARGEST, 1):
-            self._step(piece)
+        with self._here():
+            for piece in torch.split(rows, LARGEST, 1):
+                self._step(piece)
 
     def query(self, slots: Tensor, request_times: Tensor) -> Tensor:
         """What `TiM4Rec.query` says of these rows, asked for at those times: (B, D).
@@ -122,10 +129,11 @@ class DeviceStepper:
         rows = torch.stack([slots, request_times])
         pieces = torch.split(rows, LARGEST, 1)
         found = []
-        for piece in pieces:
-            part = self._query(piece)
-            assert part is not None
-            found.append(part if len(pieces) == 1 else part.clone())
+        with self._here():
+            for piece in pieces:
+                part = self._query(piece)
+                assert part is not None
+                found.append(part if len(pieces) == 1 else part.clone())
         return found[0] if len(pieces) == 1 else torch.cat(found)
 
     def forget(self) -> None:

@@ -61,6 +61,7 @@ class Kernels:
                 update = import_module("mamba_ssm.ops.triton.selective_state_update")
         self._scan: Callable[..., Any] = combined.mamba_chunk_scan_combined
         self._step: Callable[..., Tensor] = update.selective_state_update
+        self._zeros: dict[torch.device, Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> Kernels:
         return self  # a model's copies share it
@@ -129,6 +130,8 @@ class Kernels:
                 nothing is read or written, y is 0.
         """
         heads, width, n_state = pool_h.shape[1:]
+        if A_H.device not in self._zeros:
+            self._zeros[A_H.device] = A_H.new_zeros(1, 1)
         return self._step(
             pool_h,
             x_BHP,
@@ -139,7 +142,7 @@ class Kernels:
             C_BGN,
             D=D_H[:, None].expand(-1, width),
             z=z_BHP,
-            dt_bias=A_H.new_zeros(1, 1).expand(heads, width),
+            dt_bias=self._zeros[A_H.device].expand(heads, width),
             state_batch_indices=slots_B,
         )
 
@@ -170,9 +173,8 @@ def load(device: torch.device) -> Kernels:
     Raises:
         KernelsUnavailable: mamba-ssm or Triton is missing, can't be imported or computes wrongly.
     """
-    for package in ("triton", "mamba_ssm", "einops"):
-        if importlib.util.find_spec(package) is None:
-            raise KernelsUnavailable(f"{package} is not installed: pip install 'tim4rec[gpu]'")
+    if (reason := _missing()) is not None:
+        raise KernelsUnavailable(reason)
     try:
         kernels = Kernels()
         error = _error(kernels, device)
@@ -184,6 +186,21 @@ def load(device: torch.device) -> Kernels:
     if not error < AGREES:
         raise KernelsUnavailable(f"mamba-ssm's kernels are wrong here, by {error:.1e}")
     return kernels
+
+
+def why_not(device: torch.device | str) -> str | None:
+    """Why the kernels can't be used there, as far as is known without trying them."""
+    device = torch.device(device)
+    if device.type != "cuda":
+        return f"the kernels need a CUDA device, not {device}"
+    return _missing()
+
+
+def _missing() -> str | None:
+    for package in ("triton", "mamba_ssm", "einops"):
+        if importlib.util.find_spec(package) is None:
+            return f"{package} is not installed: pip install 'tim4rec[gpu]'"
+    return None
 
 
 def choose(choice: Choice, device: torch.device | str) -> Kernels | None:
@@ -198,8 +215,8 @@ def choose(choice: Choice, device: torch.device | str) -> Kernels | None:
     if choice == "reference" or (choice == "auto" and device.type != "cuda"):
         return None
     try:
-        if device.type != "cuda":
-            raise KernelsUnavailable(f"the kernels need a CUDA device, not {device}")
+        if (reason := why_not(device)) is not None:
+            raise KernelsUnavailable(reason)
         return load(device)
     except KernelsUnavailable as error:
         if choice == "triton":

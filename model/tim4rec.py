@@ -83,7 +83,10 @@ class TiM4Rec(Recommender):
         return normed
 
     def use(self, kernels: Kernels | None) -> TiM4Rec:
-        """Scans by these kernels, None: by the reference. They are for float32."""
+        """Scans by these kernels, None: by the reference, as a `sequence` model does always. They
+        are for float32."""
+        if not self.steppable:
+            return self
         for block in self.blocks:
             block.ssd.kernels = kernels
         return self

@@ -84,7 +84,7 @@ async def open_model(
         artefact = load_artefact(folder, around.device)
         model = artefact.model
         try:
-            model.use(choose(settings.kernels, model.device) if model.steppable else None)
+            model.use(choose(settings.kernels, model.device))
         except KernelsUnavailable as error:
             raise ArtefactError(f"kernels {settings.kernels}: {error}") from None
         if identity not in (None, artefact.identity):

@@ -83,6 +83,12 @@ def test_a_device_that_is_not_there(artefact: Artefact, name: str, part: str) ->
     refused(result, f"device {name}: ", part)
 
 
+def test_kernels_that_cannot_be_used(artefact: Artefact) -> None:
+    options = ("--device", "cpu", "--kernels", "triton")
+    result = serve(artefact.folder, "--port", free_port(), *options)
+    refused(result, "kernels triton: the kernels need a CUDA device, not cpu")
+
+
 def test_a_misspelt_variable(artefact: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIM4REC_MAX_BACH", "1")
     refused(serve(artefact.folder), "TIM4REC_MAX_BACH", "did you mean TIM4REC_MAX_BATCH?")
