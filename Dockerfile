@@ -17,7 +17,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /build
-COPY pyproject.toml constraints.txt ./
+COPY pyproject.toml constraints.txt deploy/cpu.lock ./
 # The package's own lists, so that its dependencies are a layer that its source does not change.
 RUN python -c "import tomllib; \
         project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
@@ -29,7 +29,7 @@ FROM builder AS packages-cpu
 # PyPI's torch for Linux is the CUDA build.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --index-url "${TORCH_INDEX}" "$(grep '^torch==' constraints.txt)" \
-    && pip install -c constraints.txt -r requirements.txt -r index.txt
+    && pip install --no-deps --require-hashes -r cpu.lock
 
 FROM builder AS packages-cuda
 RUN pip install -c constraints.txt "$(grep '^torch==' constraints.txt)" -r requirements.txt

@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-faults kernels lint
+.PHONY: help install run lock audit sbom oldest contract test test-faults kernels lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,33 @@ kernels: ## Install the kernels for a GPU, which `install` has tried, too
 
 contract: install ## Send thousands of made-up requests to a real service, by its OpenAPI document
 	@CONTRACT_CASES=60 $(BIN)/python -m pytest tests/service/test_contract.py -s --timeout 1200
+
+TOOLS := .tools
+$(TOOLS)/.installed: constraints.txt
+	python3 -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --disable-pip-version-check -q pip-tools==7.6.2 pip-audit==2.10.1 cyclonedx-bom==7.5.0
+	@touch $@
+
+lock: $(TOOLS)/.installed ## Pin what the CPU image installs, with hashes: deploy/cpu.lock
+	@grep -v '^#\|^torch==\|^mamba' constraints.txt > $(TOOLS)/constraints.txt
+	@python3 deploy/lock.py > $(TOOLS)/requirements.in
+	$(TOOLS)/bin/pip-compile -q --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+		--no-header --strip-extras -c $(TOOLS)/constraints.txt -o deploy/cpu.lock $(TOOLS)/requirements.in
+
+audit: $(TOOLS)/.installed ## Look the locked packages up among known vulnerabilities
+	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes -r deploy/cpu.lock
+
+sbom: $(TOOLS)/.installed ## Write sbom.json: what the CPU image installs beside torch (CycloneDX)
+	$(TOOLS)/bin/cyclonedx-py requirements deploy/cpu.lock --pyproject pyproject.toml -o sbom.json
+
+oldest: ## Run tests with the oldest versions that pyproject.toml allows
+	python3 -m venv .venv-oldest
+	python3 deploy/oldest.py otel index > .venv-oldest/requirements.txt
+	.venv-oldest/bin/pip install --disable-pip-version-check -q -r .venv-oldest/requirements.txt \
+		pytest pytest-timeout pytest-xdist hypothesis
+	.venv-oldest/bin/python -m pytest -o filterwarnings=default tests/model/test_state.py \
+		tests/service/test_direct.py tests/service/test_keys.py tests/service/test_page.py \
+		tests/service/test_pool.py tests/service/test_settings.py tests/service/test_wave.py
 
 lint: install ## Check style, formatting and types
 	$(BIN)/ruff check .

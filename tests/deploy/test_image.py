@@ -76,7 +76,8 @@ def test_what_it_copies_is_the_package_and_no_more() -> None:
     packages = {
         name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     }
-    assert copied == packages | {"pyproject.toml", "constraints.txt", PROJECT["project"]["readme"]}
+    lists = {"pyproject.toml", "constraints.txt", "deploy/cpu.lock"}
+    assert copied == packages | lists | {PROJECT["project"]["readme"]}
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert ignored[1] == "*"
     assert {line[1:] for line in ignored if line.startswith("!")} == copied
