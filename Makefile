@@ -59,6 +59,7 @@ oldest: ## Run tests with the oldest versions that pyproject.toml allows
 	python3 deploy/oldest.py otel index > .venv-oldest/requirements.txt
 	.venv-oldest/bin/pip install --disable-pip-version-check -q -r .venv-oldest/requirements.txt \
 		pytest pytest-timeout pytest-xdist hypothesis
+	.venv-oldest/bin/pip install --disable-pip-version-check -q --no-deps -e .
 	.venv-oldest/bin/python -m pytest -o filterwarnings=default tests/model/test_state.py \
 		tests/service/test_direct.py tests/service/test_keys.py tests/service/test_page.py \
 		tests/service/test_pool.py tests/service/test_settings.py tests/service/test_wave.py

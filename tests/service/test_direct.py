@@ -82,13 +82,13 @@ def app(direct: bool, *keys: str) -> FastAPI:
 class Counting:
     """What is left to the framework."""
 
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
+    def __init__(self, app: Any) -> None:
+        self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         global answering
         answering += 1
-        await self.inner(scope, receive, send)
+        await self.app(scope, receive, send)
 
 
 def ask(one: FastAPI, method: str, url: str, **options: Any) -> tuple[int, dict[str, str], bytes]:
