@@ -110,7 +110,13 @@ def test_a_wave_is_one_transfer_in(
             answer = await engine.recommend("bob", 3)
             assert answer.version == 2
             assert uploads == [1 + 4]
-            await engine.stop()
+            # Without a read the step is taken all the same, before the wave is over.
+            await engine.append("bob", [NewEvent(new_uid(), ITEMS[5], BASE_MS + 9, None)])
+            row = engine.pool.get("bob")
+            assert row is not None
+            await engine.stop()  # which finishes the wave
+            assert int(engine.pool.states["count"][row.slot]) == 3
+            assert uploads == [1 + 4, 1]
             await other.stop()
 
     run(go())
