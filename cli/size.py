@@ -106,8 +106,11 @@ class Sizes:
     def append(self, events: int) -> tuple[float, float]:
         """To and from the store for one interaction of a user in the pool, snapshots included."""
         to = FETCH + self.key + APPEND + self.item_id + self.event_id
-        share = self._snapshot_written(events)
-        return to + share, ANSWER + OUTCOME + self.value + TOLD
+        # Before a snapshot is written, its record is asked for.
+        asked = (FETCH + self.key) / self.settings.snapshot_every
+        answered = ANSWER / self.settings.snapshot_every
+        share = self._snapshot_written(events) + asked
+        return to + share, ANSWER + OUTCOME + self.value + TOLD + answered
 
     def fetch(self) -> tuple[float, float]:
         """To and from the store for a recommendation to a user in the pool."""
