@@ -48,7 +48,14 @@ from service.retrieval import NO_ITEMS, ExactRetrieval, Ranking
 from service.shelf import Selection
 from service.snapshots import Snapshot
 from service.stages import Stages
-from service.store import HistoryChanged, StoreError, StoreUnavailable
+from service.store import (
+    AcksMissed,
+    HistoryChanged,
+    InvalidRequest,
+    RecordDamaged,
+    StoreError,
+    StoreUnavailable,
+)
 from service.wave import (
     Append,
     Entry,
@@ -428,7 +435,13 @@ class Engine:
         for entry, reply in zip(asked, replies, strict=True):
             if isinstance(reply, Exception):
                 entry.ready = ended
-                if not self._does_without(entry, reply):
+                if entry.appends and entry.reads and _refuses_writes(reply):
+                    _reject(entry.appends, reply)
+                    self.pool.unpin(entry.row)
+                    entry.row, entry.appends = None, []
+                    self._spawn(self._resolve_entry(entry))
+                    del wave.entries[entry.user_id]
+                elif not self._does_without(entry, reply):
                     del wave.entries[entry.user_id]
             else:
                 entry.reply, entry.ready = reply, ended
@@ -487,9 +500,7 @@ class Engine:
             and bool(entry.reads)
             and known
         )
-        for request in entry.appends if entry.away else entry.requests:
-            if not request.done.done():
-                request.done.set_exception(error)
+        _reject(entry.appends if entry.away else entry.requests, error)
         if entry.away:
             entry.reply = entry.history = None
         else:
@@ -675,6 +686,20 @@ def _timelines(entries: Iterable[Entry]) -> dict[Stages, float]:
                 queued = found.get(request.stages, request.queued)
                 found[request.stages] = min(queued, request.queued)
     return found
+
+
+def _refuses_writes(error: Exception) -> bool:
+    """Whether the store answers, and reads may well succeed: it is full, or replicas are away."""
+    if isinstance(error, AcksMissed):
+        return True
+    unavailing = StoreUnavailable | RecordDamaged | InvalidRequest
+    return isinstance(error, StoreError) and not isinstance(error, unavailing)
+
+
+def _reject(requests: Iterable[Append | Read], error: Exception) -> None:
+    for request in requests:
+        if not request.done.done():
+            request.done.set_exception(error)
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:

@@ -22,11 +22,18 @@ class Fleet:
     """One service of `workers` processes; `store` is what it works on, behind `relay`."""
 
     def __init__(
-        self, artefact: Artefact, folder: Path, *options: str, workers: int = 2, **settings: object
+        self,
+        artefact: Artefact,
+        folder: Path,
+        *options: str,
+        workers: int = 2,
+        environment: dict[str, str] | None = None,
+        **settings: object,
     ) -> None:
         self.artefact, self.n_workers = artefact, workers
-        (folder / "store").mkdir()
-        self.store = ValkeyServer(folder / "store", *AOF, "--appendfsync", "always", *options)
+        (folder / "store").mkdir(exist_ok=True)
+        fsync = ("--appendfsync", "always")
+        self.store = ValkeyServer(folder / "store", *AOF, *fsync, *options, environment=environment)
         self.store.start()
         self.relay = Relay(self.store.socket)
         self.service = Service(
@@ -64,6 +71,9 @@ class Fleet:
 
     def kill_worker(self) -> None:
         os.kill(self.workers[0], signal.SIGKILL)
+
+    def open_files(self) -> int:
+        return sum(psutil.Process(pid).num_fds() for pid in self.workers)
 
     def resident_bytes(self) -> int:
         return sum(psutil.Process(pid).memory_info().rss for pid in self.workers)

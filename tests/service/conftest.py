@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import shutil
 import socket
 import subprocess
@@ -47,8 +48,11 @@ def _reaper() -> subprocess.Popen[bytes]:
 class ValkeyServer:
     """A valkey-server on a unix socket in `folder` that can be killed and started again."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(
+        self, folder: Path, *options: str, environment: dict[str, str] | None = None
+    ) -> None:
         self.folder = folder
+        self._environment = os.environ | (environment or {})
         self.socket = folder / "s"
         self.url = f"unix://{self.socket}"
         self._options = options
@@ -59,6 +63,7 @@ class ValkeyServer:
         self._process = subprocess.Popen(
             [str(BINARY), *places, "--save", "", *self._options],
             stdout=subprocess.DEVNULL,
+            env=self._environment,
         )
         told = _reaper().stdin
         assert told is not None
@@ -88,6 +93,10 @@ class ValkeyServer:
         """Until it has ended by itself."""
         assert self._process is not None
         self._process.wait(30)
+
+    @property
+    def lives(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def client(self) -> redis.Redis:
         return redis.Redis(unix_socket_path=str(self.socket))

@@ -229,3 +229,23 @@ def test_a_connection_that_was_reset(
             runner.run(main())
     finally:
         relay.close()
+
+
+def test_a_read_beside_a_write_that_is_refused(
+    run: Run, artefact: Artefact, durable_valkey: ValkeyServer
+) -> None:
+    """A full store refuses the one and answers the other, though they share a wave and a user."""
+
+    async def main() -> None:
+        async with in_process(artefact.folder, durable_valkey.url) as client:
+            assert (await post(client, "u", "i3")).status_code == 200
+            with durable_valkey.client() as direct:
+                direct.config_set("maxmemory", 1)
+            for number in range(1, 6):
+                asked = (post(client, "u", "i7", number), recommend(client, "u"))
+                posted, answer = await asyncio.gather(*asked)
+                assert posted.status_code == 503
+                assert answer.status_code == 200, answer.text
+                assert (answer.json()["stale"], answer.json()["version"]) == (False, 1)
+
+    run(main())
