@@ -18,7 +18,7 @@ import pytest
 
 from model.artefact import Artefact
 from tests.faults.conftest import ITEMS
-from tests.faults.fleet import Fleet
+from tests.faults.fleet import AOF, Fleet
 from tests.faults.load import Load, slowest
 from tests.faults.report import Report
 from tests.service.conftest import ValkeyServer, free_ports
@@ -276,31 +276,45 @@ def test_the_disk_is_full(artefact: Artefact, folder: Path, report: Report, fsyn
 
 @pytest.mark.parametrize("acks", [0, 1])
 def test_failover_to_a_replica(artefact: Artefact, folder: Path, report: Report, acks: int) -> None:
-    """The link to the replica goes, then the primary; its address leads to the replica."""
+    """The link to the replica goes, then the primary; its address leads to the replica, which gets
+    a replica of its own: without one, nothing would be acknowledged."""
     settings = {"store_timeout_s": TIMEOUT_S, "replica_acks": acks}
-    (port,) = free_ports(1)
-    (folder / "replica").mkdir()
-    replica = ValkeyServer(folder / "replica", "--appendonly", "yes")
+    port, next_port = free_ports(2)
+    replica, spare = (_replica(folder / name, next_port) for name in ("replica", "spare"))
     options = ("--port", str(port), "--repl-diskless-sync-delay", "0")
     with Fleet(artefact, folder, *options, **settings) as fleet:
         replica.start()
         try:
-            with replica.client() as client:
-                client.replicaof("127.0.0.1", port)
-                deadline = time.monotonic() + 20
-                while client.info("replication")["master_link_status"] != "up":
-                    assert time.monotonic() < deadline
-                    time.sleep(0.02)
+            _follow(replica, port)
 
             def fail_over() -> None:
                 with replica.client() as client:
                     client.replicaof("NO", "ONE")  # it gets nothing from here on
                 time.sleep(1)
                 fleet.store.kill()
+                spare.start()
+                _follow(spare, next_port)
                 fleet.relay.aim(replica.socket)
 
             load = under_load(fleet, f"acks {acks}", fail_over, report, may_lose=not acks)
             if acks:
                 assert any(a.status == 503 for a in load.answers if a.method == "POST")
         finally:
-            replica.kill()
+            for server in (replica, spare):
+                if server.lives:
+                    server.kill()
+
+
+def _replica(folder: Path, port: int) -> ValkeyServer:
+    folder.mkdir()
+    own = ("--port", str(port)) if folder.name == "replica" else ()
+    return ValkeyServer(folder, *AOF, "--repl-diskless-sync-delay", "0", *own)
+
+
+def _follow(replica: ValkeyServer, port: int) -> None:
+    with replica.client() as client:
+        client.replicaof("127.0.0.1", port)
+        deadline = time.monotonic() + 20
+        while client.info("replication")["master_link_status"] != "up":
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
