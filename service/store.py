@@ -9,10 +9,11 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
-from redis.asyncio import BlockingConnectionPool, Connection
+import hiredis
+from redis.asyncio import Connection
 from redis.asyncio.connection import UnixDomainSocketConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -26,13 +27,16 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
-from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service.wire import Wire
 
 logger = logging.getLogger(__name__)
+
 
 Command = Sequence[str | bytes | int]
 
 SLOTS = 16_384
+_pack: Callable[[Any], bytes] = hiredis.pack_command
 _PING: Command = ("PING",)
 _REDIRECTS = 5
 """Most times that one call follows a key to another node."""
@@ -81,18 +85,23 @@ class HistoryChanged(StoreError):
 
 
 class Node:
-    """One server: a pool of connections that sends pipelines and never sends one twice.
+    """One server: connections that send pipelines, and never send one twice.
 
-    Connections are opened on first use; a caller beyond the most there may be waits.
+    They are opened on first use; a caller beyond the most there may be waits.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any], replica_acks: int = 0) -> None:
+    def __init__(
+        self, name: str, options: Mapping[str, Any], connections: int, replica_acks: int = 0
+    ) -> None:
         self.name, self.replica_acks = name, replica_acks
         self._acks_missed = False
         self.failing_since: float | None = None
         self._retired = False
-        self.options = options
-        self._pool = BlockingConnectionPool(**options)
+        self.options = dict(options)
+        self._kind: type[Connection] = self.options.pop("connection_class", Connection)
+        self._most = connections
+        self._free = asyncio.Semaphore(connections)
+        self._idle: list[Wire] = []
 
     async def execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
         """`Store.execute` on this server; raises for all of the commands or for none."""
@@ -112,23 +121,19 @@ class Node:
         return since is not None and time.monotonic() - since >= _DOWN_AFTER_S
 
     async def _execute(self, commands: Sequence[Command], timeout_s: float) -> list[Any]:
+        if not commands:
+            return []
+        until = time.monotonic() + timeout_s
+        waits = self.replica_acks and any(isinstance(command, Durable) for command in commands)
+        sent = [*commands, self._wait(timeout_s)] if waits else commands
+        packed = b"".join(map(_pack, map(tuple, sent)))
         try:
-            async with asyncio.timeout(timeout_s):
-                connection = await self._pool.get_connection()  # type: ignore[no-untyped-call]
-                try:
-                    if self.replica_acks and any(isinstance(c, Durable) for c in commands):
-                        replies = await self._with_acks(connection, commands, timeout_s)
-                    else:
-                        replies = await _converse(connection, commands)
-                    if self._retired or any(isinstance(r, ReadOnlyError) for r in replies):
-                        # A primary no longer: the next connection may find the new one.
-                        await connection.disconnect()
-                    return replies
-                except BaseException:
-                    await connection.disconnect(nowait=True)
-                    raise
-                finally:
-                    await self._pool.release(connection)
+            wire = await self._wire(timeout_s)
+            replies = await wire.ask(packed, len(sent), until - time.monotonic())
+            for reply in replies:
+                if isinstance(reply, RedisError) and not isinstance(reply, ResponseError):
+                    raise reply  # it is not ready
+            return self._unless_missed(commands, replies) if waits else replies
         except TimeoutError as error:
             raise StoreUnavailable(
                 f"store {self.name}: no answer within {timeout_s:.1f} s"
@@ -141,13 +146,14 @@ class Node:
                 ) from error
             raise StoreUnavailable(f"store {self.name}: {_one_line(error)}") from error
 
-    async def _with_acks(
-        self, connection: Connection, commands: Sequence[Command], timeout_s: float
-    ) -> list[Any]:
+    def _wait(self, timeout_s: float) -> Command:
         # Who has just missed them once does not hold up every pipeline for as long again.
         wait_ms = max(1, round(1000 * (_ACKS_LATE_S if self._acks_missed else 0.8 * timeout_s)))
-        wait = ("WAIT", self.replica_acks, wait_ms)
-        *replies, acks = await _converse(connection, [*commands, wait])
+        return ("WAIT", self.replica_acks, wait_ms)
+
+    def _unless_missed(self, commands: Sequence[Command], answers: list[Any]) -> list[Any]:
+        """The replies to the commands; AcksMissed for those that too few replicas have."""
+        *replies, acks = answers
         self._acks_missed = not isinstance(acks, int) or acks < self.replica_acks
         if self._acks_missed:
             said = _one_line(acks) if isinstance(acks, Exception) else f"{acks} have it"
@@ -159,13 +165,58 @@ class Node:
                     replies[place] = missed
         return replies
 
+    async def _wire(self, timeout_s: float) -> Wire:
+        """A connection to ask once; `_ended` gets it back."""
+        if self._idle and not self._free.locked():
+            await self._free.acquire()
+            return self._idle.pop()
+        async with asyncio.timeout(timeout_s):
+            await self._free.acquire()
+            try:
+                if self._idle:
+                    return self._idle.pop()
+                return await Wire.open(self._kind(**self.options), self._ended, self._lost)
+            except BaseException:
+                self._free.release()
+                raise
+
+    def _ended(self, wire: Wire, replies: list[Any] | None) -> None:
+        self._free.release()
+        if replies is None:
+            return
+        # A primary no longer: the next connection may find the new one.
+        if self._retired or any(_ends_connection(reply) for reply in replies):
+            wire.close()
+        else:
+            self._idle.append(wire)
+
+    def _lost(self, wire: Wire) -> None:
+        if wire in self._idle:
+            self._idle.remove(wire)
+
     async def retire(self) -> None:
         """Close the idle connections, and the others after their pipeline."""
         self._retired = True
-        await self._pool.disconnect(inuse_connections=False)
+        await self._close_idle()
 
     async def close(self) -> None:
-        await self._pool.disconnect()
+        """Close all connections, after their pipelines."""
+        for _ in range(self._most):
+            await self._free.acquire()
+        await self._close_idle()
+        for _ in range(self._most):
+            self._free.release()
+
+    async def _close_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for wire in idle:
+            wire.close()
+        await asyncio.gather(*(wire.closed for wire in idle))
+
+
+def _ends_connection(reply: Any) -> bool:
+    refused = isinstance(reply, RedisError)
+    return refused and (isinstance(reply, ReadOnlyError) or not isinstance(reply, ResponseError))
 
 
 class Store:
@@ -186,11 +237,10 @@ class Store:
         connect_timeout_s: float = 1.0,
         replica_acks: int = 0,
     ) -> None:
-        self._connect_timeout_s, self.replica_acks = connect_timeout_s, replica_acks
+        self._connect_timeout_s, self._connections = connect_timeout_s, connections
+        self.replica_acks = replica_acks
         self.url = without_password(url)
         defaults: dict[str, Any] = {
-            "max_connections": connections,
-            "timeout": None,
             # A pipeline has one deadline of its own, and is retried where its uids are known.
             "socket_timeout": None,
             "socket_connect_timeout": connect_timeout_s,
@@ -202,7 +252,12 @@ class Store:
         except ValueError as error:
             raise StoreError(f"store URL {self.url}: {error}") from None
         self._seeds = [
-            Node(self.url if len(options) == 1 else without_password(one), own, replica_acks)
+            Node(
+                self.url if len(options) == 1 else without_password(one),
+                own,
+                connections,
+                replica_acks,
+            )
             for one, own in zip(_each_host(url), options, strict=True)
         ]
         self._options = {name: v for name, v in options[0].items() if name not in ("host", "port")}
@@ -229,6 +284,8 @@ class Store:
         the pipelines run on to their end, so that no later one finds their replies on the
         connection.
         """
+        if self._single is not None:  # its connections take no harm from a caller that leaves
+            return await self._execute(commands, timeout_s, at)
         task = asyncio.create_task(self._execute(commands, timeout_s, at))
         self._running.add(task)
         task.add_done_callback(self._finished)
@@ -365,7 +422,7 @@ class Store:
         if (host, port) not in self._nodes:
             name = f"{host}:{port}"
             options = self._options | {"host": host, "port": port}
-            self._nodes[host, port] = Node(name, options, self.replica_acks)
+            self._nodes[host, port] = Node(name, options, self._connections, self.replica_acks)
         return self._nodes[host, port]
 
     def _follow(self, layout: Iterable[Sequence[Any]], told_by: Node) -> None:
@@ -469,21 +526,6 @@ def _check(name: str, reply: bytes, replica_acks: int) -> None:
             "set appendonly yes",
             name,
         )
-
-
-async def _converse(connection: Connection, commands: Sequence[Command]) -> list[Any]:
-    packed = connection.pack_commands(commands)
-    try:
-        await connection.send_packed_command(packed, check_health=False)
-    except RuntimeError as error:  # uvloop's, of a connection that was reset while it was idle
-        raise RedisConnectionError(_one_line(error)) from error
-    replies: list[Any] = []
-    for _ in commands:
-        try:
-            replies.append(await connection.read_response())
-        except ResponseError as error:
-            replies.append(error)
-    return replies
 
 
 _KEYLESS = frozenset({"PING", "WAIT", "INFO", "SCAN", "FLUSHALL", "CLUSTER"})

@@ -1265,6 +1265,7 @@ class EventLogMachine(RuleBasedStateMachine):
         self.records = {user: Record(WINDOW, REPLAY_LIMIT) for user in USERS}
         self.known: dict[str, set[Mark]] = {user: set() for user in USERS}
         self.snapshots: dict[tuple[str, str], bytes] = {}
+        self.barred: set[str] = set()  # erased: their snapshots may be refused for a while
         self.sent: list[tuple[NewEvent, ...]] = []
         self.marks: list[Mark] = [ORIGIN, Mark(1, b"nonesuch"), Mark(10**6, b"nonesuch")]
         for events in ([new()], []):  # both scripts, on every node
@@ -1358,14 +1359,17 @@ class EventLogMachine(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), model=st.sampled_from(MODELS), value=st.binary(min_size=1))
     def write_snapshot(self, user: str, model: str, value: bytes) -> None:
-        self.run(self.log.write_snapshots(model, [(user, value)], 1000))
-        self.snapshots[model, user] = value
+        written = self.run(self.log.write_snapshots(model, [(user, value)], 1000))
+        assert written or user in self.barred
+        if written:
+            self.snapshots[model, user] = value
 
     @rule(user=st.sampled_from(USERS), losing=st.sampled_from([0, 1]))
     def erase(self, user: str, losing: int) -> None:
         self.store.losing = losing
         assert self.run(self.log.erase(user)) == bool(self.records[user].events)
         self.records[user] = Record(WINDOW, REPLAY_LIMIT)
+        self.barred.add(user)
         for model in MODELS:
             self.snapshots.pop((model, user), None)
         self.cursor, erased = self.run(self.log.erasures(self.cursor))
