@@ -158,7 +158,7 @@ class Engine:
         for part, size in self._sizes.items():
             part.set(size)
         for kind in ("none", *self.kinds.named, "other"):
-            metrics.KINDS.labels(kind)
+            metrics.kinds(kind)
             metrics.outcomes(self.identity, kind)
         self._of_model.users.set(0)
         self._erased, _ = await self.log.erasures("$")
@@ -210,10 +210,18 @@ class Engine:
             Overloaded: nothing was done.
             StoreError: unknown whether they were logged; a retry must carry the same event ids.
         """
+        return await self.submit(user_id, events)
+
+    def submit(self, user_id: str, events: Sequence[NewEvent]) -> asyncio.Future[list[Outcome]]:
+        """`append` for a caller with many users, which needs no task for each.
+
+        Raises:
+            Overloaded: nothing was done.
+        """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         timeline = stages.current.get()
         self._enqueue(Append(user_id, events, done, time.perf_counter(), timeline))
-        return await done
+        return done
 
     async def recommend(
         self,
@@ -481,7 +489,7 @@ class Engine:
                     kind = "none" if event.kind is None else event.kind
                     if event.kind is not None and event.kind not in self.kinds.named:
                         kind = "other"
-                    metrics.KINDS.labels(kind).inc()
+                    metrics.kinds(kind).inc()
                     if self.outcomes is not None:
                         self.outcomes.interacted(entry.user_id, event.item_id, kind)
                 if logged and self.popularity is not None and outcome.time_ms is not None:

@@ -324,6 +324,7 @@ outcomes = cache(_outcomes.labels)
 # Kept, because `labels` takes longer than what it is called for.
 _request_duration = cache(REQUEST_DURATION.labels)
 _stage_duration = cache(STAGE_DURATION.labels)
+kinds = cache(KINDS.labels)
 
 
 def observe_request(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 MILLISECONDS_FROM = 1e11
 """A number of at least this size is milliseconds: as seconds it would be after the year 5000."""
@@ -53,5 +54,9 @@ def _parse_iso(text: str) -> int:
 def iso(ms: int) -> str:
     """ISO 8601 with milliseconds, in UTC."""
     seconds, rest = divmod(ms, 1000)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest * 1000)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{_iso_seconds(seconds)}.{rest:03}Z"
+
+
+@lru_cache(64)  # what is written at once is mostly of the same second
+def _iso_seconds(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()

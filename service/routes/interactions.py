@@ -88,23 +88,38 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
     for place, interaction in enumerate(body.interactions):
         places.setdefault(interaction.user_id, []).append(place)
     results: list[BatchResult | None] = [None] * len(body.interactions)
-
-    async def append(user_id: str, own: list[int]) -> None:
-        of_user, step = services.of(user_id), services.log.max_events
-        for start in range(0, len(own), step):
-            part = own[start : start + step]
-            events = [_event(body.interactions[place]) for place in part]
-            try:
-                outcomes = await of_user.engine.append(user_id, events)
-            except (StoreError, Overloaded) as error:
-                # Later ones of this user would overtake: they fail with it.
-                for place in own[start:]:
-                    results[place] = BatchResult(status="failed", detail=str(error))
-                return
-            for place, outcome in zip(part, outcomes, strict=True):
-                results[place] = _batch_result(of_user, body.interactions[place], outcome)
-
-    await asyncio.gather(*(append(user_id, own) for user_id, own in places.items()))
+    step, start = services.log.max_events, 0
+    while places:
+        # A turn is the next events of each user.
+        turn: list[tuple[str, list[int], Services, asyncio.Future[list[Outcome]]]] = []
+        failed: list[tuple[list[int], Exception]] = []
+        try:
+            for user_id, own in places.items():
+                of_user = services.of(user_id)
+                events = [_event(body.interactions[p]) for p in own[start : start + step]]
+                try:
+                    turn.append((user_id, own, of_user, of_user.engine.submit(user_id, events)))
+                except Overloaded as error:
+                    failed.append((own, error))
+            places = {}
+            for user_id, own, of_user, done in turn:
+                try:
+                    outcomes = await done
+                except (StoreError, Overloaded) as error:
+                    failed.append((own, error))
+                    continue
+                for place, outcome in zip(own[start : start + step], outcomes, strict=True):
+                    results[place] = _batch_result(of_user, body.interactions[place], outcome)
+                if len(own) > start + step:
+                    places[user_id] = own
+        finally:  # whoever leaves has its appends left, too
+            for *_, done in turn:
+                done.cancel()
+        for own, reason in failed:
+            # Later ones of this user would overtake: they fail with it.
+            for place in own[start:]:
+                results[place] = BatchResult(status="failed", detail=str(reason))
+        start += step
     filled = [result for result in results if result is not None]
     return BatchResults(
         results=filled, accepted=sum(result.version is not None for result in filled)

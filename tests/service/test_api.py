@@ -706,6 +706,7 @@ async def _without_store(artefact: Artefact, store: ValkeyServer) -> None:
     async with in_process(artefact.folder, store.url, **settings) as client:
         event = {"user_id": "u", "item_id": "i1", "timestamp": BASE_MS, "event_id": "e"}
         assert (await client.post("/interactions", json=event)).status_code == 200
+        assert (await client.get("/recommend?user_id=u")).status_code == 200  # a state in memory
         store.kill()
         for answer in (
             await client.post("/interactions", json=event),
