@@ -56,12 +56,13 @@ class BesideFastAPI:
 
 @dataclass
 class Batches:
-    """Events a second, and the latency of a batch."""
+    """Events a second, and the latency of a batch; `cpu_us`: of the service's process, an event."""
 
     fsync: str
     events_s: float
     p99_ms: float
     failed: int
+    cpu_us: float
 
 
 @dataclass
@@ -154,9 +155,10 @@ def _lookups(one: Server, **labels: str) -> float:
 
 def batches(ours: Server, fsync: str, users: int, items: Sequence[str], seconds: float) -> Batches:
     """Batches of interactions of users drawn evenly."""
-    asked = http_load.batches(users, items, BATCH)
+    asked, before = http_load.batches(users, items, BATCH), ours.cpu_s()
     outcome = closed_loop(ours.port, asked, BATCHES_IN_FLIGHT, seconds)
-    return Batches(fsync, outcome.rate * BATCH, outcome.ms(99), outcome.failures.total())
+    cpu_us = (ours.cpu_s() - before) / max(1, len(outcome.latencies) * BATCH) * 1e6
+    return Batches(fsync, outcome.rate * BATCH, outcome.ms(99), outcome.failures.total(), cpu_us)
 
 
 def main(
@@ -241,10 +243,14 @@ def _show(
                 f"{row.generator_share:.0%}",
             )
         out.print(table)
-        table = Table("fsync", f"events/s in batches of {BATCH:,}", "p99 ms", "failed")
+        table = Table("fsync", f"events/s in batches of {BATCH:,}", "p99 ms", "failed", "CPU µs")
         for batch in batched:
             table.add_row(
-                batch.fsync, f"{batch.events_s:,.0f}", f"{batch.p99_ms:.0f}", str(batch.failed)
+                batch.fsync,
+                f"{batch.events_s:,.0f}",
+                f"{batch.p99_ms:.0f}",
+                str(batch.failed),
+                f"{batch.cpu_us:.0f}",
             )
         out.print(table)
     table = Table("fsync", "req/s", "done", "p50 ms", "p90 ms", "p99 ms", "failed", "CPU", "hits",

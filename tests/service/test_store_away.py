@@ -220,8 +220,7 @@ def test_a_connection_that_was_reset(
             await asyncio.sleep(0.1)
             relay.aim(durable_valkey.socket)
             await asyncio.sleep(0.1)
-            with pytest.raises(StoreUnavailable):  # once, so that `Calls` sends it again
-                await store.execute([("PING",)], 1)
+            # Whoever comes later does not get to know of it.
             assert await store.execute([("PING",)], 1) == [b"PONG"]
 
     try:
