@@ -36,8 +36,8 @@ from rich.table import Table
 
 from cli.console import CommandError, err, errors_without_traceback, out
 from model.artefact import Artefact, Items, load_artefact
-from service import item_index
-from service.retrieval import ExactRetrieval, IndexRetrieval
+from service.catalogue import item_index
+from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval
 from training import dataset
 from training.batches import gather_padded
 from training.dataset import Histories, build_dataset
@@ -61,7 +61,7 @@ class Vectors(StrEnum):
 
 
 class Source(Protocol):
-    """What proposes candidates: as service.item_index.ItemIndex.search, (B, count) places."""
+    """What proposes candidates: as `ItemIndex.search`, (B, count) places."""
 
     nbytes: int
 

@@ -28,12 +28,12 @@ from rich.table import Table
 from cli.console import err, errors_without_traceback, out
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, Items
-from service.catalogue import Catalogue
-from service.choice import Choice
-from service.embedded import EmbeddedStore
-from service.item_store import ItemStore
-from service.retrieval import ExactRetrieval
-from service.store import Store
+from service.catalogue.catalogue import Catalogue
+from service.catalogue.choice import Choice
+from service.catalogue.item_store import ItemStore
+from service.catalogue.retrieval import ExactRetrieval
+from service.store.embedded import EmbeddedStore
+from service.store.store import Store
 
 BATCH, K, MASKED, AT_ONCE = 64, 10, 30, 1000
 WORDS = ["red", "oak", "sea", "star", "night", "glass", "river", "gold", "silent", "north"]

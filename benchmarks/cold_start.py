@@ -33,7 +33,7 @@ from rich.table import Table
 from cli.console import CommandError, err, errors_without_traceback, out
 from model import UNKNOWN_TIME
 from model.artefact import Artefact, load_artefact
-from service.cold_start import ColdStart
+from service.catalogue.cold_start import ColdStart
 from training.interactions import read_log
 from training.metrics import ranking_metrics
 

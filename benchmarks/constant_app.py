@@ -11,7 +11,7 @@ import typer
 import uvicorn
 from fastapi import FastAPI, Query
 
-from service.schemas import (
+from service.http.schemas import (
     Id,
     Interaction,
     InteractionResult,

@@ -36,8 +36,8 @@ from model.artefact import Items, load_artefact, save_artefact
 from model.device_stepper import DeviceStepper
 from model.kernels import choose
 from model.stepper import Stepper
-from service.compute import DEVICE_PREFILL_CELLS
-from service.retrieval import NO_ITEMS, ExactRetrieval
+from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval
+from service.engine.compute import DEVICE_PREFILL_CELLS
 from training.dataset import Protocol, build_dataset
 from training.interactions import read_log
 from training.recipe import model_config, training_config

@@ -22,9 +22,9 @@ import typer
 from rich.table import Table
 
 from cli.console import err, errors_without_traceback, out
-from service.embedded import EmbeddedStore
-from service.event_log import EventLog, LogRequest, NewEvent, Verdict, new_uid
-from service.store import Store, StoreError
+from service.store.embedded import EmbeddedStore
+from service.store.event_log import EventLog, LogRequest, NewEvent, Verdict, new_uid
+from service.store.store import Store, StoreError
 
 START_MS = 1_700_000_000_000
 STEP_MS = 1_000_000

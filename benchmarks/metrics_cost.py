@@ -47,11 +47,11 @@ from benchmarks.history_cost import free_port, wait_until_ready
 from cli.console import err, errors_without_traceback, out
 from model.artefact import load_artefact
 from service import app as application
-from service import metrics, stages, values
-from service.embedded import EmbeddedStore
+from service.http.timing import TimeRequests
+from service.observe import metrics, stages, values
+from service.observe.values import MULTIPROC_DIR
 from service.settings import Settings
-from service.timing import TimeRequests
-from service.values import MULTIPROC_DIR
+from service.store.embedded import EmbeddedStore
 
 USERS = 1000
 METHODS = ("GET", "POST")

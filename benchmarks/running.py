@@ -20,10 +20,10 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.history_cost import free_port, wait_until_ready
-from service.embedded import EmbeddedStore
-from service.event_log import EventLog
-from service.importer import Importer, UserHistory
-from service.store import Store
+from service.store.embedded import EmbeddedStore
+from service.store.event_log import EventLog
+from service.store.importer import Importer, UserHistory
+from service.store.store import Store
 
 HOUR_MS = 3_600_000
 

@@ -33,11 +33,11 @@ from cli.console import err, errors_without_traceback, out
 from model import ModelConfig, TiM4Rec
 from model.artefact import load_artefact
 from model.state import Precision, StateLayout
-from service import snapshots
-from service.embedded import EmbeddedStore
-from service.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, new_uid
-from service.pool import Seen
-from service.store import Store, StoreError
+from service.engine import snapshots
+from service.engine.pool import Seen
+from service.store.embedded import EmbeddedStore
+from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, new_uid
+from service.store.store import Store, StoreError
 
 PIPELINE = 64
 MODEL = "0123456789abcdef"

@@ -26,8 +26,8 @@ import uvicorn
 from fastapi import FastAPI, Query
 
 from model.artefact import Artefact, load_artefact
-from service.retrieval import ExactRetrieval, Ranking
-from service.schemas import Id, Interaction, RecommendedItem
+from service.catalogue.retrieval import ExactRetrieval, Ranking
+from service.http.schemas import Id, Interaction, RecommendedItem
 
 Asked = tuple[list[Any], int, asyncio.Future[Ranking]]
 

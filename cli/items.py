@@ -19,11 +19,11 @@ from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.records import DataDir, Namespace, Redis, opened
 from cli.settings import chosen_settings
-from service.embedded import EmbeddedStoreError
-from service.item_schemas import NewItem
-from service.item_store import ItemStore
+from service.catalogue.item_store import ItemStore
+from service.http.item_schemas import NewItem
 from service.settings import Settings
-from service.store import StoreError
+from service.store.embedded import EmbeddedStoreError
+from service.store.store import StoreError
 
 LISTED = 20
 AT_ONCE = 1000

@@ -20,15 +20,15 @@ from cli.spool import SpooledLog, spooled_log
 from cli.train import choose_device
 from model.artefact import load_artefact
 from model.kernels import KernelsUnavailable, choose
-from service.embedded import EmbeddedStore, EmbeddedStoreError
-from service.event_log import EventLog
-from service.importer import Importer, ImportResult, UserHistory
-from service.kinds import KindRules
-from service.popularity import Popularity
+from service.catalogue.popularity import Popularity
+from service.engine.kinds import KindRules
+from service.engine.warm import Warmer
 from service.settings import Settings
-from service.shards import ALL, Shard
-from service.store import Store, StoreError
-from service.warm import Warmer
+from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.event_log import EventLog
+from service.store.importer import Importer, ImportResult, UserHistory
+from service.store.shards import ALL, Shard
+from service.store.store import Store, StoreError
 
 LISTED = 20
 READ_PAGE = 1000

@@ -20,7 +20,7 @@ import typer
 from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.rows import LONGEST_ID, read_rows
-from service.times import MILLISECONDS_FROM, iso
+from service.http.times import MILLISECONDS_FROM, iso
 from training.interactions import KIND_COLUMNS
 
 LISTED = 20

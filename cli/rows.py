@@ -9,7 +9,7 @@ import polars as pl
 
 from cli.console import say
 from model.gaps import UNKNOWN_TIME
-from service.times import iso
+from service.http.times import iso
 from training.interactions import (
     KIND_COLUMNS,
     REPORTED_ROWS,

@@ -24,10 +24,11 @@ from cli.run import require_free_port
 from cli.settings import chosen_settings, takes_settings
 from model.artefact import load_artefact
 from model.kernels import why_not
-from service import logs, server
+from service import server
+from service.observe import logs
+from service.observe.values import MULTIPROC_DIR, clear
 from service.settings import Settings
-from service.store import Store, StoreError
-from service.values import MULTIPROC_DIR, clear
+from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 

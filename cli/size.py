@@ -15,11 +15,11 @@ from cli.settings import chosen_settings
 from model import ModelConfig, TiM4Rec
 from model.artefact import load_artefact
 from model.state import StateLayout
-from service import snapshots
-from service.capacity import pool_rows
-from service.event_log import ORIGIN
-from service.pool import Seen
+from service.engine import snapshots
+from service.engine.capacity import pool_rows
+from service.engine.pool import Seen
 from service.settings import Settings
+from service.store.event_log import ORIGIN
 
 # Bytes, measured on Valkey 9.1.2 with libc's malloc: the rest of what `benchmarks.store` and
 # `benchmarks.record_size` counted, once the keys, ids and states in it are taken away.

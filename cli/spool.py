@@ -19,7 +19,7 @@ import polars as pl
 
 from cli.console import say
 from cli.rows import describe_timeless, leave_out_too_long, prepare
-from service.shards import Shard
+from service.store.shards import Shard
 from training.interactions import (
     REPORTED_ROWS,
     BadRow,

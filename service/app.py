@@ -15,31 +15,24 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from service import logs, metrics, problems, vitals
-from service.active import ActiveModels
-from service.admission import Gate
-from service.bodies import BoundBodies
-from service.dependencies import (
+from service.catalogue.item_store import ItemStore
+from service.catalogue.popularity import Popularity
+from service.drain import Drain
+from service.http import problems
+from service.http.admission import Gate
+from service.http.bodies import BoundBodies
+from service.http.dependencies import (
     HoldModels,
     Services,
     require_admin,
     require_key,
     require_known_query,
 )
-from service.direct import AnswerDirectly
-from service.doors import Doors
-from service.drain import Drain
-from service.embedded import EmbeddedStore
-from service.event_log import EventLog
-from service.item_store import ItemStore
-from service.keys import Keys
-from service.lineup import Lineup
-from service.model_folder import ModelFolder
-from service.models import Models
-from service.outcomes import Outcomes
-from service.popularity import Popularity
-from service.request_context import IdentifyRequests
-from service.routes import (
+from service.http.direct import AnswerDirectly
+from service.http.doors import Doors
+from service.http.keys import Keys
+from service.http.request_context import IdentifyRequests
+from service.http.routes import (
     admin,
     health,
     interactions,
@@ -52,12 +45,20 @@ from service.routes import (
     similar,
     users,
 )
-from service.schemas import Problem
-from service.served_model import Surroundings
+from service.http.schemas import Problem
+from service.http.timing import TimeRequests
+from service.models.active import ActiveModels
+from service.models.lineup import Lineup
+from service.models.model_folder import ModelFolder
+from service.models.models import Models
+from service.models.outcomes import Outcomes
+from service.models.served_model import Surroundings
+from service.observe import logs, metrics, vitals
 from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings, secrets
-from service.store import Store, StoreError
-from service.timing import TimeRequests
+from service.store.embedded import EmbeddedStore
+from service.store.event_log import EventLog
+from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         logs.configure(settings)
     chosen, drain, tracing = settings, Drain(), None
     if chosen.tracing:
-        from service.tracing import Tracing  # of an extra
+        from service.observe.tracing import Tracing  # of an extra
 
         tracing = Tracing()
 

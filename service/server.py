@@ -25,10 +25,10 @@ from typing import Any
 
 import uvicorn
 
-from service import logs
-from service.acceptor import Acceptor
-from service.connection import bounded
 from service.drain import Drain
+from service.http.acceptor import Acceptor
+from service.http.connection import bounded
+from service.observe import logs
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _tell(self) -> None:
-        from service import metrics
+        from service.observe import metrics
 
         self._told = True
         metrics.READY.set(0)

@@ -19,11 +19,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.kernels import Choice
 from model.state import Precision
-from service import keys
-from service.event_log import LatePolicy
-from service.kinds import KindRules
-from service.store import without_password
-from service.wave import StoreAway
+from service.engine.kinds import KindRules
+from service.engine.wave import StoreAway
+from service.http import keys
+from service.store.event_log import LatePolicy
+from service.store.store import without_password
 
 PREFIX = "TIM4REC_"
 CLIENT_VARIABLES = frozenset({"TIM4REC_API_KEY"})

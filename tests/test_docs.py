@@ -19,7 +19,7 @@ import typer
 
 from cli.main import COMMANDS, _load, app
 from service.app import create_app
-from service.metrics import exposition
+from service.observe.metrics import exposition
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]

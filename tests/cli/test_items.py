@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
-from service.item_store import SHARDS
+from service.catalogue.item_store import SHARDS
 from tests.cli.conftest import tim4rec
 from tests.service.processes import in_process
 

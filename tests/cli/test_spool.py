@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cli.rows import read_rows
 from cli.spool import spooled_log
-from service.shards import ALL, Shard
+from service.store.shards import ALL, Shard
 from tests.cli.conftest import BASE_MS
 from training import interactions
 from training.interactions import InputError
@@ -114,7 +114,7 @@ GROWTH = """
 import sys
 from pathlib import Path
 from cli.spool import spooled_log
-from service.shards import ALL
+from service.store.shards import ALL
 from training import interactions
 interactions.BLOCK_CHARACTERS = 1 << 20
 def peak():

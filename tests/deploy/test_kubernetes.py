@@ -17,7 +17,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from service.routes.health import router
+from service.http.routes.health import router
 from service.settings import Settings
 from tests.deploy.dockerfile import ROOT, Image
 

@@ -22,8 +22,8 @@ import torch
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, Items, load_artefact, save_artefact
 from service.app import create_app
+from service.http.times import parse_time
 from service.settings import Settings
-from service.times import parse_time
 
 torch.set_num_threads(1)
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.acceptor import Acceptor
-from service.pace import Pace
+from service.engine.pace import Pace
+from service.http.acceptor import Acceptor
 from tests.faults.http import Client, Reply
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, make_artefact
@@ -134,4 +134,4 @@ def test_what_would_wait_too_long_is_refused(service: Service) -> None:
         if line.startswith("tim4rec_request_duration_seconds_count") and 'status="503"' in line
     )
     assert requests == counted[503]
-    assert service.logged(logger="service.admission")
+    assert service.logged(logger="service.http.admission")

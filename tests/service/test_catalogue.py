@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service import item_store
-from service.catalogue import Catalogue
-from service.cursor import CursorError
-from service.item_listing import Listing
-from service.item_store import ItemStore
-from service.retrieval import ExactRetrieval
-from service.store import Store
+from service.catalogue import item_store
+from service.catalogue.catalogue import Catalogue
+from service.catalogue.item_listing import Listing
+from service.catalogue.item_store import ItemStore
+from service.catalogue.retrieval import ExactRetrieval
+from service.http.cursor import CursorError
+from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
 

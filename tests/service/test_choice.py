@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact, Items, save_artefact
-from service import cursor
-from service.choice import Choice
-from service.diversity import POOL, spread
-from service.retrieval import ExactRetrieval, Ranking
-from service.shelf import Selection
+from service.catalogue.choice import Choice
+from service.catalogue.diversity import POOL, spread
+from service.catalogue.retrieval import ExactRetrieval, Ranking
+from service.catalogue.shelf import Selection
+from service.http import cursor
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores, popular
 from tests.service.test_api import problem

@@ -19,8 +19,16 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from service.event_log import ORIGIN, EventLog, LogReply, LogRequest, NewEvent, Verdict, new_uid
-from service.store import NodeDown, Store, StoreError, StoreUnavailable
+from service.store.event_log import (
+    ORIGIN,
+    EventLog,
+    LogReply,
+    LogRequest,
+    NewEvent,
+    Verdict,
+    new_uid,
+)
+from service.store.store import NodeDown, Store, StoreError, StoreUnavailable
 from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer, free_ports
 from tests.service.processes import ROOT, in_process, make_artefact
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from model.artefact import Artefact, Items, save_artefact
-from service import cold_start
-from service.cold_start import PENALTY, ColdStart
+from service.catalogue import cold_start
+from service.catalogue.cold_start import PENALTY, ColdStart
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 

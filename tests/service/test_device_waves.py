@@ -15,10 +15,10 @@ from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, load_artefact
 from model.device_stepper import DeviceStepper
 from model.kernels import Kernels
-from service.capacity import ON_CPU, SHARE_OF_TWO, pool_rows, rows_within
-from service.engine import Engine
-from service.event_log import EventLog, NewEvent, new_uid
-from service.store import Store
+from service.engine.capacity import ON_CPU, SHARE_OF_TWO, pool_rows, rows_within
+from service.engine.engine import Engine
+from service.store.event_log import EventLog, NewEvent, new_uid
+from service.store.store import Store
 from tests.model.conftest import device, kernels  # noqa: F401
 from tests.service.processes import BASE_MS, make_artefact
 

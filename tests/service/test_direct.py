@@ -15,13 +15,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from service import problems
-from service.dependencies import ServicesDep, require_key
-from service.direct import AnswerDirectly
-from service.keys import Keys
-from service.problems import ProblemError
-from service.schemas import Id, Interaction, InteractionBatch, Time
-from service.store import StoreUnavailable
+from service.http import problems
+from service.http.dependencies import ServicesDep, require_key
+from service.http.direct import AnswerDirectly
+from service.http.keys import Keys
+from service.http.problems import ProblemError
+from service.http.schemas import Id, Interaction, InteractionBatch, Time
+from service.store.store import StoreUnavailable
 
 
 class Echo(BaseModel):

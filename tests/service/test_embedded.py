@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from tests.service.processes import alive
 
 ROOT = Path(__file__).parents[2]
 
 USER = """
 import sys
-from service.embedded import EmbeddedStore
+from service.store.embedded import EmbeddedStore
 with EmbeddedStore(sys.argv[1]) as url:
     print(url, flush=True)
     sys.stdin.read()
@@ -30,7 +30,7 @@ with EmbeddedStore(sys.argv[1]) as url:
 FORKS = """
 import os, sys
 import redis
-from service.embedded import EmbeddedStore
+from service.store.embedded import EmbeddedStore
 store = EmbeddedStore(sys.argv[1])
 with store as url:
     if os.fork() == 0:
@@ -182,7 +182,7 @@ def test_no_signal_of_the_terminal_reaches_the_server(data_dir: Path) -> None:
 def test_finds_a_server_whose_socket_was_removed(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.embedded._ANSWERS_WITHIN_S", 0.1)
+    monkeypatch.setattr("service.store.embedded._ANSWERS_WITHIN_S", 0.1)
     with EmbeddedStore(data_dir) as url:
         pid = server_pid(data_dir)
         Path(url.removeprefix("unix://")).unlink()

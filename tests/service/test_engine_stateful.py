@@ -37,9 +37,12 @@ from hypothesis.stateful import (
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, Items
 from model.state import Precision, State
-from service import snapshots
-from service.engine import Engine
-from service.event_log import (
+from service.engine import snapshots
+from service.engine.engine import Engine
+from service.engine.kinds import Effect, KindRules
+from service.engine.snapshots import Snapshot
+from service.engine.wave import Entry, Read, Recommendation
+from service.store.event_log import (
     Event,
     EventLog,
     LatePolicy,
@@ -49,10 +52,7 @@ from service.event_log import (
     Verdict,
     new_uid,
 )
-from service.kinds import Effect, KindRules
-from service.snapshots import Snapshot
-from service.store import Command, Node, Store, StoreUnavailable
-from service.wave import Entry, Read, Recommendation
+from service.store.store import Command, Node, Store, StoreUnavailable
 
 torch.set_num_threads(1)
 
@@ -700,7 +700,7 @@ class Workers(RuleBasedStateMachine):
 @pytest.fixture
 def machine(valkey: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Workers]]:
     Workers.url = valkey.url
-    monkeypatch.setattr("service.engine.DROP_AGAIN_S", 1e9)  # waves are computed at any time
+    monkeypatch.setattr("service.engine.engine.DROP_AGAIN_S", 1e9)  # waves are computed at any time
     yield Workers
     Workers.precision, Workers.late_policy = "float32", "clamp"
 

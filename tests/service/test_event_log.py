@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from service.event_log import (
+from service.store.event_log import (
     ORIGIN,
     Event,
     EventLog,
@@ -31,7 +31,7 @@ from service.event_log import (
     Verdict,
     new_uid,
 )
-from service.store import (
+from service.store.store import (
     Command,
     HistoryChanged,
     InvalidRequest,
@@ -804,7 +804,7 @@ class ErasingStore(Store):
 def test_erasures_are_announced_for_a_while(
     run: Run, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.event_log.ERASURES_KEPT_S", 1)
+    monkeypatch.setattr("service.store.event_log.ERASURES_KEPT_S", 1)
 
     async def main() -> None:
         async with Store(store_url) as store:
@@ -828,7 +828,7 @@ def test_erasures_are_announced_for_a_while(
 def test_a_rewritten_file_holds_nothing_of_an_erased_user(
     run: Run, durable_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.event_log.ERASURES_KEPT_S", 1)
+    monkeypatch.setattr("service.store.event_log.ERASURES_KEPT_S", 1)
 
     def times_named() -> int:
         files = (durable_valkey.folder / "appendonlydir").iterdir()

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from model.artefact import Artefact
-from service import metrics
-from service.engine import Engine
-from service.event_log import Event, EventLog, NewEvent, new_uid
-from service.exactness import ExactnessSampler
-from service.store import Store, StoreUnavailable
+from service.engine.engine import Engine
+from service.engine.exactness import ExactnessSampler
+from service.observe import metrics
+from service.store.event_log import Event, EventLog, NewEvent, new_uid
+from service.store.store import Store, StoreUnavailable
 from tests.service.processes import BASE_MS, make_artefact
 
 ITEMS = [f"i{n}" for n in range(30)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, load_artefact, save_artefact
-from service.explanation import left_out
+from service.engine.explanation import left_out
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores
 from tests.service.test_api import problem
 

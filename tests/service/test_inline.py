@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from service.compute import SMALL_USERS, Work
-from service.engine import Engine
-from service.event_log import EventLog, NewEvent, new_uid
-from service.store import Store
+from service.engine.compute import SMALL_USERS, Work
+from service.engine.engine import Engine
+from service.store.event_log import EventLog, NewEvent, new_uid
+from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.item import values_of
-from service.item_columns import Column
-from service.item_filter import FilterError, parse
+from service.catalogue.item import values_of
+from service.catalogue.item_columns import Column
+from service.catalogue.item_filter import FilterError, parse
 
 Item = dict[str, Any]
 Predicate = Callable[[Item], bool]

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from model.artefact import Artefact, Items
-from service import item_index, retrieval
-from service.item_index import open_index
-from service.retrieval import ExactRetrieval, IndexRetrieval, open_retrieval
+from service.catalogue import item_index, retrieval
+from service.catalogue.item_index import open_index
+from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, open_retrieval
 from tests.service.processes import BASE_MS, ROOT, Service, make_artefact, offline_scores
 
 torch.set_num_threads(1)
@@ -203,7 +203,7 @@ def test_the_files_of_old_models_go(tmp_path: Path) -> None:
 BUILDER = """
 import logging, sys, time
 from pathlib import Path
-from service.item_index import open_index
+from service.catalogue.item_index import open_index
 from tests.service.test_item_index import MODEL, vectors
 logging.basicConfig(level=logging.INFO)
 data, folder = vectors(40_000), Path(sys.argv[1])
@@ -296,7 +296,7 @@ def test_the_service_answers_by_an_index(service: Service, artefact: Artefact) -
         assert hits >= 0.9 * users
         metrics = client.get("/metrics").text
     assert f'tim4rec_retrievals_total{{by="index"}} {float(users)}' in metrics
-    logged = [record["message"] for record in service.logged(logger="service.item_index")]
+    logged = [record["message"] for record in service.logged(logger="service.catalogue.item_index")]
     assert sum(message.startswith("built the index of 1500") for message in logged) == 1
     assert sum(message.startswith("loaded the index of 1500") for message in logged) == 1
     assert httpx.get(f"{service.url}/readyz").is_success

@@ -15,9 +15,9 @@ from fastapi import Depends, FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import keys, problems
-from service.dependencies import require_admin
-from service.keys import Keys
+from service.http import keys, problems
+from service.http.dependencies import require_admin
+from service.http.keys import Keys
 from service.settings import SettingsError, read_settings
 from tests.service.processes import Service, make_artefact
 
@@ -67,7 +67,7 @@ def test_a_file_is_read_again(
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(file)
     assert known() == {"always", "one", "four", "fünf"}
-    caplog.set_level(logging.ERROR, "service.keys")
+    caplog.set_level(logging.ERROR, "service.http.keys")
     for spoil in (lambda: file.write_text("# nobody\n"), file.unlink, lambda: file.mkdir()):
         caplog.clear()
         spoil()

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.engine import Engine
-from service.event_log import EventLog, NewEvent, new_uid
-from service.exactness import ExactnessSampler
-from service.kinds import Effect, KindRules
+from service.engine.engine import Engine
+from service.engine.exactness import ExactnessSampler
+from service.engine.kinds import Effect, KindRules
+from service.engine.warm import Warmer
 from service.settings import SettingsError, read_settings
-from service.store import Store
-from service.warm import Warmer
+from service.store.event_log import EventLog, NewEvent, new_uid
+from service.store.store import Store
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 
 if TYPE_CHECKING:

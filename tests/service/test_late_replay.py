@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from service.event_log import ORIGIN, Event, EventLog, LogReply, NewEvent, new_uid
 from service.settings import SettingsError, read_settings
-from service.store import RecordDamaged, Store
+from service.store.event_log import ORIGIN, Event, EventLog, LogReply, NewEvent, new_uid
+from service.store.store import RecordDamaged, Store
 from tests.service.processes import (
     BASE_MS,
     Service,

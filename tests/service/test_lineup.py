@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.lineup import Lineup
-from service.served_model import ServedModel
+from service.models.lineup import Lineup
+from service.models.served_model import ServedModel
 
 
 def model(identity: str) -> ServedModel:

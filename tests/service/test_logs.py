@@ -45,8 +45,8 @@ EVIL = "a\nb\r\x1b[31m\u2028\x85\x00é"
 SCRIPT = f"""
 import logging, sys, threading, warnings
 from pathlib import Path
-from service import logs
-from service.request_context import RequestContext, current
+from service.observe import logs
+from service.http.request_context import RequestContext, current
 from service.settings import Settings
 
 evil = {EVIL!r}
@@ -330,7 +330,7 @@ def test_which_requests_are_logged(
     log_requests: str,
     statuses: list[int],
 ) -> None:
-    caplog.set_level(logging.INFO, "service.request_context")
+    caplog.set_level(logging.INFO, "service.http.request_context")
     with valkey.client() as store:  # a record that can't be read
         store.hset("tim4rec:u:damaged", mapping={"n": "1", "e1": "nonsense"})
 
@@ -344,7 +344,7 @@ def test_which_requests_are_logged(
             assert (await client.get("/readyz")).status_code == 503  # a probe
 
     run(ask())
-    found = [record for record in caplog.records if record.name == "service.request_context"]
+    found = [record for record in caplog.records if record.name == "service.http.request_context"]
     assert [getattr(record, "status", None) for record in found] == statuses
 
 

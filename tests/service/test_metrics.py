@@ -21,10 +21,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.artefact import Artefact
-from service import metrics, values
-from service.calls import Operation
-from service.event_log import EventLog, LogRequest, NewEvent, Verdict, new_uid
-from service.store import Store
+from service.observe import metrics, values
+from service.store.calls import Operation
+from service.store.event_log import EventLog, LogRequest, NewEvent, Verdict, new_uid
+from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, alive, in_process, make_artefact, user_path
 

@@ -17,8 +17,8 @@ import pytest
 from pydantic import SecretStr
 
 from model.artefact import WEIGHTS, Artefact
-from service import models
-from service.model_folder import ModelFolder, ModelNameError
+from service.models import models
+from service.models.model_folder import ModelFolder, ModelNameError
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from model.artefact import Artefact
-from service import metrics, outcomes
-from service.outcomes import ITEMS, LISTS, Outcomes
-from service.store import Store
+from service.models import outcomes
+from service.models.outcomes import ITEMS, LISTS, Outcomes
+from service.observe import metrics
+from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact
 

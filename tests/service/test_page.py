@@ -14,7 +14,7 @@ from tests.service.conftest import ValkeyServer
 from tests.service.processes import ROOT, in_process, make_artefact
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-FOLDER = ROOT / "service" / "page"
+FOLDER = ROOT / "service" / "http" / "page"
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from model.state import Part, StateLayout
-from service.event_log import ORIGIN, Mark
-from service.pool import PoolFull, Row, Seen, StatePool
+from service.engine.pool import PoolFull, Row, Seen, StatePool
+from service.store.event_log import ORIGIN, Mark
 
 torch.set_num_threads(1)
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.event_log import EventLog
-from service.importer import Importer, UserHistory
-from service.kinds import KindRules
-from service.popularity import EPOCH, Popularity
-from service.store import Store, StoreError
+from service.catalogue.popularity import EPOCH, Popularity
+from service.engine.kinds import KindRules
+from service.store.event_log import EventLog
+from service.store.importer import Importer, UserHistory
+from service.store.store import Store, StoreError
 from tests.service.conftest import ValkeyCluster, ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, popular
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from model.artefact import Artefact
-from service.event_log import EventLog, LogReply, LogRequest, NewEvent, Verdict, new_uid
-from service.store import AcksMissed, Store
+from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, Verdict, new_uid
+from service.store.store import AcksMissed, Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import free_port, in_process, make_artefact
 

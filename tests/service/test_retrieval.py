@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import Items
-from service.retrieval import ExactRetrieval
-from service.shelf import Shelf
+from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.shelf import Shelf
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.shards import ALL, Shard
+from service.store.shards import ALL, Shard
 
 users = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 

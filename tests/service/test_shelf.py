@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Items
-from service.item_index import open_index
-from service.retrieval import ExactRetrieval, IndexRetrieval, Ranking
-from service.shelf import Flags, Selection, Shelf
+from service.catalogue.item_index import open_index
+from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, Ranking
+from service.catalogue.shelf import Flags, Selection, Shelf
 from tests.service.test_item_index import MODEL, SIZE, WIDTH, vectors
 
 torch.set_num_threads(1)

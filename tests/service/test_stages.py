@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.artefact import Artefact
-from service import stages
-from service.engine import Engine
-from service.event_log import EventLog, LogRequest, NewEvent, new_uid
-from service.stages import HTTP, LOG, PREFILL, QUEUE, RETRIEVE, SNAPSHOT, STEP, Stages
-from service.store import Store
+from service.engine.engine import Engine
+from service.observe import stages
+from service.observe.stages import HTTP, LOG, PREFILL, QUEUE, RETRIEVE, SNAPSHOT, STEP, Stages
+from service.store.event_log import EventLog, LogRequest, NewEvent, new_uid
+from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import in_process, make_artefact, user_path
 

@@ -14,8 +14,8 @@ import pytest
 import uvloop
 
 from model.artefact import Artefact
-from service.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
-from service.store import NodeDown, Store
+from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
+from service.store.store import NodeDown, Store
 from tests.faults.relay import Relay
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.times import EARLIEST_MS, LATEST_MS, iso, parse_time
+from service.http.times import EARLIEST_MS, LATEST_MS, iso, parse_time
 
 ANY_MS = st.integers(EARLIEST_MS, LATEST_MS)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from service.request_context import RequestContext
-from service.stages import Stages
+from service.http.request_context import RequestContext
+from service.observe.stages import Stages
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, free_port, make_artefact
 
@@ -22,7 +22,7 @@ pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from service.tracing import FLUSH_WITHIN_S, Tracing
+from service.observe.tracing import FLUSH_WITHIN_S, Tracing
 
 ITEMS = [f"i{n}" for n in range(20)]
 SPAN_OF_CALLER = "00f067aa0ba902b7"
@@ -178,7 +178,7 @@ def test_a_child_a_stage_within_its_request(
         assert child.start_time_unix_nano <= child.end_time_unix_nano
         assert child.end_time_unix_nano <= span.end_time_unix_nano
         spent += child.end_time_unix_nano - child.start_time_unix_nano
-    (record,) = service.logged(trace_id=trace_of(number), logger="service.request_context")
+    (record,) = service.logged(trace_id=trace_of(number), logger="service.http.request_context")
     in_stages = record["duration_ms"] - record["stages_ms"]["http"]
     assert spent / 1e6 == pytest.approx(in_stages, abs=0.1)
 
@@ -186,7 +186,7 @@ def test_a_child_a_stage_within_its_request(
 def test_the_log_names_the_span(traced: tuple[Receiver, Service]) -> None:
     receiver, service = traced
     for number in (1, 2, 4, 5):
-        (record,) = service.logged(trace_id=trace_of(number), logger="service.request_context")
+        (record,) = service.logged(trace_id=trace_of(number), logger="service.http.request_context")
         assert record["span_id"] == request_span(receiver, number).span_id.hex()
 
 

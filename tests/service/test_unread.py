@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from service import snapshots
-from service.engine import Engine
-from service.event_log import EventLog, NewEvent, new_uid
-from service.store import Store
+from service.engine import snapshots
+from service.engine.engine import Engine
+from service.store.event_log import EventLog, NewEvent, new_uid
+from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.event_log import NewEvent
-from service.retrieval import NO_ITEMS
-from service.wave import Append, Read, collect
+from service.catalogue.retrieval import NO_ITEMS
+from service.engine.wave import Append, Read, collect
+from service.store.event_log import NewEvent
 
 MAX_EVENTS = 6
 

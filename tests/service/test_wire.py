@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from service.store import Store, StoreUnavailable
+from service.store.store import Store, StoreUnavailable
 from tests.service.conftest import ValkeyServer
 
 

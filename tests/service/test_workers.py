@@ -19,7 +19,7 @@ from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.artefact import Artefact
-from service.values import WRITE_EVERY_S
+from service.observe.values import WRITE_EVERY_S
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
     BASE_MS,

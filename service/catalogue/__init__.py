@@ -1,0 +1,1 @@
+"""Items, and which of them an answer holds."""

@@ -1,0 +1,87 @@
+"""What a request asks of its list beside the best items: which only, which promoted, how unlike
+each other, and what was shown before."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.catalogue.diversity import POOL, spread
+from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking
+from service.catalogue.shelf import Selection
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Attributes:
+    selection: what only may be returned; None: everything.
+    promoted: what is promoted, all of it in the selection; None: nothing.
+    share: of the places, those in which promoted items come first.
+    diversity: 0 (the best) to 1 (the most unlike).
+    shown: rows on the pages before, which are masked as well.
+    places: the number of places on the pages before.
+    """
+
+    selection: Selection | None = None
+    promoted: Selection | None = None
+    share: float = 0.0
+    diversity: float = 0.0
+    shown: NDArray[np.int32] = field(default_factory=lambda: NO_ITEMS)
+    places: int = 0
+
+    def depth(self, k: int) -> int:
+        """How many of the best are needed."""
+        return max(k, POOL) if self.diversity else k
+
+    def arrange(
+        self, best: Ranking, promoted: Ranking | None, k: int, retrieval: ExactRetrieval
+    ) -> Ranking:
+        """k items of `depth(k)` best ones and of k promoted ones."""
+        if self.diversity:
+            pool = best.items[:POOL]
+            before = retrieval.vectors(self.shown.astype(np.int64)).float().cpu().numpy()
+            vectors = retrieval.vectors(pool).float().cpu().numpy()
+            order = spread(best.scores[:POOL], vectors, self.diversity, k, before)
+            order = np.concatenate([order, np.arange(len(pool), len(best.items))])
+            best = replace(best, items=best.items[order], scores=best.scores[order])
+        if promoted is not None:
+            return self._with(promoted, best, k)
+        return replace(best, items=best.items[:k], scores=best.scores[:k])
+
+    def _with(self, promoted: Ranking, best: Ranking, k: int) -> Ranking:
+        own, other = _Queue(best), _Queue(promoted)
+        items: dict[int, float] = {}
+        moved: list[bool] = []
+        while len(items) < k:
+            following = own.first(items)
+            raised = other.first(items) if self._is_promoted(self.places + len(items)) else None
+            taken = following if raised is None else raised
+            if taken is None:
+                break
+            items[taken[0]] = taken[1]
+            moved.append(taken is raised and (following is None or taken[0] != following[0]))
+        return replace(
+            best,
+            items=np.array(list(items), np.int64),
+            scores=np.array(list(items.values()), np.float32),
+            promoted=np.array(moved, np.bool_),
+        )
+
+    def _is_promoted(self, place: int) -> bool:
+        """Whether promoted items come first in this place, counted from 0."""
+        return int((place + 1) * self.share + 1e-9) > int(place * self.share + 1e-9)
+
+
+class _Queue:
+    def __init__(self, ranking: Ranking) -> None:
+        self._pairs = list(zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True))
+        self._place = 0
+
+    def first(self, taken: Container[int]) -> tuple[int, float] | None:
+        """The first that is not taken, now or at any later call."""
+        while self._place < len(self._pairs) and self._pairs[self._place][0] in taken:
+            self._place += 1
+        return self._pairs[self._place] if self._place < len(self._pairs) else None

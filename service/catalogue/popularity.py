@@ -1,0 +1,226 @@
+"""How often items are interacted with: of all time, and of late.
+
+Layout of the keys (`<ns>` a namespace), each a sorted set from item id to a number:
+
+    <ns>:popular:all                  interactions
+    <ns>:popular:<half-life>:<epoch>  of the events of an epoch, the sum of 2 ^ (age at the event of
+                                      the epoch / half-life)
+
+An interaction counts for 2 ^ -(its age / half-life). Numbers are kept as of the beginning of an
+epoch of 16 half-lives (forward decay: Cormode and others, 2009), so they only ever grow: at a
+moment, those of this epoch and of the one before are scaled by one factor each. What is older
+counts for less than 2 ^ -16 and is left out, and its keys expire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from service.catalogue.retrieval import ExactRetrieval
+from service.observe import metrics
+from service.store.calls import Calls, raised
+from service.store.store import Command, Store, StoreError
+
+logger = logging.getLogger(__name__)
+
+EPOCH = 16
+"""Half-lives from one beginning to the next; 2 ^ 16 events of its end leave a double exact."""
+FLUSH_EVERY_S = 0.25
+SLACK = 1.25
+"""A set is cut back to the most items it may hold when it has so many times as many."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The items counted most, most first, with their numbers at the time `at_ms`; `decayed`: the
+    sum of the recent ones."""
+
+    all: list[tuple[str, float]]
+    recent: list[tuple[str, float]]
+    at_ms: int
+
+    @property
+    def decayed(self) -> float:
+        return sum(number for _, number in self.recent)
+
+
+def _now_ms() -> int:
+    return round(time.time() * 1000)
+
+
+class Popularity:
+    """Counts what this process logs, together with all others, and keeps a copy of the sums.
+
+    Counts wait in memory and are sent together, once: where the reply is lost they may be missing,
+    and are never there twice. A process that is killed loses those of `FLUSH_EVERY_S`.
+
+    Args:
+        half_life_s: after so many seconds an interaction counts half.
+        most_items: of items beyond so many, the rarest lose their counts.
+        copied: so many items are kept in memory; further down nothing is known.
+        least: a smaller sum of recent interactions says nothing.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        namespace: str = "tim4rec",
+        half_life_s: int = 7 * 86_400,
+        most_items: int = 100_000,
+        copied: int = 1000,
+        least: float = 100,
+        refresh_s: float = 5.0,
+        timeout_s: float = 2.0,
+        clock_ms: Callable[[], int] = _now_ms,
+    ) -> None:
+        self._calls = Calls(store, timeout_s)
+        self._all = f"{namespace}:popular:all"
+        self._recent = f"{namespace}:popular:{half_life_s}"
+        self._half_life_ms = half_life_s * 1000
+        self._most_items, self._copied, self._least = most_items, copied, least
+        self._refresh_s, self._clock_ms = refresh_s, clock_ms
+        self._waiting = defaultdict[tuple[str, str], float](float)  # by key and item
+        self._sizes: dict[str, int] = {}
+        self._shown: list[tuple[ExactRetrieval, Callable[[str], int | None]]] = []
+        self.counts = Counts([], [], clock_ms())
+
+    # -- counting ------------------------------------------------------------------------
+
+    def count(self, item_id: str, time_ms: int, weight: float = 1.0) -> None:
+        """Counts an interaction that has just been logged."""
+        now = self._clock_ms()
+        time_ms = min(time_ms, now)
+        self._waiting[self._all, item_id] += weight
+        epoch = self._epoch(time_ms)
+        if epoch >= self._epoch(now) - 1:
+            grown = 2.0 ** ((time_ms - self._begin(epoch)) / self._half_life_ms)
+            self._waiting[f"{self._recent}:{epoch}", item_id] += weight * grown
+
+    @property
+    def waiting(self) -> int:
+        """Numbers that are still to be sent."""
+        return len(self._waiting)
+
+    async def flush(self) -> None:
+        """Sends what waits, in one pipeline.
+
+        Raises:
+            StoreError: it is lost, all or in part.
+        """
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, defaultdict(float)
+        keys = sorted({key for key, _ in waiting})
+        commands: list[Command] = []
+        for key in keys:
+            if self._sizes.get(key, 0) > SLACK * self._most_items:
+                commands.append(("ZREMRANGEBYRANK", key, 0, -self._most_items - 1))
+        commands += [
+            ("ZINCRBY", key, repr(float(number)), item) for (key, item), number in waiting.items()
+        ]
+        for key in keys:
+            if key != self._all:  # read until the next epoch ends
+                end = self._begin(int(key.rpartition(":")[2]) + 2)
+                commands.append(("PEXPIREAT", key, end))
+        commands += [("ZCARD", key) for key in keys]
+        answers = await self._calls.once(commands, "popularity")
+        raised(*answers)
+        self._sizes = dict(zip(keys, answers[-len(keys) :], strict=True))
+
+    # -- the copy ------------------------------------------------------------------------
+
+    def show(self, retrieval: ExactRetrieval, row: Callable[[str], int | None]) -> None:
+        """From now on `retrieval.popular` begins with what is popular of late; `row`: an item's."""
+        self._shown.append((retrieval, row))
+        self._tell()
+
+    def forget(self, retrieval: ExactRetrieval) -> None:
+        """Ends `show`."""
+        self._shown = [shown for shown in self._shown if shown[0] is not retrieval]
+
+    async def refresh(self) -> None:
+        """Reads the sums anew.
+
+        Raises:
+            StoreError: the copy stays as it was.
+        """
+        now = self._clock_ms()
+        epoch = self._epoch(now)
+        keys = [self._all, f"{self._recent}:{epoch - 1}", f"{self._recent}:{epoch}"]
+        answers = await self._calls(
+            [("ZREVRANGE", key, 0, self._copied - 1, "WITHSCORES") for key in keys], "popularity"
+        )
+        raised(*answers)
+        ever, *parts = (
+            [(item.decode(), float(number)) for item, number in zip(a[::2], a[1::2], strict=True)]
+            for a in answers
+        )
+        recent: dict[str, float] = {}
+        for begun, part in zip((epoch - 1, epoch), parts, strict=True):
+            factor = 2.0 ** ((self._begin(begun) - now) / self._half_life_ms)
+            for item, number in part:
+                recent[item] = recent.get(item, 0.0) + number * factor
+        ordered = sorted(recent.items(), key=lambda pair: -pair[1])
+        self.counts = Counts(ever, ordered[: self._copied], now)
+        self._tell()
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are recent interactions enough to go by."""
+        return self.counts.decayed >= self._least
+
+    def _tell(self) -> None:
+        for retrieval, row_of in self._shown:
+            rows = ((row_of(item), number) for item, number in self.counts.recent)
+            last = retrieval.shelf.size
+            known = [(row, number) for row, number in rows if row is not None and row <= last]
+            retrieval.show_recent(known if self.enough else [])
+
+    def _epoch(self, time_ms: int) -> int:
+        return time_ms // (EPOCH * self._half_life_ms)
+
+    def _begin(self, epoch: int) -> int:
+        return epoch * EPOCH * self._half_life_ms
+
+    # -- life ----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Flushes and refreshes meanwhile, and flushes at the end."""
+        tasks = [
+            asyncio.create_task(self._repeat(self.flush, FLUSH_EVERY_S)),
+            asyncio.create_task(self._repeat(self.refresh, self._refresh_s)),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            try:
+                await self.flush()
+            except StoreError as error:
+                logger.warning("the last interactions are not counted as popularity: %s", error)
+
+    async def _repeat(self, act: Callable[[], Awaitable[None]], every_s: float) -> None:
+        working = True
+        while True:
+            try:
+                await act()
+                working = True
+            except StoreError as error:
+                metrics.POPULARITY_FAILURES.inc()
+                if working:  # said once
+                    logger.warning("popularity is not kept: %s", error)
+                working = False
+            except Exception:
+                metrics.POPULARITY_FAILURES.inc()
+                logger.exception("popularity is not kept")
+            await asyncio.sleep(every_s)

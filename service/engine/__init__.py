@@ -1,0 +1,1 @@
+"""States: waves of requests stepped, rebuilt and read in a pool."""

@@ -1,0 +1,195 @@
+"""Snapshots of every record for one model, ahead of the service that will want them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from model.artefact import Artefact
+from model.state import Precision
+from service.engine import snapshots
+from service.engine.compute import missing
+from service.engine.engine import Engine
+from service.engine.kinds import KindRules
+from service.engine.snapshots import Snapshot
+from service.engine.wave import Entry, History
+from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest
+from service.store.shards import ALL, Shard
+from service.store.store import RecordDamaged, StoreError
+
+BATCH = 256
+"""Users in one exchange and one pass of arithmetic."""
+LONG_BATCH = 8
+"""The same of users whose history takes several pages."""
+AT_ONCE = 2
+"""Batches under way: while one computes, the next is on the wire."""
+
+
+@dataclass
+class WarmResult:
+    """Users by what became of their snapshot.
+
+    Attributes:
+        current: it was there already.
+        short: with reduced snapshots, which exist at multiples of `snapshot_every` only: the
+            history does not reach the first.
+        unfit: the state does not fit the precision.
+        truncated: the beginning of the history is gone, and no snapshot of it is left.
+        gone: erased meanwhile, or replaced.
+        damaged: the record can't be read, and why.
+        events: interactions the states were moved on by.
+    """
+
+    written: int = 0
+    current: int = 0
+    short: int = 0
+    unfit: int = 0
+    truncated: int = 0
+    gone: int = 0
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    events: int = 0
+
+    @property
+    def users(self) -> int:
+        counted = self.written + self.current + self.short + self.unfit + self.truncated
+        return counted + self.gone + len(self.damaged)
+
+
+class Warmer:
+    """Writes the snapshots that a service with these settings would read, of a shard's users.
+
+    The arithmetic is an engine's whose loops do not run.
+    """
+
+    def __init__(
+        self,
+        artefact: Artefact,
+        log: EventLog,
+        *,
+        snapshot_every: int = 64,
+        snapshot_ttl_s: int = 30 * 86_400,
+        snapshot_precision: Precision = "float32",
+        shard: Shard = ALL,
+        kinds: KindRules | None = None,
+    ) -> None:
+        self.log, self.shard = log, shard
+        self.snapshot_ttl_s = snapshot_ttl_s
+        reduced = snapshot_precision != "float32"
+        # An engine snapshots what it rebuilt from at least `snapshot_every` events. The interval
+        # is a part of the state only where states are rounded at it.
+        self.engine = Engine(
+            artefact,
+            log,
+            pool_capacity=AT_ONCE * BATCH,
+            snapshot_every=snapshot_every if reduced else 1,
+            snapshot_precision=snapshot_precision,
+            kinds=kinds,
+        )
+        self.result = WarmResult()
+
+    async def count(self) -> int:
+        """The users with a record, about."""
+        return sum([len(page) async for page in self._users()])
+
+    async def _users(self) -> AsyncIterator[list[str]]:
+        async for page in self.log.users():
+            yield [user for user in page if self.shard.holds(user)]
+
+    async def run(self, progress: Callable[[int], None]) -> WarmResult:
+        """Brings every user's snapshot to the newest version; tells `progress` of users done.
+
+        Raises:
+            StoreError: the store gave up; what is written stays.
+        """
+        slots = asyncio.Semaphore(AT_ONCE)
+        with ThreadPoolExecutor(1, thread_name_prefix="warm") as thread:
+
+            async def batch(users: list[str]) -> None:
+                try:
+                    await self._batch(users, thread)
+                    progress(len(users))
+                finally:
+                    slots.release()
+
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    async for page in self._users():
+                        unique = list(dict.fromkeys(page))
+                        for start in range(0, len(unique), BATCH):
+                            await slots.acquire()
+                            tasks.create_task(batch(unique[start : start + BATCH]))
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+        return self.result
+
+    async def _batch(self, users: list[str], thread: ThreadPoolExecutor) -> None:
+        identity = self.engine.identity
+        replies = await self.log.exchange([LogRequest(user, None, (), identity) for user in users])
+        ready: list[Entry] = []
+        long: list[Entry] = []
+        for user, reply in zip(users, replies, strict=True):
+            if isinstance(reply, RecordDamaged):
+                self.result.damaged.append((user, str(reply)))
+            elif isinstance(reply, StoreError):
+                raise reply
+            elif reply.newest == ORIGIN:
+                self.result.gone += 1
+            else:
+                entry = Entry(user, reply=reply, history=self._history(reply))
+                (long if entry.history is None else ready).append(entry)
+        await self._compute(ready, thread)
+        for start in range(0, len(long), LONG_BATCH):
+            part = long[start : start + LONG_BATCH]
+            sound = await asyncio.gather(*(self._resolve(entry) for entry in part))
+            await self._compute([entry for entry in sound if entry is not None], thread)
+
+    async def _resolve(self, entry: Entry) -> Entry | None:
+        try:
+            await self.engine.resolve(entry)
+        except RecordDamaged as error:
+            self.result.damaged.append((entry.user_id, str(error)))
+            return None
+        return entry
+
+    def _history(self, reply: LogReply) -> History | None:
+        """The user's snapshot and all events after it, or all events; None: more are needed."""
+        base = snapshots.read(self.engine.pool.layout, self.engine.computer.stamp, reply.snapshot)
+        starts: tuple[Snapshot | None, ...] = (base, None) if base else (None,)
+        for start in starts:
+            events = missing(start.mark if start else ORIGIN, None, reply)
+            if events is not None:
+                return History(start, events)
+        return None
+
+    async def _compute(self, entries: Sequence[Entry], thread: ThreadPoolExecutor) -> None:
+        lacking = []
+        for entry in entries:
+            assert entry.history is not None
+            begins = entry.history.events[0].version if entry.history.events else 1
+            if entry.history.base is None and begins > 1:
+                self.result.truncated += 1
+            elif len(entry.history.events) >= self.engine.computer.snapshot_every:
+                lacking.append(entry)
+            elif entry.history.base is not None:
+                self.result.current += 1
+            else:
+                self.result.short += 1
+        if not lacking:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            work = await loop.run_in_executor(thread, self.engine.computer.run, lacking)
+        finally:
+            for entry in lacking:
+                self.engine.pool.drop(entry.user_id)
+        self.result.events += work.stepped + work.prefilled
+        packed = dict(work.snapshots)  # of several of a user, the newest
+        self.result.unfit += len(lacking) - len(packed)
+        marks = [snapshots.mark(data) for data in packed.values()]
+        written = await self.log.write_snapshots(
+            self.engine.identity, list(packed.items()), self.snapshot_ttl_s, marks
+        )
+        self.result.written += written
+        self.result.gone += len(packed) - written

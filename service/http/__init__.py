@@ -1,0 +1,1 @@
+"""Requests and answers: routes, schemas, problems, keys, and the page."""

@@ -1,0 +1,46 @@
+"""Rankings as the API gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.engine import explanation
+from service.engine.wave import Recommendation
+from service.http.dependencies import Services
+from service.http.schemas import Reason, RecommendedItem
+from service.http.times import iso
+
+
+def recommended(services: Services, found: Recommendation) -> list[RecommendedItem]:
+    """The items of an answer, best first."""
+    catalogue, ranking = services.catalogue, found.ranking
+    ids, titles, trained = catalogue.ids, catalogue.titles, catalogue.trained
+    by_model = found.source == "model"
+    items = [
+        RecommendedItem(
+            item_id=ids[row - 1],
+            score=score,
+            title=titles[row - 1],
+            path=("model" if row <= trained else "cold") if by_model else "popular",
+        )
+        for row, score in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)
+    ]
+    if ranking.promoted is not None:
+        for place in np.flatnonzero(ranking.promoted):
+            items[place].path = "promoted"
+    return items
+
+
+def because(reasons: Sequence[explanation.Reason]) -> list[Reason]:
+    """Reasons as an answer gives them."""
+    return [
+        Reason(
+            version=reason.event.version,
+            item_id=reason.event.item_id,
+            timestamp=iso(reason.event.time_ms),
+            contribution=reason.contribution,
+        )
+        for reason in reasons
+    ]

@@ -1,0 +1,147 @@
+"""What routes get handed: the engine, the model, the settings, and who may call."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.routing import APIRoute
+from fastapi.security import APIKeyHeader
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.catalogue.catalogue import Catalogue
+from service.catalogue.popularity import Popularity
+from service.engine.engine import Engine
+from service.engine.explanation import Explainer
+from service.http.keys import Keys
+from service.http.problems import ProblemError
+from service.models.lineup import Lineup
+from service.models.models import Models
+from service.models.served_model import ServedModel
+from service.settings import Settings
+from service.store.event_log import EventLog
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of a running process, as a request is answered by them.
+
+    Attributes:
+        served: the model that answers; of no user, the base.
+    """
+
+    settings: Settings
+    log: EventLog
+    popularity: Popularity
+    api_keys: Keys
+    admin_keys: Keys
+    models: Models
+    lineup: Lineup
+    served: ServedModel
+
+    @property
+    def engine(self) -> Engine:
+        return self.served.engine
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return self.served.catalogue
+
+    @property
+    def explainer(self) -> Explainer:
+        return self.served.explainer
+
+    def of(self, user_id: str) -> Services:
+        """With the model that answers this user."""
+        served = self.lineup.of(user_id)
+        return self if served is self.served else replace(self, served=served)
+
+    async def write_items(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
+        """`Catalogue.write`; all models of this process know when it returns."""
+        before = await self.catalogue.write(records)
+        for other in self.lineup.models:
+            if other is not self.served:
+                await other.catalogue.refresh()
+        return before
+
+
+_HELD = "tim4rec.services"
+
+
+def services_of(scope: Scope, app: FastAPI) -> Services | None:
+    """Those that a request began with; None: the application is not running."""
+    found: Services | None = scope.get(_HELD) or app.state.services
+    return found
+
+
+class HoldModels:
+    """Keeps the models that a request begins with open until it is answered."""
+
+    def __init__(self, app: ASGIApp, *, owner: FastAPI) -> None:
+        self.app, self.owner = app, owner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        services: Services | None = self.owner.state.services
+        if scope["type"] != "http" or services is None:
+            await self.app(scope, receive, send)
+            return
+        scope[_HELD] = services
+        with services.lineup.held():
+            await self.app(scope, receive, send)
+
+
+async def _services(request: Request) -> Services:
+    services = services_of(request.scope, request.app)
+    assert services is not None
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+_header = APIKeyHeader(name="X-API-Key", auto_error=False)
+_Shown = Annotated[str | None, Depends(_header)]
+
+REFUSAL = "X-API-Key is missing or not one of this service's keys"
+CHALLENGE = {"WWW-Authenticate": 'APIKey realm="tim4rec", header="X-API-Key"'}
+
+
+async def require_key(services: ServicesDep, key: _Shown) -> None:
+    """Lets a request with one of the API keys through, or all when there is none."""
+    if services.api_keys and not services.api_keys.have(key):
+        raise ProblemError(401, REFUSAL, headers=CHALLENGE)
+
+
+async def require_known_query(request: Request) -> None:
+    """Refuses parameters that the route does not take: a misspelt one would be ignored."""
+    given = request.query_params
+    if not given:
+        return
+    known = _query_of(request.scope["route"])
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
+            raise ProblemError(422, f"{name}: no parameter of this route; {hint}", field=name)
+
+
+def _query_of(route: APIRoute) -> tuple[str, ...]:
+    wanted, found = [route.dependant], dict[str, None]()
+    for dependant in wanted:
+        found |= dict.fromkeys(field.alias for field in dependant.query_params)
+        wanted += dependant.dependencies
+    return tuple(found)
+
+
+async def require_admin(services: ServicesDep, key: _Shown) -> None:
+    """Lets a request with one of the admin keys through, and nobody when there is none."""
+    if not services.admin_keys:
+        raise ProblemError(
+            403, "this service has no admin keys: start it with TIM4REC_ADMIN_KEYS or its file"
+        )
+    if not services.admin_keys.have(key):
+        raise ProblemError(
+            401, "X-API-Key is missing or not one of this service's admin keys", headers=CHALLENGE
+        )

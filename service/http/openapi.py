@@ -1,0 +1,23 @@
+"""The OpenAPI document as a file, for whoever makes a client or looks at what has changed.
+
+python -m service.http.openapi > docs/openapi.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from service.app import create_app
+from service.settings import Settings
+
+
+def document() -> str:
+    """The document that `/openapi.json` answers with, a key a line."""
+    app = create_app(Settings(artefact=Path()))
+    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(document())

@@ -1,0 +1,141 @@
+"""POST /interactions and /interactions/batch."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Literal
+
+from fastapi import APIRouter
+
+from service.engine.engine import Overloaded
+from service.http.dependencies import Services, ServicesDep
+from service.http.problems import ProblemError, declared
+from service.http.schemas import (
+    BatchResult,
+    BatchResults,
+    Interaction,
+    InteractionBatch,
+    InteractionResult,
+)
+from service.http.times import iso
+from service.store.event_log import NewEvent, Outcome, Verdict, new_uid
+from service.store.store import StoreError
+
+router = APIRouter(prefix="/interactions", tags=["interactions"])
+
+_REASONS = {
+    Verdict.CONFLICT: (409, "event_id", "this event_id was used for another interaction"),
+    Verdict.REJECTED: (
+        409,
+        "timestamp",
+        "older than the user's newest interaction, or than as many as a late one may move",
+    ),
+    Verdict.FUTURE: (422, "timestamp", "too far ahead of the store's clock"),
+}
+
+
+def _event(interaction: Interaction) -> NewEvent:
+    return NewEvent(
+        new_uid(),
+        interaction.item_id,
+        interaction.timestamp,
+        interaction.event_id,
+        interaction.kind,
+        interaction.weight,
+    )
+
+
+def _status(
+    services: Services, item_id: str, verdict: Verdict
+) -> Literal["applied", "late", "unknown_item", "duplicate"]:
+    if verdict is Verdict.DUPLICATE:
+        return "duplicate"
+    if item_id not in services.engine.computer.vocabulary:
+        return "unknown_item"
+    return "late" if verdict is Verdict.LATE else "applied"
+
+
+@router.post("", responses=declared(409, 422, 503))
+async def post_interaction(body: Interaction, services: ServicesDep) -> InteractionResult:
+    """Logs one interaction; when this answers it is durable, and every recommendation knows it."""
+    services = services.of(body.user_id)
+    (outcome,) = await services.engine.append(body.user_id, [_event(body)])
+    if outcome.verdict in _REASONS:
+        status, field, reason = _REASONS[outcome.verdict]
+        raise ProblemError(status, f"{field}: {reason}", field=field)
+    assert outcome.version is not None
+    assert outcome.time_ms is not None
+    return InteractionResult(
+        user_id=body.user_id,
+        item_id=body.item_id,
+        version=outcome.version,
+        status=_status(services, body.item_id, outcome.verdict),
+        timestamp=iso(outcome.time_ms),
+    )
+
+
+@router.post("/batch", responses=declared(422, 503))
+async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResults:
+    """Logs many interactions; each gets a result of its own, also when others fail."""
+    limit = services.settings.max_batch_events
+    if len(body.interactions) > limit:
+        raise ProblemError(
+            422,
+            f"interactions: at most {limit} in one request, not {len(body.interactions)}",
+            field="interactions",
+        )
+    places: dict[str, list[int]] = {}
+    for place, interaction in enumerate(body.interactions):
+        places.setdefault(interaction.user_id, []).append(place)
+    results: list[BatchResult | None] = [None] * len(body.interactions)
+    step, start = services.log.max_events, 0
+    while places:
+        # A turn is the next events of each user.
+        turn: list[tuple[str, list[int], Services, asyncio.Future[list[Outcome]]]] = []
+        failed: list[tuple[list[int], Exception]] = []
+        try:
+            for user_id, own in places.items():
+                of_user = services.of(user_id)
+                events = [_event(body.interactions[p]) for p in own[start : start + step]]
+                try:
+                    turn.append((user_id, own, of_user, of_user.engine.submit(user_id, events)))
+                except Overloaded as error:
+                    failed.append((own, error))
+            places = {}
+            for user_id, own, of_user, done in turn:
+                try:
+                    outcomes = await done
+                except (StoreError, Overloaded) as error:
+                    failed.append((own, error))
+                    continue
+                for place, outcome in zip(own[start : start + step], outcomes, strict=True):
+                    results[place] = _batch_result(of_user, body.interactions[place], outcome)
+                if len(own) > start + step:
+                    places[user_id] = own
+        finally:  # whoever leaves has its appends left, too
+            for *_, done in turn:
+                done.cancel()
+        for own, reason in failed:
+            # Later ones of this user would overtake: they fail with it.
+            for place in own[start:]:
+                results[place] = BatchResult(status="failed", detail=str(reason))
+        start += step
+    filled = [result for result in results if result is not None]
+    return BatchResults(
+        results=filled, accepted=sum(result.version is not None for result in filled)
+    )
+
+
+def _batch_result(services: Services, interaction: Interaction, outcome: Outcome) -> BatchResult:
+    if outcome.verdict in _REASONS:
+        _, field, reason = _REASONS[outcome.verdict]
+        kept: Literal["conflict", "rejected", "future"] = {
+            Verdict.CONFLICT: "conflict",
+            Verdict.REJECTED: "rejected",
+        }.get(outcome.verdict, "future")  # type: ignore[assignment]
+        return BatchResult(status=kept, detail=f"{field}: {reason}")
+    return BatchResult(
+        status=_status(services, interaction.item_id, outcome.verdict),
+        version=outcome.version,
+        timestamp=iso(outcome.time_ms) if outcome.time_ms is not None else None,
+    )

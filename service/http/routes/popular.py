@@ -1,0 +1,69 @@
+"""GET /popular."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
+
+from service.catalogue.retrieval import NO_ITEMS
+from service.http.dependencies import ServicesDep
+from service.http.problems import ProblemError, declared
+from service.http.times import iso
+
+router = APIRouter(tags=["recommendations"])
+
+
+class PopularItem(BaseModel):
+    item_id: str
+    count: float = Field(description="interactions; recent ones count less the older they are")
+    title: str | None = None
+
+
+class PopularItems(BaseModel):
+    """The items interacted with most, most first."""
+
+    items: list[PopularItem]
+    source: Literal["all", "recent", "training"] = Field(
+        description="what was counted; training: the service itself has counted too little yet"
+    )
+    as_of: str = Field(description="when the counts were read; they may be some seconds old")
+
+
+@router.get("/popular", responses=declared(422, 503), response_model_exclude_none=True)
+async def get_popular(
+    services: ServicesDep,
+    window: Annotated[
+        Literal["all", "recent"], Query(description="of all time, or of late")
+    ] = "recent",
+    k: Annotated[int, Query(ge=1, description="how many items")] = 10,
+) -> PopularItems:
+    """What everybody interacts with, counted live over all processes of the service."""
+    if k > services.settings.max_k:
+        raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
+    popularity, catalogue = services.popularity, services.catalogue
+    counts = popularity.counts
+    source: Literal["all", "recent", "training"] = window
+    found = counts.all if window == "all" else counts.recent
+    if not (counts.all if window == "all" else popularity.enough):
+        source = "training"
+        best = services.engine.computer.retrieval.popular(NO_ITEMS, k, in_training=True)
+        found = [
+            (catalogue.ids[index - 1], score)
+            for index, score in zip(best.items.tolist(), best.scores.tolist(), strict=True)
+        ]
+    rows = [(item, count, catalogue.row(item)) for item, count in found]
+    open_ones = [one for one in rows if one[2] is None or catalogue.is_open(one[2])]
+    return PopularItems(
+        items=[
+            PopularItem(
+                item_id=item,
+                count=count,
+                title=None if row is None else catalogue.titles[row - 1],
+            )
+            for item, count, row in open_ones[:k]
+        ],
+        source=source,
+        as_of=iso(counts.at_ms),
+    )

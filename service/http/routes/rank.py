@@ -1,0 +1,104 @@
+"""POST /rank."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.http.dependencies import ServicesDep
+from service.http.problems import ProblemError, declared
+from service.http.schemas import STALE, Id, Time
+
+router = APIRouter(tags=["recommendations"])
+
+
+class Candidates(BaseModel):
+    """Items to be put in the order in which they fit a user."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    user_id: Id
+    item_ids: list[Id] = Field(min_length=1, description="one that comes twice counts once")
+    at: Time | None = Field(None, description="the moment ranked for; none: now")
+    exclude_seen: bool = Field(
+        False, description="leave out everything the user ever interacted with"
+    )
+    allow_stale: bool = Field(
+        False, description="a state in memory will do: faster, may miss the newest events"
+    )
+
+
+class RankedItem(BaseModel):
+    item_id: str
+    known: bool = Field(
+        description="false: neither the model nor the catalogue has it; these come last, in "
+        "the order given"
+    )
+    score: float | None = Field(None, description="none where the item is not known")
+    title: str | None = None
+
+
+class RankedItems(BaseModel):
+    """The candidates, best first."""
+
+    user_id: str
+    items: list[RankedItem]
+    version: int = Field(description="the number of the user's interactions this answer knows")
+    source: Literal["model", "popular", "recent"] = Field(
+        description="what ordered them: the model; where that knows none of the user's "
+        "interactions, their popularity, recently or in training (popular)"
+    )
+    stale: bool = Field(description=STALE)
+    history_truncated: bool = Field(
+        description="older interactions were gone when the state was built (history_limit)"
+    )
+    model: str = Field(description="identity of the model")
+
+
+@router.post("/rank", responses=declared(422, 503), response_model_exclude_none=True)
+async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
+    """Orders given items for a user, by everything that was logged before the call."""
+    limit = services.settings.max_candidates
+    if len(body.item_ids) > limit:
+        raise ProblemError(
+            422, f"item_ids: at most {limit}, not {len(body.item_ids)}", field="item_ids"
+        )
+    services = services.of(body.user_id)
+    catalogue = services.catalogue
+    rows = {item: catalogue.row(item) for item in body.item_ids}
+    shown = [row for row in rows.values() if row is not None and catalogue.is_open(row)]
+    found = await services.engine.rank(
+        body.user_id,
+        np.array(shown, np.int32),
+        at_ms=body.at,
+        exclude_seen=body.exclude_seen,
+        allow_stale=body.allow_stale,
+    )
+    ranked = [
+        RankedItem(
+            item_id=catalogue.ids[row - 1],
+            known=True,
+            score=score,
+            title=catalogue.titles[row - 1],
+        )
+        for row, score in zip(
+            found.ranking.items.tolist(), found.ranking.scores.tolist(), strict=True
+        )
+    ]
+    ranked += [
+        RankedItem(item_id=item, known=False, score=None)
+        for item, row in rows.items()
+        if row is None or not catalogue.exists(row)
+    ]
+    return RankedItems(
+        user_id=body.user_id,
+        items=ranked,
+        version=found.version,
+        source=found.source,
+        stale=found.stale,
+        history_truncated=found.truncated,
+        model=services.engine.identity,
+    )

@@ -1,0 +1,113 @@
+"""POST /recommend/session."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from typing import Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.http import wishes
+from service.http.answers import recommended
+from service.http.dependencies import Services, ServicesDep
+from service.http.problems import ProblemError, declared
+from service.http.schemas import Id, Kind, RecommendedItem, Time
+from service.http.wishes import Wishes
+from service.store.event_log import Event, new_uid
+
+router = APIRouter(prefix="/recommend", tags=["recommendations"])
+
+
+class SessionEvent(BaseModel):
+    """One interaction of a session."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    item_id: Id
+    timestamp: Time | None = Field(None, description="when; none: now, by the process's clock")
+    kind: Kind | None = None
+
+
+class Session(Wishes):
+    """Interactions of somebody of whom nothing is stored, oldest first."""
+
+    events: list[SessionEvent]
+    k: int = Field(10, ge=1, description="how many items")
+    at: Time | None = Field(None, description="the moment recommended for; none: now")
+    exclude_seen: bool = Field(True, description="leave out the items of the session")
+
+
+class SessionRecommendations(BaseModel):
+    """The best items, best first."""
+
+    items: list[RecommendedItem]
+    source: Literal["model", "popular", "recent"] = Field(
+        description="the model; where that knows none of the session's items, what is popular, "
+        "recently or in training (popular)"
+    )
+    unknown_items: int = Field(description="interactions with items that the model does not know")
+    model: str = Field(description="identity of the model")
+    next: str | None = Field(
+        None, description="`after` of the next page, where the list is paged and goes on"
+    )
+
+
+@router.post("/session", responses=declared(422, 503), response_model_exclude_none=True)
+async def recommend_session(body: Session, services: ServicesDep) -> SessionRecommendations:
+    """The best items after these interactions; nothing is stored, and the store is not asked.
+
+    It is the answer that a new user would get to whom they had been posted.
+    """
+    settings = services.settings
+    if body.k > settings.max_k:
+        raise ProblemError(422, f"k: at most {settings.max_k}, not {body.k}", field="k")
+    if len(body.events) > settings.max_session_events:
+        raise ProblemError(
+            422,
+            f"events: at most {settings.max_session_events}, not {len(body.events)}",
+            field="events",
+        )
+    vocabulary, wanted = services.engine.computer.vocabulary, wishes.wanted(services, body)
+    found = await services.engine.recommend_session(
+        _events(body, services),
+        body.k,
+        at_ms=body.at,
+        exclude_seen=body.exclude_seen,
+        masked=wanted.masked,
+        choice=wanted.choice,
+    )
+    return SessionRecommendations(
+        items=recommended(services, found),
+        source=found.source,
+        unknown_items=sum(event.item_id not in vocabulary for event in body.events),
+        model=services.engine.identity,
+        next=wishes.following(services, wanted.shown, found.ranking.items, body.k),
+    )
+
+
+def _events(body: Session, services: Services) -> list[Event]:
+    """The session as the log would keep it: times that fall are judged by the same policy."""
+    settings, now = services.settings, round(time.time() * 1000)
+    latest = now + round(settings.future_tolerance_s * 1000)
+    times: list[int] = []
+    kept: list[SessionEvent] = []
+    for number, event in enumerate(body.events):
+        at, place = now if event.timestamp is None else event.timestamp, len(kept)
+        field = f"events.{number}.timestamp"
+        if at > latest:
+            raise ProblemError(422, f"{field}: too far ahead of the service's clock", field=field)
+        if times and at < times[-1]:
+            if event.timestamp is None or settings.late_policy == "clamp":
+                at = times[-1]
+            else:
+                place = bisect_right(times, at)
+                if settings.late_policy == "reject" or len(kept) - place > settings.replay_limit:
+                    raise ProblemError(422, f"{field}: older than the ones before it", field=field)
+        times.insert(place, at)
+        kept.insert(place, event)
+    return [
+        Event(number + 1, new_uid(), event.item_id, event.timestamp, at, None, event.kind)
+        for number, (at, event) in enumerate(zip(times, kept, strict=True))
+    ]

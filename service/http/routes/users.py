@@ -1,0 +1,93 @@
+"""GET and DELETE /users/{id}, and the export of a history."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import unquote
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BeforeValidator
+
+from service.http.dependencies import ServicesDep
+from service.http.problems import ProblemError, declared
+from service.http.schemas import Erased, HistoryPage, Id, LoggedEvent, User
+from service.http.times import iso
+from service.store.event_log import Event
+
+router = APIRouter(prefix="/users", tags=["users"])
+
+
+def decoded(segment: str) -> str:
+    """A segment of a path, as it was before percent-encoding."""
+    try:
+        return unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("must be UTF-8, percent-encoded") from None
+
+
+UserId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encoded")]
+
+
+def _unknown(user_id: str) -> ProblemError:
+    return ProblemError(404, f"user_id: nothing is known of {user_id!r}", field="user_id")
+
+
+@router.get("/{user_id}/history", responses=declared(404, 422, 503))
+async def get_history(
+    user_id: UserId,
+    services: ServicesDep,
+    after: Annotated[int, Query(ge=0, description="only interactions after this version")] = 0,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> HistoryPage:
+    """A user's interactions, oldest first, as the log has them."""
+    record = await services.log.describe(user_id)
+    if record is None:
+        raise _unknown(user_id)
+    events: list[Event] = []
+    async for page in services.log.events(user_id, after):
+        events += page
+        if len(events) > limit:
+            break
+    more = len(events) > limit
+    events = events[:limit]
+    return HistoryPage(
+        user_id=user_id,
+        events=[
+            LoggedEvent(
+                version=event.version,
+                item_id=event.item_id,
+                timestamp=iso(event.time_ms),
+                given_timestamp=None if event.given_ms is None else iso(event.given_ms),
+                event_id=event.event_id,
+                kind=event.kind,
+                weight=event.weight,
+            )
+            for event in events
+        ],
+        history_truncated=record.oldest > 1,
+        next=events[-1].version if more else None,
+    )
+
+
+@router.get("/{user_id}", responses=declared(404, 422, 503))
+async def get_user(user_id: UserId, services: ServicesDep) -> User:
+    """What is kept of a user."""
+    record = await services.log.describe(user_id)
+    if record is None:
+        raise _unknown(user_id)
+    engine = services.of(user_id).engine
+    return User(
+        user_id=user_id,
+        version=record.version,
+        last_time=iso(record.last_time_ms),
+        bytes=record.bytes,
+        state_bytes=engine.pool.layout.nbytes(),
+        history_truncated=record.oldest > 1,
+        model=engine.identity,
+    )
+
+
+@router.delete("/{user_id}", responses=declared(422, 503))
+async def delete_user(user_id: UserId, services: ServicesDep) -> Erased:
+    """Forgets a user: the record, the snapshots and the states in memory of every worker."""
+    return Erased(user_id=user_id, erased=await services.of(user_id).engine.erase(user_id))

@@ -1,0 +1,201 @@
+"""What the API takes and gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from model.kinds import HEAVIEST, KIND
+from service.http.times import parse_time
+
+
+def _short(value: str) -> str:
+    if len(value.encode()) > 256:
+        raise ValueError("must be at most 256 bytes of UTF-8")
+    return value
+
+
+Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_short)]
+STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
+Time = Annotated[
+    int,
+    BeforeValidator(parse_time),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}],
+            "description": "ISO 8601, or epoch seconds (from 1e11 on: milliseconds)",
+            "examples": ["2026-01-31T12:00:00Z", 1769860800],
+        }
+    ),
+]
+
+
+Kind = Annotated[
+    str,
+    Field(
+        pattern=rf"^{KIND.pattern}$",
+        description="what was done, such as view or purchase; what follows, the service's setting "
+        "`kinds` says. None: the state moves on",
+    ),
+]
+Weight = Annotated[
+    float,
+    Field(
+        ge=0, le=HEAVIEST, allow_inf_nan=False, description="how much it counts as popular; none: 1"
+    ),
+]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Interaction(_Body):
+    """One user interacted with one item."""
+
+    user_id: Id
+    item_id: Id
+    timestamp: Time | None = Field(None, description="when; none: now, by the store's clock")
+    event_id: Id | None = Field(
+        None, description="applied once however often it is sent; send it with every retry"
+    )
+    kind: Kind | None = None
+    weight: Weight | None = None
+
+
+class InteractionBatch(_Body):
+    """Interactions in order; the order of each user's is kept."""
+
+    interactions: list[Interaction] = Field(min_length=1)
+
+
+class InteractionResult(BaseModel):
+    """What became of an interaction.
+
+    `status`: `applied`; `late` (applied, with its time raised to the user's newest, or put in its
+    place before it);
+    `unknown_item` (logged; the model skips it until one knows the item); `duplicate` (this
+    event_id was there already).
+    """
+
+    user_id: str
+    item_id: str
+    version: int = Field(description="the user's number of interactions up to this one")
+    status: Literal["applied", "late", "unknown_item", "duplicate"]
+    timestamp: str = Field(description="the time in effect")
+
+
+class BatchResult(BaseModel):
+    """One interaction of a batch: a result, or the problem that kept it out of the log."""
+
+    status: Literal[
+        "applied", "late", "unknown_item", "duplicate", "conflict", "rejected", "future", "failed"
+    ]
+    version: int | None = None
+    timestamp: str | None = None
+    detail: str | None = None
+
+
+class BatchResults(BaseModel):
+    """A result for each interaction, in the order of the request."""
+
+    results: list[BatchResult]
+    accepted: int = Field(description="how many are in the log, duplicates included")
+
+
+class Reason(BaseModel):
+    """An interaction of the user's that moved an item's score."""
+
+    version: int
+    item_id: str
+    timestamp: str = Field(description="the time in effect")
+    contribution: float = Field(
+        description="the item's score less what it would be had this interaction never been"
+    )
+
+
+class RecommendedItem(BaseModel):
+    item_id: str
+    score: float
+    title: str | None = None
+    path: Literal["model", "popular", "promoted", "cold"] = Field(
+        description="what gave it its place; cold: the model, by a vector made for an item that it "
+        "was not trained on"
+    )
+    because: Annotated[
+        list[Reason] | None,
+        Field(description="with explain: what moved the score most, the largest change first"),
+    ] = None
+
+
+class Recommendations(BaseModel):
+    """The best items, best first."""
+
+    user_id: str
+    items: list[RecommendedItem]
+    version: int = Field(description="the number of the user's interactions this answer knows")
+    source: Literal["model", "popular", "recent"] = Field(
+        description="the model; where that knows none of the user's interactions, what is popular: "
+        "recently, or, where too little is known of that, in training (popular)"
+    )
+    stale: bool = Field(description=STALE)
+    history_truncated: bool = Field(
+        description="older interactions were gone when the state was built (history_limit): it is "
+        "an approximation"
+    )
+    model: str = Field(description="identity of the model")
+    next: str | None = Field(
+        None, description="`after` of the next page, where the list is paged and goes on"
+    )
+
+
+class User(BaseModel):
+    user_id: str
+    version: int = Field(description="number of interactions")
+    last_time: str = Field(description="time of the newest interaction")
+    bytes: int = Field(description="size of the record in the store")
+    state_bytes: int = Field(
+        description="size of the state in memory, the same for every user and length of history"
+    )
+    history_truncated: bool = Field(description="the oldest interactions are gone (history_limit)")
+    model: str
+
+
+class LoggedEvent(BaseModel):
+    version: int
+    item_id: str
+    timestamp: str = Field(description="the time in effect")
+    given_timestamp: str | None = Field(description="the time the caller gave")
+    event_id: str | None
+    kind: str | None
+    weight: float | None
+
+
+class HistoryPage(BaseModel):
+    """Interactions, oldest first."""
+
+    user_id: str
+    events: list[LoggedEvent]
+    history_truncated: bool = Field(description="the oldest interactions are gone (history_limit)")
+    next: int | None = Field(description="`after` of the next page; none: this was the last")
+
+
+class Erased(BaseModel):
+    user_id: str
+    erased: bool = Field(description="false: nothing was known of the user")
+
+
+class Problem(BaseModel):
+    """RFC 9457."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, Any]] | None = Field(
+        None, description="each wrong field: where it is, and what is wrong with it"
+    )
+    request_id: str | None = Field(
+        None, description="that of the header X-Request-ID: the service's log has it, too"
+    )

@@ -1,0 +1,1 @@
+"""Which models are served, to whom, and how one follows another."""

@@ -1,0 +1,158 @@
+"""A model with all that answers by it, from its folder to the end of its last request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from model.artefact import Artefact, ArtefactError, load_artefact
+from model.kernels import KernelsUnavailable, choose
+from service.catalogue.catalogue import Catalogue
+from service.catalogue.item_store import ItemStore
+from service.catalogue.popularity import Popularity
+from service.catalogue.retrieval import open_retrieval
+from service.drain import Drain
+from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
+from service.engine.engine import Engine
+from service.engine.exactness import LATEST, ExactnessSampler
+from service.engine.explanation import Explainer
+from service.engine.kinds import KindRules
+from service.models.outcomes import Outcomes
+from service.observe import metrics
+from service.settings import Settings
+from service.store.event_log import EventLog
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What the models of a process have in common."""
+
+    settings: Settings
+    device: str
+    log: EventLog
+    records: ItemStore
+    popularity: Popularity
+    outcomes: Outcomes | None
+    drain: Drain
+    differences: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """Attributes:
+    name: its folder's.
+    identity: that of all it answers, what the service's settings decide included.
+    """
+
+    name: str
+    artefact: Artefact
+    engine: Engine
+    catalogue: Catalogue
+    explainer: Explainer
+    _ends: AsyncExitStack
+
+    @property
+    def identity(self) -> str:
+        return self.engine.identity
+
+    async def close(self) -> None:
+        """Finishes what is under way and frees its memory."""
+        await self._ends.aclose()
+
+
+async def open_model(
+    folder: Path, around: Surroundings, identity: str | None = None
+) -> ServedModel:
+    """Loads an artefact beside what is served, and warms it up.
+
+    Args:
+        identity: what the artefact must have; None: any.
+
+    Raises:
+        ArtefactError: the folder can't be served, or holds another one.
+        StoreError: the store does not answer.
+    """
+    settings, log = around.settings, around.log
+
+    def load() -> tuple[str, Artefact, Engine, Catalogue]:
+        artefact = load_artefact(folder, around.device)
+        model = artefact.model
+        try:
+            model.use(choose(settings.kernels, model.device))
+        except KernelsUnavailable as error:
+            raise ArtefactError(f"kernels {settings.kernels}: {error}") from None
+        if identity not in (None, artefact.identity):
+            raise ArtefactError(
+                f"{folder} holds model {artefact.identity} and not {identity}, which was set: use "
+                "a new folder for each model"
+            )
+        retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
+        share = SHARE if settings.models_dir is None else SHARE_OF_TWO
+        engine = Engine(
+            artefact,
+            log,
+            pool_capacity=pool_rows(
+                settings.pool_capacity, model.state_layout, model.device, share
+            ),
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            max_wait_s=settings.max_wait_s,
+            snapshot_every=settings.snapshot_every,
+            snapshot_ttl_s=settings.snapshot_ttl_s,
+            snapshot_precision=settings.snapshot_precision,
+            erasure_poll_s=settings.erasure_poll_s,
+            retrieval=retrieval,
+            popularity=around.popularity,
+            outcomes=around.outcomes,
+            kinds=KindRules.parse(settings.kinds),
+            store_away=settings.store_away,
+        )
+        catalogue = Catalogue(artefact, around.records, retrieval)
+        return folder.resolve().name, artefact, engine, catalogue
+
+    # In a thread: requests are answered meanwhile.
+    name, artefact, engine, catalogue = await asyncio.to_thread(load)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
+        retrieval = engine.computer.retrieval
+        around.popularity.show(retrieval, catalogue.row)
+        stack.callback(around.popularity.forget, retrieval)
+
+        async def stop_engine() -> None:
+            try:
+                async with asyncio.timeout(around.drain.left_s(settings.shutdown_s)):
+                    await engine.stop()
+            except TimeoutError:
+                logger.warning("given up: what was under way did not end within shutdown_s")
+
+        stack.push_async_callback(stop_engine)
+        await engine.start()
+        explainer = Explainer(engine, most_events=settings.explain_events)
+        stack.callback(explainer.close)
+        if settings.exactness_every_s:
+            sampler = ExactnessSampler(
+                engine,
+                every_s=settings.exactness_every_s,
+                max_events=settings.exactness_max_events,
+                tolerance=settings.exactness_tolerance,
+                latest=around.differences,
+            )
+            await stack.enter_async_context(sampler.running())
+        config = artefact.model.config
+        info = metrics.MODEL.labels(
+            engine.identity,
+            name,
+            config.time,
+            str(config.n_items),
+            settings.snapshot_precision,
+        )
+        info.set(1)
+        stack.callback(info.set, 0)
+        return ServedModel(name, artefact, engine, catalogue, explainer, stack.pop_all())
+    raise AssertionError("not reached")

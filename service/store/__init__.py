@@ -1,0 +1,1 @@
+"""What is kept in Redis: the event log, and the calls that reach it."""

@@ -1,0 +1,289 @@
+"""Histories written straight into records, in big pipelines; running it again adds nothing twice.
+
+An imported event has no event_id. Its uid is a hash of what came before it: of the last event the
+record had before the import, and of every imported event up to this one. So one look at a record
+tells how far its import came, at any length and whatever `dedup_window` is; and the uid names the
+whole history up to it, as a random one would: no cached state of another history passes for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from service.engine.kinds import KindRules
+from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, Verdict
+from service.store.store import InvalidRequest, RecordDamaged, StoreError
+
+if TYPE_CHECKING:
+    from service.catalogue.popularity import Popularity
+
+LANES = 4
+GROUP_EVENTS = 4000
+GROUP_USERS = 500
+"""Users are taken in groups of so many events or users; a group is one pipeline a round."""
+CHUNK = 500
+"""Most events of one user in a round."""
+COUNTS = 20_000
+"""Counts of items are sent when there are so many of them."""
+NAMED = 1000
+"""Most users of whom it is said why they were refused."""
+
+
+@dataclass(frozen=True)
+class UserHistory:
+    """What is to be imported of one user: oldest first, times in ms and never falling. `kinds`: the
+    kind and weight of each; None: none has any."""
+
+    user_id: str
+    item_ids: Sequence[str]
+    times_ms: Sequence[int]
+    kinds: Sequence[tuple[str | None, float | None]] | None = None
+
+
+@dataclass
+class ImportResult:
+    """`present`: events that an earlier run had written. `late`: of those written, how many got
+    the time of a newer event. `refused_count`: users left out, or left where they were; `refused`
+    are the first of them, and why."""
+
+    written: int = 0
+    present: int = 0
+    late: int = 0
+    refused_count: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class _Import:
+    """One user's import under way: `done` events of it are in the record of that `version`."""
+
+    history: UserHistory
+    uids: list[bytes]
+    done: int = 0
+    version: int = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.uids) - self.done
+
+
+class Importer:
+    """Writes histories through an event log.
+
+    Args:
+        log: appends; clamps late events, and its `page` had better be 1.
+        reader: the same records, with pages of a good size.
+        onto_existing: append also to records with events that this import has not written.
+        popularity: counts what is written, as far as `kinds` lets it.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        reader: EventLog,
+        *,
+        onto_existing: bool = False,
+        popularity: Popularity | None = None,
+        kinds: KindRules | None = None,
+    ) -> None:
+        self.log, self.reader, self.onto_existing = log, reader, onto_existing
+        self.popularity, self.kinds = popularity, kinds or KindRules()
+        self.result = ImportResult()
+
+    async def now_ms(self) -> int:
+        """The store's clock."""
+        (reply,) = await self.log.exchange([LogRequest("clock")])
+        if isinstance(reply, StoreError):
+            raise reply
+        return reply.now_ms
+
+    async def run(
+        self, histories: Iterable[UserHistory], progress: Callable[[int], None]
+    ) -> ImportResult:
+        """Imports them; `progress` is told of every event that is done with.
+
+        Raises:
+            StoreError: the store gave up; what is written stays, and running again goes on there.
+        """
+        groups = _groups(histories)
+
+        async def lane() -> None:
+            for group in groups:
+                await self._group(group, progress)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(LANES):
+                    tasks.create_task(lane())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            if self.popularity is not None:
+                await self.popularity.flush()
+        return self.result
+
+    async def _group(self, group: list[UserHistory], progress: Callable[[int], None]) -> None:
+        going = await self._begun(group, progress)
+        chunk = min(CHUNK, self.log.max_events)
+        while going:
+            replies = await self.log.exchange([_request(one, chunk) for one in going])
+            still = []
+            for one, reply in zip(going, replies, strict=True):
+                before = one.left
+                fault = self._advance(one, reply)
+                if fault is not None:
+                    self._refuse(one.history.user_id, fault)
+                    progress(before)
+                    continue
+                progress(before - one.left)
+                if one.left:
+                    still.append(one)
+            going = still
+            if self.popularity is not None and self.popularity.waiting >= COUNTS:
+                await self.popularity.flush()
+
+    async def _begun(
+        self, group: list[UserHistory], progress: Callable[[int], None]
+    ) -> list[_Import]:
+        """Where each user's import stands, of those that are not done."""
+        imports = [_Import(history, _uids(history, b"")) for history in group]
+        asked = [
+            LogRequest(one.history.user_id, Mark(len(one.uids), one.uids[-1])) for one in imports
+        ]
+        going = []
+        for one, reply in zip(imports, await self.log.exchange(asked), strict=True):
+            try:
+                fault = await self._place(one, _sound(reply))
+            except (RecordDamaged, InvalidRequest) as error:
+                fault = str(error)
+            if fault is not None:
+                self._refuse(one.history.user_id, fault)
+                progress(len(one.uids))
+                continue
+            self.result.present += one.done
+            progress(one.done)
+            if one.left:
+                going.append(one)
+        return going
+
+    async def _place(self, one: _Import, reply: LogReply) -> str | None:
+        """Notes how much of it is in the record already; what speaks against going on, or None."""
+        newest = reply.newest
+        if newest == ORIGIN:
+            return None
+        if reply.known_is_current_history:
+            one.done = len(one.uids)
+        elif newest.version < len(one.uids) and one.uids[newest.version - 1] == newest.uid:
+            one.done = one.version = newest.version
+        elif self.onto_existing and reply.oldest > 1:
+            return "has lost its oldest interactions (history_limit): what is there can't be told"
+        elif self.onto_existing:
+            await self._place_onto(one)
+        else:
+            return (
+                f"has {newest.version:,} interactions that are not from this log, or late ones "
+                "were put among those that are"
+            )
+        return None
+
+    async def _place_onto(self, one: _Import) -> None:
+        there: list[bytes] = []
+        async for page in self.reader.events(one.history.user_id):
+            there += [event.sent_uid for event in page]
+        places = set(there)
+        for base in (b"", *there):
+            if _uids(one.history, base, 1)[0] in places:
+                one.uids = _uids(one.history, base)
+                one.done = next((i for i, uid in enumerate(one.uids) if uid not in places),
+                                len(one.uids))  # fmt: skip
+                return
+        one.uids = _uids(one.history, there[-1] if there else b"")
+
+    def _advance(self, one: _Import, reply: LogReply | StoreError) -> str | None:
+        """Books a round's outcomes; what speaks against going on, or None."""
+        try:
+            outcomes = _sound(reply).outcomes
+        except (RecordDamaged, InvalidRequest) as error:
+            return str(error)
+        for outcome in outcomes:
+            if outcome.verdict not in (Verdict.APPLIED, Verdict.LATE):
+                return f"row {one.done + 1}: {outcome.verdict.value}, by the store's clock"
+            self._count(one.history, one.done)
+            one.done += 1
+            one.version += 1
+            self.result.written += 1
+            self.result.late += outcome.verdict is Verdict.LATE
+            if outcome.version != one.version and not self.onto_existing:
+                return (
+                    f"row {one.done}: something else is writing to this record as well; "
+                    "go on with --onto-existing once that is over"
+                )
+        return None
+
+    def _count(self, history: UserHistory, place: int) -> None:
+        kind, weight = history.kinds[place] if history.kinds is not None else (None, None)
+        if self.popularity is not None and self.kinds.counts(kind):
+            item_id, time_ms = history.item_ids[place], history.times_ms[place]
+            self.popularity.count(item_id, time_ms, 1.0 if weight is None else weight)
+
+    def _refuse(self, user_id: str, fault: str) -> None:
+        self.result.refused_count += 1
+        if len(self.result.refused) < NAMED:
+            self.result.refused.append((user_id, fault))
+
+
+def _groups(histories: Iterable[UserHistory]) -> Iterator[list[UserHistory]]:
+    group: list[UserHistory] = []
+    events = 0
+    for history in histories:
+        group.append(history)
+        events += len(history.item_ids)
+        if events >= GROUP_EVENTS or len(group) == GROUP_USERS:
+            yield group
+            group, events = [], 0
+    if group:
+        yield group
+
+
+def _request(one: _Import, chunk: int) -> LogRequest:
+    part = slice(one.done, one.done + chunk)
+    history = one.history
+    given = zip(one.uids[part], history.item_ids[part], history.times_ms[part], strict=True)
+    if history.kinds is None:
+        events = [NewEvent(*event) for event in given]
+    else:
+        events = [
+            NewEvent(*event, None, *what)
+            for event, what in zip(given, history.kinds[part], strict=True)
+        ]
+    return LogRequest(history.user_id, None, events)
+
+
+def _uids(history: UserHistory, base: bytes, count: int | None = None) -> list[bytes]:
+    """The uids of the first `count` events (None: of all) after an event with the uid `base`."""
+    uid = hashlib.blake2b(
+        base + history.user_id.encode(), digest_size=8, person=b"tim4rec-import"
+    ).digest()
+    uids = []
+    given = zip(history.item_ids[:count], history.times_ms[:count], strict=True)
+    for place, (item_id, time_ms) in enumerate(given):
+        content = uid + time_ms.to_bytes(8, "big", signed=True) + item_id.encode()
+        person = b""
+        if history.kinds is not None and history.kinds[place] != (None, None):
+            kind, weight = history.kinds[place]
+            what = f"{kind or ''}:{'' if weight is None else float(weight)!r}".encode()
+            # Not to be taken for the end of an item id.
+            content, person = content + what + len(what).to_bytes(2, "big"), b"tim4rec-kinds"
+        uid = hashlib.blake2b(content, digest_size=8, person=person).digest()
+        uids.append(uid)
+    return uids
+
+
+def _sound(reply: LogReply | StoreError) -> LogReply:
+    if isinstance(reply, StoreError):
+        raise reply
+    return reply
