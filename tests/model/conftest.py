@@ -27,7 +27,6 @@ def kernels(device: torch.device) -> Iterator[Kernels]:
         pytest.skip(f"{', '.join(missing)} not installed: `make kernels` installs the kernels")
     with pytest.MonkeyPatch.context() as patch:
         if not ON_GPU:
-            patch.setenv("TRITON_INTERPRET", "1")
             # What mamba-ssm asks of the device.
             patch.setattr(torch.cuda, "device", lambda index: nullcontext())
             found = SimpleNamespace(multi_processor_count=1)
