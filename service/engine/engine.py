@@ -213,15 +213,21 @@ class Engine:
         """
         return await self.submit(user_id, events)
 
-    def submit(self, user_id: str, events: Sequence[NewEvent]) -> asyncio.Future[list[Outcome]]:
+    def submit(
+        self, user_id: str, events: Sequence[NewEvent], *, begun: bool = False
+    ) -> asyncio.Future[list[Outcome]]:
         """`append` for a caller with many users, which needs no task for each.
+
+        Args:
+            begun: it is part of a request that was not too late when it came, and whose own
+                other parts are no reason to refuse this one.
 
         Raises:
             Overloaded: nothing was done.
         """
         done: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         timeline = stages.current.get()
-        self._enqueue(Append(user_id, events, done, time.perf_counter(), timeline))
+        self._enqueue(Append(user_id, events, done, time.perf_counter(), timeline), begun=begun)
         return done
 
     async def recommend(
@@ -329,11 +335,11 @@ class Engine:
         """Whether a request that came now would wait too long for its turn."""
         return len(self._queue) * self.pace.seconds_each > self.max_wait_s
 
-    def _enqueue(self, request: Append | Read) -> None:
+    def _enqueue(self, request: Append | Read, *, begun: bool = False) -> None:
         if self._stopping or len(self._queue) >= self.max_queue:
             metrics.REFUSED["stopping" if self._stopping else "queue_full"].inc()
             raise Overloaded("stopping" if self._stopping else "the queue is full")
-        if self.is_late:
+        if self.is_late and not begun:
             metrics.REFUSED["overloaded"].inc()
             raise Overloaded("more requests than can be answered in time")
         self._queue.append(request)

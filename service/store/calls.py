@@ -140,6 +140,7 @@ class Calls:
                         # EVAL loads the script on the very node that lacks it.
                         whole = ("EVAL", self._scripts[str(command[1])], *command[2:])
                         again[i] = Durable(whole) if isinstance(command, Durable) else whole
+                        causes.setdefault(i, _one_line(reply))
                     elif command[0] == "GET" and isinstance(reply, StoreError):
                         answers[i] = reply  # nobody waits for the node of a snapshot
                     elif _passing(reply):

@@ -7,6 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import uvloop
@@ -18,7 +19,7 @@ from service.engine.pace import Pace
 from service.http.acceptor import Acceptor
 from tests.faults.http import Client, Reply
 from tests.service.conftest import ValkeyServer
-from tests.service.processes import Service, make_artefact
+from tests.service.processes import Service, in_process, make_artefact
 
 
 @given(st.lists(st.tuples(st.integers(1, 128), st.floats(0.001, 2)), min_size=1))
@@ -74,9 +75,15 @@ def test_all_who_came_in_a_long_turn_are_accepted_in_a_few() -> None:
     uvloop.run(main())
 
 
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    return make_artefact(tmp_path_factory.mktemp("admission") / "m", ["a", "b"])
+
+
 @pytest.fixture
-def service(store: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    artefact: Artefact = make_artefact(tmp_path_factory.mktemp("admission") / "m", ["a", "b"])
+def service(
+    store: ValkeyServer, artefact: Artefact, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
     output = tmp_path_factory.mktemp("admission") / "output"
     settings = {"max_batch": 4, "max_wait_s": 0.002, "log_format": "json"}
     service = Service(artefact.folder, output, "--redis", store.url, **settings)
@@ -135,3 +142,22 @@ def test_what_would_wait_too_long_is_refused(service: Service) -> None:
     )
     assert requests == counted[503]
     assert service.logged(logger="service.http.admission")
+
+
+def test_a_batch_is_not_too_late_for_its_own_events(
+    artefact: Artefact, store_url: str, run: Any
+) -> None:
+    async def accepted() -> list[int]:
+        slow = {"max_batch": 1, "max_wait_s": 1e-6}
+        async with in_process(artefact.folder, store_url, **slow) as client:
+            found = []
+            for turn in range(3):  # from the second one on the pace is known
+                events = [
+                    {"user_id": f"u{user}", "item_id": "a", "event_id": f"e{turn}"}
+                    for user in range(20)
+                ]
+                answer = await client.post("/interactions/batch", json={"interactions": events})
+                found.append(answer.json()["accepted"])
+            return found
+
+    assert run(accepted()) == [20, 20, 20]

@@ -73,7 +73,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, artefact: Artefact) -> Iterat
     store.start()
     left = folder / "metrics"
     script = (
-        "import asyncio, os, signal; from service import metrics, values\n"
+        "import asyncio, os, signal; from service.observe import metrics, values\n"
         "async def main():\n"
         "    async with values.shared():\n"
         "        metrics.UNKNOWN_ITEMS.inc(1e6); metrics.WORKERS.set(50); values.write()\n"

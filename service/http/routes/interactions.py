@@ -98,7 +98,9 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
                 of_user = services.of(user_id)
                 events = [_event(body.interactions[p]) for p in own[start : start + step]]
                 try:
-                    turn.append((user_id, own, of_user, of_user.engine.submit(user_id, events)))
+                    turn.append(
+                        (user_id, own, of_user, of_user.engine.submit(user_id, events, begun=True))
+                    )
                 except Overloaded as error:
                     failed.append((own, error))
             places = {}
