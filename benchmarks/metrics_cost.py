@@ -44,6 +44,7 @@ from rich.table import Table
 from starlette.types import ASGIApp, Message, Scope
 
 from benchmarks.history_cost import free_port, wait_until_ready
+from benchmarks.http_load import get, post
 from cli.console import err, errors_without_traceback, out
 from model.artefact import load_artefact
 from service import app as application
@@ -146,13 +147,9 @@ def requests_of(method: str, items: list[str]) -> Iterator[bytes]:
     while True:
         user = f"u{draw.randrange(USERS)}"
         if method == "GET":
-            yield f"GET /recommend?user_id={user} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-            continue
-        body = json.dumps({"user_id": user, "item_id": draw.choice(items)})
-        yield (
-            "POST /interactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}"
-        ).encode()
+            yield get(f"/recommend?user_id={user}")
+        else:
+            yield post("/interactions", {"user_id": user, "item_id": draw.choice(items)})
 
 
 @dataclass

@@ -28,7 +28,7 @@ import redis
 import typer
 from rich.table import Table
 
-from benchmarks.http_load import closed_loop, open_loop
+from benchmarks.http_load import closed_loop, get, open_loop, post
 from benchmarks.running import Server, fill, service, store
 from cli.console import errors_without_traceback, out
 from model.artefact import load_artefact
@@ -46,13 +46,9 @@ def requests_of(items: list[str], posts: float) -> Iterator[bytes]:
     while True:
         user = f"user-{draw.randrange(USERS)}"
         if draw.random() >= posts:
-            yield f"GET /recommend?user_id={user} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-            continue
-        body = json.dumps({"user_id": user, "item_id": draw.choice(items)})
-        yield (
-            "POST /interactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n{body}"
-        ).encode()
+            yield get(f"/recommend?user_id={user}")
+        else:
+            yield post("/interactions", {"user_id": user, "item_id": draw.choice(items)})
 
 
 class Changing(threading.Thread):

@@ -13,7 +13,7 @@ from training.dataset import Dataset
 from training.evaluation import rank_targets
 from training.metrics import ranking_metrics
 from training.repeats import repeat_bias
-from training.trainer import Result, TrainingConfig, train, validation_view
+from training.trainer import Result, TrainingConfig, train, validation_of
 
 
 def train_towers(
@@ -55,12 +55,10 @@ def train_towers(
         )
     model = stack([result.model for result in results])
     model.repeat_bias = repeat_bias(model, dataset)
-    validation = dataset.validation
-    if config.validation_users:
-        validation = validation.sample(config.validation_users)
+    targets, seen = validation_of(config, dataset)
     asked = model.config.uses_request_time
-    ranking = rank_targets(model, dataset.histories, validation, at_target_time=(asked,), top=0)
-    ranks = getattr(ranking[asked], validation_view(config, dataset))
+    ranking = rank_targets(model, dataset.histories, targets, at_target_time=(asked,), top=0)
+    ranks = getattr(ranking[asked], seen)
     return Result(
         model,
         sum(result.epochs for result in results),

@@ -31,7 +31,7 @@ from model.kernels import Choice, choose
 from training.batches import Batch, n_batches, prefix_batches, window_batches
 from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.cooccurrence import cooccurrence_vectors
-from training.dataset import Dataset
+from training.dataset import Dataset, Targets
 from training.evaluation import rank_targets
 from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
 from training.metrics import ranking_metrics
@@ -210,11 +210,16 @@ def fingerprint(
     return digest.hexdigest()
 
 
-def validation_view(config: TrainingConfig, dataset: Dataset) -> Literal["kept", "masked"]:
-    """Whether validation ranks items that the user has had."""
+def validation_of(
+    config: TrainingConfig, dataset: Dataset
+) -> tuple[Targets, Literal["kept", "masked"]]:
+    """Whose targets are validated on, and whether items that the user has had are ranked there."""
+    targets = dataset.validation
+    if config.validation_users:
+        targets = targets.sample(config.validation_users)
     if config.validation_seen != "auto":
-        return config.validation_seen
-    return "kept" if dataset.repeats() > MOST_REPEATS else "masked"
+        return targets, config.validation_seen
+    return targets, "kept" if dataset.repeats() > MOST_REPEATS else "masked"
 
 
 class _Run(Generic[M]):
@@ -251,10 +256,7 @@ class _Run(Generic[M]):
         self.optimizers = _optimizers(self.model, config)
         self.progress = Progress(fingerprint(dataset, model_config, config))
         self.best: dict[str, Tensor] = {}
-        self.validation = dataset.validation
-        if config.validation_users:
-            self.validation = self.validation.sample(config.validation_users)
-        self.seen = validation_view(config, dataset)
+        self.validation, self.seen = validation_of(config, dataset)
         if folder is not None and self.checkpoint is not None:
             if not group.rank:
                 folder.mkdir(parents=True, exist_ok=True)
