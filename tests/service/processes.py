@@ -24,12 +24,13 @@ from model.artefact import Artefact, Items, load_artefact, save_artefact
 from service.app import create_app
 from service.http.times import parse_time
 from service.settings import Settings
+from tests.waited import LONG_S
 
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[2]
 BASE_MS = 1_700_000_000_000
-READY_WITHIN_S = 90  # importing torch takes seconds, and much longer on a busy machine
+READY_WITHIN_S = 200  # importing torch takes seconds, and much longer on a busy machine
 
 
 def make_artefact(folder: Path, items: Sequence[str], seed: int = 0) -> Artefact:
@@ -138,10 +139,14 @@ class Service:
             name if name.isupper() else f"TIM4REC_{name.upper()}": str(value)
             for name, value in settings.items()
         }
+        words = [*arguments, "--workers", self._environment.get("TIM4REC_WORKERS", "1")]
+        self._workers = int(words[words.index("--workers") + 1])
+        self._said_before = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> None:
         with self.output.open("ab") as output:
+            self._said_before = output.tell()
             self.process = subprocess.Popen(
                 self._command,
                 env=self._environment,
@@ -155,15 +160,20 @@ class Service:
             self.wait_ready()
 
     def wait_ready(self) -> None:
+        """Until requests are answered, and every worker has a model to answer them with."""
         assert self.process is not None
         until = time.monotonic() + READY_WITHIN_S
         while True:
             with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{self.url}/readyz", timeout=5).is_success:
+                if self._opened() and httpx.get(f"{self.url}/readyz", timeout=5).is_success:
                     return
             assert self.process.poll() is None, self.said()
             assert time.monotonic() < until, f"not ready: {self.said()}"
             time.sleep(0.05)
+
+    def _opened(self) -> bool:
+        said = self.output.read_bytes()[self._said_before :]
+        return said.count(b"serving model ") >= self._workers
 
     def said(self) -> str:
         return self.output.read_text()
@@ -185,7 +195,7 @@ class Service:
         """SIGTERM, as an init or an orchestrator sends it; the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=LONG_S)
 
     def kill(self) -> None:
         """kill -9 of every process of the service."""

@@ -17,9 +17,10 @@ import pytest
 from model.artefact import Artefact
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, free_port, in_process, make_artefact
+from tests.waited import LONG_S, until
 
 KEY = "the key"
-READ_TIMEOUT_S = 1.0
+READ_TIMEOUT_S = 2.0
 MAX_BODY, MAX_HEAD = 20_000, 4096
 
 
@@ -68,7 +69,7 @@ def test_two_ports(service: Service, operations: str) -> None:
         refused(client.get(f"{service.url}/metrics"), 404)
         assert client.get(f"{service.url}/readyz").status_code == 200  # for load balancers
         assert client.post(f"{service.url}/interactions", json=body).status_code == 200
-    assert "tim4rec_workers 2.0" in httpx.get(f"{operations}/metrics").text
+    until(lambda: "tim4rec_workers 2.0" in httpx.get(f"{operations}/metrics").text)
 
 
 def test_the_documentation_wants_a_key(service: Service) -> None:
@@ -97,7 +98,7 @@ def test_without_a_port_of_its_own_metrics_want_a_key(
 
 def post(service: Service, **options: Any) -> httpx.Response:
     headers = {"X-API-Key": KEY, "Content-Type": "application/json"} | options.pop("headers", {})
-    return httpx.post(f"{service.url}/interactions", headers=headers, timeout=20, **options)
+    return httpx.post(f"{service.url}/interactions", headers=headers, timeout=LONG_S, **options)
 
 
 def in_pieces(size: int) -> Iterator[bytes]:
@@ -126,7 +127,7 @@ class Slow:
 
     def __init__(self, service: Service) -> None:
         self.started = time.monotonic()
-        self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=20)
+        self.socket = socket.create_connection(("127.0.0.1", service.port), timeout=LONG_S)
 
     def send(self, data: bytes) -> bool:
         try:
@@ -153,29 +154,31 @@ HEAD = (
 )
 
 
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [(b"", 408), (b"GET / HT", 408), (HEAD[:80], 408), (HEAD, 408), (HEAD + b'{"user', 408)],
-)
-def test_what_does_not_come_is_not_waited_for(service: Service, sent: bytes, status: int) -> None:
-    slow = Slow(service)
-    with slow.socket:
+def test_what_does_not_come_is_not_waited_for(service: Service) -> None:
+    begun = [b"", b"GET / HT", HEAD[:80], HEAD, HEAD + b'{"user']
+    held = [Slow(service) for _ in begun]
+    for slow, sent in zip(held, begun, strict=True):
         slow.send(sent)
-        found, document = slow.answer()
-        assert found == document["status"] == status
-        assert "read_timeout_s" in document["detail"]
-        assert READ_TIMEOUT_S <= time.monotonic() - slow.started < READ_TIMEOUT_S + 4
+    for slow in held:
+        with slow.socket:
+            status, document = slow.answer()
+            assert time.monotonic() - slow.started >= READ_TIMEOUT_S
+            assert status == document["status"] == 408
+            assert "read_timeout_s" in document["detail"]
 
 
-@pytest.mark.parametrize("sent", [HEAD[:80], HEAD])
-def test_what_comes_byte_by_byte_is_not_waited_for(service: Service, sent: bytes) -> None:
-    slow = Slow(service)
-    with slow.socket:
+def test_what_comes_byte_by_byte_is_not_waited_for(service: Service) -> None:
+    held = [Slow(service) for _ in range(2)]
+    for slow, sent in zip(held, (HEAD[:80], HEAD), strict=True):
         slow.send(sent)
-        while time.monotonic() - slow.started < READ_TIMEOUT_S + 2 and slow.send(b" "):
-            time.sleep(0.1)
-        assert slow.answer()[0] == 408
-        assert time.monotonic() - slow.started < READ_TIMEOUT_S + 4
+    open_ = list(held)
+    while open_:
+        open_ = [slow for slow in open_ if slow.send(b" ")]
+        time.sleep(0.1)
+        assert time.monotonic() < held[0].started + LONG_S, "each byte brings it more time"
+    for slow in held:
+        with slow.socket:
+            assert slow.answer()[0] == 408
 
 
 def test_heads_without_an_end(service: Service) -> None:
@@ -184,7 +187,6 @@ def test_heads_without_an_end(service: Service) -> None:
         with slow.socket:
             slow.send(begun)
             assert slow.answer()[0] == 431
-            assert time.monotonic() - slow.started < READ_TIMEOUT_S
     for begun in (b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"\0" * 100):
         slow = Slow(service)
         with slow.socket:
@@ -214,7 +216,7 @@ def test_a_body_may_pause(service: Service) -> None:
     slow = Slow(service)
     with slow.socket:
         slow.send(HEAD + body[:30])
-        time.sleep(READ_TIMEOUT_S / 2)
+        time.sleep(READ_TIMEOUT_S / 4)
         slow.send(body[30:])
         assert slow.socket.recv(65_536).startswith(b"HTTP/1.1 200")
 
@@ -225,14 +227,14 @@ def test_an_answer_that_takes_long_is_not_cut(
     """The bound is for senders: the service itself may take longer."""
     service = Service(
         artefact.folder, folder / "output", redis_url=durable_valkey.url,
-        read_timeout_s=0.5, store_timeout_s=30,
+        read_timeout_s=0.5, store_timeout_s=60,
     )  # fmt: skip
     try:
         service.start()
         durable_valkey.send(signal.SIGSTOP)
 
         async def check() -> None:
-            async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+            async with httpx.AsyncClient(base_url=service.url, timeout=LONG_S) as client:
                 body = {"user_id": "u", "item_id": "a"}
                 asked = asyncio.create_task(client.post("/interactions", json=body))
                 await asyncio.sleep(7)  # more than the bound and its grace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,15 @@ from tests.service.processes import (
     offline_scores,
     popular,
 )
+from tests.waited import LONG_S, waited
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 ITEMS = [f"i{n}" for n in range(20)]
 AT_MS = BASE_MS + 10**9
-TIMEOUT_S = 0.6
-GRACE_S = 0.6
-"""What a busy machine adds."""
+TIMEOUT_S = 1.0
+GRACE_S = 0.8
+"""For all but waiting for the store; less than another timeout."""
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +90,16 @@ def test_reads_while_the_store_is_away(
             before = [await counted(client, source) for source in ("pool", "popular")]
             durable_valkey.kill() if how == "killed" else frozen(True)
 
-            began = time.monotonic()
-            answers = await asyncio.gather(
-                recommend(client, "known"),
-                recommend(client, "stranger", exclude=["i1"]),
-                client.post("/rank", json={"user_id": "stranger", "item_ids": ["i1", "x", "i2"]}),
-                post(client, "known", "i9", 2),
-                recommend(client, "known", category="none"),
-            )
-            assert time.monotonic() - began < TIMEOUT_S + GRACE_S
+            asked = {"user_id": "stranger", "item_ids": ["i1", "x", "i2"]}
+            async with waited() as waiting:
+                answers = await asyncio.gather(
+                    recommend(client, "known"),
+                    recommend(client, "stranger", exclude=["i1"]),
+                    client.post("/rank", json=asked),
+                    post(client, "known", "i9", 2),
+                    recommend(client, "known", category="none"),
+                )
+            assert waiting.seconds < TIMEOUT_S + GRACE_S
             of_known, of_stranger, ranked, posted, none = answers
             assert posted.status_code == 503
             assert int(posted.headers["retry-after"]) >= 1
@@ -128,11 +129,10 @@ def test_reads_while_the_store_is_away(
                 assert ready.json()["store"] == "away"
 
             durable_valkey.start() if how == "killed" else frozen(False)
-            began = time.monotonic()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LONG_S), waited() as waiting:
                 while (await post(client, "known", "i9", 2)).status_code != 200:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-            assert time.monotonic() - began < 2 + GRACE_S
+            assert waiting.seconds < 2 + GRACE_S
             answer = (await recommend(client, "known")).json()
             assert (answer["stale"], answer["version"]) == (False, 3)
 
@@ -149,16 +149,14 @@ def test_nobody_waits_for_a_store_that_is_known_to_be_away(
         async with in_process(artefact.folder, durable_valkey.url, **settings) as client:
             await post(client, "u0", "i1")
             frozen(True)
-            began = time.monotonic()
-            answers = await asyncio.gather(*(post(client, f"u{n}", "i1") for n in range(40)))
-            assert {answer.status_code for answer in answers} == {503}
-            assert time.monotonic() - began < 1.2 + GRACE_S
-            began = time.monotonic()
-            answers = await asyncio.gather(*(post(client, f"u{n}", "i1") for n in range(40)))
-            assert {answer.status_code for answer in answers} == {503}
-            assert time.monotonic() - began < GRACE_S
+            for bound_s in (1.2 + GRACE_S, GRACE_S):
+                async with waited() as waiting:
+                    asked = (post(client, f"u{n}", "i1") for n in range(40))
+                    answers = await asyncio.gather(*asked)
+                assert {answer.status_code for answer in answers} == {503}
+                assert waiting.seconds < bound_s
             frozen(False)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LONG_S):
                 while (await post(client, "u0", "i1")).status_code != 200:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             for n in range(40):
@@ -174,18 +172,18 @@ def test_who_waits_already_goes_on_until_its_deadline(
 
     async def main() -> None:
         async with Store(durable_valkey.url) as store:
-            log = EventLog(store, timeout_s=8)
+            log = EventLog(store, timeout_s=60)
             request = LogRequest("u", None, [NewEvent(new_uid(), "i1")])
             await log.exchange([request])
             durable_valkey.kill()
             waiting = asyncio.create_task(log.exchange([request]))
             await asyncio.sleep(1.6)
-            began = time.monotonic()
-            with pytest.raises(NodeDown):
-                await store.execute([("PING",)], 5)
-            (refused,) = await EventLog(store).exchange([request])
+            async with waited() as refusing:
+                with pytest.raises(NodeDown):
+                    await store.execute([("PING",)], 5)
+                (refused,) = await EventLog(store).exchange([request])
             assert isinstance(refused, NodeDown)
-            assert time.monotonic() - began < GRACE_S
+            assert refusing.seconds < GRACE_S
             await asyncio.to_thread(durable_valkey.start)
             (reply,) = await waiting
             assert isinstance(reply, LogReply)
@@ -221,7 +219,7 @@ def test_a_connection_that_was_reset(
             relay.aim(durable_valkey.socket)
             await asyncio.sleep(0.1)
             # Whoever comes later does not get to know of it.
-            assert await store.execute([("PING",)], 1) == [b"PONG"]
+            assert await store.execute([("PING",)], 10) == [b"PONG"]
 
     try:
         with asyncio.Runner(loop_factory=new_loop) as runner:
