@@ -76,6 +76,10 @@ MAX_ATTEMPTS = 5
 """How often a user's history may change under our hands before a request is given up."""
 
 
+ANSWERED_AT_ONCE = 16
+"""Most reads that are answered in one turn of the event loop: what comes meanwhile waits for its
+end, be it only to be refused."""
+
 DROP_AGAIN_S = 10.0
 """So long the states of an erased user are dropped again: a wave that had read the record before
 may still put one into the pool."""
@@ -330,16 +334,16 @@ class Engine:
         finally:
             self._in_thread -= 1
 
-    @property
-    def is_late(self) -> bool:
-        """Whether a request that came now would wait too long for its turn."""
-        return len(self._queue) * self.pace.seconds_each > self.max_wait_s
+    def is_late(self, ahead: int = 0) -> bool:
+        """Whether a request that came now would wait too long for its turn, with `ahead` others
+        that are not in the queue yet."""
+        return (len(self._queue) + ahead) * self.pace.seconds_each > self.max_wait_s
 
     def _enqueue(self, request: Append | Read, *, begun: bool = False) -> None:
         if self._stopping or len(self._queue) >= self.max_queue:
             metrics.REFUSED["stopping" if self._stopping else "queue_full"].inc()
             raise Overloaded("stopping" if self._stopping else "the queue is full")
-        if self.is_late and not begun:
+        if self.is_late() and not begun:
             metrics.REFUSED["overloaded"].inc()
             raise Overloaded("more requests than can be answered in time")
         self._queue.append(request)
@@ -547,13 +551,21 @@ class Engine:
                     read.stages.add(stages.QUEUE, entry.ready, work.started)
                     read.stages.spans += work.spans
         self._conclude(work)
+        if len(work.answers) > ANSWERED_AT_ONCE:
+            self._spawn(self._answer_others(work))
         if work.snapshots:
             self._spawn(self._write_snapshots(work.snapshots))
         for entry in work.unresolved:
             self._spawn(self._resolve_entry(entry))
 
+    async def _answer_others(self, work: Work) -> None:
+        for place, (read, recommendation) in enumerate(work.answers[ANSWERED_AT_ONCE:]):
+            if place % ANSWERED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            _resolve(read.done, recommendation)
+
     def _conclude(self, work: Work) -> None:
-        for read, recommendation in work.answers:
+        for read, recommendation in work.answers[:ANSWERED_AT_ONCE]:
             _resolve(read.done, recommendation)
         popular = [answer for _, answer in work.answers if answer.source != "model"]
         away = [answer for _, answer in work.answers if answer.away]

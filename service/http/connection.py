@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+if TYPE_CHECKING:
+    from service.http.admission import Gate
 
 GRACE_S = 5.0
 """After the time for a body, for the answer that says so, and for what is still sent of it."""
@@ -56,6 +59,8 @@ class _Connection(HttpToolsProtocol):
         self._waiting: asyncio.TimerHandle | None = None
         self._head: int | None = None
         """Bytes of a head without an end; None: there is none."""
+        self._gate: Gate | None = self.app_state.get("gate")
+        self._refused_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -66,7 +71,12 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._waiting is None and (self.cycle is None or self.cycle.response_complete):
+        idle = self._waiting is None and (self.cycle is None or self.cycle.response_complete)
+        if (idle or self._head == 0) and self._gate is not None and self._gate.refuses_whole(data):
+            self.transport.write(self._gate.answer)
+            self._stay()
+            return
+        if idle:
             self._begin()
         if self._head is not None:
             self._head += len(data)
@@ -77,10 +87,10 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end()
         self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
-        gate = self.app_state.get("gate")
         idle = self.cycle is None or self.cycle.response_complete
         plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
-        if gate is not None and plain and gate.refuses(self.parser.get_method(), self.url):
+        gate, method = self._gate, self.parser.get_method()
+        if gate is not None and plain and gate.refuses(method, self.url):
             refused: Any = _Refused()
             self.cycle = refused
             self.transport.write(gate.answer)
@@ -93,8 +103,25 @@ class _Connection(HttpToolsProtocol):
         self._end()
         super().on_message_complete()
 
+    def timeout_keep_alive_handler(self) -> None:
+        left = self._refused_at + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            later = self.loop.call_later(left, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = later
+        else:
+            super().timeout_keep_alive_handler()
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(431 if (self._head or 0) > self.max_head else 400)
+
+    def _stay(self) -> None:
+        """Kept for as long after a refusal as after an answer, without a timer for each."""
+        if self._waiting is not None:  # it has just been opened
+            self._end()
+            self._head = None
+        self._refused_at = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_handler()
 
     def _begin(self) -> None:
         self._head = 0

@@ -342,6 +342,13 @@ def observe_request(
         _stage_duration(route, stage).observe(part)
 
 
+def observe_refusals(method: str, route: str, number: int) -> None:
+    """Counts requests that were refused in no time, as `overloaded`."""
+    REFUSED["overloaded"].inc(number)
+    # The library's own way takes one at a time.
+    _request_duration(method, route, "503")._buckets[0].inc(number)
+
+
 def exposition() -> tuple[bytes, str]:
     """The metrics of all workers as text, and its content type. Safe in any thread."""
     registry = _ours
