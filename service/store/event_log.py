@@ -50,11 +50,12 @@ _SCRIPTS = {
         "#!lua\n" + _source("append"),
         "#!lua flags=no-writes\n" + _source("append"),
         _source("snapshot"),
+        _source("erased_record"),
         _source("erased_snapshot"),
         _source("erased"),
     )
 }
-_APPEND, _FETCH, _SNAPSHOT, _ERASE_SNAPSHOT, _ANNOUNCE = _SCRIPTS
+_APPEND, _FETCH, _SNAPSHOT, _ERASE_RECORD, _ERASE_SNAPSHOT, _ANNOUNCE = _SCRIPTS
 
 _GIVEN = struct.Struct(">qH")  # given time, length of event_id; then event_id and item id
 _STORED = struct.Struct(">8sqqH")  # uid, effective time, then as above
@@ -405,10 +406,11 @@ class EventLog:
         raised(existed)
         # One after the other: no snapshot of a record that is gone can be begun, the models are
         # those of all that were, and who hears of it must find nothing on another node.
-        raised(*await self._calls([Durable(("UNLINK", record))]))
+        raised(*await self._calls([Durable(("EVALSHA", _ERASE_RECORD, 1, record))]))
         known = raised(*await self._calls([("SMEMBERS", models)]))
         keys = [self._snapshot(_text(model), user_id) for model in known]
-        raised(*await self._calls([("EVALSHA", _ERASE_SNAPSHOT, 1, k, _BARRED_MS) for k in keys]))
+        erasing = [Durable(("EVALSHA", _ERASE_SNAPSHOT, 1, key, _BARRED_MS)) for key in keys]
+        raised(*await self._calls(erasing))
         stream, user = f"{self.namespace}:erased", _utf8("user_id", user_id)
         raised(
             *await self._calls(

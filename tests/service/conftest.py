@@ -50,6 +50,8 @@ def _reaper() -> subprocess.Popen[bytes]:
 class ValkeyServer:
     """A valkey-server on a unix socket in `folder` that can be killed and started again."""
 
+    binary = BINARY
+
     def __init__(
         self, folder: Path, *options: str, environment: dict[str, str] | None = None
     ) -> None:
@@ -63,13 +65,13 @@ class ValkeyServer:
     def start(self) -> None:
         places = ("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder))
         self._process = subprocess.Popen(
-            [str(BINARY), *places, "--save", "", *self._options],
+            [str(self.binary), *places, "--save", "", *self._options],
             stdout=subprocess.DEVNULL,
             env=self._environment,
         )
         told = _reaper().stdin
         assert told is not None
-        told.write(f"{self._process.pid} {BINARY.name}\n".encode())
+        told.write(f"{self._process.pid} {self.binary.resolve().name}\n".encode())
         deadline = time.monotonic() + LONG_S
         while True:
             try:
@@ -132,8 +134,10 @@ class ClusterNode(ValkeyServer):
 class ValkeyCluster:
     """Three primaries with a third of the slots each, and replicas of the first."""
 
-    def __init__(self, folder: Path, *options: str, replicas: int = 0) -> None:
-        self.nodes = [ClusterNode(folder / str(i), *options) for i in range(3 + replicas)]
+    def __init__(
+        self, folder: Path, *options: str, replicas: int = 0, kind: type[ClusterNode] = ClusterNode
+    ) -> None:
+        self.nodes = [kind(folder / str(i), *options) for i in range(3 + replicas)]
         self.primaries, self.replicas = self.nodes[:3], self.nodes[3:]
         hosts = [f"127.0.0.1:{node.port}" for node in self.primaries]
         self.url = f"redis://{','.join(hosts)}"
@@ -169,7 +173,8 @@ class ValkeyCluster:
 
     def kill(self) -> None:
         for node in self.nodes:
-            node.kill()
+            if node.lives:
+                node.kill()
 
     def client(self) -> redis.RedisCluster:
         return redis.RedisCluster("127.0.0.1", self.nodes[0].port)
@@ -192,6 +197,14 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder with a path short enough for a socket, which tmp_path's need not be."""
+    path = Path(tempfile.mkdtemp(prefix="tim4rec-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def folder_of_module() -> Iterator[Path]:
+    """`folder`, for the tests of one file."""
     path = Path(tempfile.mkdtemp(prefix="tim4rec-"))
     yield path
     shutil.rmtree(path)

@@ -11,12 +11,14 @@ from typing import Any
 
 import httpx
 import pytest
+from redis.crc import key_slot
 
 from model.artefact import Artefact
 from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, Verdict, new_uid
-from service.store.store import AcksMissed, Store
-from tests.service.conftest import ValkeyServer
+from service.store.store import AcksMissed, Store, StoreUnavailable
+from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer
 from tests.service.processes import free_port, in_process, make_artefact
+from tests.waited import until
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -116,6 +118,76 @@ def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Repl
             assert [outcome.version for outcome in reply.outcomes] == [3, 2]
 
     run(main())
+
+
+@pytest.fixture(scope="module")
+def replicated_cluster(folder_of_module: Path) -> Iterator[ValkeyCluster]:
+    """Three primaries with a replica each."""
+    options = ("--repl-diskless-sync-delay", "0")
+    cluster = ValkeyCluster(folder_of_module, *options, replicas=3)
+    try:
+        cluster.start()
+        for primary, replica in zip(cluster.primaries[1:], cluster.replicas[1:], strict=True):
+            replica.ask("CLUSTER", "REPLICATE", primary.id)
+        until(lambda: all(map(_has_replica, cluster.primaries)), "a primary has no replica")
+        yield cluster
+    finally:
+        cluster.kill()
+
+
+def _has_replica(primary: ClusterNode) -> bool:
+    return bool(primary.ask("INFO", "replication")["connected_slaves"] == 1)
+
+
+@pytest.mark.parametrize("of", ["record", "snapshot", "announcement"])
+def test_an_erasure_sent_again_waits_for_the_replicas_of_each_node(
+    run: Run, replicated_cluster: ValkeyCluster, of: str
+) -> None:
+    """The key is gone from its primary then, and what is written on the others has nothing to do
+    with that: only a write on its own node has WAIT ask its replica."""
+    primaries, replicas = replicated_cluster.primaries, replicated_cluster.replicas
+
+    def on(number: int, pattern: str) -> str:
+        names = map(pattern.format, range(1000))
+        return next(key for key in names if key_slot(key.encode()) // (16384 // 3) == number)
+
+    announcement = on(2, "n{}:erased")
+    name = announcement.removesuffix(":erased")
+    record = on(0, f"{name}:u:u{{}}")
+    user = record.rpartition(":")[2]
+    snapshot = on(1, f"{name}:s:m{{}}:{user}")
+    number = ("record", "snapshot", "announcement").index(of)
+
+    async def erase() -> bool:
+        async with Store(replicated_cluster.url, replica_acks=1) as store:
+            return await EventLog(store, namespace=name, timeout_s=1).erase(user)
+
+    async def main() -> None:
+        async with Store(replicated_cluster.url) as store:
+            log = EventLog(store, namespace=name)
+            (reply,) = await log.exchange([LogRequest(user, None, [one("1")])])
+            assert isinstance(reply, LogReply)
+            await log.write_snapshots(snapshot.split(":")[2], [(user, b"s")], None)
+        assert [node.ask("WAIT", 1, 5000) for node in primaries] == [1, 1, 1]
+        replicas[number].send(signal.SIGSTOP)
+        for _ in range(2):  # each over connections of its own
+            with pytest.raises(StoreUnavailable):  # AcksMissed, but on a busy machine
+                await erase()
+        assert primaries[0].ask("EXISTS", record) == 0
+        replicas[number].send(signal.SIGCONT)
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    assert not await erase()
+                    break
+                except StoreUnavailable:
+                    await asyncio.sleep(0.05)
+        assert replicas[0].ask("CLUSTER", "COUNTKEYSINSLOT", key_slot(record.encode())) == 0
+
+    try:
+        run(main())
+    finally:
+        replicas[number].send(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("acks", [0, 1])
