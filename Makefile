@@ -4,6 +4,12 @@ PORT ?= 8000
 DATA ?=
 DEVICE ?=
 SOAK_S ?= 600
+AUDIT ?= pypi
+OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+OLDEST_TESTS ?= tests/model/test_state.py tests/model/test_artefact.py tests/training/test_dataset.py \
+	tests/training/test_interactions.py $(addprefix tests/service/test_,admission.py api.py direct.py \
+	event_log.py keys.py items.py logs.py metrics.py page.py plain_request.py pool.py retrieval.py \
+	settings.py tracing.py wave.py wire.py) tests/client/test_client.py tests/cli/test_main.py
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -48,21 +54,29 @@ lock: $(TOOLS)/.installed ## Pin what the CPU image installs, with hashes: deplo
 	$(TOOLS)/bin/pip-compile -q --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
 		--no-header --strip-extras -c $(TOOLS)/constraints.txt -o deploy/cpu.lock $(TOOLS)/requirements.in
 
-audit: $(TOOLS)/.installed ## Look the locked packages up among known vulnerabilities
-	$(TOOLS)/bin/pip-audit --disable-pip --require-hashes -r deploy/cpu.lock
+# Strict: what could not be looked up is a failure, and not "no known vulnerabilities".
+audit: $(TOOLS)/.installed ## Look the locked packages up among known vulnerabilities (AUDIT=pypi or osv)
+	@found=$$($(TOOLS)/bin/pip-audit --strict -s "$(AUDIT)" --disable-pip --require-hashes \
+		-r deploy/cpu.lock 2>&1); status=$$?; \
+	case "$$found" in *"could not be audited"*|*"ConnectionError"*|*"ServiceError"*) \
+		echo "$$found" | tail -n 1 | cut -c 1-300; \
+		echo "error: nothing was looked up: $(AUDIT) can't be asked from here, or does not know a" \
+			"package. Try make audit AUDIT=osv, or where the network lets pip-audit through" >&2;; \
+	*) echo "$$found";; esac; exit $$status
 
 sbom: $(TOOLS)/.installed ## Write sbom.json: what the CPU image installs beside torch (CycloneDX)
 	$(TOOLS)/bin/cyclonedx-py requirements deploy/cpu.lock --pyproject pyproject.toml -o sbom.json
 
-oldest: ## Run tests with the oldest versions that pyproject.toml allows
-	python3 -m venv .venv-oldest
-	python3 deploy/oldest.py otel index > .venv-oldest/requirements.txt
+# torch itself is the pinned one by default: the CPU builds of older ones come from an index of their
+# own, and PyPI's bring CUDA's libraries.
+oldest: ## Run tests with the oldest versions that pyproject.toml allows (torch: OLDEST_TORCH=2.6.0)
+	python3 -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install --disable-pip-version-check -q "torch==$(OLDEST_TORCH)"
+	python3 deploy/oldest.py otel index | sed 's/^torch==.*/torch==$(OLDEST_TORCH)/' > .venv-oldest/requirements.txt
 	.venv-oldest/bin/pip install --disable-pip-version-check -q -r .venv-oldest/requirements.txt \
 		pytest pytest-timeout pytest-xdist hypothesis
 	.venv-oldest/bin/pip install --disable-pip-version-check -q --no-deps -e .
-	.venv-oldest/bin/python -m pytest -o filterwarnings=default tests/model/test_state.py \
-		tests/service/test_direct.py tests/service/test_keys.py tests/service/test_page.py \
-		tests/service/test_pool.py tests/service/test_settings.py tests/service/test_wave.py
+	.venv-oldest/bin/python -m pytest -o filterwarnings=default $(OLDEST_TESTS)
 
 lint: install ## Check style, formatting and types
 	$(BIN)/ruff check .
