@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -12,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks.http_load import closed_loop, mixed, open_loop
+from benchmarks.http_load import closed_loop, mixed, open_loop, reads
 from model.artefact import Artefact
 from tests.faults.conftest import ITEMS
 from tests.faults.report import Report
@@ -24,16 +28,29 @@ MEASURED_S = float(os.environ.get("OVERLOAD_S", "6"))
 
 
 @pytest.fixture
-def service(artefact: Artefact, folder: Path) -> Iterator[Service]:
+def own_store(folder: Path) -> Iterator[ValkeyServer]:
     store = ValkeyServer(folder, "--appendonly", "yes", "--appendfsync", "everysec")
     store.start()
-    service = Service(artefact.folder, folder / "output", "--redis", store.url)
+    yield store
+    store.kill()
+
+
+@pytest.fixture
+def service(artefact: Artefact, folder: Path, own_store: ValkeyServer) -> Iterator[Service]:
+    with running(artefact, folder, own_store) as service:
+        yield service
+
+
+@contextmanager
+def running(
+    artefact: Artefact, folder: Path, store: ValkeyServer, **settings: object
+) -> Iterator[Service]:
+    service = Service(artefact.folder, folder / "output", "--redis", store.url, **settings)
     try:
         service.start()
         yield service
     finally:
         service.kill()
-        store.kill()
 
 
 def requests(seed: int) -> Iterator[bytes]:
@@ -90,3 +107,37 @@ def test_three_times_the_capacity(service: Service, report: Report) -> None:
     assert late_ms(over.refusals, 50) < late_ms(over.latencies, 50)
     assert after > 0.5 * full.rate
     assert after_s < 2
+
+
+def test_what_a_refusal_costs(
+    artefact: Artefact, folder: Path, own_store: ValkeyServer, report: Report
+) -> None:
+    """CPU time of the service, each over 64 connections. The store stands still meanwhile, so that
+    the queue stays as it is and nothing but refusing is done."""
+    settings = {"max_wait_s": 1e-6, "store_timeout_s": 60, "max_batch": 4}
+    with running(artefact, folder, own_store) as service:
+        closed_loop(service.port, requests(0), 64, 2)  # warm
+        began_cpu = cpu_s(service)
+        answered = len(closed_loop(service.port, requests(1), 64, MEASURED_S).latencies)
+        answer_us = 1e6 * (cpu_s(service) - began_cpu) / answered
+    with running(artefact, folder, own_store, **settings) as service:
+        closed_loop(service.port, islice(reads(USERS), 50), 1, 60)  # enough for the pace
+        own_store.send(signal.SIGSTOP)
+        began_cpu = cpu_s(service)
+        used = list[float]()
+        over = threading.Timer(
+            MEASURED_S, lambda: (used.append(cpu_s(service)), own_store.send(signal.SIGCONT))
+        )
+        over.start()
+        refused = closed_loop(service.port, requests(2), 64, MEASURED_S)
+        over.join()
+        refusal_us = 1e6 * (used[0] - began_cpu) / len(refused.refusals)
+    report(
+        load_average=os.getloadavg()[0],
+        answer_cpu_us=answer_us,
+        refusal_cpu_us=refusal_us,
+        refusals=len(refused.refusals),
+        refusal_p50_ms=late_ms(refused.refusals, 50),
+    )
+    assert len(refused.latencies) <= 64
+    assert refusal_us < 0.2 * answer_us

@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.http_load import closed_loop, open_loop
 from tests.faults.report import Report
-from tests.faults.test_overload import requests, service
+from tests.faults.test_overload import own_store, requests, service
 from tests.service.processes import Service
 
-__all__ = ["service"]
+__all__ = ["own_store", "service"]
 
 SOAK_S = float(os.environ.get("SOAK_S", "600"))
 SHARE = 0.7
