@@ -25,6 +25,8 @@ install: $(VENV)/.installed ## Make .venv with everything that the other targets
 run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder DEVICE=cpu)
 	@$(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device "$(DEVICE)")
 
+# Processes that tests start read our modules compiled.
+test: export PYTHONDONTWRITEBYTECODE =
 test: install ## Run the whole test suite, real servers included
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.service.processes import alive
 from tests.training.logs import chain_log
+from tests.waited import LONG_S
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,11 +56,11 @@ class Job:
                 start_new_session=True,
             )  # fmt: skip
 
-    def seconds_until_it_answers(self) -> float:
+    def wait_answer(self) -> None:
         while True:
             try:
                 if httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5).is_success:
-                    return time.monotonic() - self.started
+                    return
             except httpx.TransportError:
                 pass
             assert self.process.poll() is None, self.output.read_text()
@@ -71,7 +72,7 @@ class Job:
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(timeout=30) == 0
+        assert self.process.wait(timeout=LONG_S) == 0
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def nothing_is_left(job: Job, store: int) -> bool:
 
 def test_from_a_log_to_answers_and_again(folder: Path, jobs: list[Job]) -> None:
     jobs.append(Job(folder))
-    jobs[0].seconds_until_it_answers()
+    jobs[0].wait_answer()
     store = store_pid(folder)
     assert store is not None
     assert alive(store)
@@ -132,10 +133,9 @@ def test_from_a_log_to_answers_and_again(folder: Path, jobs: list[Job]) -> None:
     assert nothing_is_left(jobs[0], store)
 
     jobs.append(Job(folder))
-    took = jobs[1].seconds_until_it_answers()
+    jobs[1].wait_answer()
     assert "tim4rec train" not in jobs[1].output.read_text()
     assert (folder / "artefacts" / "shop" / "model.safetensors").stat().st_mtime_ns == written
-    assert took < 15, f"the second start took {took:.0f} s"
     with jobs[1].client() as client:
         again = client.get("/recommend", params={"user_id": "me", "k": 5}).json()
     assert again["version"] == 6

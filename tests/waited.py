@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 TICK_S = 0.005
+PATIENT_S = 30.0
 LONG_S = 60.0
 """For what takes a moment: only a hang takes longer, however busy the machine is."""
 

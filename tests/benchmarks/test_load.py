@@ -26,19 +26,40 @@ from model.artefact import Items, load_artefact, save_artefact
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
+class InFlight:
+    """Counts the most at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self.now -= 1
+
+
 @contextmanager
-def answering(answer: Callable[[int], tuple[float, bytes]]) -> Iterator[int]:
+def answering(
+    answer: Callable[[int], tuple[float, bytes]], in_flight: InFlight | None = None
+) -> Iterator[int]:
     """A server whose nth request gets `answer(n)`: after so many seconds, these bytes (none: the
     connection is closed). Its port."""
     numbers = itertools.count()
+    counting = in_flight or InFlight()
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             while self.rfile.readline() and (line := self.rfile.readline()):
                 while line.strip():
                     line = self.rfile.readline()
-                wait, content = answer(next(numbers))
-                time.sleep(wait)
+                with counting:
+                    wait, content = answer(next(numbers))
+                    time.sleep(wait)
                 if not content:
                     break
                 self.wfile.write(content[:20])  # in two pieces, as networks do
@@ -56,18 +77,20 @@ def answering(answer: Callable[[int], tuple[float, bytes]]) -> Iterator[int]:
 
 
 def test_closed_loop_keeps_as_many_in_flight() -> None:
-    with answering(lambda _: (0.05, OK)) as port:
+    at_once = InFlight()
+    with answering(lambda _: (0.05, OK), at_once) as port:
         outcome = closed_loop(port, itertools.repeat(get("/")), in_flight=8, seconds=0.5)
     assert not outcome.failures
-    assert 8 * 5 <= len(outcome.latencies) <= 8 * 11
+    assert at_once.most == 8
+    assert 8 < len(outcome.latencies) <= 8 * (outcome.seconds / 0.05 + 1)
     assert min(outcome.latencies) >= 0.05
 
 
 def test_closed_loop_ends_with_what_is_asked() -> None:
     with answering(lambda _: (0.0, OK)) as port:
-        outcome = closed_loop(port, http_load.everyone(20), in_flight=8, seconds=30)
+        outcome = closed_loop(port, http_load.everyone(20), in_flight=8, seconds=60)
     assert len(outcome.latencies) == 20
-    assert outcome.seconds < 10
+    assert outcome.seconds < 30
 
 
 def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
@@ -89,10 +112,11 @@ def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
 
 
 def test_open_loop_does_not_slow_down_for_slow_answers() -> None:
-    with answering(lambda _: (0.3, OK)) as port:
+    at_once = InFlight()
+    with answering(lambda _: (0.3, OK), at_once) as port:
         outcome = open_loop(port, itertools.repeat(get("/")), rate=400, seconds=0.5)
-    assert len(outcome.latencies) == 200  # at 64 in flight it would take twice as long
-    assert outcome.seconds < 1.6
+    assert len(outcome.latencies) == 200
+    assert at_once.most > 80
     assert outcome.summary()["failed"] == 0
 
 
@@ -102,7 +126,7 @@ def test_failures_are_told() -> None:
         outcome = open_loop(port, itertools.repeat(get("/")), rate=300, seconds=0.3)
     assert len(outcome.latencies) == outcome.failures[503] == outcome.failures[None] == 30
     assert outcome.ms(99) == float("inf")
-    assert outcome.ms(20) < 1000
+    assert outcome.ms(20) < float("inf")
 
 
 def test_what_is_asked() -> None:

@@ -21,9 +21,10 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from model import ModelConfig, TiM4Rec
 from model.artefact import Items, save_artefact
-from tests.service.conftest import _shared_valkey, folder, run, valkey
+from tests.service.conftest import _shared_valkey, folder, patience, run, valkey
+from tests.waited import PATIENT_S
 
-__all__ = ["_shared_valkey", "folder", "run", "valkey"]
+__all__ = ["_shared_valkey", "folder", "patience", "run", "valkey"]
 
 torch.set_num_threads(1)
 
@@ -75,6 +76,7 @@ class Service:
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "cli.main", "serve", str(model)]
         self._command = [*command, "--port", str(self.port), "--redis", store_url]
+        settings = {"store_timeout_s": str(PATIENT_S)} | settings
         self._environment = os.environ | {f"TIM4REC_{k.upper()}": v for k, v in settings.items()}
         self.process: subprocess.Popen[bytes] | None = None
 

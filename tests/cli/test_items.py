@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from service.catalogue.item_store import SHARDS
 from tests.cli.conftest import tim4rec
 from tests.service.processes import in_process
+from tests.waited import LONG_S
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyServer
@@ -97,18 +99,17 @@ def test_a_running_service_heeds_them(
     path.write_text("\n".join(lines))
 
     async def main() -> None:
-        import asyncio
-
         poll = {"catalogue_poll_s": 0.05, "exactness_every_s": 0, "max_k": 2000}
         async with in_process(model_folder, valkey.url, **poll) as client:
             result = await asyncio.to_thread(tim4rec, "import-items", path, "--redis", valkey.url)
             assert result.exit_code == 0, result.output
-            await asyncio.sleep(0.9)
             query = {"user_id": "nobody", "k": 2000}
-            answer = (await client.get("/recommend", params=query)).json()
-            found = {item["item_id"] for item in answer["items"]}
-            new = {f"new{n}" for n in range(1500)}
-            assert found == {f"i{n}" for n in range(1, 20, 2)} | new
+            expected = {f"i{n}" for n in range(1, 20, 2)} | {f"new{n}" for n in range(1500)}
+            found = set()
+            async with asyncio.timeout(LONG_S):
+                while found != expected:
+                    answer = (await client.get("/recommend", params=query)).json()
+                    found = {item["item_id"] for item in answer["items"]}
 
     run(main())
 

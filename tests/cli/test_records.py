@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact, load_artefact
@@ -30,6 +30,7 @@ from service.store.event_log import Event, EventLog, LatePolicy, LogRequest, Mar
 from service.store.importer import Importer, UserHistory
 from service.store.store import Store, StoreError
 from tests.cli.conftest import BASE_MS, ITEMS, Write, tim4rec
+from tests.depth import examples
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyServer
@@ -446,11 +447,7 @@ class _Lossy(Store):
         return replies
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(max_examples=examples(10))
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5),
     existing=st.lists(st.booleans(), min_size=5, max_size=5),

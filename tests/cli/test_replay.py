@@ -17,6 +17,7 @@ import pytest
 from cli import replay as command
 from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
 from tests.cli.test_records import contents, history, post, record
+from tests.waited import LONG_S
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyServer
@@ -283,16 +284,18 @@ def test_a_killed_service_loses_nothing_and_doubles_nothing(
     rows = [row for n in range(40) for row in history(f"u{n:02}", 100)]
     log = write(rows)
     with ThreadPoolExecutor(1) as thread:
-        replaying = thread.submit(send, service, log, "--batch", 50, "--concurrency", 4)
+        replaying = thread.submit(
+            send, service, log, "--batch", 50, "--concurrency", 4, "--rate", 3000
+        )
         with valkey.client() as client:
-            until = time.monotonic() + 60
+            until = time.monotonic() + LONG_S
             while int(client.hget("tim4rec:u:u00", "n") or 0) < 20:
                 assert not replaying.done()
                 assert time.monotonic() < until
         service.end(signal.SIGKILL)
         assert not replaying.done(), "killed too late"
         service.start()
-        result = replaying.result(90)
+        result = replaying.result(180)
     assert result.exit_code == 0, result.output
     for n in range(40):
         user = f"u{n:02}"

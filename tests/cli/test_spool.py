@@ -16,6 +16,7 @@ from cli.rows import read_rows
 from cli.spool import spooled_log
 from service.store.shards import ALL, Shard
 from tests.cli.conftest import BASE_MS
+from tests.depth import examples
 from training import interactions
 from training.interactions import InputError
 
@@ -50,7 +51,7 @@ rows = st.tuples(
 COLUMNS = ["user_id", "item_id", "timestamp", "kind", "weight"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(10))
 @given(
     log=st.lists(rows, min_size=1, max_size=40),
     rows_at_once=st.integers(1, 50),

@@ -260,7 +260,7 @@ def test_nobody_listens(half: str) -> None:
         assert isinstance(caught.value.__cause__, httpx.ConnectError)
         (result,) = call("post_all", [Interaction("ann", "i1")])
         assert result["status"] == "failed"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25, "it tried for as long as by default"
 
 
 # -- what is refused ---------------------------------------------------------------------

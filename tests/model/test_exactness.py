@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
 from model.stepper import Stepper
+from tests.depth import examples
 
 # Largest difference, relative to the largest value of the part. float32 sums in another order.
 FLOAT64 = 1e-10
@@ -80,13 +81,13 @@ def assert_same(a: State, b: State, tolerance: float) -> None:
             assert torch.equal(part, b[name]), name
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(40))
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_forward_is_prefill_is_steps(data: st.DataObject, model: TiM4Rec, single: bool) -> None:
     tolerance = FLOAT64
     if single:
         model, tolerance = model.float(), FLOAT32
-    items, times = tensors(data.draw(histories(model.config.n_items)))
+    items, times = tensors(data.draw(histories(model.config.n_items, 12)))
     length = items.shape[1]
     later = torch.where(times == UNKNOWN_TIME, UNKNOWN_TIME, times + data.draw(gaps))
     with torch.no_grad():
@@ -106,7 +107,7 @@ def test_forward_is_prefill_is_steps(data: st.DataObject, model: TiM4Rec, single
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(15))
 @given(data=st.data(), model=models())
 def test_a_ragged_batch_gives_each_row_its_own_state(data: st.DataObject, model: TiM4Rec) -> None:
     rows = data.draw(st.lists(histories(model.config.n_items), min_size=1, max_size=5))
@@ -124,7 +125,7 @@ def test_a_ragged_batch_gives_each_row_its_own_state(data: st.DataObject, model:
             assert_same(batch.rows(torch.tensor([row])), alone, FLOAT64)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(15))
 @given(data=st.data(), model=models(), keep=st.integers(1, 10))
 def test_no_position_sees_a_later_one(data: st.DataObject, model: TiM4Rec, keep: int) -> None:
     items, times = tensors(data.draw(histories(model.config.n_items)))
@@ -158,8 +159,10 @@ def test_ten_thousand_float32_steps_stay_near_float64() -> None:
     double.load_state_dict(single.state_dict())
     items = torch.randint(1, 501, (1, 10_000))
     times = (10 ** (torch.rand(1, 10_000) * 9)).long().cumsum(1)
-    with torch.no_grad():
-        stepped = by_steps(single, items, times, single.new_state(1))
+    stepper, stepped = Stepper(single), single.new_state(1)
+    with torch.inference_mode():
+        for item, at in zip(items[0].numpy(), times[0].numpy(), strict=True):
+            stepper.step(stepped, np.array([0]), np.array([item]), np.array([at]))
         exact = double.prefill(items, times, torch.tensor([10_000]), double.new_state(1))
     for name in ("h", "conv", "out"):
         error = (stepped[name].double() - exact[name]).norm() / exact[name].norm()
@@ -213,7 +216,7 @@ def test_a_sequence_model_has_no_output_per_position() -> None:
         model(torch.tensor([[1]]), torch.tensor([[0]]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(40))
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, single: bool) -> None:
     """In a pool, over any users in any order, and with the same readings of the request's time."""

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pad_sequence
 
 from model import TiM4Rec
+from tests.depth import examples
 from tests.model.test_exactness import FLOAT64, histories, models
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(12))
 @given(data=st.data(), model=models())
 def test_a_row_of_histories_is_each_alone(data: st.DataObject, model: TiM4Rec) -> None:
     rows = data.draw(

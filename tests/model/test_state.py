@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME, ModelConfig, State, StateLayout, TiM4Rec
 from model.state import Part, Precision, StateBytesError
+from tests.depth import examples
 
 HALF_MAX = 65504.0  # largest finite float16; 65520 and above round to infinity
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -68,7 +69,7 @@ def lived(time: str, batch: int = 3) -> tuple[TiM4Rec, State]:
         return model, model.prefill(items, times, lengths, model.new_state(batch))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(data=st.data(), layout=layouts, precision=st.sampled_from(PRECISIONS))
 def test_unpacking_gives_what_was_packed(
     data: st.DataObject, layout: StateLayout, precision: Precision
@@ -87,7 +88,7 @@ def test_unpacking_gives_what_was_packed(
     assert layout.pack(expected, extras, precision) == packed
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(25))
 @given(data=st.data(), layout=layouts)
 def test_float32_and_whole_numbers_are_exact(data: st.DataObject, layout: StateLayout) -> None:
     state = data.draw(states(layout, largest=float(np.finfo(np.float32).max)))
@@ -95,7 +96,7 @@ def test_float32_and_whole_numbers_are_exact(data: st.DataObject, layout: StateL
         assert_identical(layout.unpack(one)[0], state.rows(torch.tensor([row])))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(25))
 @given(value=st.floats(-HALF_MAX, HALF_MAX, width=32), whole=INT64)
 def test_float16_rounds_to_the_nearest_and_keeps_whole_numbers(value: float, whole: int) -> None:
     layout = StateLayout((Part("x", (), torch.float32), Part("n", (), torch.int64)))

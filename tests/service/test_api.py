@@ -32,6 +32,7 @@ from tests.service.processes import (
     popular,
     user_path,
 )
+from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(40)]
 HOUR_MS = 3_600_000
@@ -728,7 +729,7 @@ async def _without_store(artefact: Artefact, store: ValkeyServer) -> None:
         assert [result["status"] for result in answer["results"]] == ["failed"]
         assert answer["accepted"] == 0
         store.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + LONG_S
         while (await client.get("/readyz")).status_code != 200:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)

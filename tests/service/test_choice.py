@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import Artefact, Items, save_artefact
@@ -99,7 +99,6 @@ def naive(scores: list[float], table: np.ndarray, diversity: float, k: int) -> l
     return values
 
 
-@settings(deadline=None)
 @given(st.integers(1, 12), st.floats(0, 1), st.integers(1, 15), st.integers(0, 1000))
 def test_a_spread_list_is_greedy(size: int, diversity: float, k: int, seed: int) -> None:
     draw = np.random.default_rng(seed)

@@ -22,6 +22,7 @@ from service.http.keys import Keys
 from service.http.problems import ProblemError
 from service.http.schemas import Id, Interaction, InteractionBatch, Time
 from service.store.store import StoreUnavailable
+from tests.depth import examples
 
 
 class Echo(BaseModel):
@@ -118,7 +119,7 @@ values = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.lists(st.tuples(names, st.none() | values), max_size=5))
 @example([("name", "u"), ("k", "3"), ("several", "a"), ("several", "b"), ("flag", "no")])
 @example([("name", "first"), ("name", "last")])
@@ -135,7 +136,7 @@ bodies = st.dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     st.fixed_dictionaries({"user_id": texts, "item_id": texts}) | bodies,
     st.sampled_from(["application/json", "Application/JSON; charset=utf-8", "text/plain", None,

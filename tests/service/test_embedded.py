@@ -15,6 +15,7 @@ import redis
 
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from tests.service.processes import alive
+from tests.waited import LONG_S
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,7 +63,7 @@ def server_pid(data_dir: Path) -> int | None:
 
 
 def until_dead(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + LONG_S
     while alive(pid):
         assert time.monotonic() < deadline, "the server lives on"
         time.sleep(0.01)
@@ -95,13 +96,13 @@ class User:
         return self.process.stdout.readline().strip()
 
     def leave(self) -> None:
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=LONG_S)
         assert self.process.returncode == 0
 
     def kill(self) -> None:
         # The whole session, as a closing terminal would: the server must not be in it.
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=LONG_S)
 
 
 def test_starts_keeps_data_and_stops(data_dir: Path) -> None:
@@ -174,7 +175,7 @@ def test_no_signal_of_the_terminal_reaches_the_server(data_dir: Path) -> None:
     user = User(data_dir)
     url = user.url
     os.killpg(user.process.pid, signal.SIGINT)
-    user.process.communicate(timeout=20)
+    user.process.communicate(timeout=LONG_S)
     with EmbeddedStore(data_dir) as again:
         assert again == url
 

@@ -53,6 +53,7 @@ from service.store.event_log import (
     new_uid,
 )
 from service.store.store import Command, Node, Store, StoreUnavailable
+from tests.depth import examples
 
 torch.set_num_threads(1)
 
@@ -714,9 +715,8 @@ def test_workers(machine: type[Workers], precision: Precision, policy: LatePolic
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
+            max_examples=examples(15),
             stateful_step_count=30,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
@@ -41,7 +41,9 @@ from service.store.store import (
     StoreError,
     StoreUnavailable,
 )
+from tests.depth import examples
 from tests.service.record import Record
+from tests.waited import waited
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyCluster, ValkeyServer
@@ -573,9 +575,7 @@ def test_a_full_store_still_answers(run: Run, valkey: ValkeyServer) -> None:
 # Keys.
 
 
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(20))
 @given(
     users=st.lists(
         st.text(min_size=1)
@@ -802,27 +802,31 @@ class ErasingStore(Store):
 
 
 def test_erasures_are_announced_for_a_while(
-    run: Run, store_url: str, monkeypatch: pytest.MonkeyPatch
+    run: Run, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.event_log.ERASURES_KEPT_S", 1)
-
-    async def main() -> None:
-        async with Store(store_url) as store:
+    async def main(kept_s: int) -> None:
+        monkeypatch.setattr("service.store.event_log.ERASURES_KEPT_S", kept_s)
+        async with Store(valkey.url) as store:
             log = EventLog(store)
             await log.erase("a")
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(0.7 * kept_s)
             await log.erase("b")
             assert (await log.erasures("0-0"))[1] == ["a", "b"]
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(0.6 * kept_s)
             await log.erase("c")
             cursor, users = await log.erasures("0-0")
             assert users == ["b", "c"]
-            await asyncio.sleep(1.2)
-            assert await store.execute([("EXISTS", "tim4rec:erased")], 1) == [0]
+            await asyncio.sleep(1.2 * kept_s)
+            assert await store.execute([("EXISTS", "tim4rec:erased")], 10) == [0]
             await log.erase("d")
             assert (await log.erasures(cursor))[1] == ["d"]
 
-    run(main())
+    try:
+        run(main(1))
+    except AssertionError:  # the machine was busy, or it is wrong
+        with valkey.client() as client:
+            client.flushall()
+        run(main(10))
 
 
 def test_a_rewritten_file_holds_nothing_of_an_erased_user(
@@ -989,11 +993,13 @@ def test_a_silent_server_meets_the_deadline(run: Run, valkey: ValkeyServer) -> N
             event = new()
             await ask(log, "u")
             with valkey.client() as client:
-                client.client_pause(600)
+                client.client_pause(1000)
             started = asyncio.get_running_loop().time()
             requests = [LogRequest("u", None, [event]), LogRequest("v"), LogRequest("")]
-            replies = await log.exchange(requests)
-            assert 0.15 < asyncio.get_running_loop().time() - started < 0.4
+            async with waited() as waiting:
+                replies = await log.exchange(requests)
+            assert asyncio.get_running_loop().time() - started > 0.15
+            assert waiting.seconds < 0.4
             assert [type(reply) for reply in replies] == [
                 StoreUnavailable,
                 StoreUnavailable,
@@ -1014,12 +1020,14 @@ def test_a_cancelled_caller_harms_nobody(run: Run, valkey: ValkeyServer) -> None
             await ask(log, "u", new("first"))
             for i in range(5):
                 with valkey.client() as client:
-                    client.client_pause(60)
+                    client.client_pause(60_000, all=False)
                 impatient = asyncio.create_task(ask(log, f"user {i}", new("abandoned")))
                 await asyncio.sleep(0.02)
                 impatient.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await impatient
+                with valkey.client() as client:
+                    client.client_unpause()
                 reply = await ask(log, "u")
                 assert [e.item_id for e in reply.events] == ["first"]
                 assert [e.item_id for e in await history(log, f"user {i}")] == ["abandoned"]
@@ -1091,7 +1099,7 @@ def test_kill_of_the_server_under_load(run: Run, durable_valkey: ValkeyServer) -
 
     async def main() -> None:
         async with Store(durable_valkey.url) as store:
-            log = EventLog(store, timeout_s=0.2)
+            log = EventLog(store, timeout_s=2)
             acknowledged: dict[str, list[NewEvent]] = {f"{u}": [] for u in range(users)}
             reached = asyncio.Semaphore(0)
             clients = [
@@ -1400,10 +1408,10 @@ class EventLogMachine(RuleBasedStateMachine):
 def test_the_log_is_what_its_rules_say(either: ValkeyServer | ValkeyCluster, limit: int) -> None:
     machine = type("Machine", (EventLogMachine,), {"url": either.url, "limit": limit})
     # The rules are the same on a Cluster.
-    examples = (20 if limit else 60) if either.url.startswith("unix") else 10
+    number = (10 if limit else 30) if either.url.startswith("unix") else 5
     run_state_machine_as_test(
         machine,
-        settings=settings(max_examples=examples, stateful_step_count=30, deadline=None),
+        settings=settings(max_examples=examples(number), stateful_step_count=30),
     )
 
 

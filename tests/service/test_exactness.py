@@ -19,6 +19,7 @@ from service.observe import metrics
 from service.store.event_log import Event, EventLog, NewEvent, new_uid
 from service.store.store import Store, StoreUnavailable
 from tests.service.processes import BASE_MS, make_artefact
+from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(30)]
 Run = Callable[[Coroutine[Any, Any, None]], None]
@@ -191,7 +192,7 @@ def test_it_runs_by_itself_beside_requests(artefact: Artefact, store_url: str, r
     async def go() -> None:
         async with started(artefact, store_url) as engine:
             equal, different = counted("equal"), counted("different")
-            async with sampler(engine).running(), asyncio.timeout(20):
+            async with sampler(engine).running(), asyncio.timeout(LONG_S):
                 for start in range(0, 40, 4):
                     await asyncio.gather(*(interact(engine, user, 4, start) for user in "abcdef"))
                 while counted("equal") < equal + 5:
@@ -215,7 +216,7 @@ def test_a_store_that_is_away_stops_nothing(artefact: Artefact, store_url: str, 
                 yield []
 
             engine.log.events = away  # type: ignore[method-assign,assignment]
-            async with sampler(engine).running(), asyncio.timeout(20):
+            async with sampler(engine).running(), asyncio.timeout(LONG_S):
                 while counted("skipped") < skipped + 3:
                     await engine.recommend("ann", 5)
                 engine.log.events = events  # type: ignore[method-assign]

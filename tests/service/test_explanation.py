@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, load_artefact, save_artefact
 from service.engine.explanation import left_out
+from tests.depth import examples
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores
 from tests.service.test_api import problem
 
@@ -33,7 +34,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     history=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 10**6)), min_size=2, max_size=12),
     most=st.integers(1, 15),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(12))
 def test_left_out_is_the_score_without(
     time_path: str, history: list[tuple[int, int]], most: int
 ) -> None:

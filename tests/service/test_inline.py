@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from service.store.event_log import EventLog, NewEvent, new_uid
 from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
+from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(20)]
 
@@ -67,13 +67,18 @@ def test_where_waves_are_computed(valkey: ValkeyServer, tmp_path: Path) -> None:
 
             def busy() -> None:
                 inside.append("something else")
-                time.sleep(0.2)
+                assert goes_on.wait(LONG_S)
                 inside.pop()
 
             where.clear()
+            goes_on = threading.Event()
             copying = asyncio.create_task(engine._aside(busy))
-            await asyncio.sleep(0.05)
-            await asyncio.gather(ask("ann"), copying)
+            asking = asyncio.create_task(ask("ann"))
+            async with asyncio.timeout(LONG_S):
+                while engine._in_thread < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            goes_on.set()
+            await asyncio.gather(asking, copying)
             assert where == [("compute_0", 1)], "it waits for its turn"
             await engine.stop()
 

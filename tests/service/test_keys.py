@@ -3,11 +3,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import httpx
 import pytest
@@ -20,6 +17,7 @@ from service.http.dependencies import require_admin
 from service.http.keys import Keys
 from service.settings import SettingsError, read_settings
 from tests.service.processes import Service, make_artefact
+from tests.waited import until
 
 
 @pytest.fixture
@@ -144,12 +142,6 @@ def test_every_worker_takes_over_a_changed_file(
         url = f"{service.url}/users/nobody"
         return {httpx.get(url, headers={"X-API-Key": key}).status_code for _ in range(12)}
 
-    def until(done: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + 10
-        while not done():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
     try:
         service.start()
         assert statuses("hunter2") == {404}
@@ -157,8 +149,7 @@ def test_every_worker_takes_over_a_changed_file(
         new = folder / "new"
         new.write_text("hunter3")
         new.replace(file)
-        until(lambda: statuses("hunter3") == {404})
-        assert statuses("hunter2") == {401}
+        until(lambda: statuses("hunter3") == {404} and statuses("hunter2") == {401})
     finally:
         service.kill()
     assert "hunter" not in service.said()

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.settings import SettingsError, read_settings
 from service.store.event_log import ORIGIN, Event, EventLog, LogReply, NewEvent, new_uid
 from service.store.store import RecordDamaged, Store
+from tests.depth import examples
 from tests.service.processes import (
     BASE_MS,
     Service,
@@ -245,9 +246,7 @@ requests = st.tuples(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(20))
 @given(work=st.lists(requests, max_size=14), again=st.randoms(use_true_random=False))
 def test_the_record_is_what_the_rules_say(
     run: Run, valkey: ValkeyServer, work: list[Any], again: Any

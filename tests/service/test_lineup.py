@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from service.models.lineup import Lineup
 from service.models.served_model import ServedModel
+from tests.depth import examples
 
 
 def model(identity: str) -> ServedModel:
@@ -29,7 +30,7 @@ def test_a_trial_gets_its_share(share: float) -> None:
     assert part == pytest.approx(share, abs=0.01)  # three standard deviations
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(25))
 @given(st.text(), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_share_moves_nobody_back(user: str, one: float, other: float) -> None:
     small, large = sorted((one, other))

@@ -25,6 +25,7 @@ from model.artefact import Artefact
 from service.app import create_app
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import ROOT, Service, in_process, make_artefact
+from tests.waited import LONG_S, until
 
 ITEMS = [f"i{n}" for n in range(20)]
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -207,11 +208,8 @@ def client(service: Service) -> Iterator[httpx.Client]:
 
 def logged(service: Service, **fields: object) -> dict[str, Any]:
     """The record with these fields, once it is written."""
-    until = time.monotonic() + 10
-    while not (found := service.logged(**fields)):
-        assert time.monotonic() < until, service.said()
-        time.sleep(0.01)
-    (record,) = found
+    until(lambda: service.logged(**fields), f"no record with {fields}")
+    (record,) = service.logged(**fields)
     return record
 
 
@@ -380,14 +378,11 @@ def test_the_factory_configures_logging(artefact: Artefact, store_url: str, tmp_
             stderr=subprocess.STDOUT,
         )
     try:
-        until = time.monotonic() + 60
-        while "Uvicorn running" not in output.read_text():
-            assert process.poll() is None, output.read_text()
-            assert time.monotonic() < until, output.read_text()
-            time.sleep(0.05)
+        until(lambda: "Uvicorn running" in output.read_text() or process.poll() is not None)
+        assert process.poll() is None, output.read_text()
     finally:
         process.terminate()
-        process.wait(timeout=30)
+        process.wait(timeout=LONG_S)
     lines = output.read_text().splitlines()
     messages = [record["message"] for record in check_json(lines)]
     assert any(message.startswith("serving model") for message in messages)

@@ -27,6 +27,7 @@ from service.store.event_log import EventLog, LogRequest, NewEvent, Verdict, new
 from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, alive, in_process, make_artefact, user_path
+from tests.waited import LONG_S, until
 
 ITEMS = [f"i{n}" for n in range(40)]
 Run = Callable[[Any], Any]
@@ -100,13 +101,6 @@ def scrape(service: Service) -> Samples:
     return samples(httpx.get(f"{service.url}/metrics", timeout=60).text)
 
 
-def eventually(check: Callable[[], bool], within_s: float = 90) -> None:
-    until = time.monotonic() + within_s
-    while not check():
-        assert time.monotonic() < until
-        time.sleep(0.05)
-
-
 def worker_pids(service: Service) -> list[int]:
     assert service.process is not None
     children = psutil.Process(service.process.pid).children()
@@ -149,14 +143,15 @@ def grows_only(before: Samples, after: Samples) -> None:
 
 
 def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
-    eventually(lambda: started(pair) == WORKERS)
+    until(lambda: started(pair) == WORKERS)
+    time.sleep(3 * values.WRITE_EVERY_S)
     first = scrape(pair)
     assert value(first, "tim4rec_workers") == WORKERS, "gauges of an earlier run"
     assert value(first, "tim4rec_unknown_items_total") == 0, "counters of an earlier run"
     assert value(first, "tim4rec_ready") == 1
     assert value(first, "tim4rec_queue_capacity_requests") == WORKERS * QUEUE
     expected = ask(pair, 0)
-    eventually(lambda: counts(scrape(pair)) == expected)
+    until(lambda: counts(scrape(pair)) == expected)
     time.sleep(3 * values.WRITE_EVERY_S)
     before = scrape(pair)
     assert counts(before) == expected
@@ -165,7 +160,7 @@ def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
     files = sorted(file.name for file in folder.glob("*.db"))
     victim = worker_pids(pair)[0]
     os.kill(victim, signal.SIGKILL)
-    eventually(lambda: not alive(victim))
+    until(lambda: not alive(victim))
     seen = []
     while not seen or value(seen[-1], "tim4rec_worker_starts_total") == WORKERS:
         try:
@@ -178,10 +173,10 @@ def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
     # All the time until the new one has loaded its model.
     assert len(alone) > len(seen) / 2, "the dead one's gauges stayed"
     assert {value(found, "tim4rec_queue_capacity_requests") for found in alone} == {QUEUE}
-    eventually(lambda: value(scrape(pair), "tim4rec_ready") == 1)
+    until(lambda: value(scrape(pair), "tim4rec_ready") == 1)
     for name, number in ask(pair, 1).items():
         expected[name] += number
-    eventually(lambda: counts(scrape(pair)) == expected)
+    until(lambda: counts(scrape(pair)) == expected)
     last = scrape(pair)
     grows_only(before, last)
     assert value(last, "tim4rec_workers") == WORKERS
@@ -199,8 +194,8 @@ def started(service: Service) -> float:
 
 
 def test_the_vitals_of_processes_and_store(pair: Service) -> None:
-    eventually(lambda: started(pair) >= WORKERS)
-    eventually(lambda: value(scrape(pair), "tim4rec_store_memory_bytes") > 0)
+    until(lambda: started(pair) >= WORKERS)
+    until(lambda: value(scrape(pair), "tim4rec_store_memory_bytes") > 0)
     found = scrape(pair)
     resident = sum(psutil.Process(pid).memory_info().rss for pid in worker_pids(pair))
     assert value(found, "tim4rec_resident_memory_bytes") == pytest.approx(resident, rel=0.3)
@@ -309,7 +304,11 @@ def test_what_the_engine_counts(artefact: Artefact, valkey: ValkeyServer, run: R
                 await get(user)
             body = [{"user_id": "new", "item_id": item} for item in ITEMS[:9]]
             await client.post("/interactions/batch", json={"interactions": body})
-            await asyncio.sleep(0.2)  # snapshots are made behind the answers
+            written = value(before, "tim4rec_snapshots_total", result="written") + 1
+            async with asyncio.timeout(LONG_S):  # they are made behind the answers
+                found = before
+                while value(found, "tim4rec_snapshots_total", result="written") < written:
+                    found = await now()
             await get("new")
             client_app = client._transport.app
             client_app.state.services.engine.pool.drop("new")
@@ -359,10 +358,9 @@ def test_a_store_that_goes_and_comes(
                 return value(samples((await client.get("/metrics")).text), metric, **labels)
 
             async def becomes(up: int) -> None:
-                until = time.monotonic() + 30
-                while await now("tim4rec_store_up") != up:
-                    assert time.monotonic() < until
-                    await asyncio.sleep(0.02)
+                async with asyncio.timeout(LONG_S):
+                    while await now("tim4rec_store_up") != up:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
 
             await becomes(1)
             failed = await now("tim4rec_store_errors_total", operation="exchange")

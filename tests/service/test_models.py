@@ -21,6 +21,7 @@ from service.models import models
 from service.models.model_folder import ModelFolder, ModelNameError
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
+from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(30)]
 AT_MS = BASE_MS + 10**9
@@ -68,7 +69,7 @@ async def shown(client: httpx.AsyncClient) -> dict[str, Any]:
 
 
 async def until(client: httpx.AsyncClient, holds: Callable[[dict[str, Any]], bool]) -> Any:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONG_S):
         while True:
             found = await shown(client)
             if found["processes"] and all(map(holds, found["processes"])):
@@ -287,23 +288,24 @@ def test_a_request_ends_by_the_model_it_began_with(
             events = await write(client, "ann", ITEMS[3:12])
             services = client._transport.app.state.services  # type: ignore[attr-defined]
             engine, append = services.engine, services.engine.append
-            held = asyncio.Event()
+            begun, held = asyncio.Event(), asyncio.Event()
 
             async def slow(*arguments: Any) -> Any:
+                begun.set()
                 await held.wait()
                 return await append(*arguments)
 
             engine.append = slow
             body = {"user_id": "bob", "item_id": "i1"}
             waiting = asyncio.create_task(client.post("/interactions", json=body))
-            await asyncio.sleep(0.05)
+            await begun.wait()
             await choose(client, "two")
             await taken(client, 1)
             await check(client, "ann", events, two)
             assert not engine._stopping
             held.set()
             assert (await waiting).json()["status"] == "applied"
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(LONG_S):
                 while engine._loops:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 
@@ -326,7 +328,7 @@ def test_an_old_model_takes_no_memory(
             try:
                 await choose(client, "two")
                 await taken(client, 1)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(LONG_S):
                     while any(one() is not None for one in kept):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
             finally:

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
@@ -19,8 +19,10 @@ from service.models import outcomes
 from service.models.outcomes import ITEMS, LISTS, Outcomes
 from service.observe import metrics
 from service.store.store import Store
+from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact
+from tests.waited import LONG_S
 
 CATALOGUE = [f"i{n}" for n in range(12)]
 KINDS = ["none", "buy"]
@@ -32,7 +34,7 @@ def counted(model: str) -> Counter[str]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(LONG_S):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -47,9 +49,7 @@ acts = st.tuples(
 )
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(15))
 @given(st.lists(shows | acts | st.just("flush"), max_size=40))
 def test_an_item_counts_once_for_the_model_that_showed_it_last(
     store: ValkeyServer, steps: list[Any]
@@ -194,7 +194,12 @@ def test_a_trial_is_compared_by_what_its_users_do(
                 await post(user, next(item for item in CATALOGUE if item not in items))
             session = {"events": [{"item_id": "i1"}], "k": 5}
             assert (await client.post("/recommend/session", json=session)).status_code == 200
-            await asyncio.sleep(0.6)
+            await until(
+                lambda: all(
+                    (counted(model) - before[model]).total() >= sum(done[model, k] for k in KINDS)
+                    for model in shown
+                )
+            )
             assert set(shown) == {one.identity for one in arms.values()}
             for model in shown:
                 assert metrics.of_model(model).shown._value.get() - old[model] == shown[model]
@@ -216,13 +221,12 @@ def test_an_erased_user_was_shown_nothing(folder: Path, valkey: ValkeyServer, ru
             body = {"user_id": "ann", "item_id": "i1", "timestamp": BASE_MS}
             assert (await one.post("/interactions", json=body)).status_code == 200
             assert (await other.get("/recommend", params={"user_id": "ann"})).is_success
-            await asyncio.sleep(0.5)
             with valkey.client() as client:
-                assert client.exists("tim4rec:shown:ann")
+                await until(lambda: client.exists("tim4rec:shown:ann"))
                 # Waits at the other process while the user is erased here.
                 assert (await other.get("/recommend", params={"user_id": "ann"})).is_success
                 assert (await one.delete("/users/ann")).json()["erased"]
                 await asyncio.sleep(1)
-                assert client.keys("*ann*") == []
+                await until(lambda: client.keys("*ann*") == [])
 
     run(go())

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from model.state import Part, StateLayout
 from service.engine.pool import PoolFull, Row, Seen, StatePool
 from service.store.event_log import ORIGIN, Mark
+from tests.depth import examples
 
 torch.set_num_threads(1)
 
@@ -113,7 +114,7 @@ class Pool(RuleBasedStateMachine):
 
 
 TestPool = Pool.TestCase
-TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPool.settings = settings(max_examples=examples(30), stateful_step_count=40)
 
 
 def test_unpinning_nothing_is_nothing() -> None:

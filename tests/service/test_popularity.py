@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
@@ -16,8 +16,10 @@ from service.engine.kinds import KindRules
 from service.store.event_log import EventLog
 from service.store.importer import Importer, UserHistory
 from service.store.store import Store, StoreError
+from tests.depth import examples
 from tests.service.conftest import ValkeyCluster, ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, popular
+from tests.waited import LONG_S
 
 HALF_LIFE_S = 3600
 ITEMS = [f"i{n}" for n in range(30)]
@@ -58,9 +60,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(20))
 def test_the_sums_are_those_of_all_events(valkey: ValkeyServer, run: Any, steps: list[Any]) -> None:
     """Two processes count and read; epochs end and begin meanwhile."""
 
@@ -153,7 +153,7 @@ def test_the_rarest_are_forgotten_of_too_many(valkey: ValkeyServer, run: Any) ->
 def test_counts_without_an_answer_are_never_sent_twice(valkey: ValkeyServer, run: Any) -> None:
     async def go() -> None:
         async with Store(valkey.url) as store:
-            popularity = Popularity(store, timeout_s=0.2)
+            popularity = Popularity(store, timeout_s=1)
             popularity.count("a", BASE_MS)
             await popularity.flush()
             popularity.count("a", BASE_MS)
@@ -214,7 +214,7 @@ async def _cold_start(artefact: Artefact, url: str) -> None:
             return found
 
         async def until(counted: float, path: str, source: str, **query: Any) -> dict[str, Any]:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LONG_S):
                 while True:
                     found = await get(path, **query)
                     total = sum(item.get("count", item.get("score")) for item in found["items"])
@@ -286,7 +286,7 @@ def test_counts_are_those_of_all_services_and_outlive_them(
                 assert answer.status_code == 200
         # The last ones were sent when they ended.
         async with in_process(artefact.folder, store_url) as client:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LONG_S):
                 while True:
                     answer = (await client.get("/popular", params={"window": "all"})).json()
                     if answer["source"] == "all":

@@ -14,10 +14,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
+from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
     BASE_MS,
@@ -140,9 +141,7 @@ EVENTS = st.lists(
 
 
 @given(events=EVENTS, exclude_seen=st.booleans(), gap=st.integers(-1000, 1_000_000))
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=examples(12))
 def test_a_session_is_answered_as_a_user_with_that_history(
     client: httpx.Client, events: list[dict[str, Any]], exclude_seen: bool, gap: int
 ) -> None:

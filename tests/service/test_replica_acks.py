@@ -18,7 +18,7 @@ from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, Ve
 from service.store.store import AcksMissed, Store, StoreUnavailable
 from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer
 from tests.service.processes import free_port, in_process, make_artefact
-from tests.waited import until
+from tests.waited import LONG_S, until, waited
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -39,7 +39,7 @@ class Replicated:
         self.replica.start()
         with self.replica.client() as client:
             client.replicaof("127.0.0.1", int(port))
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + LONG_S
             while client.info("replication")["master_link_status"] != "up":
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
@@ -91,16 +91,14 @@ def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Repl
             Store(replicated.primary.url, replica_acks=1) as store,
             Store(replicated.primary.url, replica_acks=1) as other,
         ):
-            log, elsewhere = EventLog(store, timeout_s=1), EventLog(other, timeout_s=1)
+            log, elsewhere = EventLog(store, timeout_s=2), EventLog(other, timeout_s=2)
             assert isinstance(await append(log, events[0]), LogReply)
             replicated.replica.send(signal.SIGSTOP)
-            began = time.monotonic()
             assert isinstance(await append(log, events[1]), AcksMissed)
-            assert time.monotonic() - began < 1
-            began = time.monotonic()
-            for _ in range(3):  # not as long again
-                assert isinstance(await append(log, events[1]), AcksMissed)
-            assert time.monotonic() - began < 0.9
+            async with waited() as waiting:
+                for _ in range(3):
+                    assert isinstance(await append(log, events[1]), AcksMissed)
+            assert waiting.seconds < 1.6, "each as long again"
             assert isinstance(await append(elsewhere, events[1]), AcksMissed)
             assert isinstance(await append(elsewhere, one("1")), AcksMissed)  # a duplicate
             replies = await log.exchange(
@@ -110,7 +108,7 @@ def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Repl
             with pytest.raises(AcksMissed):
                 await log.erase("w")
             replicated.replica.send(signal.SIGCONT)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LONG_S):
                 while isinstance(reply := await append(log, events[1]), AcksMissed):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert reply.outcomes[0].verdict is Verdict.APPLIED
@@ -197,7 +195,7 @@ def test_a_failover_keeps_what_replicas_have(
     async def main() -> None:
         acknowledged = []
         async with Store(replicated.primary.url, replica_acks=acks) as store:
-            log = EventLog(store, timeout_s=0.5)
+            log = EventLog(store, timeout_s=2)
             for n in range(20):
                 if n == 10:
                     replicated.part()
@@ -216,7 +214,7 @@ def test_a_failover_keeps_what_replicas_have(
 
 def test_the_service_says_so(run: Run, replicated: Replicated, artefact: Artefact) -> None:
     async def main() -> None:
-        settings = {"replica_acks": 1, "store_timeout_s": 1}
+        settings = {"replica_acks": 1, "store_timeout_s": 2}
         async with in_process(artefact.folder, replicated.primary.url, **settings) as client:
             before = await missed(client)
             body = {"user_id": "u", "item_id": "a", "event_id": "1"}
@@ -231,7 +229,7 @@ def test_the_service_says_so(run: Run, replicated: Replicated, artefact: Artefac
             assert answer.json()["stale"] is False
             assert await missed(client) == before + 1
             replicated.replica.send(signal.SIGCONT)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(LONG_S):
                 again = await client.post("/interactions", json=body)
                 while again.status_code != 200:
                     again = await client.post("/interactions", json=body)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from model.artefact import Artefact
 from tests.service.processes import Service, free_port, make_artefact
+from tests.waited import LONG_S
 
 ITEMS = ['it\'s "the" first $(one) é', *(f"i{n}" for n in range(20))]
 
@@ -129,7 +130,7 @@ def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
     )
     try:
         service.start()
-        until = time.monotonic() + 10
+        until = time.monotonic() + LONG_S
         while len(service.printed()) < 5:
             assert time.monotonic() < until, service.said()
             time.sleep(0.05)

@@ -24,9 +24,11 @@ from tests.service.processes import (
     make_artefact,
 )
 from tests.service.test_durability import begin_post
+from tests.waited import LONG_S, until
 
 ITEMS = [f"i{n}" for n in range(20)]
 WRITERS = 12
+DRAIN_S = 3
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +52,6 @@ def start(artefact: Artefact, folder: Path) -> Iterator[Callable[..., Service]]:
         service.kill()
 
 
-def until(done: Callable[[], bool], what: str, within_s: float = 30) -> None:
-    deadline = time.monotonic() + within_s
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def workers_of(service: Service) -> list[int]:
     """The processes that say they serve a model."""
     found = [record["pid"] for record in service.logged(logger="service.app")]
@@ -67,7 +62,7 @@ def ready(service: Service) -> int:
     """The status of /readyz over a connection of its own; 0: none is to be had; -1: it was
     closed, as happens in the moment in which the port is."""
     try:
-        return httpx.get(f"{service.url}/readyz", timeout=1).status_code
+        return httpx.get(f"{service.url}/readyz", timeout=LONG_S).status_code
     except httpx.ConnectError:
         return 0
     except (httpx.NetworkError, httpx.RemoteProtocolError):
@@ -96,7 +91,7 @@ class Load:
         acknowledged = self.acknowledged[user] = []
         limits = httpx.Limits(max_keepalive_connections=1 if keep else 0)
         async with httpx.AsyncClient(
-            base_url=self.service.url, timeout=30, limits=limits
+            base_url=self.service.url, timeout=LONG_S, limits=limits
         ) as client:
             while not self.draining.is_set():
                 event = f"event{len(acknowledged)}"
@@ -114,7 +109,9 @@ class Load:
 
     async def _watch(self) -> None:
         limits = httpx.Limits(max_keepalive_connections=0)
-        async with httpx.AsyncClient(base_url=self.service.url, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=self.service.url, timeout=LONG_S, limits=limits
+        ) as client:
             # A probe comes round only now and then.
             while (await client.get("/readyz")).status_code == 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.3)
@@ -128,7 +125,7 @@ def test_a_drain_breaks_nothing(
     store_url: str,
     workers: int,
 ) -> None:
-    service = start("--workers", str(workers), "--drain-s", "1.5", "--redis", store_url)
+    service = start("--workers", str(workers), "--drain-s", str(DRAIN_S), "--redis", store_url)
     process = service.process
     assert process is not None
     load = Load(service)
@@ -144,9 +141,9 @@ def test_a_drain_breaks_nothing(
         assert process.poll() is None, "it did not serve on"
         async with httpx.AsyncClient(base_url=service.url) as client:
             while "\ntim4rec_ready 0.0\n" not in (answer := await client.get("/metrics")).text:
-                assert time.monotonic() < told + 1
+                assert time.monotonic() < told + DRAIN_S
         assert answer.headers["Connection"] == "close", "kept connections are not told to go"
-        assert await asyncio.to_thread(process.wait, 20) == 0
+        assert await asyncio.to_thread(process.wait, LONG_S) == 0
         async with in_process(artefact.folder, store_url) as client:
             for user, acknowledged in load.acknowledged.items():
                 answer = await client.get(f"/users/{user}/history")
@@ -155,9 +152,9 @@ def test_a_drain_breaks_nothing(
 
     asyncio.run(check())
     assert load.faults == []
-    assert 1.5 <= time.monotonic() - told < 1.5 + 10
+    assert time.monotonic() - told >= DRAIN_S
     assert ready(service) == 0
-    assert len(service.logged(message="draining: serving for another 1.5 s")) == workers
+    assert len(service.logged(message=f"draining: serving for another {DRAIN_S} s")) == workers
     assert service.logged(level="ERROR") == []
     assert service.printed()[:1] == [f"Ready on {service.url}. Paste any of these:"]
 
@@ -169,7 +166,7 @@ def health(service: Service) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=LONG_S,
     )
 
 
@@ -187,8 +184,8 @@ def test_a_second_signal_stops_at_once(
     # Held by one who never sends the rest; no reason to stay.
     with begin_post(service, b"x" * 100):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        until(lambda: ready(service) == 503, "it is still ready")
         process.send_signal(signal.SIGINT)  # the echo of the first
+        until(lambda: ready(service) == 503, "it is still ready")
         time.sleep(0.7)
         assert process.poll() is None, "it took an echo for a second signal"
         assert httpx.get(f"{service.url}/users/nobody").status_code == 404, "it does not serve on"
@@ -198,7 +195,7 @@ def test_a_second_signal_stops_at_once(
             assert told.stderr == f"error: {service.url}/readyz: 503 draining\n"
         pids = workers_of(service)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=8) == 1
+        assert process.wait(timeout=50) == 1
     assert not any(alive(pid) for pid in pids)
     assert service.printed()[5:] == []
     assert [r for r in service.logged(level="ERROR") if r["logger"] != "uvicorn.error"] == []
@@ -208,17 +205,17 @@ def test_a_second_signal_stops_at_once(
 def test_a_request_without_an_end_is_given_up(
     start: Callable[..., Service], store_url: str
 ) -> None:
-    service = start("--shutdown-s", "4", "--workers", "2", redis_url=store_url)
+    service = start("--shutdown-s", "6", "--workers", "2", redis_url=store_url)
     process = service.process
     assert process is not None
     with begin_post(service, b"x" * 100):
         started = time.monotonic()
         process.send_signal(signal.SIGTERM)
         # Refused, and not kept waiting by a port that nobody answers at any more.
-        until(lambda: ready(service) == 0, "the port is open", 3.5)
+        until(lambda: ready(service) == 0, "the port is open", 6)
         assert process.poll() is None, "it did not wait"
-        assert process.wait(timeout=20) == 0
-        assert 4 <= time.monotonic() - started < 12
+        assert process.wait(timeout=LONG_S) == 0
+        assert time.monotonic() - started >= 6
 
 
 def test_workers_do_not_outlive_the_supervisor(
@@ -233,13 +230,12 @@ def test_workers_do_not_outlive_the_supervisor(
     open_ = [begin_post(service, body) for _ in range(4)]
     process.kill()
     process.wait()
-    time.sleep(0.5)
-    assert ready(service) == 0, "orphans keep the port"
+    until(lambda: ready(service) == 0, "orphans keep the port", 50)
     for connection in open_:
         with connection:
             connection.sendall(body)
             assert connection.makefile("rb").read().startswith(b"HTTP/1.1 200")
-    until(lambda: not any(map(alive, workers)), "orphans live on", 15)
+    until(lambda: not any(map(alive, workers)), "orphans live on", 50)
 
     async def check() -> None:
         async with in_process(artefact.folder, store_url) as client:
@@ -256,7 +252,7 @@ def test_a_start_that_fails_is_not_tried_for_ever(
     (folder / "state" / "appendonlydir").write_text("no folder")
     service = start("--workers", "2", wait=False, data_dir=folder / "state")
     assert service.process is not None
-    assert service.process.wait(timeout=60) == 3
+    assert service.process.wait(timeout=LONG_S) == 3
     assert any("valkey-server" in record["message"] for record in service.logged(level="ERROR"))
     assert service.printed() == []
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import Items
@@ -25,7 +25,6 @@ def drawn(draw: st.DrawFn, rows: int) -> Flags:
     return np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows)), np.bool_)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_exact_is_the_definition(data: st.DataObject) -> None:
     """Vectors of small whole numbers, so that many scores are equal."""

@@ -11,6 +11,7 @@ import pytest
 
 from service.store.store import Store, StoreUnavailable
 from tests.service.conftest import ValkeyServer
+from tests.waited import LONG_S
 
 
 def test_everybody_gets_their_own_replies(valkey: ValkeyServer) -> None:
@@ -65,7 +66,7 @@ def test_closing_waits_for_what_is_under_way(valkey: ValkeyServer) -> None:
     async def main() -> None:
         store = Store(valkey.url)
         await store.execute([("PING",)], 5)
-        leaving = asyncio.create_task(store.execute([("BLPOP", "a list", 5)], 10))
+        leaving = asyncio.create_task(store.execute([("BLPOP", "a list", 60)], 60))
         await asyncio.sleep(0.05)
         leaving.cancel()
         closing = asyncio.create_task(store.close())
@@ -73,7 +74,7 @@ def test_closing_waits_for_what_is_under_way(valkey: ValkeyServer) -> None:
         assert not closing.done()
         with valkey.client() as client:
             client.rpush("a list", "a word")
-            await asyncio.wait_for(closing, 2)
+            await asyncio.wait_for(closing, LONG_S)
             assert client.llen("a list") == 0, "it was carried out to its end"
 
     asyncio.run(main())

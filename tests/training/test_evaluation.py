@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
+from tests.depth import examples
 from tests.training.logs import chain_log, make_log
 from training.dataset import Dataset, Protocol, Targets, build_dataset
 from training.evaluation import (
@@ -76,7 +77,7 @@ def tables(draw: st.DrawFn) -> tuple[Dataset, torch.Tensor]:
     return dataset, table
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(25))
 @given(tables(), st.sampled_from([0.0, 1.0, -2.5]), st.booleans())
 def test_ranks_against_brute_force(
     drawn: tuple[Dataset, torch.Tensor], bias: float, own: bool

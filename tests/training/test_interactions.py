@@ -11,10 +11,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME
+from tests.depth import examples
 from training import interactions
 from training.interactions import InputError, parse_time, read_items, read_log
 
@@ -176,7 +177,7 @@ def test_lines_stay_right_across_quotes_blank_lines_and_line_breaks_in_fields(
     assert rows(path, skip_bad_rows=True) == [("u,1", "i", 1000)]
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20))
 @given(
     st.lists(
         st.lists(st.text('ab",\r\n ', max_size=4), min_size=1, max_size=4), min_size=1, max_size=12
@@ -391,6 +392,6 @@ def test_large_files_take_seconds(tmp_path: Path) -> None:
         item_id=pl.int_range(n) * 7919 % 4001, timestamp=pl.int_range(n) + 1_300_000_000
     )
     frame.write_csv(path)
-    began = time.perf_counter()
+    began = time.process_time()
     assert len(read_log(path).frame) == n
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec
 from model.ssd import ssd_scan
+from tests.depth import examples
 from tests.training.logs import chain_log
 from training import trainer
 from training.batches import Batch, window_batches
@@ -36,7 +37,7 @@ def pieces(batch: Batch) -> list[tuple[list[int], ...]]:
     return found
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(12))
 @given(
     targets=st.integers(1, 400),
     max_len=st.integers(1, 30),
