@@ -6,6 +6,7 @@ A state is a pure function of (model, events 1..version). Never do two threads r
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,7 +20,7 @@ from model.artefact import Artefact
 from model.device_stepper import DeviceStepper
 from model.gaps import UNKNOWN_TIME
 from model.state import Precision, State
-from model.stepper import Stepper
+from model.stepper import ADVANCED, Stepper
 from service.catalogue.choice import Choice
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking, places
 from service.catalogue.shelf import Selection
@@ -32,8 +33,10 @@ from service.observe import stages
 from service.observe.stages import Span
 from service.store.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 
-STEPS = 8
-"""A row that lacks more events than this goes through `prefill`."""
+STEPS = 2
+DEVICE_STEPS = 8
+"""A row that lacks more events than this has them side by side: `benchmarks.step_vs_recompute` is
+why."""
 
 SMALL_USERS = 16
 SMALL_SCORES = 2**17
@@ -43,6 +46,7 @@ PREFILL_EVENTS = 512
 PREFILL_CELLS = 32_768
 DEVICE_PREFILL_CELLS = 2**18
 """One prefill call takes at most so many events of a row, and so many cells of the batch."""
+ADVANCE_CELLS = 2048
 ENOUGH_CELLS = 2048
 FULL = 0.8
 """A call of that many cells gains nothing by more rows if they fill less of it than this share."""
@@ -125,6 +129,7 @@ class Computer:
         self.prefill_cells = PREFILL_CELLS
         if pool.device.type == "cuda":
             self.prefill_cells = DEVICE_PREFILL_CELLS
+        self.steps = STEPS if isinstance(self.stepper, Stepper) else DEVICE_STEPS
         self.snapshot_every = snapshot_every
         self.precision = snapshot_precision
         self.stamp = snapshots.stamp("")  # of the engine's identity, once it has one
@@ -322,12 +327,12 @@ class Computer:
         known = []
         for row, events in part:
             known.append((row, self.known(events)))
-        stepped = [(r, e) for r, e in known if 0 < len(e) <= STEPS]
+        stepped = [(r, e) for r, e in known if 0 < len(e) <= self.steps]
         if stepped:
             self._step(stepped)
             work.stepped += sum(len(indexed) for _, indexed in stepped)
             work.end(stages.STEP)
-        prefilled = [(r, e) for r, e in known if len(e) > STEPS]
+        prefilled = [(r, e) for r, e in known if len(e) > self.steps]
         if prefilled:
             self._prefill(prefilled)
             work.prefilled += sum(len(indexed) for _, indexed in prefilled)
@@ -378,6 +383,10 @@ class Computer:
 
     def _prefill(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
         rows = sorted(rows, key=lambda pair: len(pair[1]))
+        if isinstance(self.stepper, Stepper):
+            short = bisect_right(rows, ADVANCED, key=lambda pair: len(pair[1]))
+            self._advance(self.stepper, rows[:short])
+            rows = rows[short:]
         while rows:
             group = [rows.pop()]
             longest = len(group[0][1])
@@ -393,6 +402,15 @@ class Computer:
                 pieces = [events[start : start + PREFILL_EVENTS] for _, events in group]
                 state = self.model.prefill(*_padded(pieces, index.device), state)
             self.pool.states.write(index, state)
+
+    def _advance(self, stepper: Stepper, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
+        while rows:
+            group = rows[-max(1, ADVANCE_CELLS // len(rows[-1][1])) :]
+            del rows[-len(group) :]
+            slots = np.array([row.slot for row, _ in group])
+            events = np.array([event for _, own in group for event in own], np.int64)
+            lengths = np.array([len(own) for _, own in group])
+            stepper.advance(self.pool.states, slots, events[:, 0], events[:, 1], lengths)
 
     # -- snapshots -----------------------------------------------------------------------
 
