@@ -248,6 +248,52 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
         assert_same(others, model.new_state(17 - len(rows)), 0)
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data(), model=models(), single=st.booleans())
+def test_interactions_side_by_side_are_steps(
+    data: st.DataObject, model: TiM4Rec, single: bool
+) -> None:
+    """Of any users in any order, from any state, in a pool of which nothing else changes."""
+    tolerance = FLOAT64
+    if single:
+        model, tolerance = model.float(), FLOAT32
+    rows = data.draw(st.lists(histories(model.config.n_items), min_size=1, max_size=5))
+    slots = np.array(data.draw(st.permutations(range(7)))[: len(rows)])
+    splits = [data.draw(st.integers(0, len(items) - 1)) for items, _ in rows]
+    pool, stepper = model.new_state(7), Stepper(model)
+
+    def advance(parts: list[tuple[list[int], list[int]]]) -> None:
+        going = [user for user, (items, _) in enumerate(parts) if items]
+        if going:
+            columns = (np.array([one for user in going for one in parts[user][n]]) for n in (0, 1))
+            lengths = np.array([len(parts[user][0]) for user in going])
+            stepper.advance(pool, slots[going], *columns, lengths)
+
+    with torch.inference_mode():
+        advance([(items[:n], times[:n]) for (items, times), n in zip(rows, splits, strict=True)])
+        advance([(items[n:], times[n:]) for (items, times), n in zip(rows, splits, strict=True)])
+        for slot, history in zip(slots, rows, strict=True):
+            alone = by_steps(model, *tensors(history), model.new_state(1))
+            assert_same(pool.rows(torch.tensor([slot])), alone, tolerance)
+        others = pool.rows(torch.tensor([row for row in range(7) if row not in slots]))
+        assert_same(others, model.new_state(7 - len(rows)), 0)
+
+
+@pytest.mark.parametrize("length", [1, 64, 300])
+def test_many_interactions_side_by_side(length: int) -> None:
+    torch.manual_seed(length)
+    model = TiM4Rec(ModelConfig(n_items=50, dropout=0.0)).double().eval()
+    items = torch.randint(1, 51, (1, length))
+    times = torch.randint(0, 10**9, (1, length)).cumsum(1)
+    pool = model.new_state(2)
+    with torch.inference_mode():
+        exact = model.prefill(items, times, torch.tensor([length]), model.new_state(1))
+        Stepper(model).advance(
+            pool, np.array([1]), items[0].numpy(), times[0].numpy(), np.array([length])
+        )
+        assert_same(pool.rows(torch.tensor([1])), exact, FLOAT64)
+
+
 def test_a_sequence_model_has_no_stepper() -> None:
     with pytest.raises(TypeError, match="no step"):
         Stepper(TiM4Rec(ModelConfig(n_items=5, time="sequence", max_len=4)))
