@@ -8,11 +8,10 @@ what happens to a state afterwards can cost time, never an event.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -80,6 +79,8 @@ ANSWERED_AT_ONCE = 16
 """Most reads that are answered in one turn of the event loop: what comes meanwhile waits for its
 end, be it only to be refused."""
 
+_LOGGED = (Verdict.APPLIED, Verdict.LATE)
+
 DROP_AGAIN_S = 10.0
 """So long the states of an erased user are dropped again: a wave that had read the record before
 may still put one into the pool."""
@@ -143,6 +144,8 @@ class Engine:
         self._sessions = itertools.count()
         self._busy = 0  # waves between leaving the queue and the end of their arithmetic
         self.pace = Pace(max_batch)
+        self._verdicts, self._logged = Counter[Verdict](), Counter[str]()
+        self._unknown = 0
         self._erased = "$"
         self._forgotten: deque[tuple[float, str]] = deque()
         self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
@@ -402,7 +405,7 @@ class Engine:
         found = []
         for entry, reply in zip(entries, replies, strict=True):
             if isinstance(reply, LogReply) and entry.reply is not None:
-                entry.reply = dataclasses.replace(reply, outcomes=entry.reply.outcomes)
+                entry.reply = reply._replace(outcomes=entry.reply.outcomes)
                 found.append(entry)
         metrics.SNAPSHOTS["failed"].inc(len(entries) - len(found))
         return found
@@ -428,14 +431,15 @@ class Engine:
             if stale and entry.row is not None:
                 continue
             entry.known = entry.row.mark if entry.row else None
+            entry.unread = self._is_unread(entry)
             asked.append(entry)
             requests.append(
                 LogRequest(
                     entry.user_id,
                     entry.known,
                     [event for append in entry.appends for event in append.events],
-                    None if entry.row or self._is_unread(entry) else self.identity,
-                    0 if self._is_unread(entry) else None,
+                    None if entry.row or entry.unread else self.identity,
+                    0 if entry.unread else None,
                 )
             )
         metrics.POOL_LOOKUPS["hit"].inc(hits)
@@ -465,18 +469,20 @@ class Engine:
             else:
                 entry.reply, entry.ready = reply, ended
                 self._answer_appends(entry, reply.outcomes)
-                if self._is_unread(entry):
+                if entry.unread:
                     del wave.entries[entry.user_id]
                     if self.computer.snapshot_due(entry) and len(self._due) < self.max_queue:
                         self._due[entry.user_id] = entry
+        self._count_appends()
         if self._due:
             self._some_due.set()
 
     def _is_unread(self, entry: Entry) -> bool:
         """Whether nobody needs the user's state now: no row is to be kept up with the log, nothing
         is read, and a snapshot that is due can wait for others."""
-        few = entry.n_events < self.computer.snapshot_every
-        return entry.row is None and not entry.reads and few
+        if entry.row is not None or entry.reads:
+            return False
+        return entry.n_events < self.computer.snapshot_every
 
     async def _exchange(self, requests: Sequence[LogRequest]) -> Sequence[LogReply | Exception]:
         try:
@@ -492,23 +498,33 @@ class Engine:
             own = outcomes[place : place + len(append.events)]
             place += len(append.events)
             for event, outcome in zip(append.events, own, strict=True):
-                metrics.EVENTS[outcome.verdict].inc()
-                logged = outcome.verdict in (Verdict.APPLIED, Verdict.LATE)
-                if logged and event.item_id not in self.computer.vocabulary:
-                    metrics.UNKNOWN_ITEMS.inc()
-                if logged:
-                    kind = "none" if event.kind is None else event.kind
-                    if event.kind is not None and event.kind not in self.kinds.named:
-                        kind = "other"
-                    metrics.kinds(kind).inc()
-                    if self.outcomes is not None:
-                        self.outcomes.interacted(entry.user_id, event.item_id, kind)
-                if logged and self.popularity is not None and outcome.time_ms is not None:
+                self._verdicts[outcome.verdict] += 1
+                if outcome.verdict not in _LOGGED or outcome.time_ms is None:
+                    continue
+                self._unknown += event.item_id not in self.computer.vocabulary
+                kind = "none" if event.kind is None else event.kind
+                if event.kind is not None and event.kind not in self.kinds.named:
+                    kind = "other"
+                self._logged[kind] += 1
+                if self.outcomes is not None:
+                    self.outcomes.interacted(entry.user_id, event.item_id, kind)
+                if self.popularity is not None and self.kinds.counts(event.kind):
                     at = outcome.time_ms if event.time_ms is None else event.time_ms
-                    if self.kinds.counts(event.kind):
-                        weight = 1.0 if event.weight is None else event.weight
-                        self.popularity.count(event.item_id, at, weight)
+                    weight = 1.0 if event.weight is None else event.weight
+                    self.popularity.count(event.item_id, at, weight)
             _resolve(append.done, own)
+
+    def _count_appends(self) -> None:
+        """What `_answer_appends` has seen, once for a wave: a metric costs more than a sum."""
+        for verdict, number in self._verdicts.items():
+            metrics.EVENTS[verdict].inc(number)
+        for kind, number in self._logged.items():
+            metrics.kinds(kind).inc(number)
+        if self._unknown:
+            metrics.UNKNOWN_ITEMS.inc(self._unknown)
+        self._verdicts.clear()
+        self._logged.clear()
+        self._unknown = 0
 
     def _does_without(self, entry: Entry, error: Exception) -> bool:
         """Fails the entry, or only its appends where its reads are answered without the store."""
@@ -637,8 +653,8 @@ class Engine:
                     break
                 at = reply.events[-1].mark
             entry.known, entry.history = None, History(base, events)
-            reply = dataclasses.replace(reply, known_is_current_history=False, events=events[-1:])
-        entry.reply = dataclasses.replace(reply, outcomes=outcomes)
+            reply = reply._replace(known_is_current_history=False, events=events[-1:])
+        entry.reply = reply._replace(outcomes=outcomes)
 
     async def _ask(self, request: LogRequest) -> LogReply:
         (reply,) = await self.log.exchange([request])

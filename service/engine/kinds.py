@@ -72,7 +72,7 @@ class KindRules:
 
     def counts(self, kind: str | None) -> bool:
         """Whether it counts as popular, as much as it weighs."""
-        return bool(self.of(kind) & (Effect.STEP | Effect.COUNT))
+        return kind is None or bool(self.of(kind) & (Effect.STEP | Effect.COUNT))
 
     @property
     def suffix(self) -> str:

@@ -93,6 +93,7 @@ class Entry:
     appends: list[Append] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     row: Row | None = None  # pinned from the exchange to the end of the wave
+    unread: bool = False  # nobody needs the user's state now
     known: Mark | None = None  # what the row stood for when the log was asked
     reply: LogReply | None = None  # None: the log was not asked, or is away (stale reads only)
     away: bool = False  # the log did not answer: its reads are answered without it

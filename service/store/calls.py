@@ -136,7 +136,9 @@ class Calls:
                 answers = [error if i in sending else a for i, a in enumerate(answers)]
             else:
                 for (i, command), reply in zip(sending.items(), replies, strict=True):
-                    if isinstance(reply, NoScriptError):
+                    if not isinstance(reply, Exception):
+                        answers[i] = reply
+                    elif isinstance(reply, NoScriptError):
                         # EVAL loads the script on the very node that lacks it.
                         whole = ("EVAL", self._scripts[str(command[1])], *command[2:])
                         again[i] = Durable(whole) if isinstance(command, Durable) else whole

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 from urllib.parse import quote, unquote_to_bytes
 
 from service.store.calls import Calls, raised
@@ -80,8 +80,7 @@ LatePolicy = Literal["clamp", "reject", "replay"]
 or is put in its place, so that the events after it move."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """What a cached state stands for: the events 1..version, the last of which has this uid."""
 
     version: int
@@ -96,8 +95,7 @@ def new_uid() -> bytes:
     return os.urandom(8)
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(NamedTuple):
     """An interaction to append. `time_ms` None: the store's clock. What its `kind` does, the
     service's `KindRules` say; `weight` (finite) is how much it counts as popular."""
 
@@ -109,8 +107,7 @@ class NewEvent:
     weight: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """An accepted interaction. `time_ms` never falls from one version to the next.
 
     `first_uid`: the uid it was sent with, where it has moved since and got others.
@@ -148,8 +145,7 @@ class Verdict(StrEnum):
 _VERDICTS = tuple(Verdict)  # in the order of the codes in append.lua
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one new event.
 
     `version` and `time_ms` (effective) are those of the event in the log after the request: the
@@ -162,8 +158,7 @@ class Outcome:
     time_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class LogRequest:
+class LogRequest(NamedTuple):
     """One user's part of an exchange: events to append (at most `EventLog.max_events`), and what
     the caller knows already. `snapshot_of`: the model whose snapshot is wanted as well. `page`:
     most events wanted in the reply; None: the log's."""
@@ -175,8 +170,7 @@ class LogRequest:
     page: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LogReply:
+class LogReply(NamedTuple):
     """The record after the request's events.
 
     `known_is_current_history`: `known` was given and is a point of this record's history (ORIGIN

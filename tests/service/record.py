@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from service.store.event_log import ORIGIN, Event, Mark, NewEvent, Outcome, Verdict
 
@@ -78,7 +78,7 @@ class Record:
                 given_ms = there.sent.time_ms
                 late = there.placed or (given_ms is not None and given_ms < there.time_ms)
                 return Verdict.LATE if late else Verdict.APPLIED, there
-            same = replace(there.sent, uid=event.uid) == event
+            same = there.sent._replace(uid=event.uid) == event
             return Verdict.DUPLICATE if same else Verdict.CONFLICT, there
         if event.time_ms is not None and event.time_ms > now + TOLERATED_MS:
             return Verdict.FUTURE, None

@@ -13,7 +13,6 @@ workers in between. What must hold throughout:
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -238,9 +237,9 @@ class Workers(RuleBasedStateMachine):
         named = [event for event in self.sent if event.event_id]
         old = named[which % len(named)]
         item = ITEMS[(ITEMS.index(old.item_id) + 1) % len(ITEMS)] if altered else old.item_id
-        again = dataclasses.replace(old, uid=new_uid(), item_id=item)
+        again = old._replace(uid=new_uid(), item_id=item)
         if altered and which % 2:
-            again = dataclasses.replace(old, uid=new_uid(), kind="other")
+            again = old._replace(uid=new_uid(), kind="other")
         self.enqueue(self.worker(index).engine.append(user, [again]))
 
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS), stale=st.booleans())

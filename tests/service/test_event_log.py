@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +113,7 @@ def test_append_and_answer(run: Run, store_url: str) -> None:
             assert reply.events[1].mark == reply.newest
 
             later = await ask(log, "u", known=reply.newest)
-            assert later == replace(reply, outcomes=[], events=[], now_ms=later.now_ms)
+            assert later == reply._replace(outcomes=[], events=[], now_ms=later.now_ms)
             assert await history(log, "u") == reply.events
 
     run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from typing import Literal
 
 from fastapi import APIRouter
@@ -46,11 +47,11 @@ def _event(interaction: Interaction) -> NewEvent:
 
 
 def _status(
-    services: Services, item_id: str, verdict: Verdict
+    vocabulary: Container[str], item_id: str, verdict: Verdict
 ) -> Literal["applied", "late", "unknown_item", "duplicate"]:
     if verdict is Verdict.DUPLICATE:
         return "duplicate"
-    if item_id not in services.engine.computer.vocabulary:
+    if item_id not in vocabulary:
         return "unknown_item"
     return "late" if verdict is Verdict.LATE else "applied"
 
@@ -69,7 +70,7 @@ async def post_interaction(body: Interaction, services: ServicesDep) -> Interact
         user_id=body.user_id,
         item_id=body.item_id,
         version=outcome.version,
-        status=_status(services, body.item_id, outcome.verdict),
+        status=_status(services.engine.computer.vocabulary, body.item_id, outcome.verdict),
         timestamp=iso(outcome.time_ms),
     )
 
@@ -110,8 +111,9 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
                 except (StoreError, Overloaded) as error:
                     failed.append((own, error))
                     continue
+                vocabulary = of_user.engine.computer.vocabulary
                 for place, outcome in zip(own[start : start + step], outcomes, strict=True):
-                    results[place] = _batch_result(of_user, body.interactions[place], outcome)
+                    results[place] = _batch_result(vocabulary, body.interactions[place], outcome)
                 if len(own) > start + step:
                     places[user_id] = own
         finally:  # whoever leaves has its appends left, too
@@ -128,7 +130,9 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
     )
 
 
-def _batch_result(services: Services, interaction: Interaction, outcome: Outcome) -> BatchResult:
+def _batch_result(
+    vocabulary: Container[str], interaction: Interaction, outcome: Outcome
+) -> BatchResult:
     if outcome.verdict in _REASONS:
         _, field, reason = _REASONS[outcome.verdict]
         kept: Literal["conflict", "rejected", "future"] = {
@@ -137,7 +141,7 @@ def _batch_result(services: Services, interaction: Interaction, outcome: Outcome
         }.get(outcome.verdict, "future")  # type: ignore[assignment]
         return BatchResult(status=kept, detail=f"{field}: {reason}")
     return BatchResult(
-        status=_status(services, interaction.item_id, outcome.verdict),
+        status=_status(vocabulary, interaction.item_id, outcome.verdict),
         version=outcome.version,
         timestamp=iso(outcome.time_ms) if outcome.time_ms is not None else None,
     )
