@@ -240,7 +240,7 @@ def test_the_time_line_of_a_request(engine: Engine, run: Run) -> None:
     def get(user: str) -> list[str]:
         return [stage for stage, _, _ in spans_of(run, lambda: engine.recommend(user, 5))]
 
-    assert [stage for stage, _, _ in post("a", 3)] == [QUEUE, LOG]
+    assert [stage for stage, _, _ in post("a", 2)] == [QUEUE, LOG]
     assert get("a") == [QUEUE, LOG, QUEUE, STEP, RETRIEVE]
     assert [stage for stage, _, _ in post("a", 3)] == [QUEUE, LOG]
     assert get("a") == [QUEUE, LOG, QUEUE, RETRIEVE]  # it had a row, which was moved on behind it
@@ -250,6 +250,9 @@ def test_the_time_line_of_a_request(engine: Engine, run: Run) -> None:
     found = get("a")
     assert found[:3] == [QUEUE, LOG, QUEUE]
     assert found[3:] == [LOG, QUEUE, PREFILL, RETRIEVE]
-    post("b", 5)
+    post("b", 2)
     engine.pool.drop("b")
     assert get("b") == [QUEUE, LOG, QUEUE, STEP, RETRIEVE]
+    post("c", 3)
+    engine.pool.drop("c")
+    assert get("c") == [QUEUE, LOG, QUEUE, PREFILL, RETRIEVE]
