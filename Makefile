@@ -6,10 +6,11 @@ DEVICE ?=
 SOAK_S ?= 600
 AUDIT ?= pypi
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
-OLDEST_TESTS ?= tests/model/test_state.py tests/model/test_artefact.py tests/training/test_dataset.py \
-	tests/training/test_interactions.py $(addprefix tests/service/test_,admission.py api.py direct.py \
-	event_log.py keys.py items.py logs.py metrics.py page.py plain_request.py pool.py retrieval.py \
-	settings.py tracing.py wave.py wire.py) tests/client/test_client.py tests/cli/test_main.py
+OLDEST_TESTS ?= tests/model/test_state.py tests/model/test_artefact.py tests/client/test_client.py \
+	$(addprefix tests/training/test_,batches.py dataset.py interactions.py) \
+	$(addprefix tests/service/test_,admission.py api.py direct.py event_log.py keys.py items.py logs.py \
+	metrics.py page.py plain_request.py pool.py retrieval.py settings.py tracing.py wave.py wire.py) \
+	$(addprefix tests/cli/test_,console.py data.py main.py replay.py steps.py)
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -13,7 +13,7 @@ from cli.console import CommandError, errors_without_traceback
         (ValueError("log.csv:7: [red] is no time"), "log.csv:7: [red] is no time"),
         (FileNotFoundError(2, "No such file or directory", "log.csv"), "log.csv: No such file"),
         (ConnectionRefusedError(), "ConnectionRefusedError"),
-        (ValueError("long " * 100), "long " * 100),
+        (ValueError("long," * 100), "long," * 100),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.http import plain_request
+from tests.depth import examples
 
 HEAD = b"POST /interactions?x=1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 
@@ -80,7 +81,7 @@ REQUESTS = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(300))
 @given(REQUESTS)
 @example(HEAD + b"Content-Length: 2\r\n\r\n{}")
 def test_a_parser_says_the_same_of_each(data: bytes) -> None:
