@@ -308,7 +308,8 @@ def test_nobody_and_no_secret_is_named(service: Service, client: httpx.Client) -
 
 def test_the_settings_are_told_at_the_start(service: Service, client: httpx.Client) -> None:
     (record,) = [record for record in service.logged() if "settings" in record]
-    assert record["changed"] == ["artefact", "port", "redis_url", "api_keys", "log_requests"]
+    changed = ["artefact", "port", "redis_url", "store_timeout_s", "api_keys", "log_requests"]
+    assert record["changed"] == changed
     assert record["settings"]["max_batch"] == 128
     assert record["settings"]["api_keys"] == "1 hidden"
     assert record["message"].startswith("settings: artefact=")
