@@ -103,7 +103,7 @@ class Preset:
 _PUBLISHED_TRAINING = {
     "lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "warmup": 0, "clip": 1e9,
     "targets": 2048, "max_epochs": 300, "patience": 20,
-    "item_init": "random", "ema": 0.0, "time_masking": 0.0,
+    "item_init": "random", "ema": 0.0, "time_masking": 0.0, "shuffle_ties": False,
 }  # fmt: skip
 # TiM4Rec's configuration files of its official code, for Amazon Beauty and for MovieLens.
 _OFFICIAL_BEAUTY = {
@@ -134,6 +134,7 @@ def presets(dataset: str) -> dict[str, Preset]:
         "2-towers-128": Preset("2 towers of width 128", {"d_model": 128}, towers=2),
         "sampled": Preset("causal, loss over a sample of items", {}, {"loss": "sampled"}),
         "random-start": Preset("causal, items start at random", {}, {"item_init": "random"}),
+        "tie-order": Preset("causal, equal times in the log's order", {}, {"shuffle_ties": False}),
         "sequence": Preset(
             "TiM4Rec sequence, official recipe",
             {"time": "sequence", **official},

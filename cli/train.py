@@ -232,6 +232,15 @@ def train(
             rich_help_panel=LOOP,
         ),
     ] = None,
+    shuffle_ties: Annotated[
+        bool | None,
+        typer.Option(
+            "--shuffle-ties/--keep-ties",
+            help="Interactions of a user at the same time stand in another order each epoch.",
+            show_default="shuffled",
+            rich_help_panel=LOOP,
+        ),
+    ] = None,
     validation_users: Annotated[
         int, typer.Option(help="Validate on a sample of users; 0: all.", rich_help_panel=LOOP)
     ] = DEFAULTS.validation_users,
@@ -331,6 +340,7 @@ def train(
             ema=ema,
             item_init=None if item_init is None else item_init.value,
             time_masking=time_masking,
+            shuffle_ties=shuffle_ties,
         ),
     )
     sizes = dataset.describe()

@@ -152,6 +152,24 @@ def n_batches(dataset: Dataset, *, targets: int) -> int:
     return max(1, round(dataset.n_train_targets / targets))
 
 
+def ties_shuffled(dataset: Dataset, *, seed: int, epoch: int) -> Dataset:
+    """The same, training interactions of one user and one known time in a random order.
+
+    Many logs know the day and not the hour, and tell nothing by the order within it.
+    Deterministic in (seed, epoch).
+    """
+    histories = dataset.histories
+    user, times = histories.users, histories.times
+    tied = (user[1:] == user[:-1]) & (times[1:] == times[:-1]) & (times[1:] != UNKNOWN_TIME)
+    tied &= np.arange(1, len(times)) < dataset.train_ends[user[1:]]
+    run = np.cumsum(np.insert(~tied, 0, True))  # ties share a number, which never falls
+    within = np.flatnonzero(np.append(tied, False) | np.insert(tied, 0, False))
+    drawn = np.random.default_rng([seed, epoch, 1]).random(len(within))
+    items = histories.items.copy()
+    items[within] = items[within[np.lexsort((drawn, run[within]))]]
+    return replace(dataset, histories=replace(histories, items=items))
+
+
 def _windows(dataset: Dataset, max_len: int, rng: np.random.Generator) -> tuple[Int64s, Int64s]:
     """Start and number of targets of each window."""
     totals = np.maximum(dataset.train_lengths - 1, 0)

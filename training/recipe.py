@@ -33,7 +33,10 @@ def recipe(dataset: Dataset) -> Recipe:
         model |= {"gap_range_s": seconds, "request_range_s": seconds}
     # As many times are hidden in training as are missing, so that missing ones tell nothing.
     missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
-    training = {"ema": 0.995, "item_init": "cooccurrence", "time_masking": round(missing, 2)}
+    training = {
+        "ema": 0.995, "item_init": "cooccurrence", "shuffle_ties": True,
+        "time_masking": round(missing, 2),
+    }  # fmt: skip
     return Recipe(model, training)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from model import Architecture, Recommender, TiM4Rec
 from model.kernels import Choice, choose
-from training.batches import Batch, n_batches, prefix_batches, window_batches
+from training.batches import Batch, n_batches, prefix_batches, ties_shuffled, window_batches
 from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, Targets
@@ -63,6 +63,7 @@ class TrainingConfig:
     context: interactions before a window that starts within a history; the window begins with
     the state after them, without a gradient to them; 0 begins anew.
     time_masking: share of interactions whose time is hidden, for logs that lack some.
+    shuffle_ties: interactions of a user at the same time stand in another order each epoch.
     clip: largest norm of the gradient. threads: of torch on a CPU, 0 leaves its own choice.
     validation_users: validate on a fixed sample of this many, 0 on all. validation_seen: whether
     items that the user has had are ranked there; `auto` masks them, as the service does, unless
@@ -96,6 +97,7 @@ class TrainingConfig:
     max_len: int = 200
     request_dropout: float = 0.1
     time_masking: float = 0.0
+    shuffle_ties: bool = False
     context: int = 0
     max_epochs: int = 200
     patience: int = 8
@@ -197,6 +199,8 @@ def fingerprint(
     settings = config.to_dict()
     for name in ("max_epochs", "patience", "device", "kernels"):
         del settings[name]
+    if not config.shuffle_ties:
+        del settings["shuffle_ties"]  # runs from before it go on
     text = json.dumps([model_config.to_dict(), settings, dataset.protocol.to_dict()])
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for array in (
@@ -291,16 +295,18 @@ class _Run(Generic[M]):
         return p.epoch >= self.config.max_epochs or (p.epoch > 0 and waited >= self.config.patience)
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
-        c = self.config
+        c, dataset = self.config, self.dataset
+        if c.shuffle_ties:
+            dataset = ties_shuffled(dataset, seed=c.seed, epoch=epoch)
         if self.model.causal:
             max_len = min(c.max_len, self.model.window or c.max_len)
             return window_batches(
-                self.dataset, targets=c.targets, max_len=max_len,
+                dataset, targets=c.targets, max_len=max_len,
                 request_dropout=c.request_dropout, time_masking=c.time_masking,
                 context=c.context, seed=c.seed, epoch=epoch,
             )  # fmt: skip
         return prefix_batches(
-            self.dataset, targets=c.targets, max_len=self.model.config.max_len,
+            dataset, targets=c.targets, max_len=self.model.config.max_len,
             time_masking=c.time_masking, seed=c.seed, epoch=epoch,
         )  # fmt: skip
 

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from model import UNKNOWN_TIME
 from model.gaps import past_gaps
 from tests.training.logs import chain_log, make_log
-from training.batches import Batch, gather_padded, prefix_batches, window_batches
+from training.batches import (
+    Batch,
+    gather_padded,
+    prefix_batches,
+    ties_shuffled,
+    window_batches,
+)
 from training.dataset import Dataset, Protocol, build_dataset
 
 
@@ -164,6 +170,34 @@ def test_masked_times_leave_gaps_from_the_latest_known_earlier_row(
                 if now != UNKNOWN_TIME:
                     assert now == int(whole.times[at, place])
                     known = now
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=9), min_size=1, max_size=5))
+def test_shuffled_ties_are_the_same_interactions(users: list[list[int]]) -> None:
+    """Nothing leaves its user, its time or its part of the split; time 3 stands for unknown."""
+    rows = [
+        (f"u{user}", f"i{user}-{place}", UNKNOWN_TIME if time == 3 else time)
+        for user, times in enumerate(users)
+        for place, time in enumerate(times)
+    ]
+    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    before = dataset.histories
+    place = np.arange(len(before.items))
+    free = (place < dataset.train_ends[before.users]) & (before.times != UNKNOWN_TIME)
+    epochs = [ties_shuffled(dataset, seed=1, epoch=epoch).histories for epoch in range(24)]
+    for epoch, after in enumerate(epochs):
+        assert (after.times == before.times).all()
+        assert (after.items[~free] == before.items[~free]).all()
+        tied = list(zip(before.users[free], before.times[free], strict=True))
+        assert sorted(zip(tied, after.items[free], strict=True)) == sorted(
+            zip(tied, before.items[free], strict=True)
+        )
+        again = ties_shuffled(dataset, seed=1, epoch=epoch).histories
+        assert (again.items == after.items).all()
+    several = len(tied) > len(set(tied))
+    # Rows of a user who lacks some time keep their order, and their ties may lie apart.
+    if all(3 not in times for times in users):
+        assert (len({after.items.tobytes() for after in epochs}) > 1) == several
 
 
 @pytest.mark.parametrize("batches", [window_batches, prefix_batches])

@@ -50,6 +50,7 @@ def test_items_start_where_they_meet_and_the_average_is_kept(long: Dataset) -> N
     config = training_config(long)
     assert config.item_init == "cooccurrence"
     assert 0 < config.ema < 1
+    assert config.shuffle_ties
 
 
 def test_what_is_given_counts(short: Dataset) -> None:
