@@ -237,7 +237,7 @@ def train(
         typer.Option(
             "--shuffle-ties/--keep-ties",
             help="Interactions of a user at the same time stand in another order each epoch.",
-            show_default="shuffled",
+            show_default="shuffled where that order is chance",
             rich_help_panel=LOOP,
         ),
     ] = None,

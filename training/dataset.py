@@ -159,6 +159,25 @@ class Dataset:
         gaps = gaps[gaps > 0]
         return (int(gaps.min()), int(gaps.max())) if len(gaps) else None
 
+    def tie_agreement(self) -> float | None:
+        """How likely two users, each of whom has the same two items one right after the other at
+        the same time, have them in the same order: 0.5 if that order is chance, and tells nothing.
+
+        Of training interactions; None where no two users have such a pair.
+        """
+        later = np.flatnonzero(self._train_target_places())
+        items, times = self.histories.items.astype(np.int64), self.histories.times
+        later = later[(times[later] == times[later - 1]) & (times[later] != UNKNOWN_TIME)]
+        a, b = items[later - 1], items[later]
+        _, pair = np.unique(
+            np.minimum(a, b) * (self.n_items + 1) + np.maximum(a, b), return_inverse=True
+        )
+        up = np.bincount(pair, a < b)
+        down = np.bincount(pair, a > b)
+        alike = (up * (up - 1) + down * (down - 1)).sum()
+        met = ((up + down) * (up + down - 1)).sum()
+        return float(alike / met) if met else None
+
     def describe(self) -> dict[str, int | float]:
         """Sizes for metrics and the model card."""
         lengths = np.diff(self.histories.offsets)

@@ -16,6 +16,9 @@ from training.trainer import TrainingConfig
 SHORT = 20
 """Mean length below which a log's histories are short: they overfit sooner."""
 
+CHANCE = 0.6
+"""Agreement (`Dataset.tie_agreement`) below which the order of equal times tells nothing."""
+
 
 class Recipe(NamedTuple):
     """Options of `ModelConfig` and of `TrainingConfig`."""
@@ -33,8 +36,10 @@ def recipe(dataset: Dataset) -> Recipe:
         model |= {"gap_range_s": seconds, "request_range_s": seconds}
     # As many times are hidden in training as are missing, so that missing ones tell nothing.
     missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
+    agreement = dataset.tie_agreement()
     training = {
-        "ema": 0.995, "item_init": "cooccurrence", "shuffle_ties": True,
+        "ema": 0.995, "item_init": "cooccurrence",
+        "shuffle_ties": agreement is not None and agreement < CHANCE,
         "time_masking": round(missing, 2),
     }  # fmt: skip
     return Recipe(model, training)

@@ -50,7 +50,29 @@ def test_items_start_where_they_meet_and_the_average_is_kept(long: Dataset) -> N
     config = training_config(long)
     assert config.item_init == "cooccurrence"
     assert 0 < config.ema < 1
-    assert config.shuffle_ties
+
+
+def test_equal_times_are_shuffled_where_their_order_is_chance() -> None:
+    rng = np.random.default_rng(0)
+
+    def of(agree: float) -> Dataset:
+        rows = []
+        for user in range(400):
+            pair = ["a", "b"] if rng.random() < agree else ["b", "a"]
+            rows += [(f"u{user}", item, time) for time, item in enumerate(["c", "d"])]
+            rows += [(f"u{user}", item, 5) for item in pair]
+            rows += [(f"u{user}", item, time) for time, item in enumerate(["e", "f"], 6)]
+        return build_dataset(make_log(rows), Protocol(core=1))
+
+    for agree in (0.5, 0.9):
+        dataset = of(agree)
+        alike = agree**2 + (1 - agree) ** 2  # of two users
+        assert dataset.tie_agreement() == pytest.approx(alike, abs=0.06)
+        assert training_config(dataset).shuffle_ties == (alike < 0.6)
+    numbered = make_log([("u", item, time) for time, item in enumerate("abcdef")])
+    dataset = build_dataset(numbered, Protocol(core=1))
+    assert dataset.tie_agreement() is None
+    assert not training_config(dataset).shuffle_ties
 
 
 def test_what_is_given_counts(short: Dataset) -> None:
