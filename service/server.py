@@ -99,6 +99,7 @@ class Server(uvicorn.Server):
                 http=bounded(settings.read_timeout_s, settings.max_head_bytes),
                 ws="none",
                 access_log=False,
+                timeout_keep_alive=settings.keep_alive_s,
                 timeout_graceful_shutdown=settings.shutdown_s,
             )
         )
@@ -115,9 +116,12 @@ class Server(uvicorn.Server):
         await super().startup([])
         for listener in sockets or ():
             self.servers.append(Acceptor(listener, self._protocol))  # type: ignore[arg-type]
-        # What is there now stays: looking through it for garbage takes a tenth of a second.
+        # What is there now stays: looking through it for garbage takes a tenth of a second. So does
+        # what waits in a full queue, and by default that is looked through after every 700 objects
+        # more: an eighth of all CPU time under three times the load that can be answered.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 50, 100)
         if self.started and self.serving is not None:
             self.serving.set()
 

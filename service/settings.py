@@ -103,6 +103,13 @@ class Settings(BaseSettings):
         gt=0,
         description="within which a request's head must have arrived, and then its body",
     )
+    keep_alive_s: int = _http(
+        75,
+        ge=1,
+        description="a connection without a request is closed after this time. To be longer than "
+        "clients and proxies keep theirs (60 s is usual): what is sent while it is being closed "
+        "gets no answer",
+    )
     page: bool = _http(
         True, description="the page at `/`, where people try the recommender in a browser"
     )

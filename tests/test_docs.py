@@ -161,7 +161,7 @@ def queries(text: str) -> list[str]:
 @cache
 def routes() -> list[tuple[str, re.Pattern[str]]]:
     found = []
-    described = create_app(Settings(artefact=Path())).openapi()["paths"]
+    described = create_app(Settings(artefact=Path())).api.openapi()["paths"]
     for path, methods in {
         **described,
         **{path: ["get"] for path in ("/", "/metrics", "/docs")},

@@ -89,8 +89,11 @@ class HoldModels:
             await self.app(scope, receive, send)
             return
         scope[_HELD] = services
-        with services.lineup.held():
+        services.lineup.hold()
+        try:
             await self.app(scope, receive, send)
+        finally:
+            services.lineup.release()
 
 
 async def _services(request: Request) -> Services:

@@ -64,20 +64,21 @@ class AnswerDirectly:
             await require_key(services, key)
             content = call.written(await call.endpoint(**values))
         except Exception as error:
-            handler = self._handler(error)
-            if handler is None:
-                raise
+            foreseen, handler = self._handler(error)
             await (await handler(Request(scope, receive), error))(scope, receive, send)
+            if not foreseen:
+                raise
             return
         length = (b"content-length", str(len(content)).encode())
         headers = [length, (_CONTENT_TYPE, _JSON)]
         await send({"type": "http.response.start", "status": call.status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    def _handler(self, error: Exception) -> Callable[..., Awaitable[ASGIApp]] | None:
+    def _handler(self, error: Exception) -> tuple[bool, Callable[..., Awaitable[ASGIApp]]]:
+        """Whether there is one for such errors, and the one to call."""
         handlers: dict[Any, Any] = self.owner.exception_handlers
-        kinds = (kind for kind in type(error).__mro__ if kind is not Exception)
-        return next((handlers[kind] for kind in kinds if kind in handlers), None)
+        kind = next(kind for kind in type(error).__mro__ if kind in handlers)
+        return kind is not Exception, handlers[kind]
 
 
 class _Call:

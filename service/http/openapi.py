@@ -15,8 +15,8 @@ from service.settings import Settings
 
 def document() -> str:
     """The document that `/openapi.json` answers with, a key a line."""
-    app = create_app(Settings(artefact=Path()))
-    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
+    api = create_app(Settings(artefact=Path())).api
+    return json.dumps(api.openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

@@ -121,8 +121,4 @@ def install(app: FastAPI) -> None:
         # The server closes the connection after a fault: a caller has to know before the next
         # request on it.
         headers = {"Connection": "close"}
-        answer = problem(500, "an error of the service; its log has the details", headers=headers)
-        # Sent from outside of all middleware, so nobody else adds it.
-        if (context := request_context.current.get()) is not None:
-            answer.headers[request_context.HEADER] = context.request_id
-        return answer
+        return problem(500, "an error of the service; its log has the details", headers=headers)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
-from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -105,7 +105,7 @@ def _context(scope: Scope) -> RequestContext:
             parent = _traceparent.fullmatch(value)
     known = given if given is not None and _id.fullmatch(given) else None
     return RequestContext(
-        known.decode() if known else uuid4().hex,
+        known.decode() if known else secrets.token_hex(16),
         parent[1].decode() if parent else None,
         parent[2].decode() if parent else None,
     )

@@ -41,7 +41,8 @@ class TimeRequests:
         def shown() -> bytes:
             seconds = time.perf_counter() - started
             parts = timeline.parts(seconds) | {"total": seconds}
-            return ",".join(f"{p};dur={1000 * parts[p]:.3f}" for p in parts).encode()
+            shares = [f"{part};dur={1000 * parts[part]:.3f}" for part in parts]
+            return ",".join(shares).encode()
 
         before = stages.current.set(timeline)
         started = time.perf_counter()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from service.models.served_model import ServedModel
 
@@ -37,16 +35,15 @@ class Lineup:
             return self.base
         return self.trial
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps the models open meanwhile."""
+    def hold(self) -> None:
+        """Keeps the models open until `release`."""
         self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if self._retired and not self._under_way:
-                self._left.set()
+
+    def release(self) -> None:
+        """What `hold` began is over."""
+        self._under_way -= 1
+        if self._retired and not self._under_way:
+            self._left.set()
 
     async def retire(self) -> None:
         """Returns when nobody holds the models any more; from now on nobody may begin to."""

@@ -215,7 +215,7 @@ async def in_process(artefact: Path, store_url: str, **settings: Any) -> AsyncIt
     app = create_app(Settings(artefact=artefact, redis_url=store_url, **settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
-        app.router.lifespan_context(app),
+        app.api.router.lifespan_context(app.api),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
         yield client

@@ -37,7 +37,7 @@ CHECKS = [
 ]
 sent: dict[str, int] = {}
 
-schema = schemathesis.openapi.from_dict(create_app(Settings(artefact="none")).openapi())
+schema = schemathesis.openapi.from_dict(create_app(Settings(artefact="none")).api.openapi())
 
 
 @pytest.fixture(scope="module")

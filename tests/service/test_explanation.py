@@ -158,7 +158,7 @@ def test_explanations_wait_for_each_other_and_nobody_else(
     async def go() -> None:
         async with in_process(artefact.folder, store_url) as client:
             await _post(client, "ann", [(f"i{n}", BASE_MS + n) for n in range(8)])
-            explainer = client._transport.app.state.services.explainer
+            explainer = client._transport.app.api.state.services.explainer
             begun, goes_on = asyncio.Event(), asyncio.Event()
             loop = asyncio.get_running_loop()
 
@@ -189,7 +189,7 @@ def test_a_history_that_changes_meanwhile(artefact: Artefact, store_url: str, ru
     async def go() -> None:
         async with in_process(artefact.folder, store_url) as client:
             await _post(client, "ann", [("i1", BASE_MS), ("i2", BASE_MS + 1)])
-            services = client._transport.app.state.services
+            services = client._transport.app.api.state.services
             explain = services.explainer.explain
 
             async def erased_before(*given: Any, **options: Any) -> Any:

@@ -49,12 +49,14 @@ def test_another_trial_mixes_users_anew() -> None:
 def test_a_lineup_is_left_when_its_last_request_is(run: Any) -> None:
     async def go() -> None:
         lineup = Lineup(A)
-        with lineup.held():
-            with lineup.held():
-                left = asyncio.create_task(lineup.retire())
-                await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            assert not left.done()
+        lineup.hold()
+        lineup.hold()
+        left = asyncio.create_task(lineup.retire())
+        await asyncio.sleep(0)
+        lineup.release()
+        await asyncio.sleep(0)
+        assert not left.done()
+        lineup.release()
         await asyncio.wait_for(left, 1)
         await asyncio.wait_for(lineup.retire(), 1)
 

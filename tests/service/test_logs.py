@@ -157,7 +157,7 @@ from service.app import create_app
 
 def with_a_fault(settings):
     app = create_app(settings)
-    @app.get("/fault/{user_id}")
+    @app.api.get("/fault/{user_id}")
     async def fault(user_id: str) -> None:
         raise RuntimeError("a fault of ours")
     return app
@@ -339,7 +339,7 @@ def test_which_requests_are_logged(
             assert (await client.get("/nowhere")).status_code == 404
             answer = await client.get("/recommend", params={"user_id": "damaged"})
             assert answer.status_code == 503, answer.text
-            client._transport.app.state.drain.begun = True
+            client._transport.app.api.state.drain.begun = True
             assert (await client.get("/readyz")).status_code == 503  # a probe
 
     run(ask())

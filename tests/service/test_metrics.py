@@ -310,7 +310,7 @@ def test_what_the_engine_counts(artefact: Artefact, valkey: ValkeyServer, run: R
                 while value(found, "tim4rec_snapshots_total", result="written") < written:
                     found = await now()
             await get("new")
-            client_app = client._transport.app
+            client_app = client._transport.app.api
             client_app.state.services.engine.pool.drop("new")
             await get("new")
             after = await now()

@@ -204,7 +204,7 @@ def test_what_can_not_be_served_changes_nothing(
             assert (await shown(client))["version"] == 0
             # Sound where it was set, and damaged here.
             (folder / "two" / WEIGHTS).write_bytes(weights)
-            services = client._transport.app.state.services  # type: ignore[attr-defined]
+            services = client._transport.app.api.state.services  # type: ignore[attr-defined]
             active = await services.models.active.read()
             (folder / "two" / WEIGHTS).write_bytes(weights[:-1] + b"!")
             arm = models.Arm("two", two.identity)
@@ -265,7 +265,7 @@ def test_who_may_choose_what(
                 {"name": "two", "identity": two.identity},
             ]
             await choose(client, "two", share=0.2)
-            services = client._transport.app.state.services  # type: ignore[attr-defined]
+            services = client._transport.app.api.state.services  # type: ignore[attr-defined]
             stale = models.Active()
             arm = models.Arm("two", two.identity)
             assert not await services.models.active.replace(stale, stale.chosen(arm, 1))
@@ -286,7 +286,7 @@ def test_a_request_ends_by_the_model_it_began_with(
     async def go() -> None:
         async with served(folder, valkey.url) as client:
             events = await write(client, "ann", ITEMS[3:12])
-            services = client._transport.app.state.services  # type: ignore[attr-defined]
+            services = client._transport.app.api.state.services  # type: ignore[attr-defined]
             engine, append = services.engine, services.engine.append
             begun, held = asyncio.Event(), asyncio.Event()
 
@@ -320,7 +320,7 @@ def test_an_old_model_takes_no_memory(
     async def go() -> None:
         async with served(folder, valkey.url) as client:
             await check(client, "ann", await write(client, "ann", ITEMS[3:12]), one)
-            served_first = client._transport.app.state.services.served  # type: ignore[attr-defined]
+            served_first = client._transport.app.api.state.services.served  # type: ignore[attr-defined]
             kept = [weakref.ref(served_first.engine.pool), weakref.ref(served_first.artefact.model)]
             del served_first
             gc.collect()

@@ -173,7 +173,7 @@ def test_a_trial_is_compared_by_what_its_users_do(
                 return answer["model"], [item["item_id"] for item in answer["items"]]
 
             await client.post("/admin/model", json={"model": "d", "share": 0.5}, headers=admin)
-            await until(lambda: len(client._transport.app.state.services.lineup.models) == 2)
+            await until(lambda: len(client._transport.app.api.state.services.lineup.models) == 2)
             shown, done = Counter[str](), Counter[tuple[str, str]]()
             before = {one.identity: counted(one.identity) for one in arms.values()}
             old = {m: metrics.of_model(m).shown._value.get() for m in before}

@@ -199,7 +199,7 @@ def test_a_session_leaves_nothing_behind(
             assert {answer.json()["source"] for answer in answers} == {"model"}
             with valkey.client() as store:
                 assert set(store.keys("tim4rec:[us]:*")) == keys
-            pool = client._transport.app.state.services.engine.pool
+            pool = client._transport.app.api.state.services.engine.pool
             assert set(pool.users()) <= {"ann"}
             assert len(pool._free) + len(pool.users()) == 16
             after = (await client.get(f"/recommend?user_id=ann&at={BASE_MS}")).json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -216,6 +217,16 @@ def test_a_request_without_an_end_is_given_up(
         assert process.poll() is None, "it did not wait"
         assert process.wait(timeout=LONG_S) == 0
         assert time.monotonic() - started >= 6
+
+
+def test_how_long_an_idle_connection_is_kept(start: Callable[..., Service], store_url: str) -> None:
+    service = start("--keep-alive-s", "2", redis_url=store_url)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=LONG_S) as connection:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+        answered = time.monotonic()
+        assert connection.recv(4096) == b""
+        assert time.monotonic() - answered > 1.9
 
 
 def test_workers_do_not_outlive_the_supervisor(
