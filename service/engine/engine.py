@@ -1,7 +1,7 @@
 """The engine: requests become waves, a wave goes through the log and then the arithmetic.
 
-While one wave computes, the next is on the wire. A wave is everything that is waiting; there is
-no timer, so a lone request never waits for company. An append is answered when the log has it:
+A wave is everything that is waiting; there is no timer, so a lone request never waits for company.
+While one computes on a GPU, the next is on the wire. An append is answered when the log has it:
 what happens to a state afterwards can cost time, never an event.
 """
 
@@ -133,6 +133,7 @@ class Engine:
         self.erasure_poll_s = erasure_poll_s
         self._queue: deque[Append | Read] = deque()
         self._arrived = asyncio.Event()
+        self._on_device = isinstance(self.computer.stepper, DeviceStepper)
         self._computing: asyncio.Queue[Wave] = asyncio.Queue(maxsize=1)
         self._due: dict[str, Entry] = {}
         self._some_due = asyncio.Event()
@@ -366,10 +367,11 @@ class Engine:
                     continue
                 self._busy += 1
                 await self.exchange(wave)
-                if wave.entries:
-                    await self._computing.put(wave)
-                else:
-                    self._busy -= 1
+                await self._computing.put(wave)
+                # On a CPU both want the same one, and a wave that begins later is a larger one,
+                # which costs less a request; unless it would be full now.
+                if not self._on_device and len(self._queue) < self.max_batch:
+                    await self._computing.join()
                 ended = time.perf_counter()
                 self.pace.add(size, ended - began)
                 began = ended
@@ -382,6 +384,7 @@ class Engine:
                 await self._finish(list(wave.entries.values()))
             finally:
                 self._busy -= 1
+                self._computing.task_done()
 
     async def _due_loop(self) -> None:
         while True:
