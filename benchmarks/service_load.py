@@ -164,6 +164,9 @@ def batches(ours: Server, fsync: str, users: int, items: Sequence[str], seconds:
 def main(
     artefact: Annotated[Path, typer.Argument(help="Folder of the model to serve.")],
     users: Annotated[int, typer.Option(min=1, help="Users with a history.")] = 100_000,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Ask for each user once before the reads.")
+    ] = False,
     pool_capacity: Annotated[
         int | None, typer.Option(help="States in memory; the service's default if not given.")
     ] = None,
@@ -193,16 +196,20 @@ def main(
             with service(artefact, url, *options) as ours:
                 for fsync in fsyncs or ["always", "everysec"]:
                     set_fsync(url, fsync)
+                    if warm:
+                        closed_loop(ours.port, http_load.everyone(users), in_flight, users)
                     if rounds:
                         known = {
-                            "POST /interactions": lambda: http_load.writes(users, items),
                             "GET /recommend": lambda: http_load.reads(users),
+                            "POST /interactions": lambda: http_load.writes(users, items),
                         }
                         with server("benchmarks.constant_app") as constant:
                             beside += beside_fastapi(
                                 ours, constant, fsync, known, in_flight, rounds, seconds
                             )
                         batched.append(batches(ours, fsync, users, items, rounds * seconds / 2))
+                        if warm:
+                            closed_loop(ours.port, http_load.everyone(users), in_flight, users)
                     for row in at_rates(
                         ours,
                         lambda seed: http_load.mixed(users, items, seed),

@@ -121,7 +121,7 @@ class Server(uvicorn.Server):
         # more: an eighth of all CPU time under three times the load that can be answered.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(20_000, 50, 100)
+        gc.set_threshold(20_000, 10, 10)
         if self.started and self.serving is not None:
             self.serving.set()
 

@@ -5,7 +5,7 @@ What was tried, with figures: benchmarks/quality.md.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -20,36 +20,24 @@ CHANCE = 0.6
 """Agreement (`Dataset.tie_agreement`) below which the order of equal times tells nothing."""
 
 
-class Recipe(NamedTuple):
-    """Options of `ModelConfig` and of `TrainingConfig`."""
-
-    model: dict[str, Any]
-    training: dict[str, Any]
-
-
-def recipe(dataset: Dataset) -> Recipe:
-    """The options that a log asks for where its user does not say otherwise."""
-    short = float(np.diff(dataset.histories.offsets).mean()) < SHORT
-    model: dict[str, Any] = {"dropout": 0.5 if short else 0.2}
-    if (gaps := dataset.gap_range_ms()) is not None:
-        seconds = (gaps[0] / 1000, gaps[1] / 1000)
-        model |= {"gap_range_s": seconds, "request_range_s": seconds}
-    # As many times are hidden in training as are missing, so that missing ones tell nothing.
-    missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
-    agreement = dataset.tie_agreement()
-    training = {
-        "ema": 0.995, "item_init": "cooccurrence",
-        "shuffle_ties": agreement is not None and agreement < CHANCE,
-        "time_masking": round(missing, 2),
-    }  # fmt: skip
-    return Recipe(model, training)
-
-
 def model_config(dataset: Dataset, **options: Any) -> ModelConfig:
     """An architecture for this data: its size, its recipe, and the given options."""
-    return ModelConfig(n_items=dataset.n_items, **(recipe(dataset).model | options))
+    short = float(np.diff(dataset.histories.offsets).mean()) < SHORT
+    recipe: dict[str, Any] = {"dropout": 0.5 if short else 0.2}
+    if (gaps := dataset.gap_range_ms()) is not None:
+        seconds = (gaps[0] / 1000, gaps[1] / 1000)
+        recipe |= {"gap_range_s": seconds, "request_range_s": seconds}
+    return ModelConfig(n_items=dataset.n_items, **(recipe | options))
 
 
 def training_config(dataset: Dataset, **options: Any) -> TrainingConfig:
     """How to train on this data: its recipe, and the given options."""
-    return TrainingConfig(**(recipe(dataset).training | options))
+    # As many times are hidden in training as are missing, so that missing ones tell nothing.
+    missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
+    agreement = dataset.tie_agreement()
+    recipe = {
+        "ema": 0.995, "item_init": "cooccurrence",
+        "shuffle_ties": agreement is not None and agreement < CHANCE,
+        "time_masking": round(missing, 2),
+    }  # fmt: skip
+    return TrainingConfig(**(recipe | options))

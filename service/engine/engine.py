@@ -74,7 +74,6 @@ T = TypeVar("T")
 MAX_ATTEMPTS = 5
 """How often a user's history may change under our hands before a request is given up."""
 
-
 ANSWERED_AT_ONCE = 16
 """Most reads that are answered in one turn of the event loop: what comes meanwhile waits for its
 end, be it only to be refused."""
@@ -570,22 +569,17 @@ class Engine:
                     read.stages.add(stages.QUEUE, entry.ready, work.started)
                     read.stages.spans += work.spans
         self._conclude(work)
-        if len(work.answers) > ANSWERED_AT_ONCE:
-            self._spawn(self._answer_others(work))
         if work.snapshots:
             self._spawn(self._write_snapshots(work.snapshots))
         for entry in work.unresolved:
             self._spawn(self._resolve_entry(entry))
 
-    async def _answer_others(self, work: Work) -> None:
-        for place, (read, recommendation) in enumerate(work.answers[ANSWERED_AT_ONCE:]):
-            if place % ANSWERED_AT_ONCE == 0:
-                await asyncio.sleep(0)
-            _resolve(read.done, recommendation)
-
     def _conclude(self, work: Work) -> None:
-        for read, recommendation in work.answers[:ANSWERED_AT_ONCE]:
+        at_once, others = work.answers[:ANSWERED_AT_ONCE], work.answers[ANSWERED_AT_ONCE:]
+        for read, recommendation in at_once:
             _resolve(read.done, recommendation)
+        if others:
+            self._spawn(_answer(others))
         popular = [answer for _, answer in work.answers if answer.source != "model"]
         away = [answer for _, answer in work.answers if answer.away]
         popular_away = sum(answer.source != "model" for answer in away)
@@ -746,6 +740,13 @@ def _reject(requests: Iterable[Append | Read], error: Exception) -> None:
     for request in requests:
         if not request.done.done():
             request.done.set_exception(error)
+
+
+async def _answer(answers: Sequence[tuple[Read, Recommendation]]) -> None:
+    for place, (read, recommendation) in enumerate(answers):
+        if place % ANSWERED_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        _resolve(read.done, recommendation)
 
 
 def _resolve(future: asyncio.Future[T], value: T) -> None:
