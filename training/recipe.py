@@ -35,7 +35,7 @@ def training_config(dataset: Dataset, **options: Any) -> TrainingConfig:
     # As many times are hidden in training as are missing, so that missing ones tell nothing.
     missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
     agreement = dataset.tie_agreement()
-    recipe = {
+    recipe: dict[str, Any] = {
         "ema": 0.995, "item_init": "cooccurrence",
         "shuffle_ties": agreement is not None and agreement < CHANCE,
         "time_masking": round(missing, 2),

@@ -160,12 +160,12 @@ def run(main: Callable[..., None], *arguments: str) -> str:
 def test_service_load(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "load.json"
     short = ["--users", "40", "--rounds", "1", "--seconds", "0.2", "--in-flight", "4"]
-    run(service_load.main, str(artefact), *short, "--rate", "40", "--rate-seconds", "0.5",
+    run(service_load.main, str(artefact), *short, "--warm", "--rate", "40", "--rate-seconds", "0.5",
         "--fsync", "everysec", "--json", str(report))  # fmt: skip
     found = json.loads(report.read_text())
     assert [row["request"] for row in found["beside_fastapi"]] == [
-        "POST /interactions",
         "GET /recommend",
+        "POST /interactions",
     ]
     assert all(row["rate"] > 0 and row["constant_rate"] > 0 for row in found["beside_fastapi"])
     assert found["batches"][0]["events_s"] > 0
