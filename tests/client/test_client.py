@@ -245,6 +245,7 @@ def test_a_store_that_stays_away(running: Running, half: str) -> None:
             running.store.start()
         assert [result["status"] for result in results] == ["failed"] * 9
         assert all("not sent" in str(result["detail"]) for result in results[4:])
+    with Caller(half, running.service.url) as call:
         call("ready")
         again = call("post_all", sent, batch=4)
         assert {result["status"] for result in again} <= {"applied", "duplicate"}
