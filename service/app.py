@@ -140,8 +140,8 @@ def create_app(settings: Settings | None = None) -> Application:
 class Application:
     """The service, as servers call it.
 
-    api: the routes and their documentation. What every request goes through stands in front of it
-        and not within: what it puts around its own middleware costs a direct answer a tenth.
+    api: the routes and their documentation. What every request goes through stands in front of it:
+        as its middleware, a direct answer would pay for the framework's own around them.
     """
 
     def __init__(self, api: FastAPI, front: ASGIApp) -> None:
