@@ -156,7 +156,7 @@ class Bench:
         if self.kernels is not None:
             stepper = DeviceStepper(self.model, pool, self.kernels, graphs=self.on_gpu)
         elif not self.on_gpu:
-            stepper = Stepper(self.model)
+            stepper = Stepper(self.model, pool)
         for batch in self.sizes.batches:
             repeat = max(1, 64 // batch)
             turns = [self._events(batch) for _ in range(8)]
@@ -169,7 +169,7 @@ class Bench:
                 if isinstance(stepper, DeviceStepper):
                     stepper.take(there[number % 8])
                 elif stepper is not None:
-                    stepper.step(pool, *turns[number % 8])
+                    stepper.step(*turns[number % 8])
                 else:
                     index, items, times = there[number % 8]
                     pool.write(index, self.model.step(items, times, pool.rows(index)))

@@ -124,7 +124,7 @@ def in_one_process(
     artefact: Artefact, lengths: list[int], rounds: int
 ) -> dict[int, tuple[float, float]]:
     """Median milliseconds of (recomputing the window, one step) for each length."""
-    model, stepper = artefact.model, Stepper(artefact.model)
+    model = artefact.model
     jobs: dict[tuple[int, str], Callable[[], object]] = {}
     for length in lengths:
         items, times = (torch.tensor([column]) for column in history(artefact, length))
@@ -134,7 +134,8 @@ def in_one_process(
             i, t, n, model.new_state(1)
         )
         item, at = items[:, 0].numpy(), times[:, -1].numpy() + 1
-        jobs[length, "step"] = lambda i=item, t=at, s=state: stepper.step(s, SLOT, i, t)  # type: ignore[misc]
+        stepper = Stepper(model, state)
+        jobs[length, "step"] = lambda i=item, t=at, s=stepper: s.step(SLOT, i, t)  # type: ignore[misc]
     seconds: dict[tuple[int, str], list[float]] = {job: [] for job in jobs}
     for _ in range(rounds):
         for job, work in jobs.items():

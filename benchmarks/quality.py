@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
@@ -52,6 +53,7 @@ from training.trainer import DivergedError, Result, TrainingConfig, train
 SEEN = ("kept", "weighed", "masked")
 HIDDEN = "whole, times hidden"
 HISTORIES: dict[str, int | None] = {"whole": None, "last 50": 50, "last 200": 200}
+TIES = ("log", "item")
 DATA = Path("../shared/data")
 RUNS = Path("runs/quality")
 ERRORS = (InputError, ResultError, CheckpointError, ConfigError, DivergedError)
@@ -211,18 +213,32 @@ PUBLISHED: dict[str, list[Published]] = {
 }
 
 
-def load(name: str, data: Path, split: str) -> Dataset:
-    """The data set `name` of the folder `data`. Raises InputError where it can't be used."""
+def load(name: str, data: Path, split: str, ties: str = "log") -> Dataset:
+    """The data set `name` of the folder `data`. Raises InputError where it can't be used.
+
+    Args:
+        ties: `item` has interactions of a user at the same time in the order of their items' ids
+            (as numbers where they are), as programs have them that sort a file which is sorted by
+            item; `log` in that of the log.
+    """
     path = next(
         (p for p in sorted((data / name).glob("interactions.*")) if p.is_file()),
         data / name / "interactions.csv.gz",
     )
-    return build_dataset(read_log(path), Protocol(split=split))  # type: ignore[arg-type]
+    log = read_log(path)
+    if ties == "item":
+        if (log.frame["time_ms"] == UNKNOWN_TIME).any():
+            raise InputError(f"{path}: --ties item needs the time of every interaction")
+        item, user = pl.col("item_id"), pl.col("user_id").rle_id()
+        by = [user, pl.col("time_ms"), item.cast(pl.Int64, strict=False), item]
+        log = replace(log, frame=log.frame.sort(by))
+    return build_dataset(log, Protocol(split=split))  # type: ignore[arg-type]
 
 
-def run_folder(runs: Path, dataset: str, split: str) -> Path:
+def run_folder(runs: Path, dataset: str, split: str, ties: str = "log") -> Path:
     """Where the rows of a data set are kept."""
-    return runs / (dataset if split == "leave-one-out" else f"{dataset}-{split}")
+    name = dataset if split == "leave-one-out" else f"{dataset}-{split}"
+    return runs / (name if ties == "log" else f"{name}-ties-by-{ties}")
 
 
 def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
@@ -495,8 +511,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
         raise ResultError("--set and --name make one new row: give --name, and one of --rows")
     if args.name in rows:
         raise ResultError(f"--name {args.name}: is a row already; choose another")
-    dataset = load(args.dataset, args.data, args.split)
-    folder = run_folder(args.runs, args.dataset, args.split)
+    dataset = load(args.dataset, args.data, args.split, args.ties)
+    folder = run_folder(args.runs, args.dataset, args.split, args.ties)
     names = list(rows) if args.rows is None else args.rows
     if args.rows is None and _lacks_times(dataset):
         need = [name for name in rows if rows[name].architecture(dataset).time_use == "required"]
@@ -522,7 +538,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             )  # fmt: skip
     lines = collect(folder, list(rows), digest(dataset))
     others = published(args.dataset, dataset)
-    title = f"{args.dataset}, {args.split}"
+    title = f"{args.dataset}, {args.split}" + (", ties by item" if args.ties == "item" else "")
     everyone = [line for line in lines if line["users"] == "all"]
     histories = [*args.history, HIDDEN]
     console.print(table(everyone, others, title=title, histories=histories, cutoff=args.cutoff))
@@ -578,6 +594,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", nargs="*", help="default: all of them")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--split", choices=("leave-one-out", "temporal"), default="leave-one-out")
+    parser.add_argument("--ties", choices=TIES, default=TIES[0], help="order of equal times")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--epochs", type=int, help="at most; default: the row's own")

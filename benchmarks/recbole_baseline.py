@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.quality import DATA, ERRORS, RUNS, load, run_folder
+from benchmarks.quality import DATA, ERRORS, RUNS, TIES, load, run_folder
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
 from benchmarks.recbole_worker import TRIMMABLE
 from training.dataset import Dataset
@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         default=os.environ.get("RECBOLE_PYTHON"),
         help="of RecBole's environment; default: RECBOLE_PYTHON",
     )
+    parser.add_argument("--ties", choices=TIES, default=TIES[0], help="order of equal times")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--options", default="{}", help="of RecBole, JSON, over its defaults")
@@ -179,11 +180,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             json.loads(args.options)
         except ValueError as error:
             raise ResultError(f"--options: not JSON ({error})") from error
-        dataset = load(args.dataset, args.data, "leave-one-out")
+        dataset = load(args.dataset, args.data, "leave-one-out", args.ties)
         check(dataset)
         for seed in range(args.seeds):
             for model in args.models:
-                folder = run_folder(args.runs, args.dataset, "leave-one-out")
+                folder = run_folder(args.runs, args.dataset, "leave-one-out", args.ties)
                 folder = (folder / f"recbole-{model}" / str(seed)).resolve()
                 result = measure(dataset, args.dataset, model, seed, folder, args)
                 figures = {row["seen"]: row for row in result["rows"] if row["users"] == "all"}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artefact import Artefact, Items
+from service.catalogue import numba_top
 from service.catalogue.shelf import Flags, Selection, Shelf
 
 if TYPE_CHECKING:
@@ -125,15 +126,15 @@ class ExactRetrieval:
         if not self.repeat_bias:
             had = None
         if there is None and scores.device.type == "cpu":
-            _change(scores.numpy(), masked, had, self.repeat_bias)
-        else:
-            scores[:, 0] = -torch.inf
-            masked_at, had_at = _on(scores.device, masked, had) if there is None else there
-            if had_at.shape[1]:
-                at = had_at[0], had_at[1]
-                scores[at] = scores[at] + self.repeat_bias  # once where one stands there twice
-            if masked_at.shape[1]:
-                scores[masked_at[0], masked_at[1]] = -torch.inf
+            best = numba_top.top(scores.numpy(), masked, had, self.repeat_bias, ks)
+            return [Ranking(*one) for one in best]
+        scores[:, 0] = -torch.inf
+        masked_at, had_at = _on(scores.device, masked, had) if there is None else there
+        if had_at.shape[1]:
+            at = had_at[0], had_at[1]
+            scores[at] = scores[at] + self.repeat_bias  # once where one stands there twice
+        if masked_at.shape[1]:
+            scores[masked_at[0], masked_at[1]] = -torch.inf
         widest = min(max(ks), scores.shape[1])
         values, indices = _brought(*scores.topk(widest, dim=1))
         if (values[:, 1:] == values[:, :-1]).any():
@@ -451,20 +452,6 @@ def places(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
     if not any(sizes):
         return np.empty((2, 0), np.int64)
     return np.stack([np.repeat(np.arange(len(columns)), sizes), np.concatenate(columns)])
-
-
-def _change(
-    scores: NDArray[np.float32],
-    masked: Sequence[NDArray[np.int32]],
-    had: Sequence[NDArray[np.int32]] | None,
-    bias: float,
-) -> None:
-    """Weighs what users have had, then masks, in place."""
-    for row, items in enumerate(had or ()):
-        scores[row, items] += np.float32(bias)  # once where one stands there twice
-    for row, items in enumerate(masked):
-        scores[row, items] = -np.inf
-    scores[:, 0] = -np.inf  # the padding's
 
 
 def _on(

@@ -6,7 +6,6 @@ A state is a pure function of (model, events 1..version). Never do two threads r
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,7 +19,7 @@ from model.artefact import Artefact
 from model.device_stepper import DeviceStepper
 from model.gaps import UNKNOWN_TIME
 from model.state import Precision, State
-from model.stepper import ADVANCED, Stepper
+from model.stepper import Stepper
 from service.catalogue.choice import Choice
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking, places
 from service.catalogue.shelf import Selection
@@ -33,20 +32,17 @@ from service.observe import stages
 from service.observe.stages import Span
 from service.store.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 
-STEPS = 2
-DEVICE_STEPS = 8
-"""A row that lacks more events than this has them side by side: `benchmarks.step_vs_recompute` is
-why."""
+STEPS = 8
+"""Without a CPU's stepper, a row that lacks more events than this has them in one pass."""
 
-SMALL_USERS = 16
-SMALL_SCORES = 2**17
+SMALL_EVENTS = 32
+SMALL_SCORES = 2**18
 """Waves up to this are computed between two turns of the event loop."""
 
 PREFILL_EVENTS = 512
 PREFILL_CELLS = 32_768
 DEVICE_PREFILL_CELLS = 2**18
 """One prefill call takes at most so many events of a row, and so many cells of the batch."""
-ADVANCE_CELLS = 2048
 ENOUGH_CELLS = 2048
 FULL = 0.8
 """A call of that many cells gains nothing by more rows if they fill less of it than this share."""
@@ -120,7 +116,7 @@ class Computer:
             on_gpu = pool.device.type == "cuda"
             self.stepper = DeviceStepper(self.model, pool.states, kernels, graphs=on_gpu)
         elif self.model.steppable and pool.device.type == "cpu":
-            self.stepper = Stepper(self.model)
+            self.stepper = Stepper(self.model, pool.states)
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
@@ -129,7 +125,6 @@ class Computer:
         self.prefill_cells = PREFILL_CELLS
         if pool.device.type == "cuda":
             self.prefill_cells = DEVICE_PREFILL_CELLS
-        self.steps = STEPS if isinstance(self.stepper, Stepper) else DEVICE_STEPS
         self.snapshot_every = snapshot_every
         self.precision = snapshot_precision
         self.stamp = snapshots.stamp("")  # of the engine's identity, once it has one
@@ -159,15 +154,15 @@ class Computer:
         ]
 
     def is_small(self, entries: Sequence[Entry]) -> bool:
-        """Whether this takes a millisecond at most: few users, at hand, with an event each, and
-        few scores."""
-        if not isinstance(self.stepper, Stepper) or len(entries) > SMALL_USERS:
+        """Whether this takes a millisecond at most: users at hand, few events and few scores."""
+        if not isinstance(self.stepper, Stepper):
             return False
         reads = [read for entry in entries for read in entry.reads]
         return (
             len(reads) * len(self.retrieval) <= SMALL_SCORES
             and all(read.candidates is None and read.choice is None for read in reads)
             and all(_is_at_hand(entry) for entry in entries)
+            and sum(len(e.reply.events) for e in entries if e.reply is not None) <= SMALL_EVENTS
         )
 
     @torch.inference_mode()
@@ -327,12 +322,13 @@ class Computer:
         known = []
         for row, events in part:
             known.append((row, self.known(events)))
-        stepped = [(r, e) for r, e in known if 0 < len(e) <= self.steps]
+        most = max(len(e) for _, e in known) if isinstance(self.stepper, Stepper) else STEPS
+        stepped = [(r, e) for r, e in known if 0 < len(e) <= most]
         if stepped:
             self._step(stepped)
             work.stepped += sum(len(indexed) for _, indexed in stepped)
             work.end(stages.STEP)
-        prefilled = [(r, e) for r, e in known if len(e) > self.steps]
+        prefilled = [(r, e) for r, e in known if len(e) > most]
         if prefilled:
             self._prefill(prefilled)
             work.prefilled += sum(len(indexed) for _, indexed in prefilled)
@@ -346,6 +342,11 @@ class Computer:
             row.mark = events[-1].mark
 
     def _step(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
+        if isinstance(self.stepper, Stepper):
+            slots = np.array([row.slot for row, own in rows for _ in own])
+            events = np.array([event for _, own in rows for event in own], np.int64)
+            self.stepper.step(slots, events[:, 0], events[:, 1])
+            return
         rows = sorted(rows, key=lambda pair: -len(pair[1]))
         slots = np.array([row.slot for row, _ in rows])
         for i in range(len(rows[0][1])):
@@ -367,9 +368,6 @@ class Computer:
         if isinstance(self.stepper, DeviceStepper):
             self.stepper.step(slots, items, times)
             return
-        if self.stepper is not None:
-            self.stepper.step(states, slots, items, times)
-            return
         index, item, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, items, times))
         states.write(index, self.model.step(item, at, states.rows(index)))
 
@@ -377,16 +375,12 @@ class Computer:
         """(B, D) what these rows recommend, asked for at those times."""
         states = self.pool.states
         if isinstance(self.stepper, Stepper):
-            return self.stepper.query(states, slots, times)
+            return self.stepper.query(slots, times)
         index, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, times))
         return self.model.query(states.rows(index), at)
 
     def _prefill(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
         rows = sorted(rows, key=lambda pair: len(pair[1]))
-        if isinstance(self.stepper, Stepper):
-            short = bisect_right(rows, ADVANCED, key=lambda pair: len(pair[1]))
-            self._advance(self.stepper, rows[:short])
-            rows = rows[short:]
         while rows:
             group = [rows.pop()]
             longest = len(group[0][1])
@@ -402,15 +396,6 @@ class Computer:
                 pieces = [events[start : start + PREFILL_EVENTS] for _, events in group]
                 state = self.model.prefill(*_padded(pieces, index.device), state)
             self.pool.states.write(index, state)
-
-    def _advance(self, stepper: Stepper, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
-        while rows:
-            group = rows[-max(1, ADVANCE_CELLS // len(rows[-1][1])) :]
-            del rows[-len(group) :]
-            slots = np.array([row.slot for row, _ in group])
-            events = np.array([event for _, own in group for event in own], np.int64)
-            lengths = np.array([len(own) for _, own in group])
-            stepper.advance(self.pool.states, slots, events[:, 0], events[:, 1], lengths)
 
     # -- snapshots -----------------------------------------------------------------------
 
@@ -552,10 +537,9 @@ def _free(asked: list[tuple[Row, Read]]) -> list[int]:
 
 
 def _is_at_hand(entry: Entry) -> bool:
-    reply = entry.reply
     if entry.row is None or entry.history is not None:
         return False
-    return reply is None or (reply.known_is_current_history and len(reply.events) <= 1)
+    return entry.reply is None or entry.reply.known_is_current_history
 
 
 def _own_versions(reply: LogReply) -> list[int]:

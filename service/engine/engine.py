@@ -181,8 +181,11 @@ class Engine:
     @torch.inference_mode()
     def _warm_up(self) -> None:
         model = self.computer.model
-        if isinstance(self.computer.stepper, DeviceStepper):
-            self.computer.stepper.prepare(self.max_batch)
+        stepper = self.computer.stepper
+        if isinstance(stepper, DeviceStepper):
+            stepper.prepare(self.max_batch)
+        elif stepper is not None:
+            stepper.prepare()
         for batch in (1, self.max_batch):
             items = torch.ones(batch, 2, dtype=torch.long, device=model.device)
             lengths = torch.full((batch,), 2, device=model.device)

@@ -20,10 +20,10 @@ def recommended(services: Services, found: Recommendation) -> list[RecommendedIt
     by_model = found.source == "model"
     items = [
         RecommendedItem(
-            item_id=ids[row - 1],
-            score=score,
-            title=titles[row - 1],
-            path=("model" if row <= trained else "cold") if by_model else "popular",
+            ids[row - 1],
+            score,
+            ("model" if row <= trained else "cold") if by_model else "popular",
+            titles[row - 1],
         )
         for row, score in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)
     ]

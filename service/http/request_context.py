@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
-import secrets
 import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
@@ -105,7 +105,7 @@ def _context(scope: Scope) -> RequestContext:
             parent = _traceparent.fullmatch(value)
     known = given if given is not None and _id.fullmatch(given) else None
     return RequestContext(
-        known.decode() if known else secrets.token_hex(16),
+        known.decode() if known else f"{random.getrandbits(128):032x}",
         parent[1].decode() if parent else None,
         parent[2].decode() if parent else None,
     )

@@ -111,6 +111,13 @@ def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
     assert 250 < outcome.ms(50) <= took_ms - 250  # the half that was due later waited less
 
 
+def test_open_loop_does_not_wait_for_the_next_tick() -> None:
+    with answering(lambda _: (0.0, OK)) as port:
+        for _ in range(3):
+            outcome = open_loop(port, itertools.repeat(get("/")), rate=10, seconds=0.8)
+            assert outcome.ms(50) < 50
+
+
 def test_open_loop_does_not_slow_down_for_slow_answers() -> None:
     at_once = InFlight()
     with answering(lambda _: (0.3, OK), at_once) as port:

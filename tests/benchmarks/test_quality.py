@@ -228,6 +228,25 @@ def test_temporal_split_is_kept_apart(data: Path) -> None:
     assert (data.parent / "runs" / "ring-temporal" / "no-time" / "0" / "ranks.npz").exists()
 
 
+def test_equal_times_by_item_are_kept_apart(data: Path) -> None:
+    rows = [f"u{user},{item},7" for user in range(6) for item in (10, 9, 3, 2, 1)]
+    folder = data / "same"
+    folder.mkdir()
+    (folder / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows))
+    told = quality.load("same", data, "leave-one-out")
+    by_item = quality.load("same", data, "leave-one-out", "item")
+    assert [told.item_ids[i - 1] for i in told.histories.items[:5]] == ["10", "9", "3", "2", "1"]
+    assert [by_item.item_ids[i - 1] for i in by_item.histories.items[:5]] == [
+        "1",
+        "2",
+        "3",
+        "9",
+        "10",
+    ]
+    run(data, "--rows", "no-time", "--epochs", "1", "--ties", "item")
+    assert (data.parent / "runs" / "ring-ties-by-item" / "no-time" / "0" / "ranks.npz").exists()
+
+
 def test_published_figures_are_for_the_published_sizes(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,9 +33,10 @@ def test_each_setting_does_what_it_is_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert often["replayed"] < plain["replayed"] < never["replayed"]
     assert 4 < often["replayed"] < 12  # half an interval
     half = rows["snapshot_precision", "float16"]
-    for cost in ("memory", "received", "miss"):
+    # The store's memory is taken in sizes that are up to a quarter apart.
+    for cost, tolerance in (("memory", 0.2), ("received", 0.1), ("miss", 0.1)):
         share = (half[cost] - never[cost]) / (plain[cost] - never[cost])
-        assert share == pytest.approx(0.5, abs=0.1)
+        assert share == pytest.approx(0.5, abs=tolerance), cost
     assert {rows["fsync", kind]["file"] for kind in ("everysec", "no")} == {plain["file"]}
     assert all(row["rate"] > 0 for row in found)
 

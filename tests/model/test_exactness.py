@@ -159,10 +159,11 @@ def test_ten_thousand_float32_steps_stay_near_float64() -> None:
     double.load_state_dict(single.state_dict())
     items = torch.randint(1, 501, (1, 10_000))
     times = (10 ** (torch.rand(1, 10_000) * 9)).long().cumsum(1)
-    stepper, stepped = Stepper(single), single.new_state(1)
+    stepped = single.new_state(1)
+    stepper = Stepper(single, stepped)
     with torch.inference_mode():
         for item, at in zip(items[0].numpy(), times[0].numpy(), strict=True):
-            stepper.step(stepped, np.array([0]), np.array([item]), np.array([at]))
+            stepper.step(np.array([0]), np.array([item]), np.array([at]))
         exact = double.prefill(items, times, torch.tensor([10_000]), double.new_state(1))
     for name in ("h", "conv", "out"):
         error = (stepped[name].double() - exact[name]).norm() / exact[name].norm()
@@ -226,19 +227,19 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
     rows = data.draw(st.lists(histories(model.config.n_items, 8), min_size=1, max_size=15))
     order = data.draw(st.permutations(range(17)))[: len(rows)]
     pool = model.new_state(17)
-    stepper = Stepper(model)
+    stepper = Stepper(model, pool)
     with torch.inference_mode():
         alone = [model.new_state(1) for _ in rows]
         for i in range(max(len(items) for items, _ in rows)):
             going = [user for user, (items, _) in enumerate(rows) if len(items) > i]
             slots = np.array([order[user] for user in going])
             columns = (np.array([rows[user][part][i] for user in going]) for part in (0, 1))
-            stepper.step(pool, slots, *columns)
+            stepper.step(slots, *columns)
             for user in going:
                 items, times = tensors(rows[user])
                 alone[user] = model.step(items[:, i], times[:, i], alone[user])
         later = np.array([data.draw(st.integers(0, 10**13) | st.just(UNKNOWN_TIME)) for _ in rows])
-        queries = stepper.query(pool, np.array(order), later)
+        queries = stepper.query(np.array(order), later)
         for user, state in enumerate(alone):
             assert_same(pool.rows(torch.tensor([order[user]])), state, tolerance)
             query = model.query(state, torch.from_numpy(later[user : user + 1]))[0]
@@ -250,7 +251,7 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), model=models(), single=st.booleans())
-def test_interactions_side_by_side_are_steps(
+def test_several_interactions_of_several_users_are_steps(
     data: st.DataObject, model: TiM4Rec, single: bool
 ) -> None:
     """Of any users in any order, from any state, in a pool of which nothing else changes."""
@@ -260,14 +261,15 @@ def test_interactions_side_by_side_are_steps(
     rows = data.draw(st.lists(histories(model.config.n_items), min_size=1, max_size=5))
     slots = np.array(data.draw(st.permutations(range(7)))[: len(rows)])
     splits = [data.draw(st.integers(0, len(items) - 1)) for items, _ in rows]
-    pool, stepper = model.new_state(7), Stepper(model)
+    pool = model.new_state(7)
+    stepper = Stepper(model, pool)
 
     def advance(parts: list[tuple[list[int], list[int]]]) -> None:
         going = [user for user, (items, _) in enumerate(parts) if items]
         if going:
             columns = (np.array([one for user in going for one in parts[user][n]]) for n in (0, 1))
             lengths = np.array([len(parts[user][0]) for user in going])
-            stepper.advance(pool, slots[going], *columns, lengths)
+            stepper.step(slots[going].repeat(lengths), *columns)
 
     with torch.inference_mode():
         advance([(items[:n], times[:n]) for (items, times), n in zip(rows, splits, strict=True)])
@@ -280,7 +282,7 @@ def test_interactions_side_by_side_are_steps(
 
 
 @pytest.mark.parametrize("length", [1, 64, 300])
-def test_many_interactions_side_by_side(length: int) -> None:
+def test_many_interactions_of_a_user(length: int) -> None:
     torch.manual_seed(length)
     model = TiM4Rec(ModelConfig(n_items=50, dropout=0.0)).double().eval()
     items = torch.randint(1, 51, (1, length))
@@ -288,12 +290,12 @@ def test_many_interactions_side_by_side(length: int) -> None:
     pool = model.new_state(2)
     with torch.inference_mode():
         exact = model.prefill(items, times, torch.tensor([length]), model.new_state(1))
-        Stepper(model).advance(
-            pool, np.array([1]), items[0].numpy(), times[0].numpy(), np.array([length])
-        )
+        Stepper(model, pool).step(np.ones(length, np.int64), items[0].numpy(), times[0].numpy())
         assert_same(pool.rows(torch.tensor([1])), exact, FLOAT64)
 
 
 def test_a_sequence_model_has_no_stepper() -> None:
+    model = TiM4Rec(ModelConfig(n_items=5, time="sequence", max_len=4))
+    states = model.new_state(1)
     with pytest.raises(TypeError, match="no step"):
-        Stepper(TiM4Rec(ModelConfig(n_items=5, time="sequence", max_len=4)))
+        Stepper(model, states)

@@ -38,13 +38,14 @@ def test_top_is_the_sorted_catalogue_without_the_masked(
 ) -> None:
     embedding, queries, masks, ks = request
     size = len(embedding) - 1
-    of_one = st.lists(st.integers(1, size), max_size=2 * size)
+    of_one = st.lists(st.integers(1, size + 3), max_size=2 * size)
     had = data.draw(st.lists(of_one, min_size=len(ks), max_size=len(ks)))
+    came_since = data.draw(st.lists(st.integers(size + 1, size + 10**6), max_size=3))
     items = Items([f"i{i}" for i in range(size)], np.zeros(size, np.int64))
     retrieval = ExactRetrieval(torch.from_numpy(embedding), items, float(bias))
     found = retrieval.top(
         torch.from_numpy(queries),
-        [np.array(m, np.int32) for m in masks],
+        [np.array([*m, *came_since], np.int32) for m in masks],
         ks,
         had=[np.array(h, np.int32) for h in had],
     )

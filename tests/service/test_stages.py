@@ -160,7 +160,7 @@ def test_the_stages_of_every_route_add_up(
             assert parts[route] == pytest.approx(seconds, rel=1e-6), route
         assert asked == answered
         assert {"200", "404", "405", "422", "503"} <= statuses
-        every = {QUEUE, LOG, STEP, PREFILL, SNAPSHOT, RETRIEVE, HTTP}
+        every = {QUEUE, LOG, STEP, SNAPSHOT, RETRIEVE, HTTP}
         assert seen["/recommend"] == every
         assert seen["/interactions"] == {QUEUE, LOG, HTTP}
         assert seen["/interactions/batch"] == {QUEUE, LOG, HTTP}
@@ -249,10 +249,10 @@ def test_the_time_line_of_a_request(engine: Engine, run: Run) -> None:
     # The newest page is not enough: the rest is fetched after a first look at the pool.
     found = get("a")
     assert found[:3] == [QUEUE, LOG, QUEUE]
-    assert found[3:] == [LOG, QUEUE, PREFILL, RETRIEVE]
+    assert found[3:] == [LOG, QUEUE, STEP, RETRIEVE]
     post("b", 2)
     engine.pool.drop("b")
     assert get("b") == [QUEUE, LOG, QUEUE, STEP, RETRIEVE]
     post("c", 3)
     engine.pool.drop("c")
-    assert get("c") == [QUEUE, LOG, QUEUE, PREFILL, RETRIEVE]
+    assert get("c") == [QUEUE, LOG, QUEUE, STEP, RETRIEVE]

@@ -171,7 +171,7 @@ def test_a_child_a_stage_within_its_request(
     span = request_span(receiver, number)
     found = children(receiver, span)
     # The recommendation's state may have been brought up to date before it asked.
-    assert {child.name for child in found} - {"step", "prefill"} == stages
+    assert {child.name for child in found} - {"step"} == stages
     spent = 0
     for child in found:
         assert child.kind == Span.SPAN_KIND_INTERNAL
