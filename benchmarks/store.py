@@ -161,7 +161,7 @@ async def _live(
     for part in state.parts.values():
         if part.dtype.is_floating_point:
             part.normal_(generator=torch.Generator().manual_seed(0))
-    writing: set[asyncio.Task[int]] = set()
+    writing: asyncio.Future[int] | None = None
     for wave in _waves(crowd, draw):
         requests = [LogRequest(u.name, u.mark, [_event(draw, event_ids)]) for u in wave]
         due = []
@@ -173,11 +173,13 @@ async def _live(
                 about = snapshots.describe(STAMP, user.mark, user.mark.version, user.seen)
                 due.append((user.name, layout.pack(state, [about], setting.snapshot_precision)[0]))
         if due:
+            # One at a time: a write that its user's later events overtake by a history is not done.
+            if writing:
+                await writing
             marks = [snapshots.mark(data) for _, data in due]
-            task = asyncio.create_task(log.write_snapshots(MODEL, due, 30 * 86_400, marks))
-            writing.add(task)
-            task.add_done_callback(writing.discard)
-    await asyncio.gather(*writing)
+            writing = asyncio.ensure_future(log.write_snapshots(MODEL, due, 30 * 86_400, marks))
+    if writing:
+        await writing
 
 
 def _waves(crowd: Sequence[_User], draw: random.Random) -> Iterator[list[_User]]:
