@@ -369,11 +369,13 @@ class Engine:
                     continue
                 self._busy += 1
                 await self.exchange(wave)
-                await self._computing.put(wave)
-                # On a CPU both want the same one, and a wave that begins later is a larger one,
-                # which costs less a request; unless it would be full now.
-                if not self._on_device and len(self._queue) < self.max_batch:
+                if self._on_device or len(self._queue) >= self.max_batch:
+                    await self._computing.put(wave)
+                else:
+                    # On a CPU both want the same one, and a wave that begins later is a larger
+                    # one, which costs less a request; unless it would be full now.
                     await self._computing.join()
+                    await self._compute(wave)
                 ended = time.perf_counter()
                 self.pace.add(size, ended - began)
                 began = ended
@@ -383,10 +385,15 @@ class Engine:
         while True:
             wave = await self._computing.get()
             try:
-                await self._finish(list(wave.entries.values()))
+                await self._compute(wave)
             finally:
-                self._busy -= 1
                 self._computing.task_done()
+
+    async def _compute(self, wave: Wave) -> None:
+        try:
+            await self._finish(list(wave.entries.values()))
+        finally:
+            self._busy -= 1
 
     async def _due_loop(self) -> None:
         while True:
@@ -447,8 +454,9 @@ class Engine:
                     0 if entry.unread else None,
                 )
             )
-        metrics.POOL_LOOKUPS["hit"].inc(hits)
-        metrics.POOL_LOOKUPS["miss"].inc(len(users) - hits)
+        metrics.count(
+            (metrics.POOL_LOOKUPS["hit"], hits), (metrics.POOL_LOOKUPS["miss"], len(users) - hits)
+        )
         started = time.perf_counter()
         for timeline, queued in _timelines(wave.entries.values()).items():
             timeline.add(stages.QUEUE, queued, started)
@@ -587,24 +595,26 @@ class Engine:
         away = [answer for _, answer in work.answers if answer.away]
         popular_away = sum(answer.source != "model" for answer in away)
         unknown = sum(not answer.version and not answer.away for answer in popular)
-        metrics.RECOMMENDATIONS["model"].inc(len(work.answers) - len(popular))
-        metrics.RECOMMENDATIONS["popular"].inc(len(popular))
         indexed = sum(answer.ranking.indexed for _, answer in work.answers)
-        metrics.RETRIEVALS["index"].inc(indexed)
-        metrics.RETRIEVALS["exact"].inc(len(work.answers) - len(popular) - indexed)
-        metrics.FALLBACKS["unknown_user"].inc(unknown)
-        metrics.FALLBACKS["no_known_item"].inc(len(popular) - unknown - popular_away)
-        metrics.FALLBACKS["store_away"].inc(popular_away)
-        metrics.AWAY["pool"].inc(len(away) - popular_away)
-        metrics.AWAY["popular"].inc(popular_away)
-        metrics.REBUILDS["snapshot"].inc(work.from_snapshot)
-        metrics.REBUILDS["log"].inc(work.from_log)
-        metrics.APPLIED["step"].inc(work.stepped)
-        metrics.APPLIED["prefill"].inc(work.prefilled)
-        metrics.SNAPSHOTS["unfit"].inc(work.unfit)
-        metrics.SNAPSHOTS["unsound"].inc(work.unsound)
-        self._of_model.recommendations.inc(len(work.answers))
-        self._of_model.rebuilds.inc(work.from_snapshot + work.from_log)
+        metrics.count(
+            (metrics.RECOMMENDATIONS["model"], len(work.answers) - len(popular)),
+            (metrics.RECOMMENDATIONS["popular"], len(popular)),
+            (metrics.RETRIEVALS["index"], indexed),
+            (metrics.RETRIEVALS["exact"], len(work.answers) - len(popular) - indexed),
+            (metrics.FALLBACKS["unknown_user"], unknown),
+            (metrics.FALLBACKS["no_known_item"], len(popular) - unknown - popular_away),
+            (metrics.FALLBACKS["store_away"], popular_away),
+            (metrics.AWAY["pool"], len(away) - popular_away),
+            (metrics.AWAY["popular"], popular_away),
+            (metrics.REBUILDS["snapshot"], work.from_snapshot),
+            (metrics.REBUILDS["log"], work.from_log),
+            (metrics.APPLIED["step"], work.stepped),
+            (metrics.APPLIED["prefill"], work.prefilled),
+            (metrics.SNAPSHOTS["unfit"], work.unfit),
+            (metrics.SNAPSHOTS["unsound"], work.unsound),
+            (self._of_model.recommendations, len(work.answers)),
+            (self._of_model.rebuilds, work.from_snapshot + work.from_log),
+        )
         if self._loops:
             self._of_model.users.set(len(self.pool))
             self._users.set(len(self.pool))

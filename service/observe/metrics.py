@@ -67,8 +67,16 @@ class Part:
         self._gauge, self._value = gauge, 0.0
 
     def set(self, value: float) -> None:
-        self._gauge.inc(value - self._value)
-        self._value = value
+        if value != self._value:
+            self._gauge.inc(value - self._value)
+            self._value = value
+
+
+def count(*numbers: tuple[Counter, float]) -> None:
+    """Adds to counters. Most of a wave's numbers are 0, and the library's call is the slow part."""
+    for counter, number in numbers:
+        if number:
+            counter.inc(number)
 
 
 # -- requests ----------------------------------------------------------------------------

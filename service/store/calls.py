@@ -96,8 +96,7 @@ class Calls:
         finally:
             metrics.STORE_DURATION[operation].observe(time.perf_counter() - started)
         metrics.STORE_UP.set(0 if self.store.failing else 1)
-        missed = sum(isinstance(reply, AcksMissed) for reply in replies)
-        metrics.ACKS_MISSED.inc(missed)
+        metrics.count((metrics.ACKS_MISSED, sum(isinstance(r, AcksMissed) for r in replies)))
         refused = [r for r in replies if isinstance(r, ResponseError | StoreError)]
         if any(not isinstance(reply, NoScriptError) for reply in refused):
             metrics.STORE_ERRORS[operation].inc()
