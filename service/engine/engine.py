@@ -11,10 +11,9 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +33,7 @@ from service.engine.kinds import KindRules
 from service.engine.pace import Pace
 from service.engine.pool import StatePool
 from service.engine.snapshots import Snapshot
+from service.engine.tally import Tally
 from service.engine.wave import (
     Append,
     Entry,
@@ -128,6 +128,7 @@ class Engine:
             self.identity += f"-{snapshot_precision}-{snapshot_every}"
         self.max_batch, self.max_queue, self.max_wait_s = max_batch, max_queue, max_wait_s
         self.computer.stamp = snapshots.stamp(self.identity)
+        self.tally = Tally(self.identity)
         self.snapshot_ttl_s = snapshot_ttl_s
         self.erasure_poll_s = erasure_poll_s
         self._queue: deque[Append | Read] = deque()
@@ -144,8 +145,6 @@ class Engine:
         self._sessions = itertools.count()
         self._busy = 0  # waves between leaving the queue and the end of their arithmetic
         self.pace = Pace(max_batch)
-        self._verdicts, self._logged = Counter[Verdict](), Counter[str]()
-        self._unknown = 0
         self._erased = "$"
         self._forgotten: deque[tuple[float, str]] = deque()
         self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
@@ -165,10 +164,7 @@ class Engine:
         """
         for part, size in self._sizes.items():
             part.set(size)
-        for kind in ("none", *self.kinds.named, "other"):
-            metrics.kinds(kind)
-            metrics.outcomes(self.identity, kind)
-        self._of_model.users.set(0)
+        self.tally.begin(self.kinds.labels)
         self._erased, _ = await self.log.erasures("$")
         await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
         self._loops = [
@@ -194,10 +190,6 @@ class Engine:
             query = model.query(state, items[:, 0] * 4000)
             self.computer.retrieval.top(query, [NO_ITEMS] * batch, [10] * batch)
 
-    @cached_property
-    def _of_model(self) -> metrics.OfModel:
-        return metrics.of_model(self.identity)
-
     async def stop(self) -> None:
         """Finishes the waves under way and what is queued, then ends."""
         self._stopping = True
@@ -209,7 +201,7 @@ class Engine:
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops.clear()  # where they were cancelled, they keep all of this alive
         self._thread.shutdown()
-        for part in (*self._sizes, self._waiting, self._users, self._of_model.users):
+        for part in (*self._sizes, self._waiting, self._users, self.tally.of_model.users):
             part.set(0)
 
     # -- requests ------------------------------------------------------------------------
@@ -454,9 +446,7 @@ class Engine:
                     0 if entry.unread else None,
                 )
             )
-        metrics.count(
-            (metrics.POOL_LOOKUPS["hit"], hits), (metrics.POOL_LOOKUPS["miss"], len(users) - hits)
-        )
+        self.tally.show_lookups(len(users), hits)
         started = time.perf_counter()
         for timeline, queued in _timelines(wave.entries.values()).items():
             timeline.add(stages.QUEUE, queued, started)
@@ -486,7 +476,7 @@ class Engine:
                     del wave.entries[entry.user_id]
                     if self.computer.snapshot_due(entry) and len(self._due) < self.max_queue:
                         self._due[entry.user_id] = entry
-        self._count_appends()
+        self.tally.show_appends()
         if self._due:
             self._some_due.set()
 
@@ -511,14 +501,12 @@ class Engine:
             own = outcomes[place : place + len(append.events)]
             place += len(append.events)
             for event, outcome in zip(append.events, own, strict=True):
-                self._verdicts[outcome.verdict] += 1
+                self.tally.verdicts[outcome.verdict] += 1
                 if outcome.verdict not in _LOGGED or outcome.time_ms is None:
                     continue
-                self._unknown += event.item_id not in self.computer.vocabulary
-                kind = "none" if event.kind is None else event.kind
-                if event.kind is not None and event.kind not in self.kinds.named:
-                    kind = "other"
-                self._logged[kind] += 1
+                self.tally.unknown_items += event.item_id not in self.computer.vocabulary
+                kind = self.kinds.label(event.kind)
+                self.tally.kinds[kind] += 1
                 if self.outcomes is not None:
                     self.outcomes.interacted(entry.user_id, event.item_id, kind)
                 if self.popularity is not None and self.kinds.counts(event.kind):
@@ -526,18 +514,6 @@ class Engine:
                     weight = 1.0 if event.weight is None else event.weight
                     self.popularity.count(event.item_id, at, weight)
             _resolve(append.done, own)
-
-    def _count_appends(self) -> None:
-        """What `_answer_appends` has seen, once for a wave: a metric costs more than a sum."""
-        for verdict, number in self._verdicts.items():
-            metrics.EVENTS[verdict].inc(number)
-        for kind, number in self._logged.items():
-            metrics.kinds(kind).inc(number)
-        if self._unknown:
-            metrics.UNKNOWN_ITEMS.inc(self._unknown)
-        self._verdicts.clear()
-        self._logged.clear()
-        self._unknown = 0
 
     def _does_without(self, entry: Entry, error: Exception) -> bool:
         """Fails the entry, or only its appends where its reads are answered without the store."""
@@ -591,32 +567,9 @@ class Engine:
             _resolve(read.done, recommendation)
         if others:
             self._spawn(_answer(others))
-        popular = [answer for _, answer in work.answers if answer.source != "model"]
-        away = [answer for _, answer in work.answers if answer.away]
-        popular_away = sum(answer.source != "model" for answer in away)
-        unknown = sum(not answer.version and not answer.away for answer in popular)
-        indexed = sum(answer.ranking.indexed for _, answer in work.answers)
-        metrics.count(
-            (metrics.RECOMMENDATIONS["model"], len(work.answers) - len(popular)),
-            (metrics.RECOMMENDATIONS["popular"], len(popular)),
-            (metrics.RETRIEVALS["index"], indexed),
-            (metrics.RETRIEVALS["exact"], len(work.answers) - len(popular) - indexed),
-            (metrics.FALLBACKS["unknown_user"], unknown),
-            (metrics.FALLBACKS["no_known_item"], len(popular) - unknown - popular_away),
-            (metrics.FALLBACKS["store_away"], popular_away),
-            (metrics.AWAY["pool"], len(away) - popular_away),
-            (metrics.AWAY["popular"], popular_away),
-            (metrics.REBUILDS["snapshot"], work.from_snapshot),
-            (metrics.REBUILDS["log"], work.from_log),
-            (metrics.APPLIED["step"], work.stepped),
-            (metrics.APPLIED["prefill"], work.prefilled),
-            (metrics.SNAPSHOTS["unfit"], work.unfit),
-            (metrics.SNAPSHOTS["unsound"], work.unsound),
-            (self._of_model.recommendations, len(work.answers)),
-            (self._of_model.rebuilds, work.from_snapshot + work.from_log),
-        )
+        self.tally.show(work)
         if self._loops:
-            self._of_model.users.set(len(self.pool))
+            self.tally.of_model.users.set(len(self.pool))
             self._users.set(len(self.pool))
 
     async def _resolve_entry(self, entry: Entry) -> None:

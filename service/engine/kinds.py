@@ -74,6 +74,16 @@ class KindRules:
         """Whether it counts as popular, as much as it weighs."""
         return kind is None or bool(self.of(kind) & (Effect.STEP | Effect.COUNT))
 
+    def label(self, kind: str | None) -> str:
+        """What it is counted as: itself only where it has a rule."""
+        if kind is None:
+            return "none"
+        return kind if kind in self.named else "other"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return "none", *self.named, "other"
+
     @property
     def suffix(self) -> str:
         """What the rules add to a model's identity: the same for all that give the same states,
