@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 LEAST_ITEMS = 1000
 """Fewer are not worth an index, and too few to train one."""
 MOST_GROUPS = 8192
-GROUPS_PROBED, ITEMS_PROBED = 80, 12_500
+GROUPS_PROBED, ITEMS_PROBED = 80, 20_000
 """A search looks at so many groups at least, and at about so many items."""
 _BITS = 4
 _ITERATIONS, _POINTS = 6, 48  # of k-means; vectors it looks at for each centroid
