@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.baselines import LRURecConfig, Mamba4RecConfig, TiSASRecConfig
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
 from benchmarks.significance import compare
+from benchmarks.ties import ORDERS
 from model import UNKNOWN_TIME, Architecture, ModelConfig, Recommender
 from model.config import ConfigError
 from training.checkpoint import CheckpointError
@@ -53,7 +53,7 @@ from training.trainer import DivergedError, Result, TrainingConfig, train
 SEEN = ("kept", "weighed", "masked")
 HIDDEN = "whole, times hidden"
 HISTORIES: dict[str, int | None] = {"whole": None, "last 50": 50, "last 200": 200}
-TIES = ("log", "item")
+TIES = ("log", *ORDERS)
 DATA = Path("../shared/data")
 RUNS = Path("runs/quality")
 ERRORS = (InputError, ResultError, CheckpointError, ConfigError, DivergedError)
@@ -217,28 +217,25 @@ def load(name: str, data: Path, split: str, ties: str = "log") -> Dataset:
     """The data set `name` of the folder `data`. Raises InputError where it can't be used.
 
     Args:
-        ties: `item` has interactions of a user at the same time in the order of their items' ids
-            (as numbers where they are), as programs have them that sort a file which is sorted by
-            item; `log` in that of the log.
+        ties: the order of what a user has at one time: `log` as it is there, or one of
+            `benchmarks.ties`.
     """
     path = next(
         (p for p in sorted((data / name).glob("interactions.*")) if p.is_file()),
         data / name / "interactions.csv.gz",
     )
     log = read_log(path)
-    if ties == "item":
-        if (log.frame["time_ms"] == UNKNOWN_TIME).any():
-            raise InputError(f"{path}: --ties item needs the time of every interaction")
-        item, user = pl.col("item_id"), pl.col("user_id").rle_id()
-        by = [user, pl.col("time_ms"), item.cast(pl.Int64, strict=False), item]
-        log = replace(log, frame=log.frame.sort(by))
+    if ties == "item" and (log.frame["time_ms"] == UNKNOWN_TIME).any():
+        raise InputError(f"{path}: --ties item needs the time of every interaction")
+    if ties != "log":
+        log = replace(log, frame=ORDERS[ties](log.frame))
     return build_dataset(log, Protocol(split=split))  # type: ignore[arg-type]
 
 
 def run_folder(runs: Path, dataset: str, split: str, ties: str = "log") -> Path:
     """Where the rows of a data set are kept."""
     name = dataset if split == "leave-one-out" else f"{dataset}-{split}"
-    return runs / (name if ties == "log" else f"{name}-ties-by-{ties}")
+    return runs / (name if ties == "log" else f"{name}-ties-{ties}")
 
 
 def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
@@ -538,7 +535,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             )  # fmt: skip
     lines = collect(folder, list(rows), digest(dataset))
     others = published(args.dataset, dataset)
-    title = f"{args.dataset}, {args.split}" + (", ties by item" if args.ties == "item" else "")
+    title = f"{args.dataset}, {args.split}" + (f", ties: {args.ties}" if args.ties != "log" else "")
     everyone = [line for line in lines if line["users"] == "all"]
     histories = [*args.history, HIDDEN]
     console.print(table(everyone, others, title=title, histories=histories, cutoff=args.cutoff))

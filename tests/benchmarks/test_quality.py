@@ -244,7 +244,7 @@ def test_equal_times_by_item_are_kept_apart(data: Path) -> None:
         "10",
     ]
     run(data, "--rows", "no-time", "--epochs", "1", "--ties", "item")
-    assert (data.parent / "runs" / "ring-ties-by-item" / "no-time" / "0" / "ranks.npz").exists()
+    assert (data.parent / "runs" / "ring-ties-item" / "no-time" / "0" / "ranks.npz").exists()
 
 
 def test_published_figures_are_for_the_published_sizes(
