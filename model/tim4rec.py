@@ -161,23 +161,42 @@ class TiM4Rec(Recommender):
         This is the official code's forward pass. A `sequence` model needs L = max_len.
 
         Args:
+            lengths_B: int64, each from 1 to L.
             timestamps_BL: epoch SECONDS (integers or floats), as in the official code.
         """
-        knots, d = None, None
-        if self.time_encoder is not None:
-            d = self.time_encoder(time_differences(timestamps_BL).to(self._dtype))
-            d = d[:, None].expand(-1, self.config.n_heads, -1)  # the layers mix each head's own
-        elif self.config.time == "causal":
+        factors = self._window_factors(timestamps_BL)
+        knots = None
+        if self.config.time == "causal":
             times_ms = (timestamps_BL.double() * 1000).round().long()
             first = torch.zeros_like(lengths_B)
             knots = self._gaps(times_ms, torch.full_like(first, UNKNOWN_TIME), first).knots
-        x = self._embed(items_BL, knots)
+        # All else is causal, so padding is left out of it: windows of similar length go together.
+        groups = _of_similar_length(lengths_B)
+        outputs = []
+        for rows in groups:
+            lengths = lengths_B[rows]
+            width = int(lengths.max())
+            own = None if knots is None else Knots(*(part[rows, :width] for part in knots))
+            x = self._embed(items_BL[rows, :width], own)
+            for i, (block, g_BLH) in enumerate(zip(self.blocks, factors, strict=True)):
+                g = None if g_BLH is None else g_BLH[rows, :width]
+                last = i == len(self.blocks) - 1
+                x = block.ffn(block.ssd(x, own, g, lengths_B=lengths, ends_only=last)[0])
+            outputs.append(x)
+        return torch.cat(outputs)[torch.cat(groups).argsort()]
+
+    def _window_factors(self, timestamps_BL: Tensor) -> list[Tensor | None]:
+        """Each layer's factor of the step size (B, L, H), None without the paper's time path."""
+        if self.time_encoder is None:
+            return [None] * len(self.blocks)
+        d = self.time_encoder(time_differences(timestamps_BL).to(self._dtype))
+        d = d[:, None].expand(-1, self.config.n_heads, -1)  # the layers mix each head's own
+        factors: list[Tensor | None] = []
         for block in self.blocks:
-            g = None
-            if block.mixer is not None:
-                g, d = block.mixer(d)
-            x = block.ffn(block.ssd(x, knots, g)[0])
-        return x[torch.arange(len(x), device=x.device), lengths_B - 1]
+            assert block.mixer is not None
+            g, d = block.mixer(d)
+            factors.append(g)
+        return factors
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -309,3 +328,10 @@ class TiM4Rec(Recommender):
         parts["last_time"] = torch.where(lengths_B > 0, last, state["last_time"])
         parts["count"] = state["count"] + lengths_B
         return State(parts)
+
+
+def _of_similar_length(lengths_B: Tensor) -> list[Tensor]:
+    """The rows of lengths 1, 2, 3..4, 5..8 and so on, where there are any."""
+    class_B = torch.frexp((lengths_B - 1).double())[1]
+    found = (torch.nonzero(class_B == c)[:, 0] for c in range(int(class_B.max()) + 1))
+    return [rows for rows in found if len(rows)]
