@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -65,7 +66,7 @@ def forget_all(client: httpx.Client, before: list[dict[str, Any]]) -> None:
     """Takes back all records; fails until both workers know."""
     seen = [listing(client) for _ in range(8)]
     for item_id in {item["item_id"] for found in seen for item in found}:
-        client.delete(f"/items/{item_id}").raise_for_status()
+        client.delete(f"/items/{quote(item_id, safe='')}").raise_for_status()
     assert all(found == before for found in seen)
 
 
