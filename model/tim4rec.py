@@ -164,34 +164,30 @@ class TiM4Rec(Recommender):
             lengths_B: int64, each from 1 to L.
             timestamps_BL: epoch SECONDS (integers or floats), as in the official code.
         """
-        factors = self._window_factors(timestamps_BL)
-        knots = None
-        if self.config.time == "causal":
+        if self.steppable:
             times_ms = (timestamps_BL.double() * 1000).round().long()
-            first = torch.zeros_like(lengths_B)
-            knots = self._gaps(times_ms, torch.full_like(first, UNKNOWN_TIME), first).knots
+            none_yet = self.new_state(len(items_BL), items_BL.device)
+            return self.prefill(items_BL, times_ms, lengths_B, none_yet)["out"]
+        factors = self._window_factors(timestamps_BL)
         # All else is causal, so padding is left out of it: windows of similar length go together.
         groups = _of_similar_length(lengths_B)
         outputs = []
         for rows in groups:
             lengths = lengths_B[rows]
             width = int(lengths.max())
-            own = None if knots is None else Knots(*(part[rows, :width] for part in knots))
-            x = self._embed(items_BL[rows, :width], own)
+            x = self._embed(items_BL[rows, :width], None)
             for i, (block, g_BLH) in enumerate(zip(self.blocks, factors, strict=True)):
-                g = None if g_BLH is None else g_BLH[rows, :width]
-                last = i == len(self.blocks) - 1
-                x = block.ffn(block.ssd(x, own, g, lengths_B=lengths, ends_only=last)[0])
+                g, last = g_BLH[rows, :width], i == len(self.blocks) - 1
+                x = block.ffn(block.ssd(x, None, g, lengths_B=lengths, ends_only=last)[0])
             outputs.append(x)
         return torch.cat(outputs)[torch.cat(groups).argsort()]
 
-    def _window_factors(self, timestamps_BL: Tensor) -> list[Tensor | None]:
-        """Each layer's factor of the step size (B, L, H), None without the paper's time path."""
-        if self.time_encoder is None:
-            return [None] * len(self.blocks)
+    def _window_factors(self, timestamps_BL: Tensor) -> list[Tensor]:
+        """Each layer's factor of the step size, (B, L, H), by the paper's time path."""
+        assert self.time_encoder is not None
         d = self.time_encoder(time_differences(timestamps_BL).to(self._dtype))
         d = d[:, None].expand(-1, self.config.n_heads, -1)  # the layers mix each head's own
-        factors: list[Tensor | None] = []
+        factors = []
         for block in self.blocks:
             assert block.mixer is not None
             g, d = block.mixer(d)
