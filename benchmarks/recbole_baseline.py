@@ -12,7 +12,7 @@ dependencies `ray` and `thop` are left out, which only its tuning and its counti
 use. Its defaults are kept but for the loss (cross-entropy). It trains on each prefix; the time it
 is given is the place in the history, so that it keeps our order. A stopped run goes on after its
 last whole epoch. Work that changes no result is left out unless `--no-trim` says otherwise, which
-makes SASRec's epochs several times shorter (see benchmarks.training_speed). Seen items kept, ranks
+makes epochs several times shorter (see benchmarks.training_speed). Seen items kept, ranks
 agree with RecBole's own metrics, which are kept beside.
 """
 
@@ -32,7 +32,6 @@ from rich.console import Console
 
 from benchmarks.quality import DATA, ERRORS, RUNS, TIES, load, run_folder
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
-from benchmarks.recbole_worker import TRIMMABLE
 from training.dataset import Dataset
 from training.interactions import InputError
 from training.metrics import ranking_metrics
@@ -165,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--trim",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="leave out what changes no result: the search of every gradient for NaN, and for "
-        f"{' and '.join(TRIMMABLE)} most of the padding (default: on)",
+        help="leave out what changes no result: the search of every gradient for NaN, most of the "
+        "padding, and BERT4Rec's scores where no item is masked (default: on)",
     )
     parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Trains one RecBole model and ranks every test target; started by `benchmarks.recbole_baseline`.
 
-Runs in RecBole's own environment, so it imports nothing of this project:
+Runs in RecBole's own environment, so it imports nothing of this project but its neighbour:
 
     python recbole_worker.py FOLDER
 
@@ -24,14 +24,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # benchmarks/ is not installed
+from benchmarks.recbole_trim import trim
 
 MISS = 2**31
 NAME = "log"
-TRIMMABLE = ("SASRec", "GRU4Rec")
-"""Models whose output for a sample is a function of its first `length` items alone."""
-TOGETHER = 128
-"""Samples of similar length that are padded to the longest of them."""
 
 
 def import_recbole() -> tuple[Any, Any, Any]:
@@ -97,24 +95,6 @@ def settings(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         "worker": 0,
     }
     return {**chosen, **task["options"]}
-
-
-def trimmed(forward: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """A model's forward of items (B, L), 0 at the right, and lengths (B), without most padding.
-
-    RecBole pads every prefix to the longest that a model takes, ten times the mean one of a log
-    with short histories. What is computed is the same, but for which numbers dropout draws.
-    """
-
-    def forward_by_length(items: Tensor, lengths: Tensor) -> Tensor:
-        order = lengths.argsort()
-        parts = [
-            forward(items[rows, : int(lengths[rows].max())], lengths[rows])
-            for rows in torch.split(order, TOGETHER)
-        ]
-        return torch.cat(parts)[order.argsort()]
-
-    return forward_by_length
 
 
 def timed(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
@@ -246,10 +226,7 @@ def main() -> None:
     train_data, valid_data, test_data = data.data_preparation(config, dataset)
     model = utils.get_model(config["model"])(config, train_data._dataset).to(config["device"])
     if task["trim"]:
-        # One of RecBole's modules has every gradient of every model searched for NaN.
-        torch.autograd.set_detect_anomaly(False)
-        if task["model"] in TRIMMABLE:
-            model.forward = trimmed(model.forward)
+        trim(task["model"], model)
     trainer = utils.get_trainer(config["MODEL_TYPE"], config["model"])(config, model)
     curve = train(trainer, train_data, valid_data, folder, config["epochs"], task["paced"])
     own = trainer.evaluate(test_data, load_best_model=True, model_file=str(folder / "best.pth"))

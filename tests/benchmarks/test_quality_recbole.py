@@ -16,7 +16,6 @@ from training.metrics import MISS, ranking_metrics
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 from benchmarks import quality, recbole_baseline
 from benchmarks.ranks import Ranks, View
-from benchmarks.recbole_worker import TRIMMABLE
 
 HIDDEN = 16
 SMALL = {"hidden_size": HIDDEN, "inner_size": HIDDEN, "train_batch_size": 64}
@@ -29,34 +28,52 @@ DIFFERENCE = """
 import sys
 from types import SimpleNamespace
 import torch
-from recbole_worker import import_recbole, trimmed
+from benchmarks.recbole_trim import trim
+from benchmarks.recbole_worker import import_recbole
 
 name, sys.argv = sys.argv[1], sys.argv[:1]
 config_module, _, utils = import_recbole()
 settings = {"loss_type": "CE", "train_neg_sample_args": None, "use_gpu": False}
 config = config_module.Config(model=name, dataset="none", config_dict=settings)
+fields = {"MASK_ITEM_SEQ": "masked", "POS_ITEMS": "had", "NEG_ITEMS": "had", "MASK_INDEX": "slots"}
+for field in fields.items():
+    config[field[0]] = field[1]
 torch.manual_seed(0)
-model = utils.get_model(name)(config, SimpleNamespace(num=lambda field: 81)).eval()
+sizes = SimpleNamespace(num=lambda field: 81, user_num=30)
+model = utils.get_model(name)(config, sizes).eval()
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.3)
 lengths = torch.randint(1, 51, (600,))
 lengths[:3] = torch.tensor([1, 50, 50])
-items = torch.randint(1, 81, (600, 50)) * (torch.arange(50) < lengths[:, None])
-batch = {"item_id_list": items, "item_length": lengths, "item_id": torch.randint(1, 81, (600,))}
+place = torch.arange(50)
+items = torch.randint(1, 81, (600, 50)) * (place < lengths[:, None])
+# Up to three places of a history are masked, the first perhaps, in the last of ten slots.
+slots = torch.zeros(600, 10, dtype=torch.long)
+slots[:, 7:] = (torch.rand(600, 3) * lengths[:, None]).long().sort().values
+had = items.gather(1, slots) * (torch.arange(10) > 6)
+masked = items.clone().scatter_(1, slots[:, 7:], 81)
+batch = {
+    "item_id_list": items, "item_length": lengths, "item_id": torch.randint(1, 81, (600,)),
+    "user_id": torch.randint(1, 30, (600,)), "masked": masked, "had": had, "slots": slots,
+}
 
 
 def outcome():
     model.zero_grad()
-    model.calculate_loss(batch).backward()
+    loss = model.calculate_loss(batch)
+    loss.backward()
     with torch.no_grad():
-        found = {"output": model(items, lengths), "scores": model.full_sort_predict(batch)}
-    return found | {key: parameter.grad for key, parameter in model.named_parameters()}
+        found = {"loss": loss, "scores": model.full_sort_predict(batch)}
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+    return found | gradients
 
 
-whole = outcome()
-forward, widths = model.forward, []
-model.forward = trimmed(lambda i, n: (widths.append(i.shape[1]), forward(i, n))[1])
-for key, value in outcome().items():
+whole, widths = outcome(), []
+model.item_embedding.register_forward_hook(lambda _, given, __: widths.append(given[0].shape[1]))
+trim(name, model)
+trimmed = outcome()
+assert trimmed.keys() == whole.keys()
+for key, value in trimmed.items():
     # A gradient that is 0 but for rounding, as that of a key's bias, has no scale of its own.
     scale = max(1e-3, float(whole[key].abs().max()))
     print(key, float((value - whole[key]).abs().max()) / scale)
@@ -87,10 +104,10 @@ def run(data: Path, *arguments: str) -> Path:
 
 
 @recbole
-@pytest.mark.parametrize("model", TRIMMABLE)
+@pytest.mark.parametrize("model", recbole_baseline.MODELS)
 def test_without_padding_a_model_computes_the_same(model: str, tmp_path: Path) -> None:
     command = [os.environ["RECBOLE_PYTHON"], "-c", DIFFERENCE, model]
-    environment = {**os.environ, "PYTHONPATH": str(Path(recbole_baseline.__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(recbole_baseline.__file__).parents[1])}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )
