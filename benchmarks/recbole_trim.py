@@ -82,7 +82,7 @@ def _trim_caser(model: Any) -> None:
     def highest(embedded: Tensor, kernels: Tensor, biases: Tensor, last_begins: Tensor) -> Tensor:
         """The greatest sum (B, C), at least 0, of kernels (C, D, k) that begin by `last_begins`."""
         sums = torch.relu(F.conv1d(embedded, kernels, biases))
-        late = torch.arange(sums.shape[2]) > last_begins[:, None]
+        late = torch.arange(sums.shape[2]) > last_begins[..., None]
         return sums.masked_fill(late, 0.0).amax(2)
 
     def convolved(items: Tensor, _: Tensor, users: Tensor) -> Tensor:
@@ -101,8 +101,13 @@ def _trim_caser(model: Any) -> None:
         ]
         last_begins = torch.arange(window - 1, -1, -1)  # of heights 1 to window
         low = [
-            highest(padded[..., : longest + place + 1], kernels[place], biases[place], begin)
-            for place, begin in enumerate(torch.split(last_begins[: longest - 1], 1))
+            highest(
+                padded[..., : longest + place + 1],
+                kernels[place],
+                biases[place],
+                last_begins[place],
+            )
+            for place in range(longest - 1)
         ]
         high = highest(
             padded,

@@ -44,7 +44,7 @@ model = utils.get_model(name)(config, sizes).eval()
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.3)
 lengths = torch.randint(1, 51, (600,))
-lengths[:3] = torch.tensor([1, 50, 50])
+lengths[:150], lengths[150:152] = 1, 50  # more of length 1 than go together
 place = torch.arange(50)
 items = torch.randint(1, 81, (600, 50)) * (place < lengths[:, None])
 # Up to three places of a history are masked, the first perhaps, in the last of ten slots.

@@ -136,7 +136,8 @@ class Service:
             *arguments,
         ]  # fmt: skip
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")}
-        settings = {"store_timeout_s": PATIENT_S} | settings
+        # What a killed service can't remove stays in a folder that the test run removes.
+        settings = {"store_timeout_s": PATIENT_S, "TMPDIR": output.parent} | settings
         self._environment |= {
             name if name.isupper() else f"TIM4REC_{name.upper()}": str(value)
             for name, value in settings.items()
