@@ -79,17 +79,11 @@ def _trim_caser(model: Any) -> None:
     """
     window, n_h = model.max_seq_length, model.n_h
 
-    def highest(embedded: Tensor, kernels: Tensor, biases: Tensor, last_begins: Tensor) -> Tensor:
-        """The greatest sum (B, C), at least 0, of kernels (C, D, k) that begin by `last_begins`."""
-        sums = torch.relu(F.conv1d(embedded, kernels, biases))
-        late = torch.arange(sums.shape[2]) > last_begins[..., None]
-        return sums.masked_fill(late, 0.0).amax(2)
-
     def convolved(items: Tensor, _: Tensor, users: Tensor) -> Tensor:
         longest = items.shape[1]
         embedded = model.item_embedding(items).transpose(1, 2)  # (B, D, longest)
         padding = model.item_embedding.weight[0].detach()
-        padded = torch.cat([embedded, padding[:, None].expand_as(embedded)], 2)
+        padded = torch.cat([embedded, padding[:, None].expand_as(embedded)], 2)[..., :window]
         weight = model.conv_v.weight[:, 0, :, 0]  # (n_v, window)
         vertical = (embedded @ weight[:, :longest].T).transpose(1, 2)
         vertical = vertical + weight[:, longest:].sum(1)[:, None] * padding
@@ -99,23 +93,19 @@ def _trim_caser(model: Any) -> None:
             conv.bias + kernel[..., longest:].sum(2) @ padding
             for conv, kernel in zip(model.conv_h, kernels, strict=True)
         ]
-        last_begins = torch.arange(window - 1, -1, -1)  # of heights 1 to window
         low = [
-            highest(
-                padded[..., : longest + place + 1],
-                kernels[place],
-                biases[place],
-                last_begins[place],
-            )
-            for place in range(longest - 1)
+            F.conv1d(padded[..., : longest + height], kernel, bias).amax(2)
+            for height, kernel, bias in zip(range(1, longest), kernels, biases, strict=False)
         ]
-        high = highest(
+        high = F.conv1d(
             padded,
             torch.cat([kernel[..., :longest] for kernel in kernels[longest - 1 :]]),
             torch.cat(biases[longest - 1 :]),
-            last_begins[longest - 1 :].repeat_interleave(n_h),
         )
-        found = torch.cat([vertical.flatten(1), *low, high], 1)
+        last_begins = torch.arange(window - longest, -1, -1).repeat_interleave(n_h)
+        late = torch.arange(high.shape[2]) > last_begins[:, None]
+        high = high.masked_fill(late, -torch.inf).amax(2)
+        found = torch.cat([vertical.flatten(1), torch.relu(torch.cat([*low, high], 1))], 1)
         hidden = model.ac_fc(model.fc1(model.dropout(found)))
         both = torch.cat([hidden, model.user_embedding(users)], 1)
         output: Tensor = model.ac_fc(model.fc2(both))
