@@ -102,8 +102,9 @@ def _trim_caser(model: Any) -> None:
             torch.cat([kernel[..., :longest] for kernel in kernels[longest - 1 :]]),
             torch.cat(biases[longest - 1 :]),
         )
-        last_begins = torch.arange(window - longest, -1, -1).repeat_interleave(n_h)
-        late = torch.arange(high.shape[2]) > last_begins[:, None]
+        begins = torch.arange(high.shape[2], device=high.device)
+        last_begins = torch.arange(window - longest, -1, -1, device=high.device)
+        late = begins > last_begins.repeat_interleave(n_h)[:, None]
         high = high.masked_fill(late, -torch.inf).amax(2)
         found = torch.cat([vertical.flatten(1), torch.relu(torch.cat([*low, high], 1))], 1)
         hidden = model.ac_fc(model.fc1(model.dropout(found)))
