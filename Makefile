@@ -24,7 +24,7 @@ help: ## List the targets
 install: $(VENV)/.installed ## Make .venv with everything that the other targets use
 
 run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder DEVICE=cpu)
-	@$(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device "$(DEVICE)")
+	@exec $(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device "$(DEVICE)")
 
 # Processes that tests start read our modules compiled.
 test: export PYTHONDONTWRITEBYTECODE =
