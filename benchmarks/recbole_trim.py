@@ -26,16 +26,15 @@ def trim(name: str, model: Any) -> None:
     torch.autograd.set_detect_anomaly(False)
 
 
-def by_length(
-    forward: Callable[..., Tensor], items: Tensor, lengths: Tensor, *others: Tensor
-) -> Tensor:
-    """`forward(items, lengths, *others)` of items (B, L), 0 at the right, in groups of like length.
+def by_length(forward: Callable[..., Tensor], items: Tensor, *others: Tensor) -> Tensor:
+    """`forward(items, *others)` of items (B, L), 0 at the right, in groups of like length.
 
     A group has the columns that its longest sample needs. All tensors begin with B, the output too.
     """
+    lengths = (items > 0).sum(1)
     order = lengths.argsort()
     parts = [
-        forward(items[rows, : int(lengths[rows].max())], lengths[rows], *(o[rows] for o in others))
+        forward(items[rows, : int(lengths[rows].max())], *(other[rows] for other in others))
         for rows in torch.split(order, TOGETHER)
     ]
     return torch.cat(parts)[order.argsort()]
@@ -54,11 +53,8 @@ def _trim_bert4rec(model: Any) -> None:
     """
     forward = model.forward
 
-    def padded(items: Tensor, _: Tensor) -> Tensor:
+    def padded(items: Tensor) -> Tensor:
         return F.pad(forward(items), (0, 0, 0, model.max_seq_length - items.shape[1]))
-
-    def trimmed(items: Tensor) -> Tensor:
-        return by_length(padded, items, (items > 0).sum(1))
 
     def loss(interaction: Any) -> Tensor:
         slots = interaction[model.MASK_INDEX]
@@ -68,7 +64,7 @@ def _trim_bert4rec(model: Any) -> None:
         scores = output @ model.item_embedding.weight[: model.n_items].T + model.output_bias
         return F.cross_entropy(scores, interaction[model.POS_ITEMS][held])
 
-    model.forward, model.calculate_loss = trimmed, loss
+    model.forward, model.calculate_loss = partial(by_length, padded), loss
 
 
 def _trim_caser(model: Any) -> None:
@@ -79,7 +75,7 @@ def _trim_caser(model: Any) -> None:
     """
     window, n_h = model.max_seq_length, model.n_h
 
-    def convolved(items: Tensor, _: Tensor, users: Tensor) -> Tensor:
+    def convolved(items: Tensor, users: Tensor) -> Tensor:
         longest = items.shape[1]
         embedded = model.item_embedding(items).transpose(1, 2)  # (B, D, longest)
         padding = model.item_embedding.weight[0].detach()
@@ -112,7 +108,7 @@ def _trim_caser(model: Any) -> None:
         output: Tensor = model.ac_fc(model.fc2(both))
         return output
 
-    model.forward = lambda users, items: by_length(convolved, items, (items > 0).sum(1), users)
+    model.forward = lambda users, items: by_length(convolved, items, users)
 
 
 _TRIMS = {

@@ -36,17 +36,17 @@ config_module, _, utils = import_recbole()
 settings = {"loss_type": "CE", "train_neg_sample_args": None, "use_gpu": False}
 config = config_module.Config(model=name, dataset="none", config_dict=settings)
 fields = {"MASK_ITEM_SEQ": "masked", "POS_ITEMS": "had", "NEG_ITEMS": "had", "MASK_INDEX": "slots"}
-for field in fields.items():
-    config[field[0]] = field[1]
+for field, key in fields.items():
+    config[field] = key
 torch.manual_seed(0)
+torch.set_default_dtype(torch.float64)  # sums in another order differ by far less than the bound
 sizes = SimpleNamespace(num=lambda field: 81, user_num=30)
 model = utils.get_model(name)(config, sizes).eval()
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.3)
 lengths = torch.randint(1, 51, (600,))
 lengths[:150], lengths[150:152] = 1, 50  # more of length 1 than go together
-place = torch.arange(50)
-items = torch.randint(1, 81, (600, 50)) * (place < lengths[:, None])
+items = torch.randint(1, 81, (600, 50)) * (torch.arange(50) < lengths[:, None])
 # Up to three places of a history are masked, the first perhaps, in the last of ten slots.
 slots = torch.zeros(600, 10, dtype=torch.long)
 slots[:, 7:] = (torch.rand(600, 3) * lengths[:, None]).long().sort().values
