@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.kernels import Choice
+from model.kinds import HEAVIEST
 from model.state import Precision
 from service.engine.kinds import KindRules
 from service.engine.wave import StoreAway
@@ -216,6 +219,13 @@ class Settings(BaseSettings):
         65_536, ge=1024, description="most bytes of a request's line and headers"
     )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
+    max_weight: float = _limit(
+        10,
+        gt=0,
+        le=HEAVIEST,
+        description="most that one interaction may weigh; a heavier one is refused, and one that "
+        "is stored already counts for so much",
+    )
     max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
     max_item_bytes: int = _limit(16_384, ge=256, description="most bytes of an item's record")
     max_filter_length: int = _limit(2000, ge=1, description="most characters of a filter")
@@ -231,6 +241,11 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = _access(
         None,
         description="more of them, one a line (`#` begins a comment); read again when it changes",
+    )
+    allow_open: bool = _access(
+        False,
+        description="serve without keys on an address that other machines reach; without this, "
+        "`tim4rec serve` refuses to",
     )
     public_docs: bool = _access(
         False,
@@ -377,6 +392,13 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def open_to_others(self) -> bool:
+        """Whether callers on other machines need no key, and nobody has said that this is meant."""
+        if self.allow_open or self.api_keys or self.api_keys_file is not None:
+            return False
+        return not _is_loopback(self.host)
+
+    @property
     def redis(self) -> str | None:
         return self.redis_url.get_secret_value() if self.redis_url else None
 
@@ -394,6 +416,16 @@ class Settings(BaseSettings):
         for name in ("api_keys", "admin_keys"):
             values[name] = f"{len(values[name])} hidden" if values[name] else "none"
         return values
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether no other machine reaches it; a name without an address is nobody's either."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return True
+    addresses = (ip_address(str(place[0]).partition("%")[0]) for *_, place in found)
+    return all((getattr(one, "ipv4_mapped", None) or one).is_loopback for one in addresses)
 
 
 def secrets(values: Iterable[SecretStr]) -> list[str]:
