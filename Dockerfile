@@ -44,14 +44,16 @@ RUN pip install -c constraints.txt ninja packaging setuptools wheel \
 # hadolint ignore=DL3006
 FROM packages-${VARIANT} AS packages
 
-FROM builder AS application
+# Built by the setuptools that is installed there: an environment of its own would get the newest.
+FROM packages AS application
+WORKDIR /build
 COPY README.md ./
 COPY model model
 COPY training training
 COPY service service
 COPY cli cli
 COPY client client
-RUN pip install --no-deps --prefix /application .
+RUN pip install --no-deps --no-build-isolation --no-cache-dir --prefix /application .
 
 FROM ${PYTHON_IMAGE}
 ARG VARIANT
