@@ -236,7 +236,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _access(
         (),
         description="comma-separated keys, one of which X-API-Key must carry; none, and no file of "
-        "them: open",
+        "them: open, where that is allowed (allow_open)",
     )
     api_keys_file: Path | None = _access(
         None,

@@ -39,8 +39,8 @@ SLACK = 1.25
 """A set is cut back to the most items it may hold when it has so many times as many."""
 SETTLED_S = 1.0
 """So long what is taken back waits: what any process had counted before has arrived by then."""
-TAKEN_A_CALL = 1000
-CALLS_AT_ONCE = 8
+TAKEN_A_CALL = 250
+"""Numbers that are taken back in one turn of the store, which others wait for."""
 # A number is no more once so small a part of it is left: rounding, and for recent ones also what
 # the clocks of the store and of a process differ by.
 _LEFT_OF_ALL, _LEFT_OF_RECENT = 1e-12, 1e-6
@@ -121,6 +121,7 @@ class Popularity:
         self._refresh_s, self._clock_ms = refresh_s, clock_ms
         self._waiting = Sums(float)
         self._taken = deque[tuple[float, Sums]]()  # with when they are to be sent
+        self._leaving = deque[Command]()
         self._sizes: dict[str, int] = {}
         self._shown: list[tuple[ExactRetrieval, Callable[[str], int | None]]] = []
         self.counts = Counts([], [], clock_ms())
@@ -155,20 +156,22 @@ class Popularity:
         return len(self._waiting)
 
     async def flush(self, *, settled: bool = False) -> None:
-        """Sends what waits, in one pipeline, and what is to be taken back; `settled`: all of it.
+        """Sends what waits, in one pipeline, and then what is to be taken back, as far as it gets
+        before more will wait; `settled`: all of it, now.
 
         Raises:
-            StoreError: it is lost, all or in part.
+            StoreError: what was sent is lost, all or in part.
         """
         if self._waiting:
             await self._send()
-        due = float("inf") if settled else time.monotonic()
+        now = float("inf") if settled else time.monotonic()
         sums = Sums(float)
-        while self._taken and self._taken[0][0] <= due:
+        while self._taken and self._taken[0][0] <= now:
             for place, number in self._taken.popleft()[1].items():
                 sums[place] += number
-        for commands in self._subtractions(sums):
-            raised(*await self._calls.once(commands, "popularity"))
+        self._leaving.extend(self._subtractions(sums))
+        while self._leaving and (settled or time.monotonic() < now + FLUSH_EVERY_S):
+            raised(*await self._calls.once([self._leaving.popleft()], "popularity"))
 
     async def _send(self) -> None:
         waiting, self._waiting = self._waiting, defaultdict(float)
@@ -189,13 +192,11 @@ class Popularity:
         raised(*answers)
         self._sizes = dict(zip(keys, answers[-len(keys) :], strict=True))
 
-    def _subtractions(self, sums: Sums) -> Iterator[list[Command]]:
-        """Pipelines, each short enough for others to get their turn."""
+    def _subtractions(self, sums: Sums) -> Iterator[Command]:
         by_key = defaultdict[str, list[tuple[str, float]]](list)
         for (key, item), number in sums.items():
             if number > 0:
                 by_key[key].append((item, number))
-        commands: list[Command] = []
         for key, numbers in by_key.items():
             left = _LEFT_OF_ALL if key == self._all else _LEFT_OF_RECENT
             for start in range(0, len(numbers), TAKEN_A_CALL):
@@ -205,9 +206,7 @@ class Popularity:
                     for word in (item, repr(number))
                 ]
                 # Whole: it is sent once, so there is no second attempt that could load it.
-                commands.append(("EVAL", _TAKE_BACK, 1, key, repr(left), *words))
-        for start in range(0, len(commands), CALLS_AT_ONCE):
-            yield commands[start : start + CALLS_AT_ONCE]
+                yield ("EVAL", _TAKE_BACK, 1, key, repr(left), *words)
 
     # -- the copy ------------------------------------------------------------------------
 
