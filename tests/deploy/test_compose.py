@@ -174,6 +174,7 @@ def test_without_keys_it_is_published_on_this_machine_only() -> None:
         assert not settings.open_to_others
         assert settings.model_copy(update={"allow_open": False}).open_to_others
         assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["environment"]["TIM4REC_ALLOWED_HOSTS"] == "service"
 
 
 @every_service
