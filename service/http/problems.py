@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+import traceback
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -71,6 +72,12 @@ def _next(request: Request, error: Exception) -> str:
     return f"the outcome is unknown: {again}"
 
 
+def _let_go(error: Exception) -> None:
+    """Of what it came through. The framework's own function keeps the error that it raises, and so
+    both, and the request's body, would stay until somebody looks for garbage."""
+    traceback.clear_frames(error.__traceback__)
+
+
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these problems."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -89,12 +96,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
+        _let_go(error)
         errors = [faults.explained(one) for one in error.errors()]
         first = errors[0]
         return problem(422, f"{first['field']}: {first['message']}", errors)
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
+        _let_go(error)
         # How the framework says what it says of no field; but a caller who has left is no fault.
         if error.status_code == 400 and not isinstance(error.__cause__, ClientDisconnect):
             said = {"field": "body", "message": faults.UNREADABLE}
