@@ -118,10 +118,9 @@ class Server(uvicorn.Server):
         await super().startup([])
         for listener in sockets or ():
             self.servers.append(Acceptor(listener, self._protocol))  # type: ignore[arg-type]
-        # What is there now stays: looking through it for garbage takes a tenth of a second. Requests
-        # and their connections leave no cycles behind, but when many wait they are looked through
-        # as new objects again and again, while all of them stand still: with 1,600 on connections
-        # of their own, for 0.1 s in 0.6 s of CPU time.
+        # What is there now stays: looking through it for garbage takes a tenth of a second.
+        # Requests and their connections leave no cycles behind, but as long as they wait they look
+        # like new objects, among which garbage is sought again and again while all stands still.
         gc.collect()
         gc.freeze()
         gc.set_threshold(max(20_000, OBJECTS_EACH * self.settings.max_queue), 10, 10)
