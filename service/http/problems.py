@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import http
 import logging
-from collections.abc import Sequence
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
