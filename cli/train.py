@@ -350,6 +350,7 @@ def train(
 
     checkpoint = folder.with_name(f"{folder.name}.training")
     _require_artefact_folder(folder)
+    vocabulary = _items(dataset, table)
     if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)
     result = train_towers(dataset, architecture, config, towers, checkpoint, console=err)
@@ -368,7 +369,7 @@ def train(
         "test": [row.to_dict() for row in rows],
     }
     card = model_card(name, sizes, protocol, config, result, rows, _command(), read.notes)
-    identity = save_artefact(folder, result.model, _items(dataset, table), metrics, card)
+    identity = save_artefact(folder, result.model, vocabulary, metrics, card)
     shutil.rmtree(checkpoint)
     whole = {(row.seen, row.request_time): row.metrics for row in rows if row.history == "whole"}
     for (seen, asked), found in whole.items():

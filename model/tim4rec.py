@@ -331,3 +331,9 @@ def _of_similar_length(lengths_B: Tensor) -> list[Tensor]:
     class_B = torch.frexp((lengths_B - 1).double())[1]
     found = (torch.nonzero(class_B == c)[:, 0] for c in range(int(class_B.max()) + 1))
     return [rows for rows in found if len(rows)]
+
+
+def outline(config: ModelConfig) -> TiM4Rec:
+    """A model that has the names and shapes of its weights, and no memory for them."""
+    with torch.device("meta"):
+        return TiM4Rec(config)
