@@ -1,5 +1,5 @@
-"""Whatever stands in an artefact's folder, it is loaded as it was saved or refused in one line, soon
-and without memory for what the files only claim."""
+"""Whatever stands in an artefact's folder, it is loaded as it was saved or refused in one line,
+soon, and without memory for what the files only claim."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from model.artefact import (
     load_artefact,
     save_artefact,
 )
+from model.config import SIZES
 from tests.depth import examples
 from tests.waited import LONG_S
 
@@ -123,7 +124,9 @@ def assert_same(loaded: Artefact, saved: Artefact, but: str) -> None:
     assert loaded.metrics == saved.metrics or but == METRICS
     assert vars(loaded.items).keys() == vars(saved.items).keys()
     for name, column in vars(loaded.items).items():
-        assert np.array_equal(column, getattr(saved.items, name)) or column == vars(saved.items)[name]
+        assert (
+            np.array_equal(column, getattr(saved.items, name)) or column == vars(saved.items)[name]
+        )
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, saved.model.state_dict()[name])
 
@@ -191,8 +194,8 @@ DEEP = "[" * 100_000 + "]" * 100_000
 RAW = st.sampled_from(
     ["null", "true", "false", "0", "-1", "1", "1.0", "0.5", "1e3", "NaN", "Infinity", "-Infinity",
      "1e400", "9" * 5000, str(2**31), str(2**63), str(10**400), '""', '"\\ud800"', '"\\u0000"',
-     '"a\\nb"', '"' + "x" * 300 + '"', "[]", "{}", "[[]]", '{"a":1,"a":2}', "[null]", "[1]", '["a"]',
-     '{"": {}}', DEEP, "", ",", "{"]
+     '"a\\nb"', '"' + "x" * 300 + '"', "[]", "{}", "[[]]", '{"a":1,"a":2}', "[null]", "[1]",
+     '["a"]', '{"": {}}', DEEP, "", ",", "{"]
 )  # fmt: skip
 """JSON texts, and what is none."""
 
@@ -341,7 +344,9 @@ def test_what_is_no_file_is_refused_at_once(saved: Artefact, kind: str, name: st
 @st.composite
 def changes(draw: st.DrawFn) -> Change:
     make = draw(
-        st.sampled_from([bytes_changed, cut, value_changed, value_changed, tensor_changed, header_changed])
+        st.sampled_from(
+            [bytes_changed, cut, value_changed, value_changed, tensor_changed, header_changed]
+        )
     )
     return make(draw)
 
@@ -360,3 +365,158 @@ def test_it_is_loaded_as_it_was_saved_or_refused(
             assert_sound(loaded)
         elif loaded is not None:
             assert_same(loaded, saved, changed)
+
+
+def change_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+ONE_EACH = ["a", "b", "c", "d", "e"]
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        *(({"ids": [*ONE_EACH[:4], bad]}, part) for bad, part in (
+            (7, "id 5 is not a string"), (None, "id 5"), (True, "id 5"), (["e"], "id 5"),
+            ("\ud800", "id 5 is not a string of Unicode"), ("", "0 bytes"),
+            ("ü" * 129, "258 bytes"), ("a", "twice"),
+        )),
+        *(({"popularity": [1, 2, bad, 4, 5]}, "popularity 3 is no count") for bad in (
+            -1, 1.5, 1.0, True, None, "1", [1], 2**63, 10**400, -(10**400),
+        )),
+        *(({"titles": ["A", bad, None, None, None]}, "title 2") for bad in (7, True, [], "\udfff")),
+        *(({"categories": [[], [], [], bad, []]}, "categories 4") for bad in (
+            None, "x", [None], [7], [["x"]], {"x": 1}, ["x", "\ud800"],
+        )),
+        *(({name: bad}, f"a list of {name}") for name in ("ids", "popularity") for bad in (
+            None, "abcde", {}, 5, False,
+        )),
+        *(({name: bad}, f"a list of {name}") for name in ("titles", "categories") for bad in (
+            "abcde", {}, 5, False,
+        )),
+        ({"ids": ["a"] * 4}, "4 items"), ({"popularity": [1] * 4}, "4 popularity for 5 ids"),
+        *(({name: []}, f"0 {name} for 5 ids") for name in ("titles", "categories")),
+        ({"ids": ["a"] * 4, "popularity": [1] * 4, "titles": None, "categories": None}, "4 items"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)  # fmt: skip
+def test_items_of_another_kind(saved: Artefact, values: dict[str, Any], part: str) -> None:
+    with copied(saved) as folder:
+        change_json(folder / ITEMS, **values)
+        seal(folder)
+        refused(folder, ITEMS, part)
+
+
+@pytest.mark.parametrize("name", ["ids", "popularity", "titles", "categories"])
+def test_a_column_that_is_missing(saved: Artefact, name: str) -> None:
+    with copied(saved) as folder:
+        table = json.loads((folder / ITEMS).read_text())
+        del table[name]
+        (folder / ITEMS).write_text(json.dumps(table))
+        seal(folder)
+        refused(folder, ITEMS, f"a list of {name}")
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 2**16, 2**31 - 1, 2**63, 10**400, 6.0, True, None, "6", [6]], ids=str
+)
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_the_tensors_do_not_have(saved: Artefact, name: str, value: object) -> None:
+    with copied(saved) as folder:
+        architecture = json.loads((folder / CONFIG).read_text())["architecture"]
+        if name == "max_len" and value == 2**16:
+            return  # no size of this model's
+        change_json(folder / CONFIG, architecture=architecture | {name: value})
+        seal(folder)
+        assert tried(folder) is None
+
+
+@pytest.mark.parametrize("value", [None, True, "0.5", [], 2, -1, 10**400], ids=str)
+@pytest.mark.parametrize(
+    "name", ["dropout", "time_dropout", "norm_eps", "ffn_norm_eps", "ffn", "time", "gap_range_s"]
+)
+def test_a_field_of_another_kind(saved: Artefact, name: str, value: object) -> None:
+    if (name, value) in [("ffn", True), ("norm_eps", 2), ("ffn_norm_eps", 2)]:
+        return  # as good as what was there
+    with copied(saved) as folder:
+        architecture = json.loads((folder / CONFIG).read_text())["architecture"]
+        change_json(folder / CONFIG, architecture=architecture | {name: value})
+        refused(folder, CONFIG, name)
+
+
+def test_a_state_that_no_weights_account_for(tmp_path: Path) -> None:
+    config = ModelConfig(n_items=1, d_model=1, n_layers=1, expand=2048, head_dim=1, d_state=2048)
+    items = Items(["a"], np.array([1]))
+    save_artefact(tmp_path / "m", TiM4Rec(config), items, {}, "")
+    refused(tmp_path / "m", CONFIG, "a user's state has 16,", "d_state")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite(saved: Artefact, value: float) -> None:
+    for name in ("item_embedding.weight", "blocks.0.ssd.A_log", "request_norm.bias"):
+        with copied(saved) as folder:
+            weights = load_file(folder / WEIGHTS)
+            weights[name].view(-1)[-1] = value
+            save_file(weights, folder / WEIGHTS)
+            seal(folder)
+            refused(folder, WEIGHTS, f"{name} has values that are not finite")
+
+
+def test_hashes_that_lie(saved: Artefact) -> None:
+    with copied(saved) as folder:
+        description = json.loads((folder / CONFIG).read_text())
+        for name in (WEIGHTS, ITEMS):
+            lying = dict(description["hashes"]) | {name: "0" * 64}
+            identity = module._identity(saved.model.config, description["repeat_bias"], lying)
+            change_json(folder / CONFIG, hashes=lying, identity=identity)
+            refused(folder, name, "hash", "damaged")
+        save_artefact(folder.with_name("other"), TiM4Rec(SHAPE), VOCABULARY, {}, "")
+        other = json.loads((folder.with_name("other") / CONFIG).read_text())
+        change_json(folder / CONFIG, **other)
+        refused(folder, WEIGHTS, "hash")
+
+
+def test_links(saved: Artefact) -> None:
+    with copied(saved) as folder:
+        current = folder.with_name("current")
+        current.symlink_to("model")
+        assert_same(load_artefact(current), saved, "")
+        (folder / "..1").mkdir()
+        (folder / "..data").symlink_to("..1")
+        for name in READ:  # as Kubernetes mounts files
+            (folder / name).rename(folder / "..1" / name)
+            (folder / name).symlink_to(Path("..data", name))
+        assert_same(load_artefact(current), saved, "")
+        shutil.copytree(saved.folder, folder.with_name("other"))
+        for name in READ:
+            (folder / name).unlink()
+            (folder / name).symlink_to(folder.with_name("other") / name)
+            refused(current, name, "leads out of")
+            (folder / name).unlink()
+            (folder / name).symlink_to(Path("..data", name))
+
+
+def test_one_that_changes_all_the_time(saved: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = module._load
+
+    def touched(folder: Path, device: str) -> Artefact:
+        loaded = load(folder, device)
+        (folder / METRICS).write_text(json.dumps({"now": time.monotonic_ns()}))
+        return loaded
+
+    monkeypatch.setattr(module, "_load", touched)
+    monkeypatch.setattr(module, "_REPLACED_FOR_S", 0.2)
+    with copied(saved) as folder, pytest.raises(ArtefactError, match="again and again"):
+        load_artefact(folder)
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    long = ["t" * 2_000_000, *VOCABULARY.titles[1:]] if VOCABULARY.titles else None
+    vocabulary = Items(VOCABULARY.ids, VOCABULARY.popularity, long)
+    with pytest.raises(ArtefactError, match="would have"):
+        save_artefact(tmp_path / "m", TiM4Rec(SHAPE), vocabulary, {}, "")
+    assert not list(tmp_path.iterdir())
+    for popularity in (np.array([1, 2, 3, 4, -5]), np.ones(5)):
+        with pytest.raises(ArtefactError, match="popularity"):
+            Items(VOCABULARY.ids, popularity)
