@@ -57,6 +57,7 @@ PADDING = "[PAD]"
 """RecBole's token of item 0; a list that starts with it is taken without it."""
 CONFIG_BYTES = 1 << 17
 """Most of an official config; a few thousand are usual."""
+_DEEPEST = 20  # of a config as YAML
 _LONGEST_REASON = 300  # characters of what torch says
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -277,11 +278,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
                 f"{path}: reading YAML needs PyYAML: install pyyaml, or give the config as .json"
             ) from None
         try:
-            # A few names that stand for each other again and again grow without end.
-            if any(
-                isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)
-            ):
-                raise ValueError("an alias (*name) in it: write its value out")
+            _require_plain_yaml(yaml, text)
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             reason = " ".join(str(error).split())
@@ -291,6 +288,18 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if not SETTINGS.keys() & value.keys():
         raise CommandError(f"{path}: none of the official settings in it ({', '.join(SETTINGS)})")
     return value
+
+
+def _require_plain_yaml(yaml: Any, text: str) -> None:
+    """Raises ValueError before what takes long to read, or grows without end in memory."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("an alias (*name) in it: write its value out")
 
 
 def _read_items(path: Path, wanted: int) -> Items:
