@@ -24,14 +24,14 @@ from typing import Any, TypeGuard
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from model.config import ConfigError, ModelConfig
 from model.folder import replace_folder
 from model.plain_file import open_plain, read_plain
-from model.strict_json import is_number, parse, shown
-from model.tim4rec import TiM4Rec, outline
+from model.strict_json import is_number, parse
+from model.tim4rec import TiM4Rec
+from model.weights import WeightsError, read_weights
 
 FORMAT = 1
 CONFIG, WEIGHTS, ITEMS, METRICS, CARD = (
@@ -55,7 +55,6 @@ _COLUMNS = {
     "titles": list | None,
     "categories": list | None,
 }
-_HEADER_BYTES = 1 << 22  # most of the part of the weights' file that describes the rest
 _STATE_BYTES = 1 << 20  # a user's state may have so many, and as many as the weights
 _REPLACED_FOR_S = 60.0
 
@@ -244,19 +243,17 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
     description = _read_json(config_file)
     config, bias, hashes = _read_description(config_file, description)
     metrics = _read_json(folder / METRICS, constants=True)
-    # Sizes, then hashes, then what is hashed.
-    _require_shapes(weights_file, config)
+    try:
+        model = read_weights(weights_file, config, hashes[WEIGHTS])
+    except WeightsError as error:
+        raise ArtefactError(f"{weights_file}: {error}") from None
+    model.repeat_bias = bias
+    _require_state(config_file, description.get("state"), model)
+    # Only now is it known that there are so many items.
     table = read_plain(items_file, items_bytes(config.n_items), within=folder)
     if hashlib.sha256(table).hexdigest() != hashes[ITEMS]:
-        raise _damaged(items_file)
-    if _hash(weights_file) != hashes[WEIGHTS]:
-        raise _damaged(weights_file)
+        raise ArtefactError(f"{items_file}: its hash is not the one in {CONFIG}: damaged")
     items = _read_items(items_file, table, config.n_items)
-    model = _read_model(weights_file, config)
-    model.repeat_bias = bias
-    state = description.get("state")
-    if not isinstance(state, dict) or state.get("hash") != model.state_layout.hash.hex():
-        raise ArtefactError(f"{config_file}: its state layout is not this version's: train again")
     return Artefact(
         model=model.to(device).eval(),
         items=items,
@@ -298,60 +295,16 @@ def _read_description(
     return config, float(bias), hashes
 
 
-def _require_shapes(path: Path, config: ModelConfig) -> None:
-    """Raises ArtefactError unless a file of weights has the tensors of this architecture, each of
-    float32, by its first bytes and by its size."""
-    with open_plain(path, within=path.parent) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(_HEADER_BYTES, size - 8):
-            raise ArtefactError(f"{path}: damaged, or no safetensors file")
-        try:
-            header = parse(file.read(length))
-            header.pop("__metadata__", None)
-            found = {name: [tensor["dtype"], *tensor["shape"]] for name, tensor in header.items()}
-        except (ValueError, AttributeError, KeyError, TypeError):
-            raise ArtefactError(f"{path}: damaged, or no safetensors file") from None
-    model = outline(config)
-    wanted = {name: ["F32", *tensor.shape] for name, tensor in model.state_dict().items()}
-    for name in (*wanted, *found):
-        if found.get(name) != wanted.get(name):
-            raise ArtefactError(
-                f"{path} does not fit the architecture: {shown(name)} is "
-                f"{_tensor(found.get(name))}, and must be {_tensor(wanted.get(name))}"
-            )
-    data = sum(tensor.nbytes for tensor in model.state_dict().values())
-    if size != 8 + length + data:
-        raise ArtefactError(f"{path}: damaged: {size:,} bytes, not {8 + length + data:,}")
-    if model.state_layout.nbytes() > max(_STATE_BYTES, data):
+def _require_state(path: Path, state: object, model: TiM4Rec) -> None:
+    layout = model.state_layout
+    if not isinstance(state, dict) or state.get("hash") != layout.hash.hex():
+        raise ArtefactError(f"{path}: its state layout is not this version's: train again")
+    # Two sizes of a few weights each may multiply to any state.
+    if layout.nbytes() > max(_STATE_BYTES, sum(t.nbytes for t in model.state_dict().values())):
         raise ArtefactError(
-            f"{path.with_name(CONFIG)}: architecture: a user's state has "
-            f"{model.state_layout.nbytes():,} bytes, more than all weights: lower d_state"
+            f"{path}: architecture: a user's state has {layout.nbytes():,} bytes, more than all "
+            "weights: lower d_state"
         )
-
-
-def _tensor(kind: list[Any] | None) -> str:
-    return "missing" if kind is None else f"{shown(kind[0])} {reprlib.repr(kind[1:])}"
-
-
-def _read_model(path: Path, config: ModelConfig) -> TiM4Rec:
-    try:
-        weights = load_file(path)
-        for name, tensor in weights.items():
-            if not all(end.isfinite() for end in tensor.aminmax()):
-                raise ArtefactError(
-                    f"{path}: {name} has values that are not finite: training diverged"
-                )
-        model = TiM4Rec(config)
-        model.load_state_dict(weights)
-    except (TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtefactError(f"{path} does not fit the architecture: {reason}") from None
-    return model
-
-
-def _damaged(path: Path) -> ArtefactError:
-    return ArtefactError(f"{path}: its hash is not the one in {CONFIG}: damaged")
 
 
 def _require_replaceable(folder: Path) -> None:

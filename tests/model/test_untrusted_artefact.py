@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from model import ModelConfig, TiM4Rec
 from model import artefact as module
+from model import weights as weights_module
 from model.artefact import (
     CONFIG,
     ITEMS,
@@ -509,6 +510,24 @@ def test_one_that_changes_all_the_time(saved: Artefact, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "_REPLACED_FOR_S", 0.2)
     with copied(saved) as folder, pytest.raises(ArtefactError, match="again and again"):
         load_artefact(folder)
+
+
+def test_weights_that_are_overwritten_while_they_are_read(
+    saved: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `cp` does it: the file is empty first. What was mapped into memory is gone then."""
+    with copied(saved) as folder:
+        weights, build = (folder / WEIGHTS).read_bytes(), weights_module.TiM4Rec
+
+        def emptied(config: ModelConfig) -> TiM4Rec:
+            (folder / WEIGHTS).write_bytes(b"")
+            return build(config)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(weights_module, "TiM4Rec", emptied)
+            refused(folder, WEIGHTS, "damaged")
+        (folder / WEIGHTS).write_bytes(weights)
+        assert_same(load_artefact(folder), saved, "")
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
