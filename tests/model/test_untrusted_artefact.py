@@ -9,6 +9,8 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -41,6 +43,7 @@ from model.config import SIZES
 from tests.depth import examples
 from tests.waited import LONG_S
 
+ROOT = Path(__file__).parents[2]
 READ = (CONFIG, WEIGHTS, ITEMS, METRICS)
 SHAPE = ModelConfig(n_items=5, d_model=8, n_layers=1, head_dim=4, d_state=3)
 VOCABULARY = Items(
@@ -476,6 +479,31 @@ def test_hashes_that_lie(saved: Artefact) -> None:
         other = json.loads((folder.with_name("other") / CONFIG).read_text())
         change_json(folder / CONFIG, **other)
         refused(folder, WEIGHTS, "hash")
+
+
+def test_an_outline_is_the_model_without_its_memory() -> None:
+    code = """if True:
+        import sys
+        from model import ModelConfig, TiM4Rec
+        from model.tim4rec import outline
+        configs = [{}, {"time": "sequence"}, {"time": "none", "ffn": False, "n_layers": 1},
+                   {"n_groups": 2, "gap_mix": "product"}, {"gap_embedding": False},
+                   {"time": "sequence", "p2p_residual": True}, {"request_time": False}]
+        for one in configs:
+            config = ModelConfig(n_items=5, **one)
+            model, outlined = TiM4Rec(config), outline(config)
+            assert outlined.state_layout == model.state_layout
+            wanted = {name: (t.shape, t.dtype) for name, t in model.state_dict().items()}
+            found = {name: (t.shape, t.dtype) for name, t in outlined.state_dict().items()}
+            assert found == wanted
+            assert all(t.is_meta for t in outlined.state_dict().values())
+        outline(ModelConfig(n_items=2**31 - 1, d_model=2**16))
+        print("torch._dynamo" in sys.modules)  # seconds and much memory
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=LONG_S
+    )
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_links(saved: Artefact) -> None:
