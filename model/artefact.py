@@ -184,7 +184,7 @@ def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Art
         ArtefactError: a file is missing, damaged, of a newer format, or does not fit.
     """
     folder = Path(folder)
-    until = time.monotonic() + _REPLACED_FOR_S
+    until: float | None = None
     while True:
         before, artefact = _stamp(folder), None
         fault = ArtefactError(f"{folder} is replaced again and again: leave it as it is")
@@ -197,9 +197,10 @@ def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Art
         same = _stamp(folder) == before
         if same and artefact is not None:
             return artefact
+        # Replaced while it was read: what was read may be half of each.
+        until = until or time.monotonic() + _REPLACED_FOR_S
         if same or time.monotonic() > until:
             raise fault
-        # Replaced while it was read: what was read may be half of each.
 
 
 def claimed_identity(folder: Path) -> str:
@@ -388,7 +389,7 @@ def _id_fault(value: object) -> str | None:
     size = len(value.encode())
     if 1 <= size <= LONGEST_ID:
         return None
-    return f"has {size} bytes of UTF-8, 1 to {LONGEST_ID} fit"
+    return f"has {size} bytes of UTF-8, 1 to {LONGEST_ID} fit: {reprlib.repr(value)}"
 
 
 def _title_fault(value: object) -> str | None:

@@ -132,6 +132,17 @@ def test_a_protocol_that_is_none(
     refused(tim4rec("evaluate", model, log), model / METRICS, "protocol")
 
 
+def test_an_id_that_no_model_may_have_is_said_before_training(write: Write, tmp_path: Path) -> None:
+    items = ["x" * 257, "a", "b", "c", "d"]
+    log = write([(f"u{u}", items[(u + k) % 5], 1000 * k) for u in range(6) for k in range(6)])
+    result = tim4rec("train", log, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    said = result.output.splitlines()[-1]
+    assert said.startswith(f"error: {log}: items: id 5 has 257 bytes of UTF-8")
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.training").exists()
+
+
 @pytest.mark.parametrize("quoted", [False, True])
 def test_a_line_without_end(tmp_path: Path, quoted: bool) -> None:
     """A few megabytes that are a gigabyte, unpacked."""
