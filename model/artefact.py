@@ -45,8 +45,10 @@ FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD)
 
 LONGEST_ID = 256
 """Bytes of UTF-8 that an id may have."""
-JSON_BYTES = 1 << 20
-"""Most of `config.json` and of `metrics.json`; a thousandth of it is usual."""
+CONFIG_BYTES = 1 << 16
+"""Most of `config.json`; 2,000 are usual. The list of models reads many of them."""
+METRICS_BYTES = 1 << 20
+"""Most of `metrics.json`; a hundredth of it is usual."""
 ITEM_BYTES = 1 << 14
 """Most of `items.json` for each item; a hundredth of it is usual."""
 _COLUMNS = {
@@ -243,7 +245,7 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
     config_file, weights_file, items_file = (folder / name for name in (CONFIG, WEIGHTS, ITEMS))
     description = _read_json(config_file)
     config, bias, hashes = _read_description(config_file, description)
-    metrics = _read_json(folder / METRICS, constants=True)
+    metrics = _read_json(folder / METRICS, METRICS_BYTES, constants=True)
     try:
         model = read_weights(weights_file, config, hashes[WEIGHTS])
     except WeightsError as error:
@@ -341,7 +343,7 @@ def _hash(path: Path) -> str:
 
 def items_bytes(n_items: int) -> int:
     """Most bytes of an `items.json` of so many items."""
-    return JSON_BYTES + n_items * ITEM_BYTES
+    return (1 << 20) + n_items * ITEM_BYTES
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -349,8 +351,8 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path, *, constants: bool = False) -> dict[str, Any]:
-    content = read_plain(path, JSON_BYTES, within=path.parent)
+def _read_json(path: Path, most: int = CONFIG_BYTES, *, constants: bool = False) -> dict[str, Any]:
+    content = read_plain(path, most, within=path.parent)
     try:
         value = parse(content, constants=constants)
     except ValueError as error:

@@ -254,7 +254,7 @@ def spoilt(folder: Path) -> dict[str, str]:
     _without(spoil("zeros") / TABLE).symlink_to("/dev/zero")
     _without(spoil("secret") / CONFIG).symlink_to("/etc/passwd")
     _without(spoil("folder") / CONFIG).mkdir()
-    (spoil("deep") / CONFIG).write_text("[" * 500_000)
+    (spoil("deep") / CONFIG).write_text("[" * 50_000)
     os.truncate(spoil("long") / CONFIG, 1 << 40)
     os.truncate(spoil("sparse") / WEIGHTS, 1 << 40)
     put(spoil("digits") / CONFIG, repeat_bias="@")
@@ -273,7 +273,7 @@ def spoilt(folder: Path) -> dict[str, str]:
     return {
         "fifo": f"{CONFIG}: is a FIFO", "fifo of weights": f"{WEIGHTS}: is a FIFO",
         "zeros": "leads out of", "secret": "leads out of", "folder": f"{CONFIG}: is a folder",
-        "deep": "nested too deeply", "long": "at most 1,048,576", "sparse": f"{WEIGHTS}: damaged",
+        "deep": "nested too deeply", "long": "at most 65,536", "sparse": f"{WEIGHTS}: damaged",
         "digits": f"{CONFIG}: not readable", "surrogate": f"{TABLE}: items: title 1",
         "floats": f"{TABLE}: items: popularity 1",
     }  # fmt: skip
