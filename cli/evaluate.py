@@ -20,7 +20,7 @@ from rich.table import Table
 from cli.console import CommandError, err, out, say
 from cli.steps import Kinds, read_steps
 from cli.train import choose_device
-from model.artefact import Artefact, load_artefact
+from model.artefact import METRICS, Artefact, load_artefact
 from training.dataset import Dataset, Protocol, Targets, build_dataset
 from training.evaluation import (
     TOLERANCE,
@@ -99,7 +99,10 @@ def evaluate(
     if read.bad_row_count:
         say(f"{log}: {read.bad_row_count} rows left out:")
         say(describe_bad_rows(read.bad_rows, read.bad_row_count))
-    protocol = Protocol(**loaded.metrics.get("protocol", {}))
+    try:
+        protocol = Protocol(**loaded.metrics.get("protocol", {}))
+    except (TypeError, ValueError) as error:
+        raise CommandError(f"{artefact / METRICS}: protocol: {error}") from None
     if core is not None:
         protocol = Protocol(core, protocol.split, protocol.validation_share, protocol.test_share)
     dataset = build_dataset(read, protocol, loaded.items.ids)

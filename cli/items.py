@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterator
 from datetime import date, datetime
@@ -19,6 +18,8 @@ from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.records import DataDir, Namespace, Redis, opened
 from cli.settings import chosen_settings
+from model.plain_file import open_plain
+from model.strict_json import parse
 from service.catalogue.item_store import ItemStore
 from service.http.item_schemas import NewItem
 from service.settings import Settings
@@ -27,6 +28,7 @@ from service.store.store import StoreError
 
 LISTED = 20
 AT_ONCE = 1000
+LONGEST_LINE = 1 << 20
 _TEXTS = ("item_id", "title", "categories", "genres", "similar_to", "available_from",
           "available_until")  # fmt: skip
 _LISTS = ("categories", "similar_to")
@@ -112,13 +114,19 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Callable[[], Any]]
     """Where each row is, and what it says or what reads it."""
     try:
         if path.suffix in (".jsonl", ".ndjson"):
-            for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-                if line.strip():
-                    yield f"line {number}", partial(json.loads, line)
+            with open_plain(path) as file:
+                lines = enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1)
+                for number, line in lines:
+                    if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                        raise CommandError(f"{path}: line {number} has {LONGEST_LINE:,} bytes")
+                    if line.strip():
+                        yield f"line {number}", partial(parse, line.rstrip(b"\r\n").decode())
             return
+        open_plain(path).close()
         frame = _table(path)
     except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
-        raise CommandError(f"{path}: {' '.join(str(error).split())}") from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CommandError(f"{path}: {reason}") from None
     if "item_id" not in frame.columns:
         raise CommandError(f"{path}: has no column item_id, only {', '.join(frame.columns)}")
     for number, row in enumerate(frame.iter_rows(named=True), 1):

@@ -11,13 +11,15 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 import math
+import os
+import reprlib
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -26,11 +28,13 @@ from torch import Tensor
 
 from cli.console import CommandError, err, out
 from model import TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import ArtefactError, Items, items_bytes, save_artefact
 from model.config import ConfigError
 from model.official import OfficialWeightsError, load_official
+from model.plain_file import open_plain, read_bounded, read_plain
+from model.strict_json import parse, shown
 from training.card import TIME_PATHS
-from training.interactions import read_log
+from training.interactions import COMPRESSION_FAULTS, read_log
 
 SETTINGS: dict[str, type] = {
     "hidden_size": int,
@@ -51,6 +55,11 @@ SETTINGS: dict[str, type] = {
 
 PADDING = "[PAD]"
 """RecBole's token of item 0; a list that starts with it is taken without it."""
+CONFIG_BYTES = 1 << 17
+"""Most of an official config; a few thousand are usual."""
+_DEEPEST = 20  # of a config as YAML
+_LONGEST_REASON = 300  # characters of what torch says
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Foreign:
@@ -156,13 +165,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     Raises CommandError where it is no such file, or holds no weights of a TiM4Rec model.
     """
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:
+        with open_plain(path) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            _require_stored(file)
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         stand_ins = [(Foreign, name) for name in foreign]
         with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # a damaged pickle fails in every way there is
         raise CommandError(
             f"{path}: not readable as a torch checkpoint: {_reason(error)}"
@@ -173,18 +185,43 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(weights, Mapping) or "item_embedding.weight" not in weights:
         raise CommandError(f"{path}: no state_dict with item_embedding.weight: not a TiM4Rec model")
     for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise CommandError(f"{path}: {name} is not a floating-point tensor")
-        if not bool(tensor.isfinite().all()):
-            raise CommandError(f"{path}: {name} has values that are not finite: training diverged")
+        if not isinstance(name, str) or not _is_plain(tensor):
+            raise CommandError(f"{path}: {shown(name)} is not a floating-point tensor")
+        if not all(end.float().isfinite() for end in tensor.detach().aminmax()):
+            raise CommandError(
+                f"{path}: {shown(name)} has values that are not finite: training diverged"
+            )
     if weights["item_embedding.weight"].dim() != 2 or len(weights["item_embedding.weight"]) < 2:
         raise CommandError(f"{path}: item_embedding.weight has no items")
     epoch = content.get("epoch")
     return Checkpoint(
         settings=_chosen(_config_of(content.get("config")), path),
         weights=dict(weights),
-        epoch=epoch if isinstance(epoch, int) else None,
+        epoch=epoch if isinstance(epoch, int) and 0 <= epoch < 2**63 else None,
         sha256=sha256,
+    )
+
+
+def _require_stored(file: BinaryIO) -> None:
+    """Raises ValueError where a checkpoint's parts take more memory than its file has bytes: torch
+    writes them one after the other, and never compressed."""
+    size = file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as parts:
+        entries = parts.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("a part of it is compressed, which torch.save never does")
+    if sum(entry.file_size for entry in entries) > size:
+        raise ValueError("its parts overlap")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a tensor of numbers that are all there: one may be large by strides alone."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype in _DTYPES
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and 0 < value.nbytes <= value.untyped_storage().nbytes()
     )
 
 
@@ -192,8 +229,8 @@ def _reason(error: Exception) -> str:
     """One line; of torch's own pages only what went wrong, not its advice to trust the file."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     if len(lines) > 2 and "weights_only" in lines[0]:
-        return lines[-2]
-    return lines[0] if lines else type(error).__name__
+        lines = lines[-2:]
+    return lines[0][:_LONGEST_REASON] if lines else type(error).__name__
 
 
 def _config_of(config: object) -> Mapping[str, Any]:
@@ -224,13 +261,13 @@ def _chosen(config: Mapping[str, Any], source: Path) -> dict[str, Any]:
                 raise ValueError
         except (ValueError, OverflowError):
             wanted = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
-            shown = "an object" if isinstance(value, Foreign) else repr(value)
-            raise CommandError(f"{source}: {name} must be {wanted}, not {shown}") from None
+            found = "an object" if isinstance(value, Foreign) else reprlib.repr(value)
+            raise CommandError(f"{source}: {name} must be {wanted}, not {found}") from None
     return chosen
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:
-    text = _read_text(path)
+    text = _read_text(path, CONFIG_BYTES)
     if path.suffix == ".json":
         value = _json(path, text)
     else:
@@ -241,8 +278,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
                 f"{path}: reading YAML needs PyYAML: install pyyaml, or give the config as .json"
             ) from None
         try:
+            _require_plain_yaml(yaml, text)
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
             reason = " ".join(str(error).split())
             raise CommandError(f"{path}: not readable as YAML: {reason}") from None
     if not isinstance(value, dict):
@@ -252,9 +290,21 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     return value
 
 
+def _require_plain_yaml(yaml: Any, text: str) -> None:
+    """Raises ValueError before what takes long to read, or grows without end in memory."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError("it is nested too deeply")
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("an alias (*name) in it: write its value out")
+
+
 def _read_items(path: Path, wanted: int) -> Items:
     """The item list, its popularity all 0 where it has none. Raises CommandError."""
-    text = _read_text(path)
+    text = _read_text(path, items_bytes(wanted))
     if ".csv" in path.suffixes:
         columns = _csv_columns(path, text)
     elif ".json" in path.suffixes:
@@ -276,7 +326,9 @@ def _read_items(path: Path, wanted: int) -> Items:
         if not item.strip():
             raise CommandError(f"{path}: item {place} has no id")
         if first.setdefault(item, place) != place:
-            raise CommandError(f"{path}: items {first[item]} and {place} are both {item!r}")
+            raise CommandError(
+                f"{path}: items {first[item]} and {place} are both {reprlib.repr(item)}"
+            )
     if len(ids) != wanted:
         raise CommandError(
             f"{path}: {len(ids)} items, but the checkpoint has {wanted} (and the padding): give "
@@ -285,12 +337,11 @@ def _read_items(path: Path, wanted: int) -> Items:
     popularity = [_count(path, i, v) for i, v in enumerate(columns.get("popularity", []), 1)]
     if popularity and not any(popularity):
         raise CommandError(f"{path}: popularity is 0 for every item: leave it out, or give --log")
-    return Items(
-        ids=ids,
-        popularity=np.array(popularity or [0] * wanted, dtype=np.int64),
-        titles=columns.get("titles"),
-        categories=columns.get("categories"),
-    )
+    counts = np.array(popularity or [0] * wanted, dtype=np.int64)
+    try:
+        return Items(ids, counts, columns.get("titles"), columns.get("categories"))
+    except ArtefactError as error:
+        raise CommandError(f"{path}: {error}") from None
 
 
 def _csv_columns(path: Path, text: str) -> dict[str, list[Any]]:
@@ -339,7 +390,9 @@ def _json_columns(path: Path, text: str) -> dict[str, list[Any]]:
     for name, sound in checks.items():
         for place, cell in enumerate(columns.get(name, []), 1):
             if not sound(cell):
-                raise CommandError(f"{path}: {name}, entry {place}: {cell!r} can't be used")
+                raise CommandError(
+                    f"{path}: {name}, entry {place}: {reprlib.repr(cell)} can't be used"
+                )
     columns["ids"] = [str(item) for item in columns["ids"]]
     return columns
 
@@ -350,7 +403,7 @@ def _count(path: Path, place: int, value: object) -> int:
     except ValueError:
         number = None
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**63:
-        raise CommandError(f"{path}: item {place}: popularity {value!r} is not a count")
+        raise CommandError(f"{path}: item {place}: popularity {reprlib.repr(value)} is not a count")
     return number
 
 
@@ -397,18 +450,23 @@ Popularity: {popularity}.
 
 def _json(path: Path, text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse(text, constants=True)  # what Python writes; no place here takes them
     except ValueError as error:
         raise CommandError(f"{path}: not readable as JSON: {error}") from None
 
 
-def _read_text(path: Path) -> str:
-    data = path.read_bytes()
+def _read_text(path: Path, most: int) -> str:
+    """The text of a file that has at most so many bytes, packed and unpacked."""
+    data = read_plain(path, most)
     try:
         if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as file:
+                unpacked = read_bounded(file, most)
+            if unpacked is None:
+                raise CommandError(f"{path}: has more than {most:,} bytes unpacked")
+            data = unpacked
         return data.decode("utf-8-sig")
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
+    except (*COMPRESSION_FAULTS, UnicodeDecodeError) as error:
         raise CommandError(f"{path}: {error}: save it as UTF-8 text") from None
 
 

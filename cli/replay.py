@@ -19,7 +19,8 @@ import typer
 
 from cli.console import CommandError, out, say
 from cli.progress import progress
-from cli.rows import LONGEST_ID, read_rows
+from cli.rows import read_rows
+from model.artefact import LONGEST_ID
 from service.http.times import MILLISECONDS_FROM, iso
 from training.interactions import KIND_COLUMNS
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from cli.console import say
+from model.artefact import LONGEST_ID
 from model.gaps import UNKNOWN_TIME
 from service.http.times import iso
 from training.interactions import (
@@ -17,9 +18,6 @@ from training.interactions import (
     describe_bad_rows,
     read_log,
 )
-
-LONGEST_ID = 256
-"""Bytes of UTF-8 that the service takes for an id."""
 
 
 def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:

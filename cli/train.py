@@ -16,7 +16,7 @@ import typer
 from cli.console import CommandError, err, out
 from cli.console import say as say_always
 from cli.steps import Kinds, read_steps
-from model.artefact import Items, save_artefact
+from model.artefact import ArtefactError, Items, save_artefact
 from model.kernels import KernelsUnavailable, choose
 from training import parallel
 from training.card import model_card
@@ -350,6 +350,10 @@ def train(
 
     checkpoint = folder.with_name(f"{folder.name}.training")
     _require_artefact_folder(folder)
+    try:
+        vocabulary = _items(dataset, table)
+    except ArtefactError as error:
+        raise CommandError(f"{log}: {error}") from None
     if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)
     result = train_towers(dataset, architecture, config, towers, checkpoint, console=err)
@@ -368,7 +372,7 @@ def train(
         "test": [row.to_dict() for row in rows],
     }
     card = model_card(name, sizes, protocol, config, result, rows, _command(), read.notes)
-    identity = save_artefact(folder, result.model, _items(dataset, table), metrics, card)
+    identity = save_artefact(folder, result.model, vocabulary, metrics, card)
     shutil.rmtree(checkpoint)
     whole = {(row.seen, row.request_time): row.metrics for row in rows if row.history == "whole"}
     for (seen, asked), found in whole.items():

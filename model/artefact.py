@@ -3,28 +3,35 @@
 `config.json` (architecture, state layout, identity, hashes), `model.safetensors`, `items.json`
 (vocabulary, popularity, optional titles and categories), `metrics.json`, `README.md` (the
 model card). Nothing is pickled.
+
+Whoever made a folder, it is loaded whole or refused: `config.json` is read first, and no more of
+the other files than it says that there is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import reprlib
 import shutil
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from model.config import ModelConfig
+from model.config import ConfigError, ModelConfig
 from model.folder import replace_folder
+from model.plain_file import open_plain, read_plain
+from model.strict_json import is_number, parse
 from model.tim4rec import TiM4Rec
+from model.weights import WeightsError, read_weights
 
 FORMAT = 1
 CONFIG, WEIGHTS, ITEMS, METRICS, CARD = (
@@ -35,6 +42,23 @@ CONFIG, WEIGHTS, ITEMS, METRICS, CARD = (
     "README.md",
 )
 FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD)
+
+LONGEST_ID = 256
+"""Bytes of UTF-8 that an id may have."""
+CONFIG_BYTES = 1 << 16
+"""Most of `config.json`; 2,000 are usual. The list of models reads many of them."""
+METRICS_BYTES = 1 << 20
+"""Most of `metrics.json`; a hundredth of it is usual."""
+ITEM_BYTES = 1 << 14
+"""Most of `items.json` for each item; a hundredth of it is usual."""
+_COLUMNS = {
+    "ids": list,
+    "popularity": list,
+    "titles": list | None,
+    "categories": list | None,
+}
+_STATE_BYTES = 1 << 20  # a user's state may have so many, and as many as the weights
+_REPLACED_FOR_S = 60.0
 
 
 class ArtefactError(ValueError):
@@ -57,8 +81,7 @@ class Items:
     categories: list[list[str]] | None = None
 
     def __post_init__(self) -> None:
-        if not all(isinstance(item, str) for item in self.ids):
-            raise ArtefactError("items: an id is not a string")
+        _require_each("id", self.ids, _id_fault)
         if len(set(self.ids)) != len(self.ids):
             raise ArtefactError("items: an id stands there twice")
         for name, column in (
@@ -70,6 +93,10 @@ class Items:
                 raise ArtefactError(
                     f"items: {len(column)} {name} for {len(self.ids)} ids: one each is needed"
                 )
+        if not np.issubdtype(self.popularity.dtype, np.integer) or (self.popularity < 0).any():
+            raise ArtefactError("items: popularity must be whole numbers from 0 on")
+        _require_each("title", self.titles or (), _title_fault)
+        _require_each("categories", self.categories or (), _categories_fault)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,7 +125,7 @@ def save_artefact(
 
     Raises:
         ArtefactError: `folder` holds something that is not an artefact, or the vocabulary
-            does not fit the model.
+            does not fit the model, or is too long.
     """
     if len(items) != model.config.n_items:
         raise ArtefactError(f"{len(items)} items for a model of {model.config.n_items}")
@@ -119,6 +146,11 @@ def save_artefact(
                 "categories": items.categories,
             },
         )
+        if (found := (partial / ITEMS).stat().st_size) > (most := items_bytes(len(items))):
+            raise ArtefactError(
+                f"{ITEMS} would have {found:,} bytes, at most {most:,} are read: shorten titles "
+                "and categories"
+            )
         _write_json(partial / METRICS, metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
         hashes = {name: _hash(partial / name) for name in (WEIGHTS, ITEMS)}
@@ -147,84 +179,135 @@ def save_artefact(
 def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Artefact:
     """Loads a folder, checking every hash before anything of it is believed.
 
+    What the files claim is compared with each other and with their sizes before memory is taken
+    for it. A link in place of a file may not lead out of the folder.
+
     Raises:
         ArtefactError: a file is missing, damaged, of a newer format, or does not fit.
     """
     folder = Path(folder)
+    until: float | None = None
     while True:
-        before = _stamp(folder)
+        before, artefact = _stamp(folder), None
+        fault = ArtefactError(f"{folder} is replaced again and again: leave it as it is")
         try:
             artefact = _load(folder, device)
-        except (ArtefactError, OSError):
-            if _stamp(folder) == before:
-                raise
-        else:
-            if _stamp(folder) == before:
-                return artefact
+        except ArtefactError as error:
+            fault = error
+        except OSError as error:
+            fault = _fault(folder, error)
+        same = _stamp(folder) == before
+        if same and artefact is not None:
+            return artefact
         # Replaced while it was read: what was read may be half of each.
+        until = until or time.monotonic() + _REPLACED_FOR_S
+        if same or time.monotonic() > until:
+            raise fault
 
 
-def _stamp(folder: Path) -> tuple[int, int] | None:
+def claimed_identity(folder: Path) -> str:
+    """The identity that a folder's `config.json` claims; nothing of it is checked.
+
+    Raises:
+        ArtefactError: it claims none.
+    """
     try:
-        found = (folder / CONFIG).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+        claimed = _read_json(folder / CONFIG).get("identity")
+    except OSError as error:
+        raise _fault(folder, error) from None
+    if not isinstance(claimed, str) or len(claimed) > 64:
+        raise ArtefactError(f"{folder / CONFIG}: `identity` is {reprlib.repr(claimed)}")
+    return claimed
+
+
+def _fault(folder: Path, error: OSError) -> ArtefactError:
+    path = error.filename or folder
+    if isinstance(error, FileNotFoundError):
+        return ArtefactError(f"{path} is missing: the artefact is incomplete")
+    return ArtefactError(f"{path}: {error.strerror or error}")
+
+
+def _stamp(folder: Path) -> list[tuple[int, int, int] | None]:
+    found: list[tuple[int, int, int] | None] = []
+    for name in (CONFIG, WEIGHTS, ITEMS, METRICS):
+        try:
+            status = (folder / name).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
+    return found
 
 
 def _load(folder: Path, device: torch.device | str) -> Artefact:
     if not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; make one with `tim4rec train`")
-    for name in (CONFIG, WEIGHTS, ITEMS, METRICS):
-        if not (folder / name).is_file():
-            raise ArtefactError(f"{folder / name} is missing: the artefact is incomplete")
-    description = _read_json(folder / CONFIG)
-    if description.get("format") != FORMAT:
-        raise ArtefactError(
-            f"{folder / CONFIG}: format {description.get('format')!r}, this version reads "
-            f"{FORMAT}: upgrade tim4rec or train again"
-        )
-    hashes = description.get("hashes")
-    if not isinstance(hashes, dict) or set(hashes) != {WEIGHTS, ITEMS}:
-        raise ArtefactError(f"{folder / CONFIG}: `hashes` must name {WEIGHTS} and {ITEMS}")
-    for name, expected in hashes.items():
-        if _hash(folder / name) != expected:
-            raise ArtefactError(f"{folder / name}: its hash is not the one in {CONFIG}: damaged")
+    config_file, weights_file, items_file = (folder / name for name in (CONFIG, WEIGHTS, ITEMS))
+    description = _read_json(config_file)
+    config, bias, hashes = _read_description(config_file, description)
+    metrics = _read_json(folder / METRICS, METRICS_BYTES, constants=True)
     try:
-        config = ModelConfig.from_dict(description["architecture"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtefactError(f"{folder / CONFIG}: architecture: {error}") from None
-    bias = description.get("repeat_bias", 0.0)
-    if not isinstance(bias, int | float) or not math.isfinite(bias):
-        raise ArtefactError(f"{folder / CONFIG}: repeat_bias must be a number, not {bias!r}")
-    identity = _identity(config, bias, hashes)
-    if description.get("identity") != identity:
-        raise ArtefactError(
-            f"{folder / CONFIG}: the architecture or the repeat_bias is not the one that these "
-            "weights were saved with"
-        )
-    try:
-        model = TiM4Rec(config)
-        model.load_state_dict(load_file(folder / WEIGHTS))
-        model.repeat_bias = float(bias)
-    except (TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtefactError(f"{folder / WEIGHTS} does not fit the architecture: {reason}") from None
-    state = description.get("state")
-    if not isinstance(state, dict) or state.get("hash") != model.state_layout.hash.hex():
-        raise ArtefactError(
-            f"{folder / CONFIG}: its state layout is not this version's: train again"
-        )
-    items = _read_items(folder / ITEMS)
-    if len(items) != config.n_items:
-        raise ArtefactError(f"{folder / ITEMS}: {len(items)} items, the model has {config.n_items}")
+        model = read_weights(weights_file, config, hashes[WEIGHTS])
+    except WeightsError as error:
+        raise ArtefactError(f"{weights_file}: {error}") from None
+    model.repeat_bias = bias
+    _require_state(config_file, description.get("state"), model)
+    # Only now is it known that there are so many items.
+    table = read_plain(items_file, items_bytes(config.n_items), within=folder)
+    if hashlib.sha256(table).hexdigest() != hashes[ITEMS]:
+        raise ArtefactError(f"{items_file}: its hash is not the one in {CONFIG}: damaged")
+    items = _read_items(items_file, table, config.n_items)
     return Artefact(
         model=model.to(device).eval(),
         items=items,
-        metrics=_read_json(folder / METRICS),
-        identity=identity,
+        metrics=metrics,
+        identity=description["identity"],
         folder=folder,
     )
+
+
+def _read_description(
+    path: Path, description: dict[str, Any]
+) -> tuple[ModelConfig, float, dict[str, str]]:
+    """The architecture, the repeat bias and the hashes of `config.json`, which fit each other."""
+    found = description.get("format")
+    if type(found) is not int or found != FORMAT:
+        raise ArtefactError(
+            f"{path}: format {reprlib.repr(found)}, this version reads {FORMAT}: upgrade tim4rec "
+            "or train again"
+        )
+    hashes = description.get("hashes")
+    if (
+        not isinstance(hashes, dict)
+        or set(hashes) != {WEIGHTS, ITEMS}
+        or not all(isinstance(value, str) for value in hashes.values())
+    ):
+        raise ArtefactError(f"{path}: `hashes` must have one of {WEIGHTS} and one of {ITEMS}")
+    try:
+        config = ModelConfig.from_dict(description.get("architecture"))
+    except ConfigError as error:
+        raise ArtefactError(f"{path}: architecture: {error}") from None
+    bias = description.get("repeat_bias", 0.0)
+    if not is_number(bias) or abs(bias) > torch.finfo(torch.float32).max:
+        raise ArtefactError(f"{path}: repeat_bias must be a number, not {reprlib.repr(bias)}")
+    if description.get("identity") != _identity(config, bias, hashes):
+        raise ArtefactError(
+            f"{path}: the architecture or the repeat_bias is not the one that these weights were "
+            "saved with"
+        )
+    return config, float(bias), hashes
+
+
+def _require_state(path: Path, state: object, model: TiM4Rec) -> None:
+    layout = model.state_layout
+    if not isinstance(state, dict) or state.get("hash") != layout.hash.hex():
+        raise ArtefactError(f"{path}: its state layout is not this version's: train again")
+    # Two sizes of a few weights each may multiply to any state.
+    if layout.nbytes() > max(_STATE_BYTES, sum(t.nbytes for t in model.state_dict().values())):
+        raise ArtefactError(
+            f"{path}: architecture: a user's state has {layout.nbytes():,} bytes, more than all "
+            "weights: lower d_state"
+        )
 
 
 def _require_replaceable(folder: Path) -> None:
@@ -236,7 +319,7 @@ def _require_replaceable(folder: Path) -> None:
         return
     try:
         is_artefact = {"format", "architecture", "hashes"} <= set(_read_json(folder / CONFIG))
-    except ArtefactError:
+    except (ArtefactError, OSError):
         is_artefact = False
     if not is_artefact:
         raise ArtefactError(f"{folder} is not empty and not an artefact: choose another folder")
@@ -254,8 +337,13 @@ def _identity(config: ModelConfig, repeat_bias: float, hashes: dict[str, str]) -
 
 
 def _hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_plain(path, within=path.parent) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def items_bytes(n_items: int) -> int:
+    """Most bytes of an `items.json` of so many items."""
+    return (1 << 20) + n_items * ITEM_BYTES
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -263,24 +351,67 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, most: int = CONFIG_BYTES, *, constants: bool = False) -> dict[str, Any]:
+    content = read_plain(path, most, within=path.parent)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        value = parse(content, constants=constants)
+    except ValueError as error:
         raise ArtefactError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(value, dict):
         raise ArtefactError(f"{path}: must hold a JSON object")
     return value
 
 
-def _read_items(path: Path) -> Items:
-    table = _read_json(path)
+def _read_items(path: Path, content: bytes, n_items: int) -> Items:
     try:
-        return Items(
-            ids=table["ids"],
-            popularity=np.asarray(table["popularity"], dtype=np.int64),
-            titles=table["titles"],
-            categories=table["categories"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        table = parse(content)
+        if not isinstance(table, dict):
+            raise ArtefactError("must hold a JSON object")
+        for name, kinds in _COLUMNS.items():
+            if not isinstance(table.get(name, ""), kinds):
+                raise ArtefactError(f"must have a list of {name}")
+        if len(table["ids"]) != n_items:
+            raise ArtefactError(f"{len(table['ids'])} items, the model has {n_items}")
+        _require_each("popularity", table["popularity"], _count_fault)
+        counts = np.array(table["popularity"], dtype=np.int64)
+        return Items(table["ids"], counts, table["titles"], table["categories"])
+    except ValueError as error:
         raise ArtefactError(f"{path}: {error}") from None
+
+
+def _require_each(name: str, values: Iterable[object], fault: Callable[[Any], str | None]) -> None:
+    for place, value in enumerate(values, 1):
+        if found := fault(value):
+            raise ArtefactError(f"items: {name} {place} {found}")
+
+
+def _id_fault(value: object) -> str | None:
+    if not _is_text(value):
+        return f"is not a string of Unicode: {reprlib.repr(value)}"
+    size = len(value.encode())
+    if 1 <= size <= LONGEST_ID:
+        return None
+    return f"has {size} bytes of UTF-8, 1 to {LONGEST_ID} fit: {reprlib.repr(value)}"
+
+
+def _title_fault(value: object) -> str | None:
+    fits = value is None or _is_text(value)
+    return None if fits else f"is neither a string nor null: {reprlib.repr(value)}"
+
+
+def _categories_fault(value: object) -> str | None:
+    fits = isinstance(value, list) and all(map(_is_text, value))
+    return None if fits else f"are no list of strings: {reprlib.repr(value)}"
+
+
+def _count_fault(value: object) -> str | None:
+    fits = type(value) is int and 0 <= value < 2**63
+    return None if fits else f"is no count: {reprlib.repr(value)}"
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it is Unicode: half of a pair of surrogates is not."""
+    try:
+        return isinstance(value, str) and (value.isascii() or bool(value.encode()))
+    except UnicodeEncodeError:
+        return False

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from model.strict_json import is_number, shown
 
 if TYPE_CHECKING:
     from model.tim4rec import TiM4Rec
@@ -13,6 +18,13 @@ GapMix = Literal["factor", "product", "none"]
 Activation = Literal["hardswish", "silu"]
 TimeUse = Literal["none", "optional", "required"]
 """Whether a model reads the times of interactions, and whether it needs every one."""
+SIZES = (
+    "n_items", "d_model", "n_layers", "expand", "head_dim", "d_state", "d_conv", "n_groups",
+    "max_len",
+)  # fmt: skip
+MOST_ITEMS = 2**31 - 1
+MOST_LAYERS, MOST_WIDE = 256, 2**16
+"""Far above what is of use: a model that asks for more has not been trained."""
 
 
 class ConfigError(ValueError):
@@ -70,14 +82,19 @@ class ModelConfig:
     time_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in (
-            "n_items", "d_model", "n_layers", "expand", "head_dim", "d_state", "n_groups",
-            "max_len",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.d_conv < 2:
-            raise ConfigError(f"d_conv must be at least 2, not {self.d_conv}")
+        for name in SIZES:
+            size = getattr(self, name)
+            least = 2 if name == "d_conv" else 1
+            most = {"n_items": MOST_ITEMS, "n_layers": MOST_LAYERS}.get(name, MOST_WIDE)
+            if not least <= size <= most:
+                bound = f"at least {least}" if size < least else f"at most {most:,}"
+                raise ConfigError(f"{name} must be {bound}, not {reprlib.repr(size)}")
+        for name in ("dropout", "time_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        for name in ("norm_eps", "ffn_norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
         if self.d_model % self.n_groups:
             raise ConfigError(f"n_groups {self.n_groups} must divide d_model = {self.d_model}")
         if self.d_inner // self.n_groups % self.head_dim:
@@ -91,12 +108,12 @@ class ModelConfig:
             if getattr(self, name) not in get_args(choices):
                 raise ConfigError(
                     f"{name} must be one of {', '.join(get_args(choices))}, "
-                    f"not {getattr(self, name)!r}"
+                    f"not {reprlib.repr(getattr(self, name))}"
                 )
         for name in ("gap_range_s", "request_range_s"):
             low, high = getattr(self, name)
             object.__setattr__(self, name, (float(low), float(high)))
-            if not 0 < low <= high:
+            if not 0 < low <= high < math.inf:
                 raise ConfigError(f"{name} must be 0 < low <= high, not ({low}, {high})")
 
     @property
@@ -133,12 +150,32 @@ class ModelConfig:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Raises ConfigError for an unknown or missing field."""
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown field {', '.join(unknown)}")
+    def from_dict(cls, values: object) -> ModelConfig:
+        """Of JSON values. Raises ConfigError for an unknown or missing field, or another type."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"it must be an object, not {reprlib.repr(values)}")
+        known = {f.name: f.type for f in fields(cls)}
+        if unknown := sorted(set(values) - set(known)):
+            raise ConfigError(f"unknown field {', '.join(map(shown, unknown[:3]))}")
+        for name, value in values.items():
+            fits, wanted = _TYPES.get(str(known[name]), _TYPES["str"])
+            if not fits(value):
+                raise ConfigError(f"{name} must be {wanted}, not {reprlib.repr(value)}")
         try:
             return cls(**values)
         except TypeError as error:
             raise ConfigError(str(error)) from None
+
+
+def _is_range(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(map(is_number, value))
+
+
+_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "int": (lambda value: type(value) is int, "a whole number"),
+    "float": (is_number, "a number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "str": (lambda value: isinstance(value, str), "a word"),
+    "tuple[float, float]": (_is_range, "two numbers"),
+}
+"""What a JSON value of a field must be, by the field's type; any other is one of a few words."""

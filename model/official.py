@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from model.config import ModelConfig
-from model.tim4rec import TiM4Rec
+from model.strict_json import shown
+from model.tim4rec import TiM4Rec, outline
 
 OFFICIAL_FFN_EPS = 1e-12
 """The official feed-forward layer's LayerNorm ignores the configured eps."""
@@ -75,23 +76,26 @@ def load_official(config: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -
     if "item_embedding.weight" not in state_dict:
         raise OfficialWeightsError("item_embedding.weight is missing: not a TiM4Rec checkpoint")
     embedding = state_dict["item_embedding.weight"]
-    model = TiM4Rec(official_config(config, embedding.shape[0] - 1)).to(embedding.dtype)
-    wanted = dict(model.state_dict())
+    ours_config = official_config(config, embedding.shape[0] - 1)
+    wanted = {name: tensor.shape for name, tensor in outline(ours_config).state_dict().items()}
     weights: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
         ours = _our_name(name)
         if ours not in wanted:
-            raise OfficialWeightsError(f"{name} has no place in this configuration")
-        if tensor.dim() == 3:  # a depthwise Conv1d's (C, 1, K)
+            raise OfficialWeightsError(f"{shown(name)} has no place in this configuration")
+        if ours in weights:
+            raise OfficialWeightsError(f"{shown(name)} stands there by another name, too")
+        if tensor.dim() == 3 and tensor.shape[1] == 1:  # a depthwise Conv1d's (C, 1, K)
             tensor = tensor[:, 0]
-        if tensor.shape != wanted[ours].shape:
+        if tensor.shape != wanted[ours]:
             raise OfficialWeightsError(
-                f"{name} is {tuple(tensor.shape)}, the configuration asks for "
-                f"{tuple(wanted[ours].shape)}"
+                f"{name} is {tuple(tensor.shape)}, the configuration asks for {tuple(wanted[ours])}"
             )
         weights[ours] = tensor
     if missing := sorted(set(wanted) - set(weights)):
-        raise OfficialWeightsError(f"the checkpoint lacks {', '.join(missing)}")
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise OfficialWeightsError(f"the checkpoint lacks {', '.join(missing[:5])}{more}")
+    model = TiM4Rec(ours_config).to(embedding.dtype)
     model.load_state_dict(weights)
     return model.eval()
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from model.config import ModelConfig
 from model.gaps import UNKNOWN_TIME, GapGrid, GapTable, Knots, past_gaps, request_gaps
@@ -331,3 +332,24 @@ def _of_similar_length(lengths_B: Tensor) -> list[Tensor]:
     class_B = torch.frexp((lengths_B - 1).double())[1]
     found = (torch.nonzero(class_B == c)[:, 0] for c in range(int(class_B.max()) + 1))
     return [rows for rows in found if len(rows)]
+
+
+class _NothingComputed(TorchFunctionMode):
+    """What draws or computes weights leaves them as they are: for those without memory torch would
+    load its compiler first, 150 MB in a second."""
+
+    same_shape = frozenset({"uniform_", "exp", "expm1", "log", "neg", "add"})
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        drawn = getattr(func, "__module__", None) == "torch.nn.init"
+        if drawn or getattr(func, "__name__", None) in self.same_shape:
+            return args[0] if args else None
+        return func(*args, **(kwargs or {}))
+
+
+def outline(config: ModelConfig) -> TiM4Rec:
+    """A model that has the names and shapes of its weights, and no memory for them."""
+    with torch.device("meta"), _NothingComputed():
+        return TiM4Rec(config)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model import Recommender
+from model.plain_file import open_plain
+from model.strict_json import parse, shown
 
 
 class CheckpointError(ValueError):
@@ -80,22 +84,26 @@ def load_checkpoint(
 ) -> tuple[dict[str, Tensor], Progress]:
     """Sets the models and `optimizers` to the saved state; returns the best weights and progress.
 
-    Raises CheckpointError if the file is damaged, or of a run with other data or settings.
+    Raises CheckpointError if the file is damaged, of a run with other data or settings, or does not
+    fit the models.
     """
     try:
+        open_plain(path).close()
         with safe_open(path, "pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
+            progress = _progress(parse(file.metadata()["progress"]))
             if progress.run != run:
                 raise CheckpointError(
                     f"{path} belongs to a run with other data or settings; "
                     "start over with --fresh, or choose another --out"
                 )
             saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        _require_fitting(saved, model, average)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise CheckpointError(
-            f"{path}: not a readable checkpoint ({error}); start over with --fresh"
+            f"{path}: not a readable checkpoint ({reason}); start over with --fresh"
         ) from error
 
     def part(prefix: str) -> dict[str, Tensor]:
@@ -120,3 +128,39 @@ def load_checkpoint(
                     for key, value in state.items()
                 }
     return part("best/"), progress
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,),
+}  # fmt: skip
+
+
+def _progress(found: dict[str, Any]) -> Progress:
+    """Raises ValueError where a value is of another type."""
+    progress = Progress(**found)
+    for field in fields(Progress):
+        value = getattr(progress, field.name)
+        if type(value) not in _KINDS[str(field.type)]:
+            raise ValueError(f"{field.name} is {reprlib.repr(value)}")
+    return progress
+
+
+def _require_fitting(
+    saved: dict[str, Tensor], model: Recommender, average: Recommender | None
+) -> None:
+    """Raises ValueError unless each tensor is finite and of the kind of what it goes into."""
+    weights = {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
+    whole = ("model", "best") if average is None else ("model", "average", "best")
+    missing = {f"{part}/{name}" for part in whole for name in weights} - saved.keys()
+    if missing:
+        raise ValueError(f"{min(missing)} is missing")
+    for full_name, tensor in saved.items():
+        part, _, name = full_name.partition("/")
+        if part == "optimizer":
+            name = name.rpartition("/")[0]
+        kind = (tensor.shape, tensor.dtype)
+        fits = name in weights and (
+            kind == weights[name] or (part == "optimizer" and tensor.dim() == 0)
+        )
+        if not fits or part not in (*whole, "optimizer") or not bool(tensor.isfinite().all()):
+            raise ValueError(f"{shown(full_name)} does not fit, or is not finite")

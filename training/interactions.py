@@ -27,10 +27,12 @@ import polars as pl
 
 from model import UNKNOWN_TIME
 from model.kinds import HEAVIEST, KIND
+from model.plain_file import open_plain
 
 REPORTED_ROWS = 20
 KIND_COLUMNS = ("kind", "weight")
 BLOCK_CHARACTERS = 1 << 24
+LONGEST_LINE = 1 << 20
 CHUNK_ROWS = 200_000
 MILLISECONDS_ABOVE = 1e11
 # Years 1 and 9999; microseconds and nanoseconds since 1970 fall outside.
@@ -179,7 +181,7 @@ def _pieces(
 ) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     """The named columns, as they stand, and `line`; CSV fields are strings, never null."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             magic = file.read(4)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
@@ -233,7 +235,8 @@ def _csv_pieces(
     path: Path, text: IO[str], required: Sequence[str], optional: Sequence[str]
 ) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     # polars' own CSV reader fills short rows silently and does not tell lines.
-    reader = csv.reader(text, strict=True)
+    lines = _lines(path, text)
+    reader = csv.reader(lines, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
@@ -246,10 +249,10 @@ def _csv_pieces(
     line = reader.line_num + 1
     try:
         while block := text.read(BLOCK_CHARACTERS):
-            block += text.readline()
+            block += next(lines, "")
             if '"' in block or block.count("\r") != block.count("\r\n"):
                 # A quoted field may hold anything, line breaks too: the rest is read row by row.
-                for _ in table.add_rows(chain(io.StringIO(block, newline=""), text), line):
+                for _ in table.add_rows(chain(io.StringIO(block, newline=""), lines), line):
                     yield table.taken()
                 return
             table.add_plain(block, line)
@@ -259,6 +262,14 @@ def _csv_pieces(
         raise InputError(
             f"{path}: the compressed file is damaged after line {line - 1}: {error}"
         ) from error
+
+
+def _lines(path: Path, text: IO[str]) -> Iterator[str]:
+    """Raises InputError at a line without end: a few bytes may be gigabytes unpacked."""
+    while line := text.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE and not line.endswith("\n"):
+            raise InputError(f"{path}: a line of more than {LONGEST_LINE:,} characters in it")
+        yield line
 
 
 class _CsvTable:

@@ -33,6 +33,8 @@ TERMS = (
     "redistributed or used commercially without permission."
 )
 
+MOST_BYTES = 1 << 24
+"""Of one of the files, unpacked; the largest has 2 million."""
 N_INTERACTIONS, N_USERS, N_ITEMS = 100_000, 943, 1_682
 # SHA-256 of the interactions as CSV, sorted by user and item.
 SHA256 = "1b67253fb8e746f56a2f0f256852887f40bd754045920759fd30f32da229dac3"
@@ -141,10 +143,12 @@ def read(path: Path) -> MovieLens:
     try:
         if path.is_dir():
             return _read_folder(path)
-        if zipfile.is_zipfile(path):
-            return _read_zip(path)
         if not path.exists():
             raise FileNotFoundError(2, "no such file or folder", str(path))
+        if not path.is_file():  # a FIFO would be waited for
+            raise PublicDataError(f"{path}: is neither a file nor a folder")
+        if zipfile.is_zipfile(path):
+            return _read_zip(path)
         return _read_tables(path, _first(path.parent, _ITEM_FILES))
     except (
         pl.exceptions.PolarsError,
@@ -161,7 +165,7 @@ def read(path: Path) -> MovieLens:
 
 def _read_folder(folder: Path) -> MovieLens:
     for unpacked in (folder, folder / "ml-100k"):
-        if (unpacked / "u.data").exists():
+        if (unpacked / "u.data").is_file():
             return _from_publisher(
                 (unpacked / "u.data").read_bytes(), _first(unpacked, ("u.item",)).read_bytes()
             )
@@ -170,7 +174,7 @@ def _read_folder(folder: Path) -> MovieLens:
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path:
     for name in names:
-        if (folder / name).exists():
+        if (folder / name).is_file():
             return folder / name
     raise PublicDataError(f"{folder}: no {' or '.join(names)} there")
 
@@ -179,7 +183,12 @@ def _read_zip(path: Path) -> MovieLens:
     with zipfile.ZipFile(path) as archive:
 
         def member(ending: str) -> bytes | None:
-            return next((archive.read(n) for n in archive.namelist() if n.endswith(ending)), None)
+            found = next((n for n in archive.namelist() if n.endswith(ending)), None)
+            if found is None:
+                return None
+            if archive.getinfo(found).file_size > MOST_BYTES:
+                raise PublicDataError(f"{path}: {found} has more than {MOST_BYTES:,} bytes")
+            return archive.read(found)
 
         ratings, films = member("ml-100k/u.data"), member("ml-100k/u.item")
         if ratings is not None and films is not None:

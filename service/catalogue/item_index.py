@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from model.plain_file import open_plain
+
 logger = logging.getLogger(__name__)
 
 LEAST_ITEMS = 1000
@@ -151,6 +153,7 @@ def _made_from(identity: str, vectors_VD: NDArray[np.float32]) -> str:
 
 def _load(path: Path, made_from: str) -> ItemIndex | None:
     try:
+        open_plain(path).close()
         with safe_open(path, "np") as file:
             about, stored = file.metadata() or {}, file.get_tensor("index")
         if about.get("made_from") != made_from:

@@ -10,9 +10,13 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from model.plain_file import read_plain
+
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+MOST_BYTES = 1 << 20
+"""Of a file of keys: every one of them is compared with what a caller shows."""
 
 
 class Keys:
@@ -79,7 +83,8 @@ def keys_in(file: Path) -> list[str]:
         OSError: it can't be read.
         ValueError: it holds no key, or is no text.
     """
-    lines = [line.strip() for line in file.read_text("utf-8").split("\n")]
+    text = read_plain(file, MOST_BYTES).decode("utf-8")
+    lines = [line.strip() for line in text.split("\n")]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise ValueError("holds no key")

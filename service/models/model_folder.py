@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import heapq
+import os
 from pathlib import Path
 
-from model.artefact import CONFIG, FILES
+from model.artefact import FILES, ArtefactError, claimed_identity
+
+LISTED = 500
+"""Most folders that are looked at for the list: the newest."""
 
 
 class ModelNameError(ValueError):
@@ -37,19 +41,30 @@ class ModelFolder:
             for file in FILES:
                 if (found / file).exists():
                     outside |= not (found / file).resolve().is_relative_to(top)
-        except (OSError, RuntimeError):  # a loop of links
+        except (OSError, RuntimeError, ValueError):  # a loop of links; no name of a file at all
             raise ModelNameError(f"there is no folder {name!r} in {self.folder}") from None
         if outside:
             raise ModelNameError(f"{name!r} leads out of {self.folder}")
         return found
 
     def available(self) -> dict[str, str]:
-        """Names and identities of what looks like an artefact; nothing of it is checked."""
+        """Names and claimed identities of what looks like an artefact; nothing of it is checked."""
         found: dict[str, str] = {}
-        for entry in sorted(self.folder.iterdir()):
+        try:
+            with os.scandir(self.folder) as entries:
+                newest = heapq.nlargest(LISTED, map(_age_and_name, entries))
+        except OSError:  # the folder is gone
+            return found
+        for name in sorted(name for _, name in newest):
             try:
-                described = json.loads((self.find(entry.name) / CONFIG).read_text("utf-8"))
-                found[entry.name] = str(described["identity"])
-            except (ModelNameError, OSError, ValueError, KeyError, TypeError):
+                found[name] = claimed_identity(self.find(name))
+            except (ModelNameError, ArtefactError):
                 continue
         return found
+
+
+def _age_and_name(entry: os.DirEntry[str]) -> tuple[int, str]:
+    try:
+        return entry.stat(follow_symlinks=False).st_mtime_ns, entry.name
+    except OSError:  # gone meanwhile
+        return 0, entry.name

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from cli.main import app
 from cli.official import Foreign
 from model import TiM4Rec
 from model.artefact import Items, load_artefact
+from tests.cli.test_untrusted_files import little_memory
 
 GOLDEN = sorted((Path(__file__).parents[1] / "model" / "golden").glob("*.npz"))
 TOLERANCE = 1e-5  # ours is float32, the files are float64
@@ -375,6 +377,131 @@ def test_yaml_without_its_package(
     config = tmp_path / "c.yaml"
     config.write_text("d_state: 8\n")
     assert "PyYAML" in refusal(*made.arguments(config=config))
+
+
+def test_checkpoints_that_nobody_should_trust(made: Made) -> None:
+    """Each is refused in one line, before memory is taken for what it only claims."""
+
+    def written(content: Any, **how: Any) -> str:
+        torch.save(content, made.checkpoint, **how)
+        with little_memory():
+            message = refusal(*made.arguments())
+        assert message.startswith(f"{made.checkpoint}: ")
+        assert len(message) < 1000
+        assert message.isprintable()
+        return message
+
+    def with_weights(changed: Mapping[Any, Any], **settings: Any) -> str:
+        content = {"config": made.config | settings, "state_dict": {**made.weights, **changed}}
+        return written(content)
+
+    name = "ssd_layers.0.ssd.in_proj.weight"
+    one = torch.ones(1, dtype=torch.float64)
+    wide = one.as_strided(made.weights[name].shape, (0, 0))
+    assert f"{name} is not a floating-point tensor" in with_weights({name: wide})
+    huge = one.as_strided((2**40, 16), (0, 0))
+    assert "not a floating-point" in with_weights({"item_embedding.weight": huge})
+    for kind in (torch.zeros(3, device="meta"), one.to_sparse(), one.to(torch.float8_e5m2),
+                 one.int(), one.bool(), one.to(torch.complex64), "x", None, [one]):  # fmt: skip
+        assert "not a floating-point tensor" in with_weights({name: kind})
+    assert "7 is not a floating-point tensor" in with_weights({7: one})
+    assert "not finite" in with_weights({name: made.weights[name] * 1e300})  # beyond float32
+    assert "has no place" in with_weights({"more\nlines" * 100: one})
+    ours = made.weights["ssd_layers.0.ssd.norm.weight"]
+    assert "by another name" in with_weights({"blocks.0.ssd.norm.weight": ours})
+    conv = made.weights["ssd_layers.0.ssd.conv1d.weight"]
+    for other in (conv.expand(-1, 2, -1).contiguous(), conv[:, :0]):
+        message = with_weights({"ssd_layers.0.ssd.conv1d.weight": other})
+        assert "the configuration asks for" in message or "not a floating-point" in message
+    for setting in ("hidden_size", "num_layers", "expand", "d_state", "MAX_ITEM_LIST_LENGTH"):
+        for value in (10**9, 10**30, "9" * 5000, [[[]]]):
+            assert "must be" in with_weights({}, **{setting: value})
+    assert "asks for" in with_weights({}, hidden_size=2**16)
+    nested: list[Any] = []
+    for _ in range(60):
+        nested = [nested, nested]
+    assert "d_state must be a whole number" in with_weights({}, d_state=nested)
+    assert "not readable" in written(made.weights, _use_new_zipfile_serialization=False)
+
+
+def test_checkpoints_that_unpack_to_more_than_they_are(made: Made) -> None:
+    whole = zipfile.ZipFile(made.checkpoint)
+    parts = {name: whole.read(name) for name in whole.namelist()}
+    largest = max(parts, key=lambda name: len(parts[name]))
+    with zipfile.ZipFile(made.checkpoint, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in parts.items():
+            packed.writestr(name, content if name != largest else b"\0" * (1 << 26))
+    with little_memory():
+        assert "compressed" in refusal(*made.arguments())
+    with zipfile.ZipFile(made.checkpoint, "w") as stored:
+        for name, content in parts.items():
+            stored.writestr(name, content)
+        for entry in list(stored.filelist):  # the same bytes again and again
+            stored.filelist += [entry] * 10
+    assert "overlap" in refusal(*made.arguments())
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "items", "config", "log"])
+def test_no_file_is_waited_for(made: Made, tmp_path: Path, option: str) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    if option in ("checkpoint", "items"):
+        setattr(made, option, fifo)
+        message = refusal(*made.arguments())
+    else:
+        message = refusal(*made.arguments(**{option: fifo}))
+    assert message == f"{fifo}: is a FIFO: give a file"
+    assert not made.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", b'{"ids": [], "ids": []}', "ids stands twice"),
+        ("a.json", b"[" + b"9" * 5000 + b"]", "digits"),
+        ("a.json", json.dumps([*range(38), "\ud800"]).encode(), "id 39 is not a string of Unicode"),
+        (
+            "a.json",
+            json.dumps({"ids": [*range(39)], "titles": ["\ud800"] * 39}).encode(),
+            "title 1",
+        ),
+        ("a.txt", ("\n".join(map(str, range(38))) + "\n" + "x" * 257).encode(), "257 bytes"),
+        ("a.txt", b"x" * (1 << 21), "at most"),
+        ("a.txt.gz", gzip.compress(b"x" * (1 << 26)), "bytes unpacked"),
+        ("a.txt.gz", gzip.compress(b"a\nb\n")[:-9], "UTF-8"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_item_lists_that_nobody_should_trust(
+    made: Made, tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    made.items = tmp_path / name
+    made.items.write_bytes(content)
+    with little_memory():
+        message = refusal(*made.arguments())
+    assert str(made.items) in message
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("c.json", '{"d_state": ' + "[" * 50_000, "nested too deeply"),
+        ("c.json", '{"d_state": 1e400}', "1e400"),
+        ("c.json", '{"d_state": ' + "9" * 5000 + "}", "digits"),
+        ("c.json", '{"d_state": 8, "d_state": 4}', "d_state stands twice"),
+        ("c.json", " " * (1 << 18), "at most 131,072"),
+        ("c.yaml", "d_state: " + "[" * 50_000, "not readable as YAML: it is nested too deeply"),
+        ("c.yaml", "a: &a [1, 1]\nb: &b [*a, *a]\nd_state: [*b, *b]\n", "an alias"),
+        ("c.yaml", "d_state: 2026-99-99\n", "not readable as YAML"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_configs_that_nobody_should_trust(
+    made: Made, tmp_path: Path, name: str, text: str, reason: str
+) -> None:
+    test_configs_that_can_not_be_used(made, tmp_path, name, text, reason)
 
 
 def test_checkpoints_that_can_not_be_used(made: Made, tmp_path: Path) -> None:

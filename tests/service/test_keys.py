@@ -80,6 +80,33 @@ def test_a_file_is_read_again(
     assert found.have("five")
 
 
+def test_what_is_no_file_is_not_waited_for(
+    tmp_path: Path, looking: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text("one")
+    found = Keys((), file)
+    caplog.set_level(logging.ERROR, "service.http.keys")
+    for said, put in (
+        ("is a FIFO", os.mkfifo),
+        ("is a device", lambda path: path.symlink_to("/dev/zero")),
+        ("at most 1,048,576", lambda path: path.write_bytes(b"k\n" * (1 << 20))),
+    ):
+        file.unlink()
+        put(file)
+        for _ in range(2):
+            assert found.have("one")
+            assert not found.have("k")
+        with pytest.raises(ValueError, match=said):
+            keys.check(file)
+    assert len(caplog.records) == 1
+    file.unlink()
+    (tmp_path / "..data").mkdir()  # as Kubernetes mounts a secret
+    (tmp_path / "..data" / "keys").write_text("two")
+    file.symlink_to(Path("..data", "keys"))
+    assert found.have("two")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

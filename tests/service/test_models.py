@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import shutil
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -13,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from model.artefact import WEIGHTS, Artefact
-from service.models import models
+from model import artefact as artefacts
+from model.artefact import CONFIG, WEIGHTS, Artefact
+from service.models import model_folder, models
 from service.models.model_folder import ModelFolder, ModelNameError
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(30)]
+TABLE = artefacts.ITEMS
 AT_MS = BASE_MS + 10**9
 ADMIN = {"X-API-Key": "of the admin"}
 USERS = [f"user{n}" for n in range(16)]
@@ -234,6 +238,113 @@ def test_what_can_not_be_served_changes_nothing(
             await check(client, "ann", events, other)
 
     run(go())
+
+
+def spoilt(folder: Path) -> dict[str, str]:
+    """Folders that look like `two` and can't be served, and what is said of each."""
+
+    def spoil(name: str) -> Path:
+        return Path(shutil.copytree(folder / "two", folder / name))
+
+    def put(path: Path, **values: Any) -> None:
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    os.mkfifo(_without(spoil("fifo") / CONFIG))
+    os.mkfifo(_without(spoil("fifo of weights") / WEIGHTS))
+    _without(spoil("zeros") / TABLE).symlink_to("/dev/zero")
+    _without(spoil("secret") / CONFIG).symlink_to("/etc/passwd")
+    _without(spoil("folder") / CONFIG).mkdir()
+    (spoil("deep") / CONFIG).write_text("[" * 50_000)
+    os.truncate(spoil("long") / CONFIG, 1 << 40)
+    os.truncate(spoil("sparse") / WEIGHTS, 1 << 40)
+    put(spoil("digits") / CONFIG, repeat_bias="@")
+    described = (folder / "digits" / CONFIG).read_text()
+    (folder / "digits" / CONFIG).write_text(described.replace('"@"', "9" * 10_000))
+    for name, values in (
+        ("surrogate", {"titles": ["\ud800"] * 26}),
+        ("floats", {"popularity": [0.5]}),
+    ):
+        put(spoil(name) / TABLE, **values)
+        description = json.loads((folder / name / CONFIG).read_text())
+        hashes = {file: artefacts._hash(folder / name / file) for file in (WEIGHTS, TABLE)}
+        config = artefacts.ModelConfig.from_dict(description["architecture"])
+        identity = artefacts._identity(config, 0.0, hashes)
+        put(folder / name / CONFIG, hashes=hashes, identity=identity)
+    return {
+        "fifo": f"{CONFIG}: is a FIFO", "fifo of weights": f"{WEIGHTS}: is a FIFO",
+        "zeros": "leads out of", "secret": "leads out of", "folder": f"{CONFIG}: is a folder",
+        "deep": "nested too deeply", "long": "at most 65,536", "sparse": f"{WEIGHTS}: damaged",
+        "digits": f"{CONFIG}: not readable", "surrogate": f"{TABLE}: items: title 1",
+        "floats": f"{TABLE}: items: popularity 1",
+    }  # fmt: skip
+
+
+def _without(path: Path) -> Path:
+    path.unlink()
+    return path
+
+
+def test_a_model_that_nobody_should_trust_is_an_error_and_the_old_one_serves_on(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    kinds = spoilt(folder)
+
+    async def go() -> None:
+        async with served(folder, valkey.url) as client, asyncio.timeout(LONG_S):
+            events = await write(client, "ann", ITEMS[3:12])
+            for name, said in kinds.items():
+                body = {"model": name}
+                refused, _ = await asyncio.gather(
+                    client.post("/admin/model", json=body, headers=ADMIN),
+                    check(client, "ann", events, one),
+                )
+                assert refused.status_code == 422, name
+                detail = refused.json()["detail"]
+                assert said in detail
+                assert detail.isprintable()
+                assert len(detail) < 1000
+            found = await shown(client)
+            assert found["version"] == 0
+            # What is listed is what they claim; what claims nothing is not.
+            names = {listed["name"] for listed in found["available"]}
+            assert names == {"one", "two", "fifo of weights", "sparse", "surrogate", "floats"}
+            # Set past this process, they are followed by nobody.
+            services = client._transport.app.api.state.services  # type: ignore[attr-defined]
+            for name in ("fifo", "zeros", "deep"):
+                active = await services.models.active.read()
+                arm = models.Arm(name, two.identity)
+                assert await services.models.active.replace(active, active.chosen(arm, 1))
+                await until(client, lambda process, arm=name: arm in (process["fault"] or ""))
+                await check(client, "ann", events, one)
+            await choose(client, "two")
+            await until(client, lambda process: process["fault"] is None)
+            await check(client, "ann", events, two)
+
+    run(go())
+
+
+def test_the_list_of_models_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_folder, "LISTED", 30)
+    looked_at: list[Path] = []
+    find = ModelFolder.find
+    monkeypatch.setattr(
+        ModelFolder, "find", lambda self, name: looked_at.append(name) or find(self, name)
+    )
+    order = np.random.default_rng(0).permutation(2000)
+    for age, number in enumerate(order):
+        (folder / str(number)).mkdir()
+        if age >= 1900:
+            (folder / str(number) / CONFIG).write_text(json.dumps({"identity": f"of {number}"}))
+        os.utime(folder / str(number), (age, age))
+    newest = sorted(str(number) for number in order[-30:])
+    found = ModelFolder(folder).available()
+    assert list(found.items()) == [(name, f"of {name}") for name in newest]
+    assert len(looked_at) == 30
+    for claim in (7, None, "x" * 1000, ["x"], {}):
+        (folder / newest[0] / CONFIG).write_text(json.dumps({"identity": claim}))
+        assert newest[0] not in ModelFolder(folder).available()
+    shutil.rmtree(folder)
+    assert ModelFolder(folder).available() == {}
 
 
 def test_who_may_choose_what(

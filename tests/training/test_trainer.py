@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import polars as pl
 import pytest
 import torch
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from model import TiM4Rec, layers
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
@@ -282,6 +286,52 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match=r"not a readable checkpoint.*--fresh"):
         train(dataset, config, with_options(max_epochs=1), tmp_path)
+
+
+def test_a_checkpoint_that_nobody_should_trust_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    config = model_config(dataset, **SMALL)
+    file = tmp_path / "checkpoint.safetensors"
+    train(dataset, config, with_options(max_epochs=1), tmp_path)
+    sound = file.read_bytes()
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        progress = json.loads(opened.metadata()["progress"])
+
+    def refused(reason: str) -> None:
+        wanted = rf"readable checkpoint \(.*{reason}.*--fresh"
+        with pytest.raises(CheckpointError, match=wanted) as caught:
+            train(dataset, config, with_options(max_epochs=2), tmp_path)
+        assert str(file) in str(caught.value)
+        assert str(caught.value).isprintable()
+
+    def saved(changed: Mapping[str, torch.Tensor | None], **said: object) -> None:
+        kept = {name: value for name, value in (tensors | changed).items() if value is not None}
+        save_file(kept, file, {"progress": json.dumps(progress | said)})
+
+    name = "best/blocks.0.ssd.in_proj.weight"
+    moment = "optimizer/blocks.0.ssd.in_proj.weight/exp_avg"
+    for changed in (name, moment, f"model/{name.removeprefix('best/')}"):
+        value = tensors[changed]
+        for other in (value[:-1], value.half(), value * torch.nan, value[None]):
+            saved({changed: other.contiguous()})
+            refused(f"{changed} does not fit")
+    saved({name: None})
+    refused(f"{name} is missing")
+    for extra in ("more", "best/more", "model/more\nand more", "optimizer/more/exp_avg"):
+        saved({extra: torch.zeros(3)})
+        refused("does not fit")
+    for field, bad in (("epoch", "1"), ("epoch", 1.5), ("step", True), ("best_ndcg", None),
+                       ("seconds", torch.inf), ("finished", 0), ("more", 1)):  # fmt: skip
+        saved({}, **{field: bad})
+        refused("Infinity" if bad == torch.inf else field)
+    for put in (os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")):
+        file.unlink()
+        put(file)
+        refused("is a ")
+        file.rmdir() if file.is_dir() else file.unlink()
+        file.touch()
+    file.write_bytes(sound)
+    assert train(dataset, config, with_options(max_epochs=2), tmp_path).epochs == 2
 
 
 def test_stops_early_and_keeps_the_best_weights(dataset: Dataset) -> None:

@@ -13,7 +13,7 @@ from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.times import iso
 from service.models.active import Active, Arm
-from service.models.model_folder import ModelFolder, ModelNameError
+from service.models.model_folder import LISTED, ModelFolder, ModelNameError
 
 router = APIRouter(prefix="/admin/model", tags=["operation"])
 
@@ -71,7 +71,9 @@ class ModelsSet(BaseModel):
 class ModelsServed(ModelsSet):
     """What is set, what may be, and what is."""
 
-    available: list[SetModel]
+    available: list[SetModel] = Field(
+        description=f"what may be, of the {LISTED} newest folders; nothing of it is checked"
+    )
     processes: list[Process]
 
 

@@ -1,0 +1,95 @@
+"""The weights of an artefact: a safetensors file, read by what the architecture has."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import reprlib
+from pathlib import Path
+from typing import Any
+
+from model.config import ModelConfig
+from model.plain_file import open_plain
+from model.strict_json import parse, shown
+from model.tim4rec import TiM4Rec, outline
+
+HEADER_BYTES = 1 << 22
+"""Most of the part of a file that describes the rest; a thousandth of it is usual."""
+_DAMAGED = "damaged, or no safetensors file"
+
+
+class WeightsError(ValueError):
+    """A file of weights that can't be used. One line."""
+
+
+def read_weights(path: Path, config: ModelConfig, sha256: str) -> TiM4Rec:
+    """A model with the weights of a file.
+
+    What the file claims is compared with the architecture and with its size before memory is taken
+    for it. It is read once, so what was hashed is what is used, whoever writes to it meanwhile.
+
+    Raises:
+        WeightsError: it is damaged, does not fit, or has another hash.
+        OSError: it can't be read.
+    """
+    with open_plain(path, within=path.parent) as file:
+        data = os.fstat(file.fileno()).st_size - 8
+        head = file.read(8)
+        length = int.from_bytes(head, "little")
+        if length > min(HEADER_BYTES, data):
+            raise WeightsError(_DAMAGED)
+        text = file.read(length)
+        names = _in_order(text, outline(config), data - length)
+        try:
+            model = TiM4Rec(config)
+        except RuntimeError as error:
+            raise WeightsError(f"no memory for them: {' '.join(str(error).split())}") from None
+        digest = hashlib.sha256(head + text)
+        weights = model.state_dict()
+        for name in names:
+            part = memoryview(weights[name].numpy()).cast("B")
+            if file.readinto(part) < len(part):
+                raise WeightsError(_DAMAGED)
+            digest.update(part)
+    if digest.hexdigest() != sha256:
+        raise WeightsError("its hash is not the one in config.json: damaged")
+    for name, tensor in weights.items():
+        if not all(end.isfinite() for end in tensor.aminmax()):
+            raise WeightsError(f"{name} has values that are not finite: training diverged")
+    return model
+
+
+def _in_order(text: bytes, model: TiM4Rec, data: int) -> list[str]:
+    """The names of the tensors as they lie in a file whose first part is `text`, and whose rest
+    has `data` bytes; no gap is between them.
+
+    Raises:
+        WeightsError: they are not those of the model, each of float32.
+    """
+    try:
+        header = parse(text)
+        header.pop("__metadata__", None)
+        found = {name: [one["dtype"], *one["shape"]] for name, one in header.items()}
+        places = sorted((one["data_offsets"], name) for name, one in header.items())
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise WeightsError(_DAMAGED) from None
+    tensors = model.state_dict()
+    wanted = {name: ["F32", *tensor.shape] for name, tensor in tensors.items()}
+    for name in (*wanted, *found):
+        if found.get(name) != wanted.get(name):
+            raise WeightsError(
+                f"does not fit the architecture: {shown(name)} is {_described(found.get(name))}, "
+                f"and must be {_described(wanted.get(name))}"
+            )
+    end = 0
+    for place, name in places:
+        begin, end = end, end + tensors[name].nbytes
+        if place != [begin, end]:
+            raise WeightsError(_DAMAGED)
+    if end != data:
+        raise WeightsError(f"damaged: {data:,} bytes of weights, not {end:,}")
+    return [name for _, name in places]
+
+
+def _described(kind: list[Any] | None) -> str:
+    return "missing" if kind is None else f"{shown(kind[0])} {reprlib.repr(kind[1:])}"
