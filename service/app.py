@@ -15,6 +15,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
 from service.catalogue.popularity import Popularity
 from service.drain import Drain
@@ -180,6 +181,9 @@ async def _assemble(
     await stack.enter_async_context(vitals.reported(log, device))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
+    seal = await shared_seal(
+        store, namespace=settings.namespace, timeout_s=settings.store_timeout_s
+    )
     records = ItemStore(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
     popularity = Popularity(
         store,
@@ -226,6 +230,7 @@ async def _assemble(
         models,
         models.lineup,
         served,
+        seal,
     )
 
 

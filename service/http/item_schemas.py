@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
-from service.http.schemas import Id, Time
+from service.http.schemas import MOST_LISTED, Id, Time
 
 
 class ItemRecord(BaseModel):
@@ -17,7 +17,9 @@ class ItemRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     title: str | None = Field(None, description="none: what the model's artefact says")
-    categories: list[Id] | None = Field(None, description="none: what the model's artefact says")
+    categories: list[Id] | None = Field(
+        None, max_length=MOST_LISTED, description="none: what the model's artefact says"
+    )
     attributes: dict[str, JsonValue] = Field(
         default_factory=dict, description="anything that filters may ask for"
     )

@@ -18,6 +18,8 @@ def _short(value: str) -> str:
 
 
 Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_short)]
+MOST_LISTED = 5000
+"""Entries of one list in a query or a record."""
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 Time = Annotated[
     int,

@@ -69,9 +69,10 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
             f"events: at most {settings.max_session_events}, not {len(body.events)}",
             field="events",
         )
-    vocabulary, wanted = services.engine.computer.vocabulary, wishes.wanted(services, body)
+    vocabulary, events = services.engine.computer.vocabulary, _events(body, services)
+    wanted = await wishes.wanted(services, body)
     found = await services.engine.recommend_session(
-        _events(body, services),
+        events,
         body.k,
         at_ms=body.at,
         exclude_seen=body.exclude_seen,
