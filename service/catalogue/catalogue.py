@@ -55,6 +55,7 @@ class Catalogue:
     Attributes:
         ids, titles: of row 1 on.
         version: a number that every change makes larger; of this process.
+        turns: in which all that requests ask of it is done.
     """
 
     def __init__(self, artefact: Artefact, store: ItemStore, retrieval: ExactRetrieval) -> None:
@@ -82,7 +83,7 @@ class Catalogue:
         self._selections: OrderedDict[str, tuple[int, Selection]] = OrderedDict()
         self._changed: dict[object, set[int]] = {}  # rows, since something began
         self._hashes = HashIndex()
-        self._turns = Turns()
+        self.turns = Turns()
         self._cursor = "0-0"
         self._lock = asyncio.Lock()
 
@@ -141,7 +142,7 @@ class Catalogue:
             TooManyWait
         """
         asked = text, limit, after, categories, unavailable
-        return await self._turns.run(("listed", self.version, asked), lambda: self._listed(*asked))
+        return await self.turns.run(("listed", self.version, asked), lambda: self._listed(*asked))
 
     def _listed(
         self,
@@ -218,7 +219,7 @@ class Catalogue:
         if known is not None and known[0] == self.version:
             self._selections.move_to_end(expression)
             return known[1]
-        return await self._turns.run(
+        return await self.turns.run(
             ("matching", expression), lambda: self._matching(expression, parse(expression))
         )
 
@@ -266,7 +267,7 @@ class Catalogue:
             TooManyWait
         """
         wanted = frozenset(categories)
-        return await self._turns.run(
+        return await self.turns.run(
             ("categories", self.version, wanted), lambda: self._of_categories(wanted)
         )
 
@@ -290,7 +291,7 @@ class Catalogue:
         Raises:
             TooManyWait
         """
-        await self._turns.run(("hashes", len(self)), lambda: self._hashes.extend(self.ids))
+        await self.turns.run(("hashes", len(self)), lambda: self._hashes.extend(self.ids))
         rows = self._hashes.find(hashes).astype(np.int32)
         return rows[rows <= self._retrieval.shelf.size]
 
@@ -383,7 +384,7 @@ class Catalogue:
         try:
             yield
         finally:
-            self._turns.close()
+            self.turns.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)

@@ -21,7 +21,7 @@ Vector = NDArray[np.float32]
 PENALTY = 10.0
 MOST_CATEGORIES, MOST_ITEMS = 500, 100_000
 """The regression looks at so many of the most frequent categories, and at so many items."""
-_AT_ONCE, _ADDED = 256, 16_384
+_AT_ONCE, _ADDED = 64, 16_384
 
 
 def fitted(
@@ -38,29 +38,32 @@ def fitted(
         yield
     average: Vector = (total / len(table_VD)).astype(np.float32)
     rows = range(1, len(table_VD) + 1, -(-len(table_VD) // MOST_ITEMS))
-    own: list[set[str]] = []
     count = Counter[str]()
-    for row in rows:
-        own.append(set(categories(row)))
-        count.update(own[-1])
-        if row % _AT_ONCE == 1:
+    for place, row in enumerate(rows):
+        count.update(set(categories(row)))
+        if place % _AT_ONCE == 0:
             yield
     counted = count.most_common(MOST_CATEGORIES)
     places = {name: place for place, (name, _) in enumerate(counted)}
-    share = np.array([number for _, number in counted], np.float32) / np.float32(len(own))
-    size, width = len(counted), table_VD.shape[1]
-    gram: Vector = np.zeros((size, size), np.float32)
-    product: Vector = np.zeros((size, width), np.float32)
-    for start in range(0, len(own), _AT_ONCE):
-        part = np.stack([_one_hot(places, names) for names in own[start : start + _AT_ONCE]])
-        part -= share
-        at = np.array(rows[start : start + _AT_ONCE]) - 1
-        gram += part.T @ part
-        product += part.T @ (table_VD[at] - average)
-        yield
-    gram[np.diag_indices(size)] += penalty
-    weights: Vector = np.linalg.solve(gram, product)
-    return ColdStart(table_VD, average, places, share, weights)
+    share = np.array([number for _, number in counted], np.float64) / len(rows)
+    # Sums over the items less what the means are in them: most items have few categories.
+    gram = np.zeros((len(counted), len(counted)))
+    product = np.zeros((len(counted), table_VD.shape[1]))
+    total = np.zeros(table_VD.shape[1])
+    for place, row in enumerate(rows):
+        apart = table_VD[row - 1] - average
+        total += apart
+        own = _known(places, categories(row))
+        if own:
+            gram[np.ix_(own, own)] += 1
+            product[own] += apart
+        if place % _AT_ONCE == 0:
+            yield
+    gram -= len(rows) * np.outer(share, share)
+    product -= np.outer(share, total)
+    gram[np.diag_indices_from(gram)] += penalty
+    weights: Vector = np.linalg.solve(gram.astype(np.float32), product.astype(np.float32))
+    return ColdStart(table_VD, average, places, share.astype(np.float32), weights)
 
 
 class ColdStart:
@@ -93,15 +96,15 @@ class ColdStart:
             if length > 0:
                 mean *= np.linalg.norm(like, axis=1).mean() / length
             return mean
-        known = [name for name in categories if name in self._places]
+        known = _known(self._places, categories)
         if not known:
             return self._average
-        apart: Vector = _one_hot(self._places, known) - self._share
+        apart = -self._share
+        apart[known] += 1
         found: Vector = self._average + apart @ self._weights
         return found
 
 
-def _one_hot(places: dict[str, int], categories: Iterable[str]) -> Vector:
-    found = np.zeros(len(places), np.float32)
-    found[[places[name] for name in categories if name in places]] = 1
-    return found
+def _known(places: dict[str, int], categories: Iterable[str]) -> list[int]:
+    """The places of those that the regression knows, each once."""
+    return list({places[name] for name in categories if name in places})

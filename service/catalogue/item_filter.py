@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -207,9 +207,7 @@ def _joined(every: bool, parts: Sequence[Expression]) -> Expression:
     return found
 
 
-@cache
-def _parser() -> Lark:
-    return Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), propagate_positions=False)
+_PARSER = Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), propagate_positions=False)
 
 
 @lru_cache(_REMEMBERED)
@@ -220,7 +218,7 @@ def parse(text: str) -> Expression:
         FilterError: it is none; the message begins with the place.
     """
     try:
-        expression: Expression = _parser().parse(text)  # type: ignore[assignment]
+        expression: Expression = _PARSER.parse(text)  # type: ignore[assignment]
     except UnexpectedCharacters as error:
         place = error.pos_in_stream or 0
         seen = text[place]

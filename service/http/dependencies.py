@@ -80,7 +80,7 @@ def waiting_bounded() -> Iterator[None]:
         yield
     except TooManyWait:
         metrics.REFUSED["catalogue"].inc()
-        raise Overloaded("too many filters and searches wait") from None
+        raise Overloaded("too many filters, searches and batches of items wait") from None
 
 
 _HELD = "tim4rec.services"

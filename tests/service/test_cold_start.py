@@ -49,7 +49,6 @@ def test_the_vector_of_a_new_item() -> None:
 def test_a_large_catalogue_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cold_start, "MOST_ITEMS", 100)
     monkeypatch.setattr(cold_start, "MOST_CATEGORIES", 2)
-    monkeypatch.setattr(cold_start, "_AT_ONCE", 7)
     table = np.random.default_rng(0).standard_normal((250, 3)).astype(np.float32)
     categories = [["a"] if n % 2 else ["b", "a"] if n % 5 else ["rare"] for n in range(250)]
     cold = at_once(fitted(table, lambda row: categories[row - 1]))

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 
 from service.catalogue.cursor import CursorError, read_place, write_place
+from service.catalogue.turns import Steps
 from service.http.dependencies import Services, ServicesDep, waiting_bounded
 from service.http.item_schemas import (
     CatalogueItem,
@@ -81,9 +82,16 @@ async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
         raise ProblemError(
             422, f"items: at most {limit} in one request, not {len(body.items)}", field="items"
         )
-    records = {
-        item.item_id: _stored(services, item, f"items.{i}") for i, item in enumerate(body.items)
-    }
+
+    def stored() -> Steps[dict[str, bytes | None]]:
+        found: dict[str, bytes | None] = {}
+        for place, item in enumerate(body.items):
+            found[item.item_id] = _stored(services, item, f"items.{place}")
+            yield
+        return found
+
+    with waiting_bounded():
+        records = await services.catalogue.turns.run(object(), stored)
     await services.write_items(records)
     return ItemsWritten(written=len(records))
 
@@ -114,12 +122,10 @@ async def delete_item(item_id: ItemId, services: ServicesDep) -> ItemDeleted:
 
 
 def _stored(services: Services, record: ItemRecord, field: str) -> bytes:
-    stored, limit = record.stored(), services.settings.max_item_bytes
-    if len(stored) > limit:
-        raise ProblemError(
-            422, f"{field}: the record has {len(stored)} bytes, at most {limit} fit", field=field
-        )
-    return stored
+    try:
+        return record.stored(services.settings.max_item_bytes)
+    except ValueError as error:
+        raise ProblemError(422, f"{field}: {error}", field=field) from None
 
 
 def _listed(services: Services, row: int) -> dict[str, Any]:
