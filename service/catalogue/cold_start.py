@@ -62,7 +62,7 @@ def fitted(
     gram -= len(rows) * np.outer(share, share)
     product -= np.outer(share, total)
     gram[np.diag_indices_from(gram)] += penalty
-    weights: Vector = np.linalg.solve(gram.astype(np.float32), product.astype(np.float32))
+    weights = np.linalg.solve(gram, product).astype(np.float32)
     return ColdStart(table_VD, average, places, share.astype(np.float32), weights)
 
 

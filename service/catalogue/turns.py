@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-TURN_S = 0.002
+TURN_S = 0.001
 MOST_WAITING = 32
 """More requests than this are not taken turns with: each holds memory."""
 

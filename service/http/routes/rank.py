@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter
@@ -31,13 +32,17 @@ class Candidates(BaseModel):
     )
 
 
-class RankedItem(BaseModel):
+@dataclass(slots=True)  # as schemas.RecommendedItem
+class RankedItem:
     item_id: str
-    known: bool = Field(
-        description="false: neither the model nor the catalogue has it; these come last, in "
-        "the order given"
-    )
-    score: float | None = Field(None, description="none where the item is not known")
+    known: Annotated[
+        bool,
+        Field(
+            description="false: neither the model nor the catalogue has it; these come last, in "
+            "the order given"
+        ),
+    ]
+    score: Annotated[float | None, Field(description="none where the item is not known")] = None
     title: str | None = None
 
 
