@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.artefact import Artefact
-from service.catalogue.cold_start import ColdStart, fitted
+from service.catalogue.cold_start import ColdStart, summed
 from service.catalogue.cursor import Hashes, hash_of
 from service.catalogue.hash_index import HashIndex
 from service.catalogue.item import FIELDS, Item, ItemError, Scalar, read_item
@@ -513,21 +513,22 @@ class Catalogue:
         newer = shelf.vectors
         if self._without_vector:
             self._put_up(shelf.size, newer)  # what is hidden has not to wait for the vectors
-            await in_turns(self._place())
+            if self._cold is None:
+                weight = self._artefact.model.item_embedding.weight
+                table = weight.detach().float().cpu().numpy()[1:]
+                solved = await in_turns(summed(table, self.categories))
+                self._cold = await asyncio.to_thread(solved)
+            await in_turns(self._place(self._cold))
             newer = await self._shown_vectors(size - self.trained)
         self.version += 1
         self._put_up(size, newer)
 
-    def _place(self) -> Steps[None]:
+    def _place(self, cold: ColdStart) -> Steps[None]:
         """Gives new items their vectors."""
-        if self._cold is None:
-            weight = self._artefact.model.item_embedding.weight
-            table = weight.detach().float().cpu().numpy()[1:]
-            self._cold = yield from fitted(table, self.categories)
         for row in self._without_vector & self._items.keys():
             item = self._items[row]
             similar = [own for i in item.similar_to if (own := self._trained_rows.get(i))]
-            vector = self._cold.vector(similar, item.categories or ())
+            vector = cold.vector(similar, item.categories or ())
             block, place = divmod(row - self.trained - 1, _BLOCK)
             self._vectors[block][place] = vector
             yield

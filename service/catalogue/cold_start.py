@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,18 @@ MOST_CATEGORIES, MOST_ITEMS = 500, 100_000
 _AT_ONCE, _ADDED = 64, 16_384
 
 
-def fitted(
+def summed(
     table_VD: Vector, categories: Callable[[int], Iterable[str]], penalty: float = PENALTY
-) -> Steps[ColdStart]:
-    """Args:
-    table_VD: the vectors of the trained items, row 1's first.
-    categories: those of a trained row.
-    penalty: of the regression.
+) -> Steps[Callable[[], ColdStart]]:
+    """What the regression needs of all items.
+
+    Args:
+        table_VD: the vectors of the trained items, row 1's first.
+        categories: those of a trained row.
+        penalty: of the regression.
+
+    Returns:
+        the rest: to be called once, and in another thread.
     """
     total = np.zeros(table_VD.shape[1])
     for start in range(0, len(table_VD), _ADDED):
@@ -62,17 +68,17 @@ def fitted(
     gram -= len(rows) * np.outer(share, share)
     product -= np.outer(share, total)
     gram[np.diag_indices_from(gram)] += penalty
-    weights = np.linalg.solve(gram, product).astype(np.float32)
-    return ColdStart(table_VD, average, places, share.astype(np.float32), weights)
+    return partial(ColdStart, table_VD, average, places, share, gram, product)
 
 
 class ColdStart:
-    """Vectors of new items, as `fitted` found them.
+    """Vectors of new items.
 
     Args:
         table_VD, average_D: the vectors of the trained items, and their mean.
         places: of the categories that the regression knows.
-        share_C, weights_CD: how frequent they are, and what they say.
+        share_C: how frequent they are.
+        gram_CC, product_CD: the regression's equations.
     """
 
     def __init__(
@@ -80,11 +86,13 @@ class ColdStart:
         table_VD: Vector,
         average_D: Vector,
         places: dict[str, int],
-        share_C: Vector,
-        weights_CD: Vector,
+        share_C: NDArray[np.float64],
+        gram_CC: NDArray[np.float64],
+        product_CD: NDArray[np.float64],
     ) -> None:
         self._table, self._average, self._places = table_VD, average_D, places
-        self._share, self._weights = share_C, weights_CD
+        self._share: Vector = share_C.astype(np.float32)
+        self._weights: Vector = np.linalg.solve(gram_CC, product_CD).astype(np.float32)
 
     def vector(self, similar: Iterable[int], categories: Iterable[str]) -> Vector:
         """(D,) for an item that is like these trained rows, and has these categories."""

@@ -223,8 +223,8 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
                 await act()
                 await asyncio.sleep(0)
                 watching.cancel()
-            said = {name: (round(h.longest, 3), round(h.total, 3)) for name, h in took.items()}
-            assert all(held.longest < HELD_S for held in took.values()), said
+            slow = {name: held.longest for name, held in took.items() if held.longest > HELD_S}
+            assert not slow
             assert took["comparisons of ids"].total > HELD_S
             assert took["the list"].total > HELD_S
             assert took["a category more"].total > HELD_S
