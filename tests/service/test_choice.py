@@ -4,10 +4,12 @@ gives them."""
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import httpx
 import numpy as np
@@ -30,6 +32,7 @@ from service.catalogue.cursor import (
 from service.catalogue.diversity import POOL, spread
 from service.catalogue.retrieval import ExactRetrieval, Ranking
 from service.catalogue.shelf import Selection
+from service.http.schemas import MOST_LISTED
 from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores, popular
@@ -403,6 +406,112 @@ def test_a_list_ends_where_its_cursor_would_be_too_long(
             answer = await asked(client, after=answer["next"])
             assert len(answer["items"]) == 10
             assert "next" not in answer
+
+    run(main())
+
+
+def test_a_list_goes_on_after_a_restart(run: Run, artefact: Artefact, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with shop(artefact, valkey.url) as client:
+            whole = ids(await asked(client, k=20))
+            answer = await asked(client, paged=True)
+            listed = (await client.get("/items", params={"limit": 10})).json()
+        async with in_process(
+            artefact.folder, valkey.url, exactness_every_s=0, max_k=100
+        ) as client:
+            assert ids(answer) + ids(await asked(client, after=answer["next"])) == whole
+            query = {"limit": 100, "after": listed["next"]}
+            rest = (await client.get("/items", params=query)).json()
+            assert sorted(ids(listed) + ids(rest)) == sorted(IDS)
+
+    run(main())
+
+
+def encoded(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+BODY = np.zeros(5, "<u4").tobytes()
+MADE_UP = [
+    "x",
+    "",
+    "ä",
+    "~" * 50,
+    encoded("[" * 20_000),
+    encoded('[0,"a","b"]'),
+    encoded('[1e400,"a",{}]'),
+    write_place(SEAL, (0, "a", "b")),
+    write_shown(SEAL, np.zeros(5, np.uint32)),
+    base64.urlsafe_b64encode(crc32(BODY).to_bytes(4, "little") + BODY).decode().rstrip("="),
+]
+
+
+@pytest.mark.parametrize("after", MADE_UP)
+def test_what_no_page_has_given_is_refused(
+    run: Run, artefact: Artefact, valkey: ValkeyServer, after: str
+) -> None:
+    async def main() -> None:
+        async with in_process(artefact.folder, valkey.url, exactness_every_s=0) as client:
+            said = {"user_id": "ann", "after": after}
+            for answer in (
+                await client.get("/recommend", params=said),
+                await client.post("/recommend", json=said),
+                await client.post("/recommend/session", json={"events": [], "after": after}),
+                await client.get("/items", params={"after": after}),
+            ):
+                assert "begin anew" in str(problem(answer, 422, "after"))
+            listed = (await client.get("/items", params={"limit": 1})).json()
+            page = (await client.get("/recommend", params={"user_id": "ann", "paged": True})).json()
+            answer = await client.get("/items", params={"after": page["next"]})
+            problem(answer, 422, "after")
+            answer = await client.get(
+                "/recommend", params={"user_id": "ann", "after": listed["next"]}
+            )
+            problem(answer, 422, "after")
+
+    run(main())
+
+
+def test_a_list_of_a_query_is_bounded(run: Run, artefact: Artefact, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with in_process(artefact.folder, valkey.url, exactness_every_s=0) as client:
+            for name in ("exclude", "include", "category"):
+                query = {"user_id": "ann", name: ["i1"] * MOST_LISTED}
+                (await client.get("/recommend", params=query)).raise_for_status()
+                query = {"user_id": "ann", name: ["i1"] * (MOST_LISTED + 1)}
+                answer = await client.get("/recommend", params=query)
+                assert "at most 5000" in str(problem(answer, 422))
+            query = {"category": ["a"] * (MOST_LISTED + 1)}
+            problem(await client.get("/items", params=query), 422)
+            record = {"categories": ["a"] * (MOST_LISTED + 1)}
+            problem(await client.put("/items/i1", json=record), 422)
+
+    run(main())
+
+
+def test_what_is_too_much_at_once_is_refused(
+    run: Run, artefact: Artefact, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.catalogue.turns.TURN_S", 0)
+    monkeypatch.setattr("service.catalogue.turns.Turns.__init__.__defaults__", (3,))
+
+    async def main() -> None:
+        async with shop(artefact, valkey.url) as client:
+            ask = [
+                client.get("/recommend", params={"user_id": "ann", "filter": f"price < {n}"})
+                for n in range(12)
+            ]
+            answers = await asyncio.gather(*ask)
+            statuses = [answer.status_code for answer in answers]
+            assert set(statuses) == {200, 503}
+            refused = answers[statuses.index(503)]
+            assert "nothing was done" in str(problem(refused, 503))
+            assert refused.headers["Retry-After"]
+            assert (
+                'tim4rec_refused_requests_total{reason="catalogue"}'
+                in (await client.get("/metrics")).text
+            )
+            assert ids(await asked(client, filter="price < 3"))
 
     run(main())
 
