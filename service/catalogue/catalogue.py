@@ -42,7 +42,8 @@ _AT_ONCE = 1000
 _SOME = 256
 """Values or titles looked at between two places to pause."""
 _CORRECTED = 50
-_SELECTIONS_BYTES, _FEWEST_SELECTIONS = 64_000_000, 8
+SELECTIONS_BYTES, _FEWEST_SELECTIONS = 64_000_000, 8
+_CHARACTER_BYTES, _ENTRY_BYTES = 4, 500
 COLUMNS_BYTES, COLUMNS_BYTES_A_ROW = 64_000_000, 512
 """What the columns that filters made may take, the larger of the two."""
 _BLOCK, _LARGE_BYTES = 8192, 2_000_000
@@ -81,6 +82,7 @@ class Catalogue:
         self._names = Counter[str]()  # how many items have each attribute
         self._columns: OrderedDict[str, tuple[Column, Shared[None]]] = OrderedDict()
         self._selections: OrderedDict[str, tuple[int, Selection]] = OrderedDict()
+        self._selected_bytes = 0
         self._changed: dict[object, set[int]] = {}  # rows, since something began
         self._hashes = HashIndex()
         self.turns = Turns()
@@ -235,11 +237,20 @@ class Catalogue:
                 yield
         flags[0] = False
         found = Selection(flags)
-        self._selections[text] = self.version, found
-        self._selections.move_to_end(text)
-        while len(self._selections) > max(_FEWEST_SELECTIONS, _SELECTIONS_BYTES // len(flags)):
-            self._selections.popitem(last=False)
+        self._remember(text, found)
         return found
+
+    def _remember(self, text: str, found: Selection) -> None:
+        """Keeps the answer to a filter, and those before it as far as there is room."""
+        if text in self._selections:
+            self._selected_bytes -= _nbytes(text, self._selections.pop(text)[1])
+        self._selections[text] = self.version, found
+        self._selected_bytes += _nbytes(text, found)
+        while (
+            self._selected_bytes > SELECTIONS_BYTES and len(self._selections) > _FEWEST_SELECTIONS
+        ):
+            old, (_, forgotten) = self._selections.popitem(last=False)
+            self._selected_bytes -= _nbytes(old, forgotten)
 
     def _alone(self, expression: Expression, rows: list[int]) -> Flags:
         """Of which of these rows an expression holds now."""
@@ -562,6 +573,10 @@ class Catalogue:
 
 
 _NO_COLUMN = Column()
+
+
+def _nbytes(text: str, found: Selection) -> int:
+    return _ENTRY_BYTES + _CHARACTER_BYTES * len(text) + found.allowed.nbytes
 
 
 def _now_ms() -> int:

@@ -293,6 +293,24 @@ def test_columns_are_kept_up_to_a_bound(
     run(main())
 
 
+def test_answers_to_filters_are_kept_up_to_a_bound(
+    run: Run, small: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue_module, "SELECTIONS_BYTES", 100_000)
+
+    async def main() -> None:
+        for length in (1800, 3):
+            for n in range(300):
+                small.version += n % 7 == 0
+                await small.matching(f'id = "{n:0{length}}"')
+                held = small._selections.items()
+                counted = sum(500 + 4 * len(text) + 51 for text, _ in held)
+                assert small._selected_bytes == counted <= 100_000
+        assert len(small._selections) > 100
+
+    run(main())
+
+
 def test_a_write_costs_what_the_item_has(
     run: Run, small: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
