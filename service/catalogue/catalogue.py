@@ -42,9 +42,11 @@ _AT_ONCE = 1000
 _SOME = 256
 """Values or titles looked at between two places to pause."""
 _CORRECTED = 50
+_SHORT = 200
+"""Characters of a filter that take no more than a millisecond to parse."""
 SELECTIONS_BYTES, _FEWEST_SELECTIONS = 64_000_000, 8
 _CHARACTER_BYTES, _ENTRY_BYTES = 4, 500
-COLUMNS_BYTES, COLUMNS_BYTES_A_ROW = 64_000_000, 512
+COLUMNS_BYTES, COLUMNS_BYTES_A_ROW = 100_000_000, 1000
 """What the columns that filters made may take, the larger of the two."""
 _BLOCK, _LARGE_BYTES = 8192, 2_000_000
 _NEVER = 2**62
@@ -222,10 +224,13 @@ class Catalogue:
             self._selections.move_to_end(expression)
             return known[1]
         return await self.turns.run(
-            ("matching", expression), lambda: self._matching(expression, parse(expression))
+            ("matching", expression),
+            lambda: self._matching(expression),
+            may_be_short=len(expression) <= _SHORT,
         )
 
-    def _matching(self, text: str, expression: Expression) -> Steps[Selection]:
+    def _matching(self, text: str) -> Steps[Selection]:
+        expression = parse(text)
         with self._changes() as changed:
             flags = yield from expression.flags(self._column, len(self))
             # What has changed meanwhile was seen partly as it was, partly as it is.
@@ -376,12 +381,14 @@ class Catalogue:
                 cursor, items = changes
                 if not items:
                     return
+                left = iter(items)
                 try:
-                    left = iter(items)
                     while some := list(islice(left, _AT_ONCE)):
                         await self._apply(await self._store.read(some))
-                finally:
-                    await self._show()
+                except StoreError:
+                    await self._show()  # what was read
+                    raise
+                await self._show()
                 self._cursor = cursor
 
     @asynccontextmanager

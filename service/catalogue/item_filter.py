@@ -133,7 +133,7 @@ class Joined:
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         join = np.logical_and if self.all else np.logical_or
         found: Flags | None = None
-        for part in sorted(self.parts, key=_arrays, reverse=True):  # least memory in this order
+        for part in sorted(self.parts, key=_order):
             own = yield from part.flags(columns, size)
             found = own if found is None else join(found, own, out=found)
         assert found is not None
@@ -145,8 +145,10 @@ Expression = Comparing | Among | Having | Not | Joined
 nothing. `arrays`: so many of them there are at once meanwhile."""
 
 
-def _arrays(expression: Expression) -> int:
-    return expression.arrays
+def _order(expression: Expression) -> tuple[int, str]:
+    """With what needs most first, all together needs least; and one column after the other."""
+    name = "" if isinstance(expression, Not | Joined) else expression.name
+    return -expression.arrays, name
 
 
 class _Builder(Transformer[Token, Any]):

@@ -64,8 +64,13 @@ class Turns:
         self._most, self._lock = most, asyncio.Lock()
         self._under_way: dict[Hashable, asyncio.Task[Any]] = {}
 
-    async def run(self, what: Hashable, begin: Callable[[], Steps[T]]) -> T:
+    async def run(
+        self, what: Hashable, begin: Callable[[], Steps[T]], *, may_be_short: bool = True
+    ) -> T:
         """The work's result. Who asks for the same while it is under way gets that one.
+
+        Args:
+            may_be_short: it may have a turn at once, though others are waiting for theirs.
 
         Raises:
             TooManyWait
@@ -73,11 +78,12 @@ class Turns:
         task = self._under_way.get(what)
         if task is None:
             steps = begin()
-            if (ended := _turn(steps)) is not None:
+            if (may_be_short or not self._under_way) and (ended := _turn(steps)) is not None:
                 return ended.value  # type: ignore[no-any-return]
             if len(self._under_way) >= self._most:
                 raise TooManyWait
             task = asyncio.create_task(self._ended(what, steps))
+            task.add_done_callback(_heard)
             self._under_way[what] = task
         found: T = await asyncio.shield(task)  # others may wait for it, too
         return found
@@ -96,6 +102,12 @@ class Turns:
                         return ended.value  # type: ignore[no-any-return]
         finally:
             del self._under_way[what]
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Who asked may have gone: then nobody else hears of an error."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _turn(steps: Steps[Any]) -> StopIteration | None:

@@ -24,7 +24,6 @@ from service.catalogue import turns as turns_module
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.item import read_item
 from service.catalogue.item_columns import Column
-from service.catalogue.item_filter import parse
 from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.turns import Shared, Steps, TooManyWait, Turns, at_once
@@ -98,6 +97,43 @@ def test_too_much_work_is_not_begun(run: Run) -> None:
         assert found[:2] == [20, 20]
         assert [type(one) for one in found[2:]] == [TooManyWait] * 3
         assert await turns.run("again", lambda: counting(1, done)) == 1
+
+    run(main())
+
+
+@pytest.mark.usefixtures("one_step_each")
+def test_long_work_waits_for_that_of_others(run: Run) -> None:
+    async def main() -> None:
+        turns, done = Turns(), list[int]()
+        works = [
+            asyncio.create_task(turns.run(n, lambda: counting(9, done), may_be_short=False))
+            for n in range(8)
+        ]
+        await asyncio.sleep(0)
+        assert done == [0]  # only the first has begun
+        assert await asyncio.gather(*works) == [9] * 8
+
+    run(main())
+
+
+@pytest.mark.usefixtures("one_step_each")
+def test_an_error_reaches_who_asked(run: Run) -> None:
+    def failing() -> Steps[None]:
+        yield
+        yield
+        raise LookupError
+
+    async def main() -> None:
+        turns = Turns()
+        asking = [asyncio.create_task(turns.run("it", failing)) for _ in range(3)]
+        found = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(error) for error in found] == [LookupError] * 3
+        gone = asyncio.create_task(turns.run("it", failing))
+        await asyncio.sleep(0)
+        gone.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not turns._under_way
 
     run(main())
 
@@ -381,7 +417,7 @@ def test_what_changes_while_a_filter_is_looked_at_counts(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue_module, "_SOME", few)
         patch.setattr(item_columns, "_FEW", 0)
-        steps = [catalogue._matching(text, parse(text)) for _ in range(2)]
+        steps = [catalogue._matching(text) for _ in range(2)]
         left = list(steps)
         for some in meanwhile:
             for work in list(left):
@@ -395,7 +431,7 @@ def test_what_changes_while_a_filter_is_looked_at_counts(
         fresh = Catalogue.__new__(Catalogue)
         fresh.__dict__.update(catalogue.__dict__)
         fresh._columns = type(catalogue._columns)()
-        expected = at_once(fresh._matching(text, parse(text))).allowed
+        expected = at_once(fresh._matching(text)).allowed
     if flags is not None:
         assert flags.tolist() == expected.tolist()
     for work in steps:
