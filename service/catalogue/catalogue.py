@@ -48,7 +48,7 @@ SELECTIONS_BYTES, _FEWEST_SELECTIONS = 64_000_000, 8
 _CHARACTER_BYTES, _ENTRY_BYTES = 4, 500
 COLUMNS_BYTES, COLUMNS_BYTES_A_ROW = 100_000_000, 1000
 """What the columns that filters made may take, the larger of the two."""
-_BLOCK, _LARGE_BYTES = 8192, 2_000_000
+_BLOCK, _LARGE_BYTES, _ALIKE = 8192, 2_000_000, 10_000
 _NEVER = 2**62
 
 
@@ -477,9 +477,8 @@ class Catalogue:
             changed.add(row)
         if row > self.trained:
             self._without_vector.add(row)
-        elif self._cold is not None and self.categories(row) != old:
-            self._cold = None
-            self._without_vector.update(self._newer_rows.values())
+        elif self.categories(row) != old:
+            self._cold = None  # and all vectors are to be found anew
 
     def _change_columns(
         self,
@@ -529,24 +528,34 @@ class Catalogue:
         """A new shelf, by what is known now."""
         shelf, size = self._retrieval.shelf, len(self)
         newer = shelf.vectors
-        if self._without_vector:
+        if self._without_vector or (self._cold is None and size > self.trained):
             self._put_up(shelf.size, newer)  # what is hidden has not to wait for the vectors
+            rows: Iterable[int] = list(self._without_vector)
             if self._cold is None:
+                rows = range(self.trained + 1, size + 1)
                 weight = self._artefact.model.item_embedding.weight
                 table = weight.detach().float().cpu().numpy()[1:]
                 solved = await in_turns(summed(table, self.categories))
                 self._cold = await asyncio.to_thread(solved)
-            await in_turns(self._place(self._cold))
+            await in_turns(self._place(rows, self._cold))
             newer = await self._shown_vectors(size - self.trained)
         self.version += 1
         self._put_up(size, newer)
 
-    def _place(self, cold: ColdStart) -> Steps[None]:
+    def _place(self, rows: Iterable[int], cold: ColdStart) -> Steps[None]:
         """Gives new items their vectors."""
-        for row in self._without_vector & self._items.keys():
-            item = self._items[row]
+        alike: dict[tuple[str, ...], NDArray[np.float32]] = {}
+        for row in rows:
+            item = self._items.get(row)
+            if item is None:
+                continue
             similar = [own for i in item.similar_to if (own := self._trained_rows.get(i))]
-            vector = cold.vector(similar, item.categories or ())
+            categories = item.categories or ()
+            vector = None if similar else alike.get(categories)
+            if vector is None:
+                vector = cold.vector(similar, categories)
+                if not similar and len(alike) < _ALIKE:
+                    alike[categories] = vector
             block, place = divmod(row - self.trained - 1, _BLOCK)
             self._vectors[block][place] = vector
             yield
