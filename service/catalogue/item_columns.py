@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +54,8 @@ class Column:
 
     def put(self, row: int, values: tuple[Scalar, ...]) -> None:
         """Gives a row these values in place of those it had."""
-        self._numbers.put(row, [value for value in values if _is_number(value)])
-        self._texts.put(row, [self._code(value) for value in values if not _is_number(value)])
+        self._numbers.put(row, [value for value in values if isinstance(value, float)])
+        self._texts.put(row, [self._code(v) for v in values if not isinstance(v, float)])
 
     @property
     def worn(self) -> bool:
@@ -80,12 +80,12 @@ class Column:
 
     def compare(self, comparison: Comparison, value: Scalar, size: int) -> Flags:
         """(size + 1,) of which rows it holds."""
-        if _is_number(value):
+        if isinstance(value, float):
             holds = _COMPARED[comparison](self._numbers.values, value)
             return self._numbers.flags(holds, size)
         if comparison != "==":
             return self._having(self._compared(comparison, str(value)), size)
-        code = self._codes.get(value)  # type: ignore[arg-type]
+        code = self._codes.get(value)
         if code is None:
             return np.zeros(size + 1, np.bool_)
         return self._texts.flags(self._texts.values == code, size)
@@ -101,8 +101,7 @@ class Column:
         found = self._numbers.flags(slice(None), size)
         return np.logical_or(found, self._texts.flags(slice(None), size), out=found)
 
-    def _code(self, value: Scalar) -> int:
-        assert isinstance(value, str | bool)
+    def _code(self, value: str | bool) -> int:
         code = self._codes.setdefault(value, len(self._named))
         if code == len(self._named):
             self._named.append(value)
@@ -201,7 +200,3 @@ def _reaching(array: NDArray[Any], place: int) -> NDArray[Any]:
     wider = np.zeros(2 * place, array.dtype)
     wider[: len(array)] = array
     return wider
-
-
-def _is_number(value: Scalar) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
