@@ -70,7 +70,8 @@ class Turns:
         """The work's result. Who asks for the same while it is under way gets that one.
 
         Args:
-            may_be_short: it may have a turn at once, though others are waiting for theirs.
+            may_be_short: it may have a turn at once, though others are waiting for theirs; such
+                work has half of the places for itself.
 
         Raises:
             TooManyWait
@@ -80,7 +81,7 @@ class Turns:
             steps = begin()
             if (may_be_short or not self._under_way) and (ended := _turn(steps)) is not None:
                 return ended.value  # type: ignore[no-any-return]
-            if len(self._under_way) >= self._most:
+            if len(self._under_way) >= (self._most if may_be_short else self._most // 2):
                 raise TooManyWait
             task = asyncio.create_task(self._ended(what, steps))
             task.add_done_callback(_heard)

@@ -50,20 +50,22 @@ class ItemRecord(BaseModel):
         Raises:
             ValueError: it can't be kept, or has more bytes.
         """
-        said = self.model_dump(exclude_defaults=True, exclude={"item_id"})
-        if _is_far_over(said, most_bytes):
+        if _is_far_over(self, most_bytes):
             raise ValueError(f"the record is far too large, at most {most_bytes} bytes fit")
         values_of(self.attributes)
+        said = self.model_dump(exclude_defaults=True, exclude={"item_id"})
         stored = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
         if len(stored) > most_bytes:
             raise ValueError(f"the record has {len(stored)} bytes, at most {most_bytes} fit")
         return stored
 
 
-def _is_far_over(said: JsonValue, most_bytes: int) -> bool:
+def _is_far_over(record: ItemRecord, most_bytes: int) -> bool:
     """Whether it has so many times as many values and characters that it need not be written to
     see that it is too large."""
-    left, room = [said], _FAR * most_bytes
+    lists = [record.categories or [], record.similar_to]
+    left: list[Any] = [record.title, record.attributes, *lists]
+    room = _FAR * most_bytes
     while left and room >= 0:
         one = left.pop()
         room -= 1

@@ -111,6 +111,10 @@ def test_long_work_waits_for_that_of_others(run: Run) -> None:
         ]
         await asyncio.sleep(0)
         assert done == [0]  # only the first has begun
+        turns._most = 12
+        with pytest.raises(TooManyWait):
+            await turns.run("long", lambda: counting(9, done), may_be_short=False)
+        assert await turns.run("short", lambda: counting(9, done)) == 9
         assert await asyncio.gather(*works) == [9] * 8
 
     run(main())
