@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from service.catalogue.item_listing import Place
 from service.store.calls import Calls, raised
-from service.store.store import Store, StoreError, StoreUnavailable
+from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ async def shared_seal(store: Store, *, namespace: str = "tim4rec", timeout_s: fl
     """The seal of all processes on this store; the first one makes its key.
 
     Raises:
-        StoreUnavailable: the store does not answer.
+        StoreError: the store does not answer.
     """
     name, calls = f"{quote(namespace, safe='')}:cursors", Calls(store, timeout_s)
     key: bytes | None = raised(*await calls([("GET", name)]))
@@ -96,9 +96,7 @@ async def shared_seal(store: Store, *, namespace: str = "tim4rec", timeout_s: fl
         try:
             raised(*await calls([("SET", name, new, "NX")]))
             key = raised(*await calls([("GET", name)]))
-        except StoreUnavailable:
-            raise
-        except StoreError as error:  # a full one
+        except StoreError as error:  # it is full, or its replicas are away
             logger.warning("cursors are of this process only, for their key is not kept: %s", error)
         key = key or new
     return Seal(key)
