@@ -33,7 +33,8 @@ from rich.table import Table
 from cli.console import CommandError, err, errors_without_traceback, out
 from model import UNKNOWN_TIME
 from model.artefact import Artefact, load_artefact
-from service.catalogue.cold_start import ColdStart
+from service.catalogue.cold_start import summed
+from service.catalogue.turns import at_once
 from training.interactions import read_log
 from training.metrics import ranking_metrics
 
@@ -65,7 +66,7 @@ def ways(table: Vectors, one_hot: NDArray[np.float32], new: NDArray[np.int64]) -
         return longer
 
     def ridge(penalty: float) -> Made:
-        cold = ColdStart(table[known], lambda row: names[known[row - 1]], penalty)
+        cold = at_once(summed(table[known], lambda row: names[known[row - 1]], penalty))()
         return lambda rows: np.stack([cold.vector((), names[row]) for row in rows])
 
     return {

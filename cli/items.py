@@ -63,6 +63,7 @@ def import_items(
     for place, row in _rows(items):
         try:
             item = NewItem.model_validate(row() if callable(row) else row)
+            stored = item.stored(settings.max_item_bytes)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
@@ -71,11 +72,7 @@ def import_items(
         except ValueError as error:
             faults.append(f"{place}: {error}")
             continue
-        stored = item.stored()
-        if len(stored) > settings.max_item_bytes:
-            most = settings.max_item_bytes
-            faults.append(f"{place}: the record has {len(stored)} bytes, at most {most} fit")
-        elif item.item_id in records:
+        if item.item_id in records:
             faults.append(f"{place}: item_id {item.item_id!r} was there before")
         else:
             records[item.item_id] = stored

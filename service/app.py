@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
 from service.catalogue.popularity import Popularity
 from service.drain import Drain
@@ -183,6 +184,9 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
     await stack.enter_async_context(vitals.reported(log, device))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
+    seal = await shared_seal(
+        store, namespace=settings.namespace, timeout_s=settings.store_timeout_s
+    )
     records = ItemStore(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
     popularity = Popularity(
         store,
@@ -221,7 +225,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         config.time,
         device,
     )
-    return Services(settings, log, popularity, models, models.lineup, served)
+    return Services(settings, log, popularity, models, models.lineup, served, seal)
 
 
 @asynccontextmanager

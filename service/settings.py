@@ -239,9 +239,6 @@ class Settings(BaseSettings):
         "chunked body",
     )
     max_header_fields: int = _limit(100, ge=10, description="most header fields of either")
-    max_listed: int = _limit(
-        5000, ge=1, description="most items or categories in one list of a request"
-    )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
     max_weight: float = _limit(
         10,

@@ -10,49 +10,89 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.catalogue.turns import Steps
 
 Vector = NDArray[np.float32]
 
 PENALTY = 10.0
 MOST_CATEGORIES, MOST_ITEMS = 500, 100_000
 """The regression looks at so many of the most frequent categories, and at so many items."""
-_AT_ONCE = 8192
+_AT_ONCE, _ADDED = 64, 16_384
+
+
+def summed(
+    table_VD: Vector, categories: Callable[[int], Iterable[str]], penalty: float = PENALTY
+) -> Steps[Callable[[], ColdStart]]:
+    """What the regression needs of all items.
+
+    Args:
+        table_VD: the vectors of the trained items, row 1's first.
+        categories: those of a trained row.
+        penalty: of the regression.
+
+    Returns:
+        the rest: to be called once, and in another thread.
+    """
+    total = np.zeros(table_VD.shape[1])
+    for start in range(0, len(table_VD), _ADDED):
+        total += table_VD[start : start + _ADDED].sum(0)
+        yield
+    average: Vector = (total / len(table_VD)).astype(np.float32)
+    rows = range(1, len(table_VD) + 1, -(-len(table_VD) // MOST_ITEMS))
+    count = Counter[str]()
+    for place, row in enumerate(rows):
+        count.update(set(categories(row)))
+        if place % _AT_ONCE == 0:
+            yield
+    counted = count.most_common(MOST_CATEGORIES)
+    places = {name: place for place, (name, _) in enumerate(counted)}
+    share = np.array([number for _, number in counted], np.float64) / len(rows)
+    # Sums over the items less what the means are in them: most items have few categories.
+    gram = np.zeros((len(counted), len(counted)))
+    product = np.zeros((len(counted), table_VD.shape[1]))
+    total = np.zeros(table_VD.shape[1])
+    for place, row in enumerate(rows):
+        apart = table_VD[row - 1] - average
+        total += apart
+        own = _known(places, categories(row))
+        if own:
+            gram[np.ix_(own, own)] += 1
+            product[own] += apart
+        if place % _AT_ONCE == 0:
+            yield
+    gram -= len(rows) * np.outer(share, share)
+    product -= np.outer(share, total)
+    gram[np.diag_indices_from(gram)] += penalty
+    return partial(ColdStart, table_VD, average, places, share, gram, product)
 
 
 class ColdStart:
-    """Args:
-    table_VD: the vectors of the trained items, row 1's first.
-    categories: those of a trained row.
-    penalty: of the regression.
+    """Vectors of new items.
+
+    Args:
+        table_VD, average_D: the vectors of the trained items, and their mean.
+        places: of the categories that the regression knows.
+        share_C: how frequent they are.
+        gram_CC, product_CD: the regression's equations.
     """
 
     def __init__(
         self,
         table_VD: Vector,
-        categories: Callable[[int], Iterable[str]],
-        penalty: float = PENALTY,
+        average_D: Vector,
+        places: dict[str, int],
+        share_C: NDArray[np.float64],
+        gram_CC: NDArray[np.float64],
+        product_CD: NDArray[np.float64],
     ) -> None:
-        self._table = table_VD
-        self._average: Vector = table_VD.mean(0)
-        rows = range(1, len(table_VD) + 1, -(-len(table_VD) // MOST_ITEMS))
-        own = [set(categories(row)) for row in rows]
-        counted = Counter(name for names in own for name in names).most_common(MOST_CATEGORIES)
-        self._places = {name: place for place, (name, _) in enumerate(counted)}
-        self._share = np.array([count for _, count in counted], np.float32) / len(own)
-        size, width = len(counted), table_VD.shape[1]
-        gram: Vector = np.zeros((size, size), np.float32)
-        product: Vector = np.zeros((size, width), np.float32)
-        for start in range(0, len(own), _AT_ONCE):
-            part = np.stack([self._one_hot(names) for names in own[start : start + _AT_ONCE]])
-            part -= self._share
-            places = np.array(rows[start : start + _AT_ONCE]) - 1
-            gram += part.T @ part
-            product += part.T @ (table_VD[places] - self._average)
-        gram[np.diag_indices(size)] += penalty
-        self._weights = np.linalg.solve(gram, product)
+        self._table, self._average, self._places = table_VD, average_D, places
+        self._share: Vector = share_C.astype(np.float32)
+        self._weights: Vector = np.linalg.solve(gram_CC, product_CD).astype(np.float32)
 
     def vector(self, similar: Iterable[int], categories: Iterable[str]) -> Vector:
         """(D,) for an item that is like these trained rows, and has these categories."""
@@ -64,13 +104,15 @@ class ColdStart:
             if length > 0:
                 mean *= np.linalg.norm(like, axis=1).mean() / length
             return mean
-        known = [name for name in categories if name in self._places]
+        known = _known(self._places, categories)
         if not known:
             return self._average
-        found: Vector = self._average + (self._one_hot(known) - self._share) @ self._weights
+        apart = -self._share
+        apart[known] += 1
+        found: Vector = self._average + apart @ self._weights
         return found
 
-    def _one_hot(self, categories: Iterable[str]) -> Vector:
-        found = np.zeros(len(self._places), np.float32)
-        found[[self._places[name] for name in categories if name in self._places]] = 1
-        return found
+
+def _known(places: dict[str, int], categories: Iterable[str]) -> list[int]:
+    """The places of those that the regression knows, each once."""
+    return list({places[name] for name in categories if name in places})

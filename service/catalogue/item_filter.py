@@ -8,9 +8,9 @@ Nothing of it is executed: an expression is a tree of comparisons, applied to co
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,11 @@ from lark.exceptions import VisitError
 from service.catalogue.item import Scalar
 from service.catalogue.item_columns import Column, Comparison
 from service.catalogue.shelf import Flags
+from service.catalogue.turns import Steps
 
 DEEPEST = 50
 """Expressions may be nested so deep."""
+_REMEMBERED = 256
 
 _GRAMMAR = r"""
 ?start: any
@@ -61,7 +63,7 @@ class FilterError(ValueError):
     """No expression of the language; says where, counted from 1, and what was expected."""
 
 
-Columns = Callable[[str], Column]
+Columns = Callable[[str], Steps[Column]]
 """The column of a field or attribute."""
 
 
@@ -70,25 +72,50 @@ class Comparing:
     name: str
     comparison: Comparison
     value: Scalar
+    arrays = 1
 
-    def flags(self, columns: Columns, size: int) -> Flags:
-        return columns(self.name).compare(self.comparison, self.value, size)
+    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
+        column = yield from columns(self.name)
+        if self.comparison != "==" and isinstance(self.value, str):
+            yield from column.sort()
+        yield
+        return column.compare(self.comparison, self.value, size)
+
+
+@dataclass(frozen=True)
+class Among:
+    name: str
+    values: tuple[str | bool, ...]
+    arrays = 1
+
+    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
+        column = yield from columns(self.name)
+        yield
+        return column.among(self.values, size)
 
 
 @dataclass(frozen=True)
 class Having:
     name: str
+    arrays = 1
 
-    def flags(self, columns: Columns, size: int) -> Flags:
-        return columns(self.name).present(size)
+    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
+        column = yield from columns(self.name)
+        yield
+        return column.present(size)
 
 
 @dataclass(frozen=True)
 class Not:
     part: Expression
 
-    def flags(self, columns: Columns, size: int) -> Flags:
-        return ~self.part.flags(columns, size)
+    @property
+    def arrays(self) -> int:
+        return self.part.arrays
+
+    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
+        found = yield from self.part.flags(columns, size)
+        return np.logical_not(found, out=found)
 
 
 @dataclass(frozen=True)
@@ -98,16 +125,30 @@ class Joined:
     all: bool
     parts: tuple[Expression, ...]
 
-    def flags(self, columns: Columns, size: int) -> Flags:
+    @cached_property
+    def arrays(self) -> int:
+        needed = sorted((part.arrays for part in self.parts), reverse=True)
+        return max(needed[0], *(own + 1 for own in needed[1:]), 1)
+
+    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         join = np.logical_and if self.all else np.logical_or
-        found = self.parts[0].flags(columns, size)
-        for part in self.parts[1:]:
-            join(found, part.flags(columns, size), out=found)
+        found: Flags | None = None
+        for part in sorted(self.parts, key=_order):
+            own = yield from part.flags(columns, size)
+            found = own if found is None else join(found, own, out=found)
+        assert found is not None
         return found
 
 
-Expression = Comparing | Having | Not | Joined
-"""`flags(columns, size)`: (size + 1,) of which rows it holds; that of row 0 says nothing."""
+Expression = Comparing | Among | Having | Not | Joined
+"""`flags(columns, size)`: (size + 1,) of which rows it holds, the caller's own; that of row 0 says
+nothing. `arrays`: so many of them there are at once meanwhile."""
+
+
+def _order(expression: Expression) -> tuple[int, str]:
+    """With what needs most first, all together needs least; and one column after the other."""
+    name = "" if isinstance(expression, Not | Joined) else expression.name
+    return -expression.arrays, name
 
 
 class _Builder(Transformer[Token, Any]):
@@ -139,7 +180,9 @@ class _Builder(Transformer[Token, Any]):
 
     def among(self, parts: list[Any]) -> Expression:
         name, *values = parts
-        return Joined(False, tuple(Comparing(name, "==", value) for value in values))
+        alike = tuple(value for value in values if isinstance(value, str | bool))
+        numbers = [Comparing(name, "==", value) for value in values if isinstance(value, float)]
+        return _joined(False, [Among(name, alike), *numbers] if alike else numbers)
 
     def not_among(self, parts: list[Any]) -> Expression:
         return Not(self.among(parts))
@@ -152,18 +195,24 @@ class _Builder(Transformer[Token, Any]):
         return part.part if isinstance(part, Not) else Not(part)
 
     def any(self, parts: list[Expression]) -> Expression:
-        return Joined(False, tuple(parts))
+        return _joined(False, parts)
 
     def all(self, parts: list[Expression]) -> Expression:
-        return Joined(True, tuple(parts))
+        return _joined(True, parts)
 
 
-@cache
-def _parser() -> Lark:
-    return Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), propagate_positions=False)
+def _joined(every: bool, parts: Sequence[Expression]) -> Expression:
+    if len(parts) == 1:
+        return parts[0]
+    found = Joined(every, tuple(parts))
+    _ = found.arrays  # while those of its parts are known: later the nesting may be too deep
+    return found
 
 
-@lru_cache(4096)
+_PARSER = Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), propagate_positions=False)
+
+
+@lru_cache(_REMEMBERED)
 def parse(text: str) -> Expression:
     """The expression that a text is.
 
@@ -171,7 +220,7 @@ def parse(text: str) -> Expression:
         FilterError: it is none; the message begins with the place.
     """
     try:
-        expression: Expression = _parser().parse(text)  # type: ignore[assignment]
+        expression: Expression = _PARSER.parse(text)  # type: ignore[assignment]
     except UnexpectedCharacters as error:
         place = error.pos_in_stream or 0
         seen = text[place]

@@ -1,87 +1,134 @@
 """Items in the order of their titles, to look through and to search.
 
-The titles stand in one string, so that a search of 100,000 of them takes as long as finding a word
-in a text of some megabytes.
+They stand in blocks. The titles of a block stand in one string, so that a search of 100,000 of them
+takes as long as finding a word in a text of some megabytes, and a change costs one block.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from service.http.cursor import CursorError
+from service.catalogue.sorting import PART, sorted_parts
+from service.catalogue.turns import Steps
 
 Key = tuple[str, str, int]
 """Title in lower case (or id, where there is none), id, row."""
+Place = tuple[int, str, str]
+"""The section of a search, and the title and id of an item found there."""
 
 _PREFIX, _INSIDE = 0, 1
-_MANY = 2000
+_FIRST = ("", "", -1)  # in front of all keys
+_BEHIND = 1 << 60  # a row behind all with the same title and id
+_AT_ONCE = 500
 
 
 class Listing:
     """Titles of rows, kept in order."""
 
-    def __init__(self, entries: Iterable[tuple[int, str, str | None]]) -> None:
-        """`entries`: row, id, title."""
-        self._key_of: dict[int, Key] = {row: _key(row, i, title) for row, i, title in entries}
-        self._keys = sorted(self._key_of.values())
-        self._text: str | None = None
-        self._starts: list[int] = []
+    def __init__(self) -> None:
+        self._key_of: dict[int, Key] = {}
+        self._blocks: list[_Block] = []
 
-    def change(self, entries: list[tuple[int, str, str | None]], gone: Iterable[int]) -> None:
-        """Rows that are new or have another title, and rows that are no more."""
-        for row in (*gone, *(row for row, _, _ in entries)):
-            old = self._key_of.pop(row, None)
-            if old is not None and len(entries) <= _MANY:
-                del self._keys[bisect_left(self._keys, old)]
+    def fill(self, entries: Iterable[tuple[int, str, str | None]]) -> Steps[None]:
+        """Row, id and title of all, at the beginning; changes come after it."""
+        keys: list[Key] = []
         for row, item_id, title in entries:
             key = self._key_of[row] = _key(row, item_id, title)
-            if len(entries) <= _MANY:
-                insort(self._keys, key)
-        if len(entries) > _MANY:
-            self._keys = sorted(self._key_of.values())
-        self._text = None
+            keys.append(key)
+            if len(keys) % _AT_ONCE == 0:
+                yield
+        parts = yield from sorted_parts(keys)
+        self._blocks = [_Block(part) for part in parts]
 
-    def find(self, text: str, after: str | None) -> Iterator[tuple[int, str]]:
-        """Rows whose titles hold `text`, those that begin with it first, from `after` on; with
-        each the `after` of what follows.
+    def put(self, row: int, item_id: str, title: str | None) -> None:
+        """A row that is new, or has another title."""
+        self.remove(row)
+        key = self._key_of[row] = _key(row, item_id, title)
+        if not self._blocks:
+            self._blocks.append(_Block([key]))
+            return
+        place = min(self._place(key), len(self._blocks) - 1)
+        block = self._blocks[place]
+        insort(block.keys, key)
+        block.text = None
+        if len(block.keys) > 4 * PART:
+            half = len(block.keys) // 2
+            self._blocks[place : place + 1] = _Block(block.keys[:half]), _Block(block.keys[half:])
 
-        Raises:
-            CursorError: at the call.
-        """
-        return self._found(_folded(text), *_read(after))
+    def remove(self, row: int) -> None:
+        """A row that is no more."""
+        key = self._key_of.pop(row, None)
+        if key is None:
+            return
+        place = self._place(key)
+        block = self._blocks[place]
+        del block.keys[bisect_left(block.keys, key)]
+        block.text = None
+        if not block.keys:
+            del self._blocks[place]
 
-    def _found(self, text: str, section: int, last: tuple[str, str]) -> Iterator[tuple[int, str]]:
-        # No row has a number below 0: the key is behind all with a lower title and id.
-        behind = bisect_right(self._keys, (*last, 1 << 60)) if last != ("", "") else 0
+    def find(self, text: str, after: Place | None) -> Iterator[list[tuple[int, Place]]]:
+        """Rows whose titles hold `text`, those that begin with it first, from `after` on, each
+        with its place; block by block, each as it is when it is asked for."""
+        text, behind = _folded(text), _FIRST
+        section = _PREFIX
+        if after is not None:
+            section, behind = after[0], (after[1], after[2], _BEHIND)
         if section == _PREFIX:
-            first = max(behind, bisect_left(self._keys, (text, "", -1)))
-            for key in self._keys[first:]:
-                if not key[0].startswith(text):
+            for block, first in self._after(max(behind, (text, "", -1))):
+                keys = block.keys[first:]
+                own = [key for key in keys if key[0].startswith(text)]
+                yield [(key[2], (_PREFIX, key[0], key[1])) for key in own]
+                if len(own) < len(keys):
                     break
-                yield key[2], _cursor(_PREFIX, key)
-            behind = 0
+            behind = _FIRST
         if not text:
             return
-        whole, starts = self._joined()
-        place = starts[behind]
-        while (place := whole.find(text, place)) >= 0:
-            entry = bisect_right(starts, place) - 1
-            key = self._keys[entry]
-            if not key[0].startswith(text):
-                yield key[2], _cursor(_INSIDE, key)
-            place = starts[entry + 1]
+        for block, first in self._after(behind):
+            yield [
+                (key[2], (_INSIDE, key[0], key[1]))
+                for key in block.holding(text, first)
+                if not key[0].startswith(text)
+            ]
 
-    def _joined(self) -> tuple[str, list[int]]:
-        if self._text is None:
-            titles = [key[0] for key in self._keys]
-            self._text = "\n".join(titles)
-            self._starts = list(accumulate((len(title) + 1 for title in titles), initial=0))
-        return self._text, self._starts
+    def _after(self, key: Key) -> Iterator[tuple[_Block, int]]:
+        """The blocks with keys behind this one, and where those begin in each."""
+        while (place := self._place(key, behind=True)) < len(self._blocks):
+            block = self._blocks[place]
+            last = block.keys[-1]  # of what is looked through now; changes may move it
+            yield block, bisect_right(block.keys, key)
+            key = last
+
+    def _place(self, key: Key, behind: bool = False) -> int:
+        """Of the block that this key is in, or one that lies behind it."""
+        bisect = bisect_right if behind else bisect_left
+        return bisect(self._blocks, key, key=_last)
+
+
+class _Block:
+    """`keys` in order; whoever changes them clears `text`, their titles in lines."""
+
+    def __init__(self, keys: list[Key]) -> None:
+        self.keys = keys
+        self.text: str | None = None
+        self._starts: list[int] = []
+
+    def holding(self, text: str, first: int) -> Iterator[Key]:
+        """The keys from the first one on whose titles hold a text."""
+        if self.text is None:
+            self.text = "\n".join(key[0] for key in self.keys)
+            self._starts = list(accumulate((len(key[0]) + 1 for key in self.keys), initial=0))
+        place = self._starts[first]
+        while (place := self.text.find(text, place)) >= 0:
+            entry = bisect_right(self._starts, place) - 1
+            yield self.keys[entry]
+            place = self._starts[entry + 1]
+
+
+def _last(block: _Block) -> Key:
+    return block.keys[-1]
 
 
 def _folded(text: str) -> str:
@@ -90,21 +137,3 @@ def _folded(text: str) -> str:
 
 def _key(row: int, item_id: str, title: str | None) -> Key:
     return _folded(item_id if title is None else title), item_id, row
-
-
-def _cursor(section: int, key: Key) -> str:
-    said = json.dumps([section, key[0], key[1]], ensure_ascii=False, separators=(",", ":"))
-    return base64.urlsafe_b64encode(said.encode()).decode().rstrip("=")
-
-
-def _read(after: str | None) -> tuple[int, tuple[str, str]]:
-    if after is None:
-        return _PREFIX, ("", "")
-    try:
-        said = base64.urlsafe_b64decode(after.encode() + b"=" * (-len(after) % 4))
-        section, title, item_id = json.loads(said)
-        if section not in (_PREFIX, _INSIDE) or not isinstance(title, str):
-            raise ValueError
-        return section, (title, str(item_id))
-    except (ValueError, TypeError, binascii.Error):
-        raise CursorError("after: give the `next` of the page before, as it is") from None

@@ -19,7 +19,7 @@ from service.store.store import Command, Store
 
 SHARDS = 64
 _ANNOUNCEMENTS_KEPT = 10_000
-_PAGE = 100  # announcements read at once, each of up to a batch's items
+_PAGE = 20  # announcements read at once, each of up to a batch's items
 
 
 class ItemStore:

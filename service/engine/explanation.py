@@ -115,7 +115,7 @@ class Explainer:
         try:
             events = await self._history(user_id, found)
             started = time.perf_counter()
-            parts = await asyncio.get_running_loop().run_in_executor(
+            latest, parts = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._contributions, events, found.ranking.items, at_ms, exclude_seen
             )
             timeline = stages.current.get()
@@ -123,7 +123,6 @@ class Explainer:
                 timeline.add(stages.EXPLAIN, started, time.perf_counter())
         finally:
             self._waiting -= 1
-        latest = events[-len(parts) :]
         order = np.argsort(-np.abs(parts), axis=0, kind="stable")[:most]
         return [
             [Reason(latest[i], float(parts[i, place])) for i in order[:, place]]
@@ -131,22 +130,25 @@ class Explainer:
         ]
 
     async def _history(self, user_id: str, found: Recommendation) -> list[Event]:
-        """The interactions that moved the state which the recommendation is of."""
+        """The interactions up to those which the recommendation is of."""
         events: list[Event] = []
         async for page in self.engine.log.events(user_id):
             events += page
             if events[-1].version >= found.mark.version:
                 break
-        events = [event for event in events if event.version <= found.mark.version]
+        while events and events[-1].version > found.mark.version:
+            events.pop()
         if not events or events[-1].mark != found.mark:
             raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
-        return [event for event in events if self.engine.computer.moves(event)]
+        return events
 
     @torch.inference_mode()
     def _contributions(
         self, events: Sequence[Event], rows: NDArray[np.int64], at_ms: int, exclude_seen: bool
-    ) -> NDArray[np.float32]:
+    ) -> tuple[list[Event], NDArray[np.float32]]:
+        """The newest interactions that moved the state, and their parts of each score."""
         computer = self.engine.computer
+        events = [event for event in events if computer.moves(event)]
         known = np.array(computer.known(events), np.int64)
         items, times = torch.from_numpy(known).to(computer.model.device).T
         vectors = computer.retrieval.vectors(rows)
@@ -157,4 +159,4 @@ class Explainer:
             once = np.isin(rows, had[times_had == 1])
             latest = items[-len(parts) :].cpu().numpy()
             parts += computer.retrieval.repeat_bias * ((latest[:, None] == rows) & once)
-        return parts
+        return events[-len(parts) :], parts

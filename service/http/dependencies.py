@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
@@ -14,14 +15,17 @@ from fastapi.security import APIKeyHeader
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.catalogue.catalogue import Catalogue
+from service.catalogue.cursor import Seal
 from service.catalogue.popularity import Popularity
-from service.engine.engine import Engine
+from service.catalogue.turns import TooManyWait
+from service.engine.engine import Engine, Overloaded
 from service.engine.explanation import Explainer
 from service.http.faults import LONGEST_NAME, clipped
 from service.http.problems import ProblemError
 from service.models.lineup import Lineup
 from service.models.models import Models
 from service.models.served_model import ServedModel
+from service.observe import metrics
 from service.settings import Settings
 from service.store.event_log import EventLog
 
@@ -40,6 +44,7 @@ class Services:
     models: Models
     lineup: Lineup
     served: ServedModel
+    seal: Seal
 
     @property
     def engine(self) -> Engine:
@@ -65,6 +70,16 @@ class Services:
             if other is not self.served:
                 await other.catalogue.refresh()
         return before
+
+
+@contextmanager
+def waiting_bounded() -> Iterator[None]:
+    """What the catalogue does not begin, for so much is under way, is refused as overload is."""
+    try:
+        yield
+    except TooManyWait:
+        metrics.REFUSED["catalogue"].inc()
+        raise Overloaded("too many filters, searches and batches of items wait") from None
 
 
 _HELD = "tim4rec.services"

@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
 from service.http.json_shape import AtMost
-from service.http.schemas import Id, Time
+from service.http.schemas import MOST_LISTED, Id, Time
+
+_FAR = 16
 
 
 class ItemRecord(BaseModel):
@@ -18,7 +20,9 @@ class ItemRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     title: str | None = Field(None, description="none: what the model's artefact says")
-    categories: list[Id] | None = Field(None, description="none: what the model's artefact says")
+    categories: list[Id] | None = Field(
+        None, max_length=MOST_LISTED, description="none: what the model's artefact says"
+    )
     attributes: dict[str, JsonValue] = Field(
         default_factory=dict, description="anything that filters may ask for"
     )
@@ -32,9 +36,7 @@ class ItemRecord(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _can_be_kept(self) -> Self:
-        values_of(self.attributes)
-        self.stored()
+    def _ends_after_it_begins(self) -> Self:
         if (
             self.available_from is not None
             and self.available_until is not None
@@ -43,10 +45,39 @@ class ItemRecord(BaseModel):
             raise ValueError("available_until: must be after available_from")
         return self
 
-    def stored(self) -> bytes:
-        """The record as the store keeps it."""
+    def stored(self, most_bytes: int) -> bytes:
+        """The record as the store keeps it.
+
+        Raises:
+            ValueError: it can't be kept, or has more bytes.
+        """
+        if _is_far_over(self, most_bytes):
+            raise ValueError(f"the record is far too large, at most {most_bytes} bytes fit")
+        values_of(self.attributes)
         said = self.model_dump(exclude_defaults=True, exclude={"item_id"})
-        return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+        stored = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(stored) > most_bytes:
+            raise ValueError(f"the record has {len(stored)} bytes, at most {most_bytes} fit")
+        return stored
+
+
+def _is_far_over(record: ItemRecord, most_bytes: int) -> bool:
+    """Whether it has so many times as many values and characters that it need not be written to
+    see that it is too large."""
+    lists = [record.categories or [], record.similar_to]
+    left: list[Any] = [record.title, record.attributes, *lists]
+    room = _FAR * most_bytes
+    while left and room >= 0:
+        one = left.pop()
+        room -= 1
+        if isinstance(one, str):
+            room -= len(one)
+        elif isinstance(one, list | dict):
+            room -= len(one)
+            if room >= 0:
+                left += one.values() if isinstance(one, dict) else one
+                room -= sum(map(len, one)) if isinstance(one, dict) else 0
+    return room < 0
 
 
 class NewItem(ItemRecord):

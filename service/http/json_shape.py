@@ -18,11 +18,11 @@ from model.compiled import compiled
 from service.http import faults
 
 DEEPEST = 100
-MOST_NESTED = 1000
-"""Elements of a list, or members of an object, that no setting bounds."""
+MOST_NESTED = 5000
+"""Elements of a list, or members of an object, of which nothing is said."""
 MOST_MEMBERS = 16
 """Of an object that is an element of one of the body's own lists."""
-MOST_CONTAINERS, MOST_VALUES = 50_000, 500_000
+MOST_CONTAINERS, MOST_VALUES = 50_000, 100_000
 """Lists and objects of a body, and values in them."""
 
 _KEY = re.compile(rb'"((?:[^"\\]|\\.){0,64})"[ \t\r\n]*:[ \t\r\n]*$')
@@ -33,9 +33,12 @@ _FINE, _DEEP, _MANY = 0, 1, 2
 
 @dataclass(frozen=True)
 class AtMost:
-    """Said of a list in a body's model: the setting that bounds its length."""
+    """Said of a list in a body's model: its most elements, or the setting that has their number."""
 
-    setting: str
+    most: int | str
+
+    def of(self, settings: object) -> int:
+        return self.most if isinstance(self.most, int) else int(getattr(settings, self.most))
 
 
 class ShapeError(ValueError):
@@ -64,7 +67,7 @@ class Shape:
     def of(cls, model: type[BaseModel], settings: object) -> Shape:
         """As the model's fields say by `AtMost`."""
         found = {
-            name: int(getattr(settings, bound.setting))
+            name: bound.of(settings)
             for name, about in model.model_fields.items()
             for bound in about.metadata
             if isinstance(bound, AtMost)
@@ -92,7 +95,9 @@ class Shape:
             raise ShapeError("body", faults.UNREADABLE.removeprefix("body: "))
         if state == _MANY:
             raise ShapeError(
-                "body", f"at most {MOST_CONTAINERS} lists and objects, and {MOST_VALUES} values"
+                "body",
+                f"at most {MOST_CONTAINERS} lists and objects, and {MOST_VALUES} values; send less "
+                "at once",
             )
 
 

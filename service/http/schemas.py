@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from model.kinds import KIND
+from service.http import json_shape
 from service.http.json_shape import AtMost
 from service.http.times import parse_time
 
@@ -19,6 +20,8 @@ def _short(value: str) -> str:
 
 
 Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_short)]
+MOST_LISTED = json_shape.MOST_NESTED
+"""Entries of one list in a query or a record."""
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 Time = Annotated[
     int,

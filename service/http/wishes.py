@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.catalogue.choice import Choice
+from service.catalogue.cursor import CursorError, Hashes, read_shown, write_shown
 from service.catalogue.item_filter import FilterError
 from service.catalogue.retrieval import NO_ITEMS
 from service.catalogue.shelf import Selection
-from service.http import cursor
-from service.http.dependencies import Services
+from service.http.dependencies import Services, waiting_bounded
 from service.http.json_shape import AtMost
 from service.http.problems import ProblemError
-from service.http.schemas import Id
+from service.http.schemas import MOST_LISTED, Id
 
 Share = Annotated[float, Gt(0), Le(1)]
 Diversity = Annotated[float, Ge(0), Le(1)]
-_LISTED = AtMost("max_listed")
+_LISTED = AtMost(MOST_LISTED)
 
 CATEGORY = "only items of one of these categories"
 INCLUDE = "only these items"
@@ -58,39 +58,39 @@ class Wanted:
 
     masked: NDArray[np.int32]
     choice: Choice | None
-    shown: cursor.Hashes | None
+    shown: Hashes | None
 
 
-def wanted(services: Services, wishes: Wishes) -> Wanted:
+async def wanted(services: Services, wishes: Wishes) -> Wanted:
     """Looks up what the wishes name.
 
     Raises:
         ProblemError: a filter or cursor is none.
+        Overloaded: too much of the kind is under way.
     """
+    with waiting_bounded():
+        return await _wanted(services, wishes)
+
+
+async def _wanted(services: Services, wishes: Wishes) -> Wanted:
     catalogue = services.catalogue
+    hashes, rows = _places(services, wishes), NO_ITEMS
     masked = catalogue.rows(wishes.exclude) if wishes.exclude else NO_ITEMS
     parts: list[Selection] = []
     if wishes.include is not None:
         parts.append(catalogue.only(wishes.include))
     if wishes.category is not None:
-        parts.append(catalogue.of_categories(wishes.category))
+        parts.append(await catalogue.of_categories(wishes.category))
     if wishes.filter is not None:
-        parts.append(_matching(services, "filter", wishes.filter))
+        parts.append(await _matching(services, "filter", wishes.filter))
     selection = _joined(parts)
     promoted = None
     if wishes.promote is not None:
-        parts.append(_matching(services, "promote", wishes.promote))
+        parts.append(await _matching(services, "promote", wishes.promote))
         promoted = _joined(parts)
-    hashes, rows = None, NO_ITEMS
-    if wishes.after is not None:
-        try:
-            hashes = cursor.read(wishes.after)
-        except cursor.CursorError as error:
-            raise ProblemError(422, str(error), field="after") from None
-        rows = catalogue.shown(hashes)
+    if hashes is not None and len(hashes):
+        rows = await catalogue.shown(hashes)
         masked = np.concatenate([masked, rows])
-    elif wishes.paged:
-        hashes = np.empty(0, np.uint32)
     if selection is None and promoted is None and not wishes.diversity and not len(rows):
         return Wanted(masked, None, hashes)
     places = 0 if hashes is None else len(hashes)
@@ -98,24 +98,34 @@ def wanted(services: Services, wishes: Wishes) -> Wanted:
     return Wanted(masked, choice, hashes)
 
 
+def _places(services: Services, wishes: Wishes) -> Hashes | None:
+    """What the pages before have shown; None: there are to be no pages."""
+    if wishes.after is None:
+        return np.empty(0, np.uint32) if wishes.paged else None
+    try:
+        return read_shown(services.seal, wishes.after, services.settings.max_paged)
+    except CursorError as error:
+        raise ProblemError(422, str(error), field="after") from None
+
+
 def following(
-    services: Services, before: cursor.Hashes | None, rows: NDArray[np.int64], k: int
+    services: Services, before: Hashes | None, rows: NDArray[np.int64], k: int
 ) -> str | None:
     """The cursor of the page after one with these rows; None: it was the last."""
     if before is None or len(rows) < k:
         return None
     shown = np.concatenate([before, services.catalogue.hashes(rows)])
-    return None if len(shown) >= services.settings.max_paged else cursor.write(shown)
+    return None if len(shown) >= services.settings.max_paged else write_shown(services.seal, shown)
 
 
-def _matching(services: Services, name: str, expression: str) -> Selection:
+async def _matching(services: Services, name: str, expression: str) -> Selection:
     longest = services.settings.max_filter_length
     if len(expression) > longest:
         raise ProblemError(
             422, f"{name}: at most {longest} characters, not {len(expression)}", field=name
         )
     try:
-        return services.catalogue.matching(expression)
+        return await services.catalogue.matching(expression)
     except FilterError as error:
         raise ProblemError(422, f"{name}: {error}", field=name) from None
 

@@ -99,7 +99,7 @@ REFUSED = _counters(
     "tim4rec_refused_requests",
     "Requests refused before anything was done",
     "reason",
-    ("queue_full", "overloaded", "stopping", "explanations"),
+    ("queue_full", "overloaded", "stopping", "explanations", "catalogue"),
 )
 
 # -- waves and the pool ------------------------------------------------------------------

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.catalogue import item_store
+from service.catalogue import item_listing, item_store, sorting
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.item_listing import Listing
 from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import ExactRetrieval
-from service.http.cursor import CursorError
+from service.catalogue.turns import at_once
 from service.store.store import Store
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer
@@ -41,15 +41,16 @@ def opened(artefact: Artefact, store: Store) -> Catalogue:
     return Catalogue(artefact, ItemStore(store, timeout_s=30), retrieval)
 
 
-def shown(catalogue: Catalogue) -> dict[str, Any]:
+async def shown(catalogue: Catalogue) -> dict[str, Any]:
     """Everything that answers are made from, by item."""
     shelf = catalogue._retrieval.shelf
     rows = [row for row in range(1, len(catalogue) + 1) if catalogue.exists(row)]
     matching = {
-        text: catalogue.matching(text).on(shelf)
+        text: (await catalogue.matching(text)).on(shelf)
         for text in ("a > 1", 'a == "x"', "has(a)", "category = 'c'", "not has(title)")
     }
     table = catalogue._retrieval.vectors(np.array(rows)).numpy()
+    listed, _ = await catalogue.listed("", limit=1000, unavailable=True)
     return {
         catalogue.ids[row - 1]: (
             catalogue.titles[row - 1],
@@ -59,7 +60,7 @@ def shown(catalogue: Catalogue) -> dict[str, Any]:
             table[place].tolist(),
         )
         for place, row in enumerate(rows)
-    } | {"listed": [catalogue.ids[row - 1] for row, _ in catalogue.listing().find("", None)]}
+    } | {"listed": [catalogue.ids[row - 1] for row in listed]}
 
 
 RECORDS = st.sampled_from(
@@ -96,13 +97,13 @@ def test_one_that_followed_is_like_one_loaded_anew(
             for step in steps:
                 if step == "look":
                     await followed.refresh()
-                    shown(followed)  # columns and listing are there from now on
+                    await shown(followed)  # columns and listing are there from now on
                 else:
                     await writer.write(step)
             await followed.refresh()
             fresh = opened(artefact, store)
             await fresh.load()
-            there, expected = shown(followed), shown(fresh)
+            there, expected = await shown(followed), await shown(fresh)
             assert there.keys() == expected.keys()
             for item, own in there.items():
                 assert own == expected[item], item
@@ -131,12 +132,12 @@ def test_a_process_that_missed_announcements_reads_all(
             await behind.refresh()
             fresh = opened(artefact, store)
             await fresh.load()
-            assert shown(behind) == shown(fresh)
-            assert "n1" in shown(behind)
+            assert await shown(behind) == await shown(fresh)
+            assert "n1" in await shown(behind)
             with valkey.client() as client:
                 client.flushall()
             await behind.refresh()
-            assert shown(behind).keys() == {*ITEMS, "listed"}
+            assert (await shown(behind)).keys() == {*ITEMS, "listed"}
 
     run(main())
 
@@ -151,8 +152,8 @@ def test_a_damaged_record_leaves_the_item_as_it_was(
             for damaged in (b"{", b"[]", b"\xff", b'{"attributes":{"a":NaN}}'):
                 await writer.write({"i1": damaged, "i2": b'{"title":"Two"}'})
                 await catalogue.refresh()
-                assert shown(catalogue)["i1"][0] == artefact.items.titles[1]  # type: ignore[index]
-                assert shown(catalogue)["i2"][0] == "Two"
+                assert (await shown(catalogue))["i1"][0] == artefact.items.titles[1]  # type: ignore[index]
+                assert (await shown(catalogue))["i2"][0] == "Two"
                 assert "'i1' is left as it was" in caplog.text
 
     run(main())
@@ -212,18 +213,25 @@ TITLES = st.none() | st.text(st.sampled_from("aAb \nß"), max_size=4)
     st.lists(TITLES, max_size=12),
     st.lists(st.dictionaries(st.integers(1, 12), TITLES | st.just("gone")), max_size=3),
     st.text(st.sampled_from("aAb ß"), max_size=2),
+    st.sampled_from([1, 2, 500]),
 )
 def test_a_listing_is_a_sorted_search(
-    titles: list[str | None], changes: list[dict[int, str | None]], text: str
+    titles: list[str | None], changes: list[dict[int, str | None]], text: str, part: int
 ) -> None:
     there = {row: title for row, title in enumerate(titles, 1)}
-    listing = Listing((row, f"I{row}", title) for row, title in there.items())
-    for change in changes:
-        gone = [row for row, title in change.items() if title == "gone"]
-        new = {row: title for row, title in change.items() if title != "gone"}
-        listing.change([(row, f"I{row}", title) for row, title in new.items()], gone)
-        there = {row: t for row, t in (there | new).items() if row not in gone}
-        list(listing.find(text, None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "PART", part)
+        patch.setattr(item_listing, "PART", part)
+        listing = Listing()
+        at_once(listing.fill((row, f"I{row}", title) for row, title in there.items()))
+        for change in changes:
+            for row, title in change.items():
+                if title == "gone":
+                    listing.remove(row)
+                else:
+                    listing.put(row, f"I{row}", title)
+            there = {row: title for row, title in (there | change).items() if title != "gone"}
+            list(listing.find(text, None))
     folded = text.casefold()
     names = {
         row: (f"I{row}" if title is None else title).casefold().replace("\n", " ")
@@ -232,14 +240,18 @@ def test_a_listing_is_a_sorted_search(
     order = sorted(there, key=lambda row: (names[row], f"I{row}"))
     first = [row for row in order if names[row].startswith(folded)]
     rest = [row for row in order if folded in names[row] and row not in first]
-    found = list(listing.find(text, None))
+    found = [hit for hits in listing.find(text, None) for hit in hits]
     assert [row for row, _ in found] == first + rest
     # From each place on it is the rest.
     for place, (_, after) in enumerate(found):
-        assert [row for row, _ in listing.find(text, after)] == (first + rest)[place + 1 :]
+        left = [row for hits in listing.find(text, after) for row, _ in hits]
+        assert left == (first + rest)[place + 1 :]
 
 
-@pytest.mark.parametrize("after", ["x", "", "W10", "WzAsMSwyXQ", "ä", "W1swXSwiYSIsImIiXQ"])
-def test_a_wrong_cursor_is_refused(after: str) -> None:
-    with pytest.raises(CursorError, match="after"):
-        Listing([]).find("", after)
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers())), st.sampled_from([1, 3, 500]))
+def test_sorted_parts_are_in_order(values: list[tuple[int, int]], part: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sorting, "PART", part)
+        parts = at_once(sorting.sorted_parts(values))
+    assert all(parts)
+    assert [value for part in parts for value in part] == sorted(values)

@@ -3,9 +3,13 @@ gives them."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import httpx
 import numpy as np
@@ -16,13 +20,24 @@ from hypothesis import strategies as st
 
 from model.artefact import Artefact, Items, save_artefact
 from service.catalogue.choice import Choice
+from service.catalogue.cursor import (
+    CursorError,
+    Seal,
+    read_place,
+    read_shown,
+    shared_seal,
+    write_place,
+    write_shown,
+)
 from service.catalogue.diversity import POOL, spread
 from service.catalogue.retrieval import ExactRetrieval, Ranking
 from service.catalogue.shelf import Selection
-from service.http import cursor
+from service.http.schemas import MOST_LISTED
+from service.store.store import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores, popular
 from tests.service.test_api import problem
+from tests.waited import PATIENT_S
 
 torch.set_num_threads(1)
 
@@ -139,14 +154,77 @@ def test_who_comes_after_the_pool_keeps_the_place() -> None:
     assert found.items.tolist()[:POOL] != list(range(1, POOL + 1))
 
 
-@given(st.lists(st.integers(0, 2**32 - 1)))
+SEAL = Seal(bytes(32))
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=20))
 def test_a_cursor_reads_as_it_was_written(shown: list[int]) -> None:
-    text = cursor.write(np.array(shown, np.uint32))
-    assert cursor.read(text).tolist() == shown
-    for wrong in (text[1:], text + "AAAA", "A" + text[1:], text[:-1], "~", "ü"):
-        if wrong != text and wrong != "":
-            with pytest.raises(cursor.CursorError):
-                cursor.read(wrong)
+    text = write_shown(SEAL, np.array(shown, np.uint32))
+    assert read_shown(SEAL, text, 20).tolist() == shown
+    other = Seal(b"another").close("shown", b"")
+    place = write_place(SEAL, (0, "a title", "i1"))
+    for wrong in (text[1:], text + "AAAA", "B" + text, "~", "ü", "\udfff", "", other, place):
+        with pytest.raises(CursorError, match="begin anew"):
+            read_shown(SEAL, wrong, 20)
+
+
+@given(st.sampled_from([0, 1]), st.text(), st.text())
+def test_a_place_reads_as_it_was_written(section: int, title: str, item_id: str) -> None:
+    place = section, title, item_id
+    text = write_place(SEAL, place)
+    assert read_place(SEAL, text) == place
+    for wrong in (text[:-4], text.swapcase(), write_shown(SEAL, np.array([1], np.uint32))):
+        with pytest.raises(CursorError):
+            read_place(SEAL, wrong)
+
+
+def test_a_longer_cursor_than_there_is_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = write_shown(SEAL, np.arange(1000, dtype=np.uint32))
+    assert len(read_shown(SEAL, most, 1000)) == 1000
+
+    def decoded(*_: Any, **__: Any) -> bytes:
+        raise AssertionError
+
+    monkeypatch.setattr("base64.b64decode", decoded)
+    for longer in (most + "A" * 4, "A" * 10_000_000):
+        with pytest.raises(CursorError):
+            read_shown(SEAL, longer, 1000)
+    with pytest.raises(CursorError):
+        read_place(SEAL, "A" * 100_000)
+
+
+def test_all_processes_of_a_store_have_one_seal(run: Run, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with Store(valkey.url) as store:
+            seals = await asyncio.gather(
+                *(shared_seal(store, timeout_s=PATIENT_S) for _ in range(5))
+            )
+            seals.append(await shared_seal(store, timeout_s=PATIENT_S))
+            texts = {write_place(seal, (0, "a", "b")) for seal in seals}
+            assert len(texts) == 1
+            another = await shared_seal(store, namespace="another", timeout_s=PATIENT_S)
+            with pytest.raises(CursorError):
+                read_place(another, texts.pop())
+
+    run(main())
+
+
+def test_a_full_store_leaves_each_process_its_own_seal(
+    run: Run, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = ValkeyServer(folder, "--maxmemory", "1", "--maxmemory-policy", "noeviction")
+    server.start()
+
+    async def main() -> None:
+        async with Store(server.url) as store:
+            seal = await shared_seal(store, timeout_s=PATIENT_S)
+            assert read_place(seal, write_place(seal, (0, "a", "b"))) == (0, "a", "b")
+
+    try:
+        run(main())
+    finally:
+        server.kill()
+    assert "cursors are of this process only" in caplog.text
 
 
 # -- the service -------------------------------------------------------------------------
@@ -328,6 +406,112 @@ def test_a_list_ends_where_its_cursor_would_be_too_long(
             answer = await asked(client, after=answer["next"])
             assert len(answer["items"]) == 10
             assert "next" not in answer
+
+    run(main())
+
+
+def test_a_list_goes_on_after_a_restart(run: Run, artefact: Artefact, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with shop(artefact, valkey.url) as client:
+            whole = ids(await asked(client, k=20))
+            answer = await asked(client, paged=True)
+            listed = (await client.get("/items", params={"limit": 10})).json()
+        async with in_process(
+            artefact.folder, valkey.url, exactness_every_s=0, max_k=100
+        ) as client:
+            assert ids(answer) + ids(await asked(client, after=answer["next"])) == whole
+            query = {"limit": 100, "after": listed["next"]}
+            rest = (await client.get("/items", params=query)).json()
+            assert sorted(ids(listed) + ids(rest)) == sorted(IDS)
+
+    run(main())
+
+
+def encoded(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+BODY = np.zeros(5, "<u4").tobytes()
+MADE_UP = [
+    "x",
+    "",
+    "ä",
+    "~" * 50,
+    encoded("[" * 20_000),
+    encoded('[0,"a","b"]'),
+    encoded('[1e400,"a",{}]'),
+    write_place(SEAL, (0, "a", "b")),
+    write_shown(SEAL, np.zeros(5, np.uint32)),
+    base64.urlsafe_b64encode(crc32(BODY).to_bytes(4, "little") + BODY).decode().rstrip("="),
+]
+
+
+@pytest.mark.parametrize("after", MADE_UP)
+def test_what_no_page_has_given_is_refused(
+    run: Run, artefact: Artefact, valkey: ValkeyServer, after: str
+) -> None:
+    async def main() -> None:
+        async with in_process(artefact.folder, valkey.url, exactness_every_s=0) as client:
+            said = {"user_id": "ann", "after": after}
+            for answer in (
+                await client.get("/recommend", params=said),
+                await client.post("/recommend", json=said),
+                await client.post("/recommend/session", json={"events": [], "after": after}),
+                await client.get("/items", params={"after": after}),
+            ):
+                assert "begin anew" in str(problem(answer, 422, "after"))
+            listed = (await client.get("/items", params={"limit": 1})).json()
+            page = (await client.get("/recommend", params={"user_id": "ann", "paged": True})).json()
+            answer = await client.get("/items", params={"after": page["next"]})
+            problem(answer, 422, "after")
+            answer = await client.get(
+                "/recommend", params={"user_id": "ann", "after": listed["next"]}
+            )
+            problem(answer, 422, "after")
+
+    run(main())
+
+
+def test_a_list_of_a_query_is_bounded(run: Run, artefact: Artefact, valkey: ValkeyServer) -> None:
+    async def main() -> None:
+        async with in_process(artefact.folder, valkey.url, exactness_every_s=0) as client:
+            for name in ("exclude", "include", "category"):
+                query = {"user_id": "ann", name: ["i1"] * MOST_LISTED}
+                (await client.get("/recommend", params=query)).raise_for_status()
+                query = {"user_id": "ann", name: ["i1"] * (MOST_LISTED + 1)}
+                answer = await client.get("/recommend", params=query)
+                assert "at most 5000" in str(problem(answer, 422))
+            query = {"category": ["a"] * (MOST_LISTED + 1)}
+            problem(await client.get("/items", params=query), 422)
+            record = {"categories": ["a"] * (MOST_LISTED + 1)}
+            problem(await client.put("/items/i1", json=record), 422)
+
+    run(main())
+
+
+def test_what_is_too_much_at_once_is_refused(
+    run: Run, artefact: Artefact, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.catalogue.turns.TURN_S", 0)
+    monkeypatch.setattr("service.catalogue.turns.Turns.__init__.__defaults__", (3,))
+
+    async def main() -> None:
+        async with shop(artefact, valkey.url) as client:
+            ask = [
+                client.get("/recommend", params={"user_id": "ann", "filter": f"price < {n}"})
+                for n in range(12)
+            ]
+            answers = await asyncio.gather(*ask)
+            statuses = [answer.status_code for answer in answers]
+            assert set(statuses) == {200, 503}
+            refused = answers[statuses.index(503)]
+            assert "nothing was done" in str(problem(refused, 503))
+            assert refused.headers["Retry-After"]
+            assert (
+                'tim4rec_refused_requests_total{reason="catalogue"}'
+                in (await client.get("/metrics")).text
+            )
+            assert ids(await asked(client, filter="price < 3"))
 
     run(main())
 

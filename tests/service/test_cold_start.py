@@ -10,7 +10,8 @@ import pytest
 
 from model.artefact import Artefact, Items, save_artefact
 from service.catalogue import cold_start
-from service.catalogue.cold_start import PENALTY, ColdStart
+from service.catalogue.cold_start import PENALTY, summed
+from service.catalogue.turns import at_once
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 
@@ -31,7 +32,7 @@ def regressed(values: np.ndarray, categories: list[list[str]], own: list[str]) -
 
 
 def test_the_vector_of_a_new_item() -> None:
-    cold = ColdStart(TABLE, lambda row: CATEGORIES[row - 1])
+    cold = at_once(summed(TABLE, lambda row: CATEGORIES[row - 1]))()
     # As long as theirs are, on the mean.
     found = cold.vector([1, 2], ["one"])
     np.testing.assert_allclose(found, 2 * np.array([0.5, 1.5]) / np.hypot(0.5, 1.5), rtol=1e-6)
@@ -48,10 +49,9 @@ def test_the_vector_of_a_new_item() -> None:
 def test_a_large_catalogue_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cold_start, "MOST_ITEMS", 100)
     monkeypatch.setattr(cold_start, "MOST_CATEGORIES", 2)
-    monkeypatch.setattr(cold_start, "_AT_ONCE", 7)
     table = np.random.default_rng(0).standard_normal((250, 3)).astype(np.float32)
     categories = [["a"] if n % 2 else ["b", "a"] if n % 5 else ["rare"] for n in range(250)]
-    cold = ColdStart(table, lambda row: categories[row - 1])
+    cold = at_once(summed(table, lambda row: categories[row - 1]))()
     sampled = [[name for name in own if name != "rare"] for own in categories[::3]]
     for own in (["a"], ["b"], ["a", "b"]):
         found = cold.vector([], own) - table.mean(0)
@@ -61,7 +61,7 @@ def test_a_large_catalogue_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_categories_all_new_items_are_average() -> None:
-    cold = ColdStart(TABLE, lambda row: [])
+    cold = at_once(summed(TABLE, lambda row: []))()
     np.testing.assert_allclose(cold.vector([], ["one"]), TABLE.mean(0))
 
 

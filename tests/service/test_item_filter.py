@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.catalogue import item_columns, sorting
 from service.catalogue.item import values_of
 from service.catalogue.item_columns import Column
 from service.catalogue.item_filter import FilterError, parse
+from service.catalogue.turns import Steps, at_once
 
 Item = dict[str, Any]
 Predicate = Callable[[Item], bool]
@@ -117,25 +119,36 @@ EXPRESSIONS = st.recursive(atoms(), joined, max_leaves=8)
 ITEMS = st.dictionaries(st.sampled_from(NAMES), VALUES)
 
 
-@given(EXPRESSIONS, st.lists(ITEMS, max_size=6), st.data())
+@given(EXPRESSIONS, st.lists(ITEMS, max_size=6), st.data(), st.sampled_from([0, 1, 256]))
 def test_an_expression_is_its_predicate(
+    expression: tuple[str, Predicate], items: list[Item], data: st.DataObject, few: int
+) -> None:
+    """However many strings need not be in order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item_columns, "_FEW", few)
+        patch.setattr(sorting, "PART", 2)
+        is_its_predicate(expression, items, data)
+
+
+def is_its_predicate(
     expression: tuple[str, Predicate], items: list[Item], data: st.DataObject
 ) -> None:
     text, predicate = expression
     columns: dict[str, Column] = {}
 
-    def column(name: str) -> Column:
+    def column(name: str) -> Steps[Column]:
+        yield from ()
         if name not in columns:
             rows = (
                 (row, values_of(attributes(item)).get(name, ()))
                 for row, item in enumerate(items, 1)
             )
-            columns[name] = Column(rows, len(items))
+            columns[name] = Column(rows)
         return columns[name]
 
     parsed = parse(text)
     for _ in range(2):
-        flags = parsed.flags(column, len(items))
+        flags = at_once(parsed.flags(column, len(items)))
         assert flags[1:].tolist() == [predicate(item) for item in items]
         if not items:
             return

@@ -131,6 +131,8 @@ def test_ids_may_hold_anything(client: httpx.Client) -> None:
         ({"attributes": {"a": [[[[[[[[[1]]]]]]]]]}}, "nested"),
         ({"available_from": 2_000_000, "available_until": 1_000_000}, "available_until"),
         ({"title": "x" * 2000}, "2012 bytes, at most 1000"),
+        ({"attributes": {"n": [1] * 100_000}}, "far too large, at most 1000"),
+        ({"attributes": {"n": {"m": "x" * 100_000}}}, "far too large, at most 1000"),
         ({"similar_to": [""]}, "similar_to"),
     ],
 )
@@ -150,6 +152,29 @@ def test_many_at_once(client: httpx.Client) -> None:
     assert client.get("/items/n48").json()["title"] == "New 48"
     problem(client.post("/items/batch", json={"items": [*batch, batch[0]]}), 422, "items")
     problem(client.post("/items/batch", json={"items": [{"title": "x"}]}), 422, "item_id")
+
+
+def test_every_worker_goes_on_with_a_list(client: httpx.Client) -> None:
+    """Each request is on a connection of its own, and so at either worker."""
+    for _ in range(4):
+        listed: list[str] = []
+        after: dict[str, str] = {}
+        while True:
+            page = client.get("/items", params={"limit": 2, **after}).raise_for_status().json()
+            listed += [item["item_id"] for item in page["items"]]
+            if page["next"] is None:
+                break
+            after = {"after": page["next"]}
+        assert sorted(listed) == sorted(ITEMS)
+        shown: list[str] = []
+        query: dict[str, Any] = {"user_id": "nobody", "k": 3, "paged": True}
+        while True:
+            answer = client.get("/recommend", params=query).raise_for_status().json()
+            shown += [item["item_id"] for item in answer["items"]]
+            if "next" not in answer:
+                break
+            query["after"] = answer["next"]
+        assert sorted(shown) == sorted(ITEMS)
 
 
 def answers(client: httpx.Client) -> Iterator[tuple[str, list[str]]]:

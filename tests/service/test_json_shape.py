@@ -123,6 +123,7 @@ def test_depth(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_names_the_settings_of_its_lists() -> None:
     class Body(BaseModel):
         items: Annotated[list[str], AtMost("max_items")]
+        names: Annotated[list[str] | None, AtMost(3)]
         other: list[str]
 
-    assert Shape.of(Body, SimpleNamespace(max_items=7)).fields == {"items": 7}
+    assert Shape.of(Body, SimpleNamespace(max_items=7)).fields == {"items": 7, "names": 3}

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 
-from service.http.cursor import CursorError
-from service.http.dependencies import Services, ServicesDep
+from service.catalogue.cursor import CursorError, read_place, write_place
+from service.catalogue.turns import Steps
+from service.http.dependencies import Services, ServicesDep, waiting_bounded
 from service.http.item_schemas import (
     CatalogueItem,
     ItemBatch,
@@ -22,7 +23,7 @@ from service.http.item_schemas import (
 )
 from service.http.problems import ProblemError, declared
 from service.http.routes.users import decoded
-from service.http.schemas import Id
+from service.http.schemas import MOST_LISTED, Id
 from service.http.times import iso
 
 router = APIRouter(prefix="/items", tags=["items"])
@@ -30,7 +31,7 @@ router = APIRouter(prefix="/items", tags=["items"])
 ItemId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encoded")]
 
 
-@router.get("", responses=declared(422))
+@router.get("", responses=declared(422, 503))
 async def list_items(
     services: ServicesDep,
     item_id: Annotated[
@@ -38,7 +39,9 @@ async def list_items(
         Query(max_length=1000, description="these items, and no others: repeat it"),
     ] = None,
     q: Annotated[str, Query(max_length=256, description="part of a title, in any case")] = "",
-    category: Annotated[list[str] | None, Query(description="one of several: repeat it")] = None,
+    category: Annotated[
+        list[str] | None, Query(max_length=MOST_LISTED, description="one of several: repeat it")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     after: Annotated[str | None, Query(description="`next` of the page before")] = None,
     unavailable: Annotated[
@@ -53,31 +56,37 @@ async def list_items(
         rows = map(services.catalogue.row, dict.fromkeys(item_id))
         listed = [ListedItem(**_listed(services, row)) for row in rows if row is not None]
         return ItemPage(items=listed, next=None)
-    catalogue, wanted = services.catalogue, set(category or ())
     try:
-        found = catalogue.listing().find(q, after)
+        place = None if after is None else read_place(services.seal, after)
     except CursorError as error:
         raise ProblemError(422, str(error), field="after") from None
-    items: list[ListedItem] = []
-    following = None
-    for row, cursor in found:
-        if wanted and wanted.isdisjoint(catalogue.categories(row)):
-            continue
-        if not unavailable and not catalogue.is_open(row):
-            continue
-        if len(items) == limit:
-            return ItemPage(items=items, next=following)
-        items.append(ListedItem(**_listed(services, row)))
-        following = cursor
-    return ItemPage(items=items, next=None)
+    with waiting_bounded():
+        found, last = await services.catalogue.listed(
+            q,
+            limit=limit,
+            after=place,
+            categories=frozenset(category or ()),
+            unavailable=unavailable,
+        )
+    return ItemPage(
+        items=[ListedItem(**_listed(services, row)) for row in found],
+        next=None if last is None else write_place(services.seal, last),
+    )
 
 
 @router.post("/batch", responses=declared(422, 503))
 async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
     """Sets the records of many items; of one that comes twice, the last counts."""
-    records = {
-        item.item_id: _stored(services, item, f"items.{i}") for i, item in enumerate(body.items)
-    }
+
+    def stored() -> Steps[dict[str, bytes | None]]:
+        found: dict[str, bytes | None] = {}
+        for place, item in enumerate(body.items):
+            found[item.item_id] = _stored(services, item, f"items.{place}")
+            yield
+        return found
+
+    with waiting_bounded():
+        records = await services.catalogue.turns.run(object(), stored)
     await services.write_items(records)
     return ItemsWritten(written=len(records))
 
@@ -108,12 +117,10 @@ async def delete_item(item_id: ItemId, services: ServicesDep) -> ItemDeleted:
 
 
 def _stored(services: Services, record: ItemRecord, field: str) -> bytes:
-    stored, limit = record.stored(), services.settings.max_item_bytes
-    if len(stored) > limit:
-        raise ProblemError(
-            422, f"{field}: the record has {len(stored)} bytes, at most {limit} fit", field=field
-        )
-    return stored
+    try:
+        return record.stored(services.settings.max_item_bytes)
+    except ValueError as error:
+        raise ProblemError(422, f"{field}: {error}", field=field) from None
 
 
 def _listed(services: Services, row: int) -> dict[str, Any]:

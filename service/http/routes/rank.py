@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
@@ -34,13 +35,17 @@ class Candidates(BaseModel):
     )
 
 
-class RankedItem(BaseModel):
+@dataclass(slots=True)  # as schemas.RecommendedItem
+class RankedItem:
     item_id: str
-    known: bool = Field(
-        description="false: neither the model nor the catalogue has it; these come last, in "
-        "the order given"
-    )
-    score: float | None = Field(None, description="none where the item is not known")
+    known: Annotated[
+        bool,
+        Field(
+            description="false: neither the model nor the catalogue has it; these come last, in "
+            "the order given"
+        ),
+    ]
+    score: Annotated[float | None, Field(description="none where the item is not known")] = None
     title: str | None = None
 
 

@@ -13,7 +13,7 @@ from service.http import wishes
 from service.http.answers import because, recommended
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
-from service.http.schemas import Id, Recommendations, Time
+from service.http.schemas import MOST_LISTED, Id, Recommendations, Time
 from service.http.wishes import Diversity, Share, Wanted, Wishes
 
 router = APIRouter(tags=["recommendations"])
@@ -47,7 +47,8 @@ async def recommend(
     user_id: Annotated[Id, Query()],
     k: Annotated[int, Query(ge=1, description=_K)] = 10,
     exclude: Annotated[
-        list[str] | None, Query(description="item ids not to return; repeat it for several")
+        list[str] | None,
+        Query(max_length=MOST_LISTED, description="item ids not to return; repeat it for several"),
     ] = None,
     exclude_seen: Annotated[bool, Query(description=_EXCLUDE_SEEN)] = True,
     at: Annotated[Time | None, Query(description=_AT)] = None,
@@ -55,10 +56,12 @@ async def recommend(
     explain: Annotated[bool, Query(description=_EXPLAIN)] = False,
     reasons: Annotated[int, Query(ge=1, description=_REASONS)] = 3,
     category: Annotated[
-        list[Id] | None, Query(description=f"{wishes.CATEGORY}; repeat it for several")
+        list[Id] | None,
+        Query(max_length=MOST_LISTED, description=f"{wishes.CATEGORY}; repeat it for several"),
     ] = None,
     include: Annotated[
-        list[str] | None, Query(description=f"{wishes.INCLUDE}; repeat it for several")
+        list[str] | None,
+        Query(max_length=MOST_LISTED, description=f"{wishes.INCLUDE}; repeat it for several"),
     ] = None,
     filter: Annotated[str | None, Query(description=wishes.FILTER)] = None,
     promote: Annotated[str | None, Query(description=wishes.PROMOTE)] = None,
@@ -68,6 +71,8 @@ async def recommend(
     after: Annotated[str | None, Query(description=wishes.AFTER)] = None,
 ) -> Recommendations:
     """The best items for a user, by everything that was logged before the call."""
+    asking = Asking(user_id, k, exclude_seen, at, allow_stale, explain, reasons)
+    _check(services, asking)
     wanted, services = _PLAIN, services.of(user_id)
     some = exclude or category is not None or include is not None or filter is not None
     if some or promote is not None or diversity or paged or after is not None:
@@ -76,8 +81,7 @@ async def recommend(
             promote=promote, promote_share=promote_share, diversity=diversity, paged=paged,
             after=after,
         )  # fmt: skip
-        wanted = wishes.wanted(services, asked)
-    asking = Asking(user_id, k, exclude_seen, at, allow_stale, explain, reasons)
+        wanted = await wishes.wanted(services, asked)
     return await _answer(services, asking, wanted)
 
 
@@ -101,18 +105,23 @@ async def post_recommend(body: Request, services: ServicesDep) -> Recommendation
         body.user_id, body.k, body.exclude_seen, body.at, body.allow_stale, body.explain,
         body.reasons,
     )  # fmt: skip
-    return await _answer(services, asking, wishes.wanted(services, body))
+    _check(services, asking)
+    return await _answer(services, asking, await wishes.wanted(services, body))
+
+
+def _check(services: Services, asking: Asking) -> None:
+    """What costs nothing to see comes before what the wishes name is looked up."""
+    k, most, most_explained = asking.k, services.settings.max_k, services.settings.explain_k
+    if k > most:
+        raise ProblemError(422, f"k: at most {most}, not {k}", field="k")
+    if asking.explain and k > most_explained:
+        raise ProblemError(422, f"k: at most {most_explained} with explain, not {k}", field="k")
 
 
 async def _answer(services: Services, asking: Asking, wanted: Wanted) -> Recommendations:
     k, at = asking.k, asking.at
-    if k > services.settings.max_k:
-        raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
-    if asking.explain:
-        if k > services.settings.explain_k:
-            most = services.settings.explain_k
-            raise ProblemError(422, f"k: at most {most} with explain, not {k}", field="k")
-        at = round(time.time() * 1000) if at is None else at
+    if asking.explain and at is None:
+        at = round(time.time() * 1000)
     found = await services.engine.recommend(
         asking.user_id,
         k,

@@ -64,9 +64,10 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
     settings = services.settings
     if body.k > settings.max_k:
         raise ProblemError(422, f"k: at most {settings.max_k}, not {body.k}", field="k")
-    vocabulary, wanted = services.engine.computer.vocabulary, wishes.wanted(services, body)
+    vocabulary, events = services.engine.computer.vocabulary, _events(body, services)
+    wanted = await wishes.wanted(services, body)
     found = await services.engine.recommend_session(
-        _events(body, services),
+        events,
         body.k,
         at_ms=body.at,
         exclude_seen=body.exclude_seen,
