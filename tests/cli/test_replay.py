@@ -162,7 +162,7 @@ def test_a_rate_is_kept(service: Service, write: Write) -> None:
         (["--tag", "x" * 300], "--tag: "),
         (["--url", "http://127.0.0.1:1"], "no service answers at http://127.0.0.1:1"),
         (["--url", "127.0.0.1:1"], "no service answers at"),
-        (["--url", "http://x:y"], "--url http://x:y: "),
+        (["--url", "http://x:y"], "--url can't be read: give http://HOST:PORT"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(

@@ -26,6 +26,7 @@ OTHERS: dict[str, str] = {
     "public_docs": "true", "max_body_bytes": "2048", "max_head_bytes": "4096",
     "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",
     "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5", "store_away": "pool",
+    "change_shared_settings": "true",
     "replica_acks": "1",
     "max_wait_s": "0.5", "pool_capacity": "128", "max_batch": "32", "max_queue": "7",
     "snapshot_every": "8", "snapshot_ttl_s": "60", "snapshot_precision": "float16",
