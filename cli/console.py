@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-_LOGIN = re.compile(r"(?<=://)\S*@")
+_LOGIN = re.compile(r"(?<=://)(?!USER:PASSWORD@)\S*@")  # but for what we ask to be given
 
 out = Console()
 err = Console(stderr=True)

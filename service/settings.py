@@ -183,8 +183,9 @@ class Settings(BaseSettings):
     kinds: str = _log(
         "",
         description="(shared) what interactions do by kind, as `view:step,skip:hide,*:count`: "
-        "`step` moves the state, `count` only counts as popular, `hide` (also `step+hide`) keeps the item from "
-        "the user, `log` does nothing; `*`: kinds without a rule, which step by default",
+        "`step` moves the state, `count` only counts as popular, `hide` (also `step+hide`) keeps "
+        "the item from the user, `log` does nothing; `*`: kinds without a rule, which step by "
+        "default",
     )
     late_policy: LatePolicy = _log(
         "clamp",
@@ -208,7 +209,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="(shared) newest events kept of a user, at least dedup_window and "
-        "snapshot_every; 0: all. A state rebuilt from a record that has lost some is not exact, and answers say so",
+        "snapshot_every; 0: all. A state rebuilt from a record that has lost some is not exact, "
+        "and answers say so",
     )
     erasure_poll_s: float = _log(
         0.25, gt=0, description="how often a process asks which users were erased elsewhere"

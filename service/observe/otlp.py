@@ -1,5 +1,5 @@
-"""The OTEL_* variables that may hold secrets, read before the exporter does: what that can't read, it
-writes into the log."""
+"""The OTEL_* variables that may hold secrets, read before the exporter reads them: what that can't
+read, it writes into the log."""
 
 from __future__ import annotations
 
