@@ -13,7 +13,8 @@ from contextlib import contextmanager
 import typer
 from rich.console import Console
 
-_LOGIN = re.compile(r"(?<=://)(?!USER:PASSWORD@)\S*@")  # but for what we ask to be given
+# With one slash where it was taken for a path; but for what we ask to be given.
+_LOGIN = re.compile(r"(:/{1,2}+)(?!USER:PASSWORD@)\S*@")
 
 out = Console()
 err = Console(stderr=True)
@@ -57,7 +58,7 @@ def errors_without_traceback(traceback: bool = False) -> Iterator[None]:
 
 def without_login(text: str) -> str:
     """A text without user and password of the URLs in it."""
-    return _LOGIN.sub("", text)
+    return _LOGIN.sub(r"\1", text)
 
 
 def _message(error: Exception) -> str:
