@@ -17,7 +17,7 @@ def require_data_dir(settings: Settings) -> None:
     """Raise CommandError unless an embedded store could be in its folder."""
     if settings.redis is None:
         try:
-            own_directory(settings.data_dir)
+            own_directory(settings.data_dir, close=False)
         except EmbeddedStoreError as error:
             raise CommandError(str(error)) from None
 

@@ -42,14 +42,15 @@ class EmbeddedStoreError(RuntimeError):
     """The embedded server could not be started. One line, with the fix."""
 
 
-def own_directory(data_dir: Path) -> Path:
-    """The data directory, made where it is missing, past its links and closed to other users.
+def own_directory(data_dir: Path, *, close: bool = True) -> Path:
+    """The data directory, made where it is missing, past its links and closed to other users; with
+    `close` False it is only looked whether that can be.
 
     Raises:
         EmbeddedStoreError: it can't be had for its user alone, or not be written to.
     """
     try:
-        return private_folder(data_dir.expanduser().absolute(), _OWN)
+        return private_folder(data_dir.expanduser().absolute(), _OWN, close=close)
     except FolderError as error:
         raise EmbeddedStoreError(str(error)) from None
 

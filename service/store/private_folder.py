@@ -20,7 +20,7 @@ class FolderError(OSError):
     """The folder can't be had, or not for its owner alone. One line that names it, with the fix."""
 
 
-def private_folder(path: Path, own: tuple[str, ...] = ("",)) -> Path:
+def private_folder(path: Path, own: tuple[str, ...] = ("",), *, close: bool = True) -> Path:
     """The folder, made where it is missing, and past its links.
 
     One that others may look into is closed to them, with what is its user's in it, and a warning
@@ -29,6 +29,7 @@ def private_folder(path: Path, own: tuple[str, ...] = ("",)) -> Path:
     Args:
         own: how the names begin of what its user keeps in it. One that is open and has never been
             used so, but for other things, is not closed: somebody may need those.
+        close: False: it is only looked whether it can be had.
 
     Raises:
         FolderError: it belongs to somebody else, or can't be made, closed or written to.
@@ -54,7 +55,15 @@ def private_folder(path: Path, own: tuple[str, ...] = ("",)) -> Path:
         read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
         why = "is on a read-only file system" if read_only else "can't be written to"
         raise FolderError(f"{path}: {why}; give a local directory that can be written to")
-    _close(path, folder, found.st_mode, own, [name for name in names if name not in _BY_ITSELF])
+    names = [name for name in names if name not in _BY_ITSELF]
+    ours = [name for name in names if name.startswith(own)]
+    if found.st_mode & _OTHERS and (found.st_mode & stat.S_ISVTX or (names and not ours)):
+        raise FolderError(
+            f"{path}: is open to other users and not for the store alone; give a folder of its "
+            "own, one below it for instance"
+        )
+    if close:
+        _close(path, folder, found.st_mode, [folder / name for name in ours])
     return folder
 
 
@@ -64,16 +73,9 @@ def _make(path: Path) -> None:
         part.mkdir(mode=0o700, exist_ok=True)
 
 
-def _close(path: Path, folder: Path, mode: int, own: tuple[str, ...], names: list[str]) -> None:
-    ours = [name for name in names if name.startswith(own)]
-    is_open = bool(mode & _OTHERS)
-    if is_open and (mode & stat.S_ISVTX or (names and not ours)):
-        raise FolderError(
-            f"{path}: is open to other users and not for the store alone; give a folder of its "
-            "own, one below it for instance"
-        )
-    opened = [entry for name in ours for entry in _open_below(folder / name)]
-    if not is_open and not opened:
+def _close(path: Path, folder: Path, mode: int, ours: list[Path]) -> None:
+    opened = [entry for one in ours for entry in _open_below(one)]
+    if not mode & _OTHERS and not opened:
         return
     try:
         for entry in (folder, *opened):
