@@ -123,6 +123,7 @@ def import_log(
 
     Do not send the same log with `replay` as well: it would be there twice. Other settings come
     from the environment as in `serve` (TIM4REC_DEDUP_WINDOW, TIM4REC_IDLE_TTL_S, TIM4REC_FSYNC).
+    Where those that all processes of a store share differ from the service's, the exit code is 3.
     """
     # Settings are those of a service, which has a model; nothing here reads it.
     settings = chosen_settings(

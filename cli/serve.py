@@ -8,12 +8,14 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -74,11 +76,25 @@ def serve(given: dict[str, Any]) -> None:
 
 
 def _embedded(settings: Settings, held: ExitStack) -> str:
+    """The URL of an embedded store that runs until `held` is closed, also when a signal does it."""
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.signal(number, lambda number, _: told.append(number))
+        held.callback(signal.signal, number, before)
     try:
-        return held.enter_context(EmbeddedStore(settings.data_dir, fsync=settings.fsync))
+        url = held.enter_context(EmbeddedStore(settings.data_dir, fsync=settings.fsync))
     except EmbeddedStoreError as error:
         logger.error("%s", error)
         raise typer.Exit(server.STARTUP_FAILURE) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    if told:
+        _leave(told[0], None)
+    return url
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _serve(settings: Settings, example: str) -> int:

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import redis
 
+from cli.spool import spooled_log
 from service.catalogue.item_index import LEAST_ITEMS, open_index
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.private_folder import FolderError, private_folder
+from service.store.shards import ALL
 from tests.service.processes import ROOT, Service, make_artefact
 from tests.waited import until
 
@@ -211,6 +213,16 @@ def test_the_index_of_items(folder: Path, caplog: pytest.LogCaptureFixture) -> N
     assert warning.message.count(str(folder / "file")) == 1
     with pytest.raises(FolderError):
         private_folder(folder / "file")
+
+
+def test_the_rows_of_an_import_under_way(folder: Path) -> None:
+    (folder / "log.csv").write_text("user_id,item_id,timestamp\nann,a,1700000000\n")
+    with spooled_log(
+        folder / "log.csv", shard=ALL, rows_at_once=1, temp_dir=folder, skip_bad_rows=False
+    ):
+        (spool,) = folder.glob("tim4rec-import-*")
+        assert stat.S_IMODE(spool.stat().st_mode) == 0o700
+        assert list(spool.iterdir())
 
 
 def test_an_artefact_is_written_by_nobody_else(tmp_path: Path) -> None:
