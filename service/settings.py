@@ -149,9 +149,9 @@ class Settings(BaseSettings):
     )
     change_shared_settings: bool = _store(
         False,
-        description="where this process's settings of the kind that all processes of a store and "
-        "namespace share (marked so here) differ from what is noted in the store: `false`: the "
-        "start ends with a line that names them; `true`: they are noted in their place",
+        description="what becomes of a start with another value of a setting that all processes of "
+        "a store and namespace share (marked `shared`) than is noted there: `false`: it ends with "
+        "a line that names both; `true`: the new value is noted for all",
     )
     store_away: StoreAway = _store(
         "popular",

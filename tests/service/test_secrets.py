@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import socketserver
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +185,36 @@ def test_the_login_of_the_store(
     assert result.exception is not None
     untold("".join(traceback.format_exception(result.exception)))
     untold(caplog.text)
+
+
+class _Repeats(socketserver.StreamRequestHandler):
+    """Refuses every command, and repeats it."""
+
+    def handle(self) -> None:
+        while head := self.rfile.readline():
+            words = []
+            for _ in range(int(head[1:])):
+                length = int(self.rfile.readline()[1:])
+                words.append(self.rfile.read(length + 2)[:-2])
+            name, *arguments = words
+            repeated = b" ".join(b"'%s'" % word for word in arguments)
+            line = b"-ERR unknown command '%s', with args beginning with: %s\r\n"
+            self.wfile.write(line % (name, repeated))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_server_that_repeats_what_it_refuses(files: Path, odd: str) -> None:
+    login = f"{quote(marked(odd), safe='')}:{quote(marked(odd), safe='')}"
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Repeats) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"redis://{login}@127.0.0.1:{server.server_address[1]}"
+            said = told("import-log", files / "log.csv", "--redis", url)
+            untold(said)
+            assert "unknown command 'AUTH'" in said
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize("command", ["health", "replay", "evaluate"])
