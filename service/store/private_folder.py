@@ -27,12 +27,13 @@ def private_folder(path: Path, own: tuple[str, ...] = ("",), *, close: bool = Tr
     says so.
 
     Args:
-        own: how the names begin of what its user keeps in it. One that is open and has never been
-            used so, but for other things, is not closed: somebody may need those.
+        own: how the names begin of what its user keeps in it, which is closed as well. Root does
+            not close a folder that has none of it and other folders: it may be the system's.
         close: False: it is only looked whether it can be had.
 
     Raises:
-        FolderError: it belongs to somebody else, or can't be made, closed or written to.
+        FolderError: it belongs to somebody else or to all (sticky), or can't be made, closed or
+            written to.
     """
     try:
         _make(path)
@@ -57,7 +58,9 @@ def private_folder(path: Path, own: tuple[str, ...] = ("",), *, close: bool = Tr
         raise FolderError(f"{path}: {why}; give a local directory that can be written to")
     names = [name for name in names if name not in _BY_ITSELF]
     ours = [name for name in names if name.startswith(own)]
-    if found.st_mode & _OTHERS and (found.st_mode & stat.S_ISVTX or (names and not ours)):
+    # Root could take away from everybody what the system needs.
+    needed = os.geteuid() == 0 and not ours and any((folder / name).is_dir() for name in names)
+    if found.st_mode & _OTHERS and (found.st_mode & stat.S_ISVTX or needed):
         raise FolderError(
             f"{path}: is open to other users and not for the store alone; give a folder of its "
             "own, one below it for instance"

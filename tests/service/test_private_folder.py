@@ -120,13 +120,22 @@ def refused(folder: Path, *parts: str) -> None:
     assert all(part in line for part in parts), line
 
 
-def test_a_folder_of_other_things_is_not_closed(folder: Path) -> None:
-    shared = folder / "shared"
-    shared.mkdir(mode=0o755)
-    (shared / "report.html").touch()
-    refused(shared, "not for the store alone", "one below it")
-    assert stat.S_IMODE(shared.stat().st_mode) == 0o755
-    with EmbeddedStore(shared / "state"):
+def test_a_folder_with_other_things_in_it(folder: Path) -> None:
+    state = folder / "state"
+    state.mkdir(mode=0o755)
+    (state / "notes").touch(0o644)
+    with EmbeddedStore(state):
+        assert open_to_others(state) == {"notes": "0o644"}, "what is not ours is left as it is"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+@AS_ROOT
+def test_root_does_not_close_what_may_be_the_systems(folder: Path) -> None:
+    (folder / "srv").mkdir(mode=0o755)
+    (folder / "srv" / "www").mkdir()
+    refused(folder / "srv", "not for the store alone", "one below it")
+    assert stat.S_IMODE((folder / "srv").stat().st_mode) == 0o755
+    with EmbeddedStore(folder / "srv" / "state"):
         pass
 
 
