@@ -21,7 +21,7 @@ from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.private_folder import FolderError, private_folder
 from service.store.shards import ALL
 from tests.service.processes import ROOT, Service, make_artefact
-from tests.waited import until
+from tests.waited import LONG_S, until
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 SOMEBODY = 54_321
@@ -175,11 +175,33 @@ def test_no_folder(folder: Path) -> None:
     refused(folder / "file" / "below", "Not a directory", "local directory")
 
 
+LOOK = """
+import os, sys
+from pathlib import Path
+from service.store.private_folder import FolderError, private_folder
+os.setuid(int(sys.argv[2]))
+try:
+    private_folder(Path(sys.argv[1]))
+except FolderError as error:
+    print(error, end="")
+"""
+
+
 def test_no_right_to_write(folder: Path) -> None:
-    (folder / "state").mkdir(mode=0o500)
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
-    refused(folder / "state", "can't be written to")
+    """Root has it everywhere, so it is another user who asks."""
+    user = os.geteuid() or SOMEBODY
+    folder.chmod(0o755)
+    state, closed = folder / "state", folder / "closed"
+    for made in (state, closed):
+        made.mkdir(mode=0o500)
+        os.chown(made, user, -1)
+    for place, why in ((state, "can't be written to"), (closed / "a", "Permission denied")):
+        done = subprocess.run(
+            [sys.executable, "-c", LOOK, str(place), str(user)],
+            cwd=ROOT, capture_output=True, text=True, timeout=LONG_S,
+        )  # fmt: skip
+        fix = "give a local directory that can be written to"
+        assert done.stdout == f"{place}: {why}; {fix}", done.stdout + done.stderr
 
 
 READ_ONLY = """
