@@ -28,6 +28,8 @@ KEY = "a-key"
 
 @pytest.fixture(scope="module")
 def service(_shared_valkey: ValkeyServer, model_folder: Path) -> Iterator[Service]:
+    with _shared_valkey.client() as client:
+        client.flushall()  # others may have noted their settings
     with serving(
         model_folder, _shared_valkey.url, api_keys=KEY, dedup_window="20", max_batch_events="150"
     ) as service:
