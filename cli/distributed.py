@@ -48,7 +48,8 @@ def on_ray(
     """
     if command[0] not in SHARDED:
         raise CommandError(f"{command[0]} has no shards; give one of {', '.join(SHARDED)}")
-    if "--redis" not in command and "TIM4REC_REDIS_URL" not in os.environ:
+    command, url = _apart(command)
+    if url is None and "TIM4REC_REDIS_URL" not in os.environ:
         raise CommandError(
             "which store? Give the command's --redis, or TIM4REC_REDIS_URL: an embedded one is of "
             "one machine only"
@@ -60,6 +61,8 @@ def on_ray(
 
     # Its workers get the settings and where this code is, nothing else of this environment.
     passed = {k: v for k, v in os.environ.items() if k.startswith("TIM4REC_") or k == "PYTHONPATH"}
+    if url is not None:
+        passed["TIM4REC_REDIS_URL"] = url
 
     def run(shard: str) -> tuple[int, str]:
         """In a process of its own: what it prints and how it ends is what the command's does."""
@@ -79,6 +82,19 @@ def on_ray(
     if failed:
         names = ", ".join(f"{i}/{shards}" for i in sorted(failed))
         raise CommandError(f"{len(failed)} of {shards} shards failed: {names}")
+
+
+def _apart(command: list[str]) -> tuple[list[str], str | None]:
+    """A command without its --redis, and that: a process's arguments are there for all to see."""
+    rest, url = list[str](), None
+    words = iter(command)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == "--redis":
+            url = value if equals else next(words, "")
+        else:
+            rest.append(word)
+    return rest, url
 
 
 def _collected(ray: Any, running: dict[Any, int]) -> list[int]:

@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cli.api_key import key_header
 from cli.console import CommandError, err, out, say
+from cli.service_url import ServiceUrl
 from cli.steps import Kinds, read_steps
 from cli.train import choose_device
 from model.artefact import METRICS, Artefact, load_artefact
@@ -182,13 +184,17 @@ def _through_service(
     if not len(fit):
         raise CommandError("no user is left to replay through the service")
     asked = config.uses_request_time
+    service, headers = ServiceUrl.parse(url), key_header(api_key)
 
     async def run(advance: Callable[[int], None]) -> Ranking:
-        headers = {"X-API-Key": api_key} if api_key else {}
         limits = httpx.Limits(max_connections=64)
         timeout = httpx.Timeout(60, pool=None)
         async with httpx.AsyncClient(
-            base_url=url, headers=headers, limits=limits, timeout=timeout
+            base_url=service.base,
+            auth=service.login,
+            headers=headers,
+            limits=limits,
+            timeout=timeout,
         ) as client:
             return await rank_through_service(
                 client,

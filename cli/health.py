@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Annotated
 
 import typer
 
 from cli.console import CommandError, out, say
+from cli.service_url import ServiceUrl, service_url
 
 # A proxy of the environment is for the way out, not for a service on this machine.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -22,7 +25,7 @@ def health(
         typer.Option(
             help="What to ask.",
             show_default="http://127.0.0.1:8000/readyz, or TIM4REC_OPERATIONS_PORT or TIM4REC_PORT "
-            "instead of 8000",
+            "instead of 8000, and where a service listens with TIM4REC_HOST",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for it.")] = 5.0,
@@ -30,22 +33,27 @@ def health(
     """Ask a service whether it is ready; exit status 1 if it is not."""
     ports = [os.environ.get(name) for name in ("TIM4REC_OPERATIONS_PORT", "TIM4REC_PORT")]
     port = next(filter(None, ports), 8000)
-    url = url or f"http://127.0.0.1:{port}/readyz"
-    status, answer = ask(url, timeout)
+    host = os.environ.get("TIM4REC_HOST") or "127.0.0.1"
+    asked = ServiceUrl.parse(url or f"{service_url(host, port)}/readyz")
+    status, answer = ask(asked.base, timeout, asked.login)
     if status != 200:
-        raise CommandError(f"{url}: {answer}")
-    say(f"{url}: {answer}", out)
+        raise CommandError(f"{asked.base}: {answer}")
+    say(f"{asked.base}: {answer}", out)
 
 
-def ask(url: str, timeout_s: float) -> tuple[int, str]:
+def ask(url: str, timeout_s: float, login: tuple[str, str] | None = None) -> tuple[int, str]:
     """The status of a GET and what the answer says, in one line; status 0: no answer."""
+    request = urllib.request.Request(url)
+    if login is not None:
+        shown = base64.b64encode(":".join(login).encode()).decode()
+        request.add_header("Authorization", f"Basic {shown}")
     try:
-        with _direct.open(url, timeout=timeout_s) as answer:
+        with _direct.open(request, timeout=timeout_s) as answer:
             status, body = answer.status, answer.read(10_000)
     except urllib.error.HTTPError as error:
         with error:
             status, body = error.code, error.read(10_000)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         reason = getattr(error, "reason", error)
         return 0, " ".join(str(reason).split()) or type(reason).__name__
     try:

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from cli.console import CommandError, out, say
 from cli.progress import progress
-from cli.records import DataDir, Namespace, Redis, opened
+from cli.records import DataDir, Namespace, Redis
 from cli.settings import chosen_settings
+from cli.store import opened, require_data_dir
 from model.plain_file import open_plain
 from model.strict_json import parse
 from service.catalogue.item_store import ItemStore
@@ -58,6 +59,7 @@ def import_items(
     settings = chosen_settings(
         artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
     )
+    require_data_dir(settings)
     records: dict[str, bytes] = {}
     faults: list[str] = []
     for place, row in _rows(items):

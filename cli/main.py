@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
@@ -18,6 +19,10 @@ from cli.console import errors_without_traceback, out, say
 # Threads that spin while they wait take the cores of those that work (a training step beside
 # another program: 0.86 s, and 0.16 s without). Read by OpenMP when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+_UsageError: Any = typer.BadParameter.__base__
+_WITH_LOGIN = re.compile(r"[^\s(]*@")
 
 
 class _Command(NamedTuple):
@@ -54,7 +59,12 @@ class _LazyGroup(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with errors_without_traceback(ctx.params["traceback"]):
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except _UsageError as error:
+                # It repeats arguments that were not expected: a password's rest after a blank.
+                error.message = _WITH_LOGIN.sub("...@", error.message)
+                raise
 
 
 def _load(name: str) -> Any:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +16,7 @@ from cli.progress import progress
 from cli.rows import describe_rows
 from cli.settings import chosen_settings
 from cli.spool import SpooledLog, spooled_log
+from cli.store import agreed, opened, require_data_dir
 from cli.train import choose_device
 from model.artefact import load_artefact
 from model.kernels import KernelsUnavailable, choose
@@ -24,10 +24,11 @@ from service.catalogue.popularity import Popularity
 from service.engine.kinds import KindRules
 from service.engine.warm import Warmer
 from service.settings import Settings
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.embedded import EmbeddedStoreError
 from service.store.event_log import EventLog
 from service.store.importer import Importer, ImportResult, UserHistory
 from service.store.shards import ALL, Shard
+from service.store.shared_settings import tell_changes
 from service.store.store import Store, StoreError
 
 LISTED = 20
@@ -122,11 +123,13 @@ def import_log(
 
     Do not send the same log with `replay` as well: it would be there twice. Other settings come
     from the environment as in `serve` (TIM4REC_DEDUP_WINDOW, TIM4REC_IDLE_TTL_S, TIM4REC_FSYNC).
+    Where those that all processes of a store share differ from the service's, the exit code is 3.
     """
     # Settings are those of a service, which has a model; nothing here reads it.
     settings = chosen_settings(
         artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
     )
+    require_data_dir(settings)
     started = time.perf_counter()
     try:
         with spooled_log(
@@ -159,6 +162,7 @@ def import_log(
 
 async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> ImportResult:
     async with opened(settings) as store:
+        tell_changes(await agreed(store, settings, _shared(settings)))
         log = _event_log(store, settings, 1)
         importer = Importer(
             log,
@@ -245,6 +249,7 @@ def warm(
         snapshot_every=snapshot_every,
         device=device,
     )
+    require_data_dir(settings)
     try:
         asyncio.run(_warm(settings, _shard(shard)))
     except (StoreError, EmbeddedStoreError) as error:
@@ -259,6 +264,7 @@ async def _warm(settings: Settings, shard: Shard) -> None:
         raise CommandError(f"kernels {settings.kernels}: {error}") from None
     started = time.perf_counter()
     async with opened(settings) as store:
+        tell_changes(await agreed(store, settings, _shared(settings)))
         warmer = Warmer(
             loaded,
             _event_log(store, settings, max(256, 2 * settings.snapshot_every)),
@@ -295,16 +301,10 @@ async def _warm(settings: Settings, shard: Shard) -> None:
         )
 
 
-@asynccontextmanager
-async def opened(settings: Settings) -> AsyncIterator[Store]:
-    """The store of these settings."""
-    async with AsyncExitStack() as stack:
-        url = settings.redis or stack.enter_context(
-            EmbeddedStore(settings.data_dir, fsync=settings.fsync)
-        )
-        store = await stack.enter_async_context(Store(url))
-        await store.check()
-        yield store
+def _shared(settings: Settings) -> dict[str, str]:
+    # Late events are clamped here under every policy.
+    late = ("late_policy", "replay_limit")
+    return {name: value for name, value in settings.shared().items() if name not in late}
 
 
 def _event_log(store: Store, settings: Settings, page: int) -> EventLog:

@@ -7,7 +7,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +16,11 @@ import httpx
 import polars as pl
 import typer
 
+from cli.api_key import key_header
 from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.rows import read_rows
+from cli.service_url import ServiceUrl
 from model.artefact import LONGEST_ID
 from service.http.times import MILLISECONDS_FROM, iso
 from training.interactions import KIND_COLUMNS
@@ -161,18 +162,14 @@ async def _send(
     plan: _Plan,
     advance: Callable[[int], None],
 ) -> _Replay:
-    async with AsyncExitStack() as stack:
-        try:
-            client = await stack.enter_async_context(
-                httpx.AsyncClient(
-                    base_url=url,
-                    headers={"X-API-Key": api_key} if api_key else {},
-                    limits=httpx.Limits(max_connections=plan.concurrency),
-                    timeout=httpx.Timeout(REQUEST_TIMEOUT_S, pool=None),
-                )
-            )
-        except httpx.InvalidURL as error:
-            raise CommandError(f"--url {url}: {error}") from None
+    asked = ServiceUrl.parse(url)
+    async with httpx.AsyncClient(
+        base_url=asked.base,
+        auth=asked.login,
+        headers=key_header(api_key),
+        limits=httpx.Limits(max_connections=plan.concurrency),
+        timeout=httpx.Timeout(REQUEST_TIMEOUT_S, pool=None),
+    ) as client:
         sender = _Replay(client, plan, advance)
         await sender.check()
         lane = (pl.col("user_id").hash() % plan.concurrency).alias("lane")

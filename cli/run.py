@@ -1,6 +1,6 @@
 """`make run`: data, training and serving in one go, each step only where it is still to be done.
 
-    python -m cli.run [--port 8000] [--data LOG] [--device cpu]
+    python -m cli.run [--port 8000] [--host 127.0.0.1] [--data LOG] [--device cpu]
 
 The trained model is kept in `artefacts/NAME` (NAME is that of the log, or of its folder); delete
 that folder to train anew.
@@ -8,12 +8,11 @@ that folder to train anew.
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
-import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from typing import Annotated
 import typer
 
 from cli.console import CommandError, errors_without_traceback, say
+from service.listeners import AddressError, bound
 
 LOGS = ("interactions.csv.gz", "interactions.csv", "interactions.parquet")
 QUICK_EPOCHS = "12"
@@ -74,22 +74,32 @@ class Plan:
         note.write_text(f"{log}\n")
 
 
-def require_free_port(port: int, host: str = "127.0.0.1") -> None:
-    """Raise CommandError unless a server could listen on `port` now."""
+def require_free_port(
+    port: int, host: str = "127.0.0.1", another: str = "make run PORT={}"
+) -> None:
+    """Raise CommandError unless a server could listen there now. `another`: how to take another
+    port."""
     if not 1 <= port <= 65535:
         raise CommandError(f"PORT={port} is no port: take one between 1 and 65535")
-    with socket.socket() as probe:
-        # As servers do: a connection closed a moment ago does not count as in use.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise CommandError(
-                    f"port {port} is in use: stop what listens there, or take another one, "
-                    f"for instance: make run PORT={port + 1 if port < 65535 else 8000}"
-                ) from None
-            raise CommandError(f"port {port} can't be used: {error.strerror}") from None
+    try:
+        _try(port, host)
+    except AddressError as error:
+        free = _free_port(port, host) if error.in_use else None
+        hint = "" if free is None else f", for instance: {another.format(free)}"
+        raise CommandError(f"{error}{hint}") from None
+
+
+def _try(port: int, host: str) -> None:
+    for listener in bound(host, port):
+        listener.close()
+
+
+def _free_port(port: int, host: str) -> int | None:
+    for other in range(port + 1, min(port + 100, 65536)):
+        with suppress(AddressError):
+            _try(other, host)
+            return other
+    return None
 
 
 def run(
@@ -98,10 +108,14 @@ def run(
         Path | None, typer.Option(help="A log, or a folder with one; default: MovieLens-100K.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; default: chosen.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; default: TIM4REC_HOST or 127.0.0.1.")
+    ] = None,
 ) -> None:
     """Get the data, train, serve: what was done before is kept."""
     with errors_without_traceback():
-        require_free_port(port)
+        at = host or os.environ.get("TIM4REC_HOST") or "127.0.0.1"
+        require_free_port(port, at.strip("[]"))
         plan = Plan.of(data)
         plan.claim()
         on_device = ["--device", device] if device else []
@@ -112,7 +126,8 @@ def run(
             out = ["--out", str(plan.artefact)]
             few = ["--epochs", QUICK_EPOCHS] if data is None else []
             _tim4rec("train", str(plan.log), *with_items, *out, *few, *on_device)
-        serve = _command("serve", str(plan.artefact), "--port", str(port), *on_device)
+        at_host = ["--host", host] if host else []
+        serve = _command("serve", str(plan.artefact), "--port", str(port), *at_host, *on_device)
         os.execv(serve[0], serve)
 
 

@@ -8,11 +8,14 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,13 +24,17 @@ import typer
 from cli.console import CommandError, out, say
 from cli.health import ask
 from cli.run import require_free_port
+from cli.service_url import service_url
 from cli.settings import chosen_settings, takes_settings
+from cli.store import agreed, require_data_dir
 from model.artefact import load_artefact
 from model.kernels import why_not
 from service import server
 from service.observe import logs
 from service.observe.values import MULTIPROC_DIR, clear
 from service.settings import Settings
+from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.shared_settings import Difference, tell_changes
 from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -47,19 +54,51 @@ def serve(given: dict[str, Any]) -> None:
     # What is wrong with any of these is said here, in one line and once, not by every worker.
     settings = chosen_settings(**given)
     _check_open(settings)
-    require_free_port(settings.port, settings.host)
+    require_free_port(settings.port, settings.host, "--port {}")
     if settings.operations_port is not None:
-        require_free_port(settings.operations_port, settings.host)
+        require_free_port(settings.operations_port, settings.host, "--operations-port {}")
     _check_device(settings.device)
     _check_kernels(settings)
+    require_data_dir(settings)
     example = load_artefact(settings.artefact).items.ids[0]
-    if settings.redis is None:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    else:
-        asyncio.run(_check_store(settings.redis))
-    logs.configure(settings)
-    _log_settings(settings)
+    with ExitStack() as held:
+        changed: list[Difference] = []
+        if settings.redis is not None:
+            changed = asyncio.run(_check_store(settings, settings.redis))
+        logs.configure(settings)
+        _log_settings(settings)
+        if settings.redis is None:
+            # Until the last worker has ended: so they find one that runs.
+            changed = asyncio.run(_check_store(settings, _embedded(settings, held)))
+        tell_changes(changed)
+        status = _serve(settings, example)
+    if status:
+        raise typer.Exit(status)
 
+
+def _embedded(settings: Settings, held: ExitStack) -> str:
+    """The URL of an embedded store that runs until `held` is closed, also when a signal does it."""
+    told: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.signal(number, lambda number, _: told.append(number))
+        held.callback(signal.signal, number, before)
+    try:
+        url = held.enter_context(EmbeddedStore(settings.data_dir, fsync=settings.fsync))
+    except EmbeddedStoreError as error:
+        logger.error("%s", error)
+        raise typer.Exit(server.STARTUP_FAILURE) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    if told:
+        _leave(told[0], None)
+    return url
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _serve(settings: Settings, example: str) -> int:
     scratch = None
     if folder := os.environ.get(MULTIPROC_DIR):
         try:
@@ -73,12 +112,10 @@ def serve(given: dict[str, Any]) -> None:
         os.environ[MULTIPROC_DIR] = scratch
     threading.Thread(target=_announce, args=(settings, example), daemon=True).start()
     try:
-        status = server.serve(settings)
+        return server.serve(settings)
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
-    if status:
-        raise typer.Exit(status)
 
 
 def _check_open(settings: Settings) -> None:
@@ -110,11 +147,12 @@ def _check_kernels(settings: Settings) -> None:
         raise CommandError(f"kernels triton: {reason}")
 
 
-async def _check_store(url: str) -> None:
+async def _check_store(settings: Settings, url: str) -> list[Difference]:
     logging.disable()  # what it warns of, every process will say
     try:
         async with Store(url) as store:
             await store.check()
+            return await agreed(store, settings, settings.shared())
     except StoreError as error:
         raise CommandError(str(error)) from None
     finally:
@@ -132,12 +170,9 @@ def _log_settings(settings: Settings) -> None:
 
 def _announce(settings: Settings, item_id: str) -> None:
     """Says what to paste, once the service is ready."""
-    host = settings.host
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    address = f"[{shown}]" if ":" in shown else shown
-    base = f"http://{address}:{settings.port}"
+    base = service_url(settings.host, settings.port)
     until = time.monotonic() + READY_WITHIN_S
-    probed = f"http://{address}:{settings.operations_port or settings.port}"
+    probed = service_url(settings.host, settings.operations_port or settings.port)
     while ask(f"{probed}/readyz", timeout_s=2)[0] != 200:
         if time.monotonic() > until:
             say(f"not ready after {READY_WITHIN_S} s: see the messages above")

@@ -67,8 +67,8 @@ class _Options:
     ) -> None:
         self.retry_for_s = retry_for_s
         options: dict[str, Any] = {
-            "base_url": url,
-            "headers": {} if api_key is None else {"X-API-Key": api_key.encode()},
+            "base_url": _readable(url),
+            "headers": {} if api_key is None else {"X-API-Key": _sendable(api_key)},
             "timeout": timeout_s,
             "transport": transport,
         }
@@ -76,6 +76,27 @@ class _Options:
 
     def _open(self, options: Mapping[str, Any]) -> None:
         raise NotImplementedError
+
+
+def _readable(url: str) -> httpx.URL:
+    try:
+        read = httpx.URL(url)
+        sound = b"@" not in read.raw_path and not read.fragment
+    except httpx.InvalidURL:  # it says parts of a password that is not encoded
+        sound = False
+    if not sound:
+        raise ValueError(
+            "url can't be read: give http://HOST:PORT, with special characters of a user and a "
+            "password percent-encoded"
+        )
+    return read
+
+
+def _sendable(api_key: str) -> bytes:
+    key = api_key.strip()
+    if any(character < " " or character == "\x7f" for character in key):
+        raise ValueError("api_key has a control character in it: take it out")
+    return key.encode()
 
 
 class Client(_Options):

@@ -133,7 +133,7 @@ def save_artefact(
     _require_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir(mode=0o755, parents=True)
     try:
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS)
@@ -168,8 +168,11 @@ def save_artefact(
             "hashes": hashes,
         }
         _write_json(partial / CONFIG, description)
-        # safetensors writes for the owner alone; the service may be another user.
-        (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)
+        # safetensors writes for the owner alone; the service may be another user. Nobody else is
+        # to write: it is what will be served.
+        mode = (partial / CONFIG).stat().st_mode & ~0o022
+        for name in FILES:
+            (partial / name).chmod(mode)
         replace_folder(partial, folder, keep_others_than=FILES)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -8,12 +8,13 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -55,8 +56,9 @@ from service.models.served_model import Surroundings
 from service.observe import logs, metrics, vitals
 from service.server import STARTUP_FAILURE
 from service.settings import Settings, SettingsError, read_settings, secrets
-from service.store.embedded import EmbeddedStore
+from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.event_log import EventLog
+from service.store.shared_settings import SettingsDiffer, SharedSettings, tell_changes
 from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -70,8 +72,10 @@ def create_app(settings: Settings | None = None) -> Application:
     """The service, for a server that runs it in this process.
 
     settings None: those of the environment, and logging is configured by them; a server's
-    `--factory` calls it so. Wrong ones end the process with one line.
+    `--factory` calls it so. Wrong ones end the process with one line. At its start, those that
+    processes share are compared; others' have been already.
     """
+    alone = settings is None
     if settings is None:
         try:
             settings = read_settings()
@@ -90,7 +94,11 @@ def create_app(settings: Settings | None = None) -> Application:
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(tracing.close)
-            app.state.services = await _assemble(chosen, drain, stack)
+            try:
+                app.state.services = await _assemble(chosen, drain, stack, alone)
+            except (EmbeddedStoreError, SettingsDiffer, StoreError) as error:
+                app.state.fault = str(error)
+                raise
 
             def show(lineup: Lineup) -> None:
                 # Of the ones before nothing may be kept: they hold models.
@@ -109,7 +117,7 @@ def create_app(settings: Settings | None = None) -> Application:
         docs_url="/docs",
         redoc_url=None,
     )
-    app.state.services, app.state.drain = None, drain
+    app.state.services, app.state.drain, app.state.fault = None, drain, None
     guarded = [declared_key, Depends(require_known_query)]
     nouns = (interactions, recommend, rank, session, items, popular, similar, users)
     routers = [noun.router for noun in nouns]
@@ -154,10 +162,20 @@ class Application:
         self.api, self._front = api, front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            send = partial(self._tell, send)
         await self._front(scope, receive, send)
 
+    async def _tell(self, send: Send, message: Message) -> None:
+        """What can be mended is one line; of anything else the server logs a traceback."""
+        if message["type"] == "lifespan.startup.failed" and self.api.state.fault is not None:
+            message = {"type": message["type"], "message": self.api.state.fault}
+        await send(message)
 
-async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> Services:
+
+async def _assemble(
+    settings: Settings, drain: Drain, stack: AsyncExitStack, compare: bool
+) -> Services:
     torch.set_num_threads(settings.threads)
     threadpool_limits(settings.threads)  # numpy's own, which otherwise spin on every core
     device = settings.device
@@ -169,6 +187,9 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         url = stack.enter_context(embedded)
     store = await stack.enter_async_context(Store(url, replica_acks=settings.replica_acks))
     await store.check()
+    if compare:
+        shared = SharedSettings(store, namespace=settings.namespace)
+        tell_changes(await shared.agree(settings.shared(), change=settings.change_shared_settings))
     log = EventLog(
         store,
         namespace=settings.namespace,

@@ -28,6 +28,7 @@ import uvicorn
 from service.drain import Drain
 from service.http.acceptor import Acceptor
 from service.http.connection import bounded
+from service.listeners import bound
 from service.observe import logs
 from service.settings import Settings
 
@@ -53,26 +54,18 @@ def serve(settings: Settings) -> int:
     """Runs the service until it is told to stop; its exit status.
 
     Raises:
-        OSError: the port can't be listened on.
+        AddressError: the address or the port can't be listened on.
     """
     ports = [port for port in (settings.port, settings.operations_port) if port is not None]
     with ExitStack() as stack:
-        listeners = [stack.enter_context(_bound(settings.host, port)) for port in ports]
+        listeners = [
+            stack.enter_context(listener)
+            for port in ports
+            for listener in bound(settings.host, port)
+        ]
         if settings.workers == 1:
             return _serve(settings, listeners)
         return Supervisor(settings, listeners).run()
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """Not listening yet: until a process can answer, clients are refused and not kept waiting."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 class Server(uvicorn.Server):

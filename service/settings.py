@@ -25,12 +25,19 @@ from model.state import Precision
 from service.engine.kinds import KindRules
 from service.engine.wave import StoreAway
 from service.http import addresses, keys
+from service.observe import otlp
 from service.store.event_log import LatePolicy
-from service.store.store import without_password
+from service.store.url import StoreUrl
 
 PREFIX = "TIM4REC_"
 CLIENT_VARIABLES = frozenset({"TIM4REC_API_KEY"})
 """Of the commands that talk to a service; no settings of one."""
+
+SHARED = (
+    "kinds", "late_policy", "replay_limit", "dedup_window", "idle_ttl_s", "history_limit",
+    "popular_half_life_s", "popular_items",
+)  # fmt: skip
+"""What `Settings.shared` tells."""
 
 _LINK = re.compile(r"TIM4REC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
 
@@ -82,7 +89,11 @@ class Settings(BaseSettings):
         1, gt=0, description="how often a process asks which models are to be served"
     )
 
-    host: str = _http("127.0.0.1", description="address to listen on; `0.0.0.0`: all of IPv4")
+    host: str = _http(
+        "127.0.0.1",
+        description="address or name to listen on; `0.0.0.0`: all of IPv4; `::`: all of IPv6 and "
+        "IPv4",
+    )
     port: int = _http(8000, ge=1, le=65535, description="port to listen on")
     operations_port: int | None = _http(
         None,
@@ -150,6 +161,12 @@ class Settings(BaseSettings):
         "acknowledged; where they don't in time, the answer is a 503: it may be stored, and is to "
         "be sent again with the same event_id",
     )
+    change_shared_settings: bool = _store(
+        False,
+        description="what becomes of a start with another value of a setting that all processes of "
+        "a store and namespace share (marked `shared`) than is noted there: `false`: it ends with "
+        "a line that names both; `true`: the new value is noted for all",
+    )
     store_away: StoreAway = _store(
         "popular",
         description="what reads get while the store does not answer: `refuse`: a 503; `pool`: what "
@@ -179,31 +196,35 @@ class Settings(BaseSettings):
 
     kinds: str = _log(
         "",
-        description="what interactions do by kind, as `view:step,skip:hide,*:count`: `step` moves "
-        "the state, `count` only counts as popular, `hide` (also `step+hide`) keeps the item from "
-        "the user, `log` does nothing; `*`: kinds without a rule, which step by default",
+        description="(shared) what interactions do by kind, as `view:step,skip:hide,*:count`: "
+        "`step` moves the state, `count` only counts as popular, `hide` (also `step+hide`) keeps "
+        "the item from the user, `log` does nothing; `*`: kinds without a rule, which step by "
+        "default",
     )
     late_policy: LatePolicy = _log(
         "clamp",
-        description="what becomes of an event older than the user's newest: it counts as of the "
-        "newest's time, is refused, or is put in its place and what follows computed anew",
+        description="(shared) what becomes of an event older than the user's newest: it counts as "
+        "of the newest's time, is refused, or is put in its place and what follows computed anew",
     )
     replay_limit: int = _log(
         200,
         ge=1,
-        description="with late_policy replay, most newer events of the user that a late one may "
-        "have, at most half of dedup_window; an older one is refused",
+        description="(shared) with late_policy replay, most newer events of the user that a late "
+        "one may have, at most half of dedup_window; an older one is refused",
     )
     future_tolerance_s: float = _log(
         300, ge=0, description="how far ahead of the store's clock an event may be"
     )
-    dedup_window: int = _log(1000, ge=2, description="newest events of a user known by event_id")
-    idle_ttl_s: int = _log(0, ge=0, description="forget users idle for so long; 0: never")
+    dedup_window: int = _log(
+        1000, ge=2, description="(shared) newest events of a user known by event_id"
+    )
+    idle_ttl_s: int = _log(0, ge=0, description="(shared) forget users idle for so long; 0: never")
     history_limit: int = _log(
         0,
         ge=0,
-        description="newest events kept of a user, at least dedup_window and snapshot_every; 0: "
-        "all. A state rebuilt from a record that has lost some is not exact, and answers say so",
+        description="(shared) newest events kept of a user, at least dedup_window and "
+        "snapshot_every; 0: all. A state rebuilt from a record that has lost some is not exact, "
+        "and answers say so",
     )
     erasure_poll_s: float = _log(
         0.25, gt=0, description="how often a process asks which users were erased elsewhere"
@@ -286,7 +307,9 @@ class Settings(BaseSettings):
     admin_keys_file: Path | None = _access(None, description="more of them, as in api_keys_file")
 
     popular_half_life_s: int = _popular(
-        7 * 86_400, ge=60, description="after so long an interaction counts half in what is recent"
+        7 * 86_400,
+        ge=60,
+        description="(shared) after so long an interaction counts half in what is recent",
     )
     popular_least: float = _popular(
         100,
@@ -295,7 +318,9 @@ class Settings(BaseSettings):
         "with fewer, what is popular is what was in training",
     )
     popular_items: int = _popular(
-        100_000, ge=1000, description="items counted; of those beyond, the rarest are forgotten"
+        100_000,
+        ge=1000,
+        description="(shared) items counted; of those beyond, the rarest are forgotten",
     )
     popular_refresh_s: float = _popular(
         5, gt=0, description="how often a process reads what all have counted"
@@ -347,6 +372,18 @@ class Settings(BaseSettings):
         }
         return values | split
 
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, host: str) -> str:
+        return host.strip().removeprefix("[").removesuffix("]")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _can_be_read(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            StoreUrl(url.get_secret_value())
+        return url
+
     @field_validator("api_keys_file", "admin_keys_file")
     @classmethod
     def _has_keys(cls, file: Path | None) -> Path | None:
@@ -372,6 +409,8 @@ class Settings(BaseSettings):
             map(_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))
         ):
             raise ValueError("needs the extra `otel`: pip install 'tim4rec[otel]'")
+        if tracing:
+            otlp.check(os.environ)
         return tracing
 
     @field_validator("models_dir")
@@ -449,6 +488,15 @@ class Settings(BaseSettings):
     def redis(self) -> str | None:
         return self.redis_url.get_secret_value() if self.redis_url else None
 
+    def shared(self) -> dict[str, str]:
+        """The settings that all processes of a store and namespace must have alike: of two that
+        differ in one, what an event becomes, or what is left of others, would depend on which of
+        them it came to. As texts that are the same where the meaning is."""
+        values = {name: str(getattr(self, name)) for name in SHARED}
+        if self.late_policy != "replay":
+            del values["replay_limit"]
+        return values | {"kinds": KindRules.parse(self.kinds).text}
+
     def changed(self) -> dict[str, object]:
         """The settings that differ from their defaults, as `shown`."""
         fields = type(self).model_fields
@@ -459,7 +507,7 @@ class Settings(BaseSettings):
         """All settings as JSON values, without the secrets in them."""
         values = self.model_dump(mode="json")
         if self.redis is not None:
-            values["redis_url"] = without_password(self.redis)
+            values["redis_url"] = StoreUrl(self.redis).shown
         for name in ("api_keys", "admin_keys"):
             values[name] = f"{len(values[name])} hidden" if values[name] else "none"
         return values

@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from model.plain_file import open_plain
+from service.store.private_folder import FolderError, private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def open_index(folder: Path, identity: str, vectors_VD: NDArray[np.float32]) -> 
     made_from = _made_from(identity, vectors_VD)
     path = folder / f"{identity}.safetensors"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = private_folder(folder)
         with _alone(folder / "build.lock"):
             found = _load(path, made_from)
             if found is not None:
@@ -119,10 +120,9 @@ def open_index(folder: Path, identity: str, vectors_VD: NDArray[np.float32]) -> 
             return ItemIndex(stored)
     except OSError as error:
         logger.warning(
-            "%s: %s; the item index is built at every start: give TIM4REC_DATA_DIR a folder that "
+            "%s; the item index is built at every start: give TIM4REC_DATA_DIR a folder that "
             "can be written to",
-            folder,
-            error.strerror or error,
+            error if isinstance(error, FolderError) else f"{folder}: {error.strerror or error}",
         )
         return ItemIndex(_timed_build(vectors_VD))
 
@@ -180,6 +180,7 @@ def _save(path: Path, stored: NDArray[np.uint8], made_from: str) -> None:
     about = {"made_from": made_from, "sha256": hashlib.sha256(stored.data).hexdigest()}
     partial = path.with_suffix(".partial")
     save_file({"index": stored}, partial, about)
+    partial.chmod(0o600)
     partial.replace(path)
     kept = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
     for old in kept[:-_KEPT]:

@@ -85,6 +85,19 @@ class KindRules:
         return "none", *self.named, "other"
 
     @property
+    def text(self) -> str:
+        """The rules in one spelling, those for other kinds last."""
+        rules = {kind: effect for kind, effect in self.named.items() if effect != self.others}
+        names = {effect: name for name, effect in _EFFECTS.items()}
+
+        def spelt(kind: str, effect: Effect) -> str:
+            parts = [part for part in _EFFECTS.values() if part and part in effect]
+            return f"{kind}:{'+'.join(names[part] for part in parts or [Effect.LOG])}"
+
+        told = [spelt(kind, effect) for kind, effect in sorted(rules.items())]
+        return ",".join([*told, spelt(OTHERS, self.others)])
+
+    @property
     def suffix(self) -> str:
         """What the rules add to a model's identity: the same for all that give the same states,
         nothing for those that take every kind for a step."""

@@ -96,8 +96,7 @@ class Shape:
         if state == _MANY:
             raise ShapeError(
                 "body",
-                f"at most {MOST_CONTAINERS} lists and objects, and {MOST_VALUES} values; send less "
-                "at once",
+                f"at most {MOST_CONTAINERS} lists and objects, and {MOST_VALUES} values: send less",
             )
 
 

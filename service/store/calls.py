@@ -30,6 +30,7 @@ from service.store.store import (
     Store,
     StoreError,
     StoreUnavailable,
+    one_line,
 )
 
 Operation = Literal["exchange", "snapshot", "erasures", "catalogue", "popularity", "ping", "other"]
@@ -141,14 +142,14 @@ class Calls:
                         # EVAL loads the script on the very node that lacks it.
                         whole = ("EVAL", self._scripts[str(command[1])], *command[2:])
                         again[i] = Durable(whole) if isinstance(command, Durable) else whole
-                        causes.setdefault(i, _one_line(reply))
+                        causes.setdefault(i, one_line(reply))
                     elif command[0] == "GET" and isinstance(reply, StoreError):
                         answers[i] = reply  # nobody waits for the node of a snapshot
                     elif _passing(reply):
                         if isinstance(reply, StoreUnavailable):
                             unsure.add(i)
                         again[i], at_once = command, False
-                        causes.setdefault(i, _one_line(reply))
+                        causes.setdefault(i, one_line(reply))
                     elif isinstance(reply, StoreError):
                         answers[i] = reply
                     elif isinstance(reply, ResponseError):
@@ -183,11 +184,7 @@ def _passing(reply: Any) -> bool:
 
 
 def _refusal(error: ResponseError) -> StoreError:
-    text = _one_line(error)
+    text = one_line(error)
     if text.startswith("DAMAGED"):
         return RecordDamaged(text.removeprefix("DAMAGED").split(" script:")[0].strip())
     return StoreError(f"the store refused: {text}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -6,6 +6,8 @@ three locks (flock, released by the kernel however a process ends):
     start.lock    held while a process starts, attaches to or stops the server
     users.lock    shared by every user; who gets it alone is the last one
     server.lock   inherited by the server: held is alive, whatever became of its socket
+
+The directory and all files in it are for their owner alone, whatever umask a process has.
 """
 
 from __future__ import annotations
@@ -23,16 +25,34 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.store.private_folder import FolderError, private_folder
+
 logger = logging.getLogger(__name__)
 
 _LONGEST_SOCKET_PATH = 103  # bytes; Linux takes 107, macOS 103
 _ANSWERS_WITHIN_S = 15.0
 _STOPS_WITHIN_S = 15.0
 _POLL_S = 0.01
+_UMASK = 0o077
+_OWN = ("appendonlydir", "dump.rdb", "index", "server.", "start.", "temp-", "users.", "valkey.")
+"""How the names begin of what is in the directory, the index of items included."""
 
 
 class EmbeddedStoreError(RuntimeError):
     """The embedded server could not be started. One line, with the fix."""
+
+
+def own_directory(data_dir: Path, *, close: bool = True) -> Path:
+    """The data directory, made where it is missing, past its links and closed to other users; with
+    `close` False it is only looked whether that can be.
+
+    Raises:
+        EmbeddedStoreError: it can't be had for its user alone, or not be written to.
+    """
+    try:
+        return private_folder(data_dir.expanduser().absolute(), _OWN, close=close)
+    except FolderError as error:
+        raise EmbeddedStoreError(str(error)) from None
 
 
 class EmbeddedStore:
@@ -62,9 +82,8 @@ class EmbeddedStore:
     def __enter__(self) -> str:
         if self._users is not None:
             raise RuntimeError("this EmbeddedStore is entered already")
+        self._folder = own_directory(self._folder)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._folder = self._folder.resolve()
             starting = _lock(self._folder / "start.lock", fcntl.LOCK_EX)
             try:
                 users = _lock(self._folder / "users.lock", fcntl.LOCK_SH)
@@ -150,6 +169,7 @@ class EmbeddedStore:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
+                umask=_UMASK,
                 check=False,
             )
         finally:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import hiredis
 from redis.asyncio import Connection
-from redis.asyncio.connection import UnixDomainSocketConnection, parse_url
+from redis.asyncio.connection import UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -28,6 +29,7 @@ from redis.exceptions import (
     ResponseError,
 )
 
+from service.store.url import StoreUrl, UrlError
 from service.store.wire import Wire
 
 logger = logging.getLogger(__name__)
@@ -146,9 +148,9 @@ class Node:
             # The client wraps what fails while it connects.
             if isinstance(error.__cause__ or error, AuthenticationError):
                 raise StoreError(
-                    f"store {self.name}: {_one_line(error)}; check the URL's credentials"
+                    f"store {self.name}: {one_line(error)}; check the URL's credentials"
                 ) from error
-            raise StoreUnavailable(f"store {self.name}: {_one_line(error)}") from error
+            raise StoreUnavailable(f"store {self.name}: {one_line(error)}") from error
 
     def _wait(self, timeout_s: float) -> Command:
         # Who has just missed them once does not hold up every pipeline for as long again.
@@ -160,7 +162,7 @@ class Node:
         *replies, acks = answers
         self._acks_missed = not isinstance(acks, int) or acks < self.replica_acks
         if self._acks_missed:
-            said = _one_line(acks) if isinstance(acks, Exception) else f"{acks} have it"
+            said = one_line(acks) if isinstance(acks, Exception) else f"{acks} have it"
             missed = f"store {self.name}: {self.replica_acks} replicas are to have a write, {said}"
             for place, (command, reply) in enumerate(zip(commands, replies, strict=True)):
                 if isinstance(command, Durable) and not isinstance(reply, Exception):
@@ -241,7 +243,6 @@ class Store:
     ) -> None:
         self._connect_timeout_s, self._connections = connect_timeout_s, connections
         self.replica_acks = replica_acks
-        self.url = without_password(url)
         defaults: dict[str, Any] = {
             # A pipeline has one deadline of its own, and is retried where its uids are known.
             "socket_timeout": None,
@@ -250,19 +251,16 @@ class Store:
             "protocol": 2,
         }
         try:
-            options = [defaults | {**parse_url(one)} for one in _each_host(url)]
-        except ValueError as error:
-            raise StoreError(f"store URL {self.url}: {error}") from None
+            found = StoreUrl(url)
+        except UrlError as error:
+            raise StoreError(str(error)) from None
+        self.url = found.shown
         self._seeds = [
-            Node(
-                self.url if len(options) == 1 else without_password(one),
-                own,
-                connections,
-                replica_acks,
-            )
-            for one, own in zip(_each_host(url), options, strict=True)
+            Node(shown, defaults | options, connections, replica_acks)
+            for shown, options in found.hosts
         ]
-        self._options = {name: v for name, v in options[0].items() if name not in ("host", "port")}
+        options = defaults | found.hosts[0][1]
+        self._options = {name: v for name, v in options.items() if name not in ("host", "port")}
         if self._options.get("connection_class") is UnixDomainSocketConnection:
             del self._options["connection_class"], self._options["path"]
         self._nodes: dict[tuple[str, int], Node] = {}
@@ -479,7 +477,7 @@ class Store:
             if isinstance(reply, StoreError):
                 raise reply
             if isinstance(reply, ResponseError):
-                raise StoreError(f"store {node.name}: {_one_line(reply)}")
+                raise StoreError(f"store {node.name}: {one_line(reply)}")
             _check(node.name, reply, self.replica_acks)
 
     async def close(self) -> None:
@@ -530,6 +528,9 @@ def _check(name: str, reply: bytes, replica_acks: int) -> None:
         )
 
 
+_REPEATED = re.compile(r",? with args beginning with")
+_USER = re.compile(r"\bUser .+? has no", re.IGNORECASE)
+
 _KEYLESS = frozenset({"PING", "WAIT", "INFO", "SCAN", "FLUSHALL", "CLUSTER"})
 _KEY_AT = {"EVAL": 3, "EVALSHA": 3, "MEMORY": 2}
 
@@ -546,20 +547,7 @@ def _host(node: Node) -> str:
     return str(node.options.get("host", "localhost"))
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _each_host(url: str) -> list[str]:
-    """The URL once for each of its comma-separated hosts."""
-    scheme, separator, rest = url.partition("://")
-    if scheme not in ("redis", "rediss"):
-        return [url]
-    end = min((rest.find(mark) for mark in "/?" if mark in rest), default=len(rest))
-    login, at, hosts = rest[:end].rpartition("@")
-    return [f"{scheme}{separator}{login}{at}{host}{rest[end:]}" for host in hosts.split(",")]
-
-
-def without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return scheme + separator + rest.rpartition("@")[2].partition("?")[0]
+def one_line(error: BaseException) -> str:
+    """What an error says, without what a server repeats in it of the login."""
+    text = _REPEATED.split(" ".join(str(error).split()))[0]
+    return _USER.sub("the user has no", text) or type(error).__name__

@@ -413,7 +413,7 @@ def test_an_embedded_store_and_a_namespace(folder: Path, write: Write) -> None:
     ("arguments", "said"),
     [
         (["--redis", "redis://127.0.0.1:1"], "store redis://127.0.0.1:1"),
-        (["--redis", "ftp://x"], "store URL ftp://x"),
+        (["--redis", "ftp://x"], "--redis: the store URL can't be read"),
         (["--redis", "redis://127.0.0.1:1", "--data-dir", "state"], "give one"),
         (["--namespace", "a b"], "namespace"),
     ],

@@ -28,6 +28,8 @@ KEY = "a-key"
 
 @pytest.fixture(scope="module")
 def service(_shared_valkey: ValkeyServer, model_folder: Path) -> Iterator[Service]:
+    with _shared_valkey.client() as client:
+        client.flushall()  # others may have noted their settings
     with serving(
         model_folder, _shared_valkey.url, api_keys=KEY, dedup_window="20", max_batch_events="150"
     ) as service:
@@ -162,7 +164,7 @@ def test_a_rate_is_kept(service: Service, write: Write) -> None:
         (["--tag", "x" * 300], "--tag: "),
         (["--url", "http://127.0.0.1:1"], "no service answers at http://127.0.0.1:1"),
         (["--url", "127.0.0.1:1"], "no service answers at"),
-        (["--url", "http://x:y"], "--url http://x:y: "),
+        (["--url", "http://x:y"], "--url can't be read: give http://HOST:PORT"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(

@@ -271,6 +271,17 @@ def test_a_start_that_fails_is_not_tried_for_ever(
     assert service.printed() == []
 
 
+def test_a_start_that_is_broken_off_leaves_no_store(
+    start: Callable[..., Service], folder: Path
+) -> None:
+    service = start(wait=False, data_dir=folder / "state")
+    file = folder / "state" / "valkey.pid"
+    until(lambda: file.exists() and file.read_text().strip() != "", "no store is started")
+    pid = int(file.read_text())
+    assert service.stop() in (0, 143)
+    until(lambda: not alive(pid), "the store lives on")
+
+
 def test_the_probe_is_light() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from cli.main import app\n"

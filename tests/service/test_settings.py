@@ -28,6 +28,7 @@ OTHERS: dict[str, str] = {
     "root_path": "/a/b", "trusted_proxies": "10.0.0.0/8, ::2", "allowed_hosts": "a.example, b",
     "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",
     "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5", "store_away": "pool",
+    "change_shared_settings": "true",
     "replica_acks": "1",
     "max_wait_s": "0.5", "pool_capacity": "128", "max_batch": "32", "max_queue": "7",
     "snapshot_every": "8", "snapshot_ttl_s": "60", "snapshot_precision": "float16",
