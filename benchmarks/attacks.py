@@ -203,7 +203,7 @@ def main(
     most_stall_ms: Annotated[float, typer.Option(help="Longest stall that holds.")] = STALL_MS,
     listed: Annotated[bool, typer.Option("--list", help="Only name the attacks.")] = False,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures here too.")
+        Path | None, typer.Option("--json", help="Add the figures to this file.")
     ] = None,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print the table of docs/security.md.")
@@ -234,7 +234,7 @@ def main(
                     for fault in row.faults:
                         say(f"  {fault}")
                     if json_file is not None:
-                        _write(json_file, rows)
+                        _write(json_file, row)
     if markdown:
         say(table(rows, _read(before) if before is not None else []), out)
     else:
@@ -243,9 +243,11 @@ def main(
         raise typer.Exit(2)
 
 
-def _write(file: Path, rows: Sequence[Row]) -> None:
-    """After each attack: one that ends this process loses nothing."""
-    found = {"machine": {"cores": os.cpu_count()}, "attacks": [asdict(row) for row in rows]}
+def _write(file: Path, row: Row) -> None:
+    """Adds a row to what the file holds; one of the same attack gives way."""
+    held = _read(file) if file.exists() else []
+    rows = [*(old for old in held if old.attack != row.attack), row]
+    found = {"machine": {"cores": os.cpu_count()}, "attacks": [asdict(one) for one in rows]}
     file.write_text(json.dumps(found, indent=2) + "\n")
 
 

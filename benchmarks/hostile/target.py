@@ -21,8 +21,10 @@ from benchmarks import running
 from benchmarks.hostile.wire import AT_MOST_S, Answer, Connection
 from model import ModelConfig, TiM4Rec
 from model.artefact import Items, save_artefact
+from service.settings import Settings
 
 KEY, ADMIN_KEY, NO_KEY = "attacks-key", "attacks-admin-key", ""
+MAX_BODY: int = Settings.model_fields["max_body_bytes"].default
 USERS, LENGTHS = 50, (5, 40)
 RECORDS = 2000
 

@@ -15,6 +15,7 @@ AT_MOST_S = 60.0
 """Nothing is waited for longer."""
 _TURN_S = 0.05
 _MOST_READ = 65_536
+_MUCH = 2**20
 
 
 class Stopped(Exception):
@@ -50,6 +51,7 @@ class Connection:
         self.sent = 0
         self.sent_before: int | None = None
         self.closed = False
+        self._quiet = True
 
     def __enter__(self) -> Connection:
         return self
@@ -88,13 +90,28 @@ class Connection:
         return answers(bytes(self.received), methods)[0]
 
     def has_answers(self, count: int, *methods: str) -> Callable[[], bool]:
-        return lambda: len(self.answers(*methods)) >= count
+        """For `wait`: whether there are so many. A large answer is looked at when much of it has
+        come, or nothing does."""
+        looked = 0
+
+        def has() -> bool:
+            nonlocal looked
+            size = len(self.received)
+            if size > _MUCH and size < 1.1 * looked and not self._quiet:
+                return False
+            looked = size
+            return len(self.answers(*methods)) >= count
+
+        return has
 
     def _turn(self, sending: bool, most_s: float = _TURN_S) -> None:
         if self._stop is not None and self._stop.is_set():
             raise Stopped
         wanting = [self._socket] if sending else []
-        if select.select([self._socket], wanting, [], max(0, min(_TURN_S, most_s)))[0]:
+        most_s = max(0, min(_TURN_S, most_s))
+        readable, writable, _ = select.select([self._socket], wanting, [], most_s)
+        self._quiet = not (readable or writable)
+        if readable:
             self._read()
 
     def _read(self) -> None:

@@ -128,8 +128,8 @@ ANY = GOOD | shaped(FRAMINGS + ODD_FRAMINGS, FIELDS + ODD)
 class Parsed:
     """What the parser sees in some bytes, up to what it does not understand.
 
-    begun, complete: the requests' ids, `None` for one without. closing: the place of the first
-    request after which the connection is to be closed.
+    begun: the requests' ids, None for one without, or with one that is none. closing: the place of
+    the first request after which the connection is to be closed.
     """
 
     data: bytes
@@ -152,7 +152,8 @@ class Parsed:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"x-request-id":
-            self.begun[-1] = value.decode("latin-1")
+            text = value.decode("latin-1")
+            self.begun[-1] = text if re.fullmatch(r"[A-Za-z0-9._-]{1,128}", text) else None
 
     def on_headers_complete(self) -> None:
         self.methods[-1] = self._parser.get_method().decode()
@@ -179,7 +180,10 @@ class Heard:
 
     @property
     def told(self) -> list[tuple[int, str | None]]:
-        return [(one.status, one.headers.get("x-request-id")) for one in self.answers]
+        """Statuses and the requests' own ids: None where the service made one."""
+        ids = [one.headers.get("x-request-id", "") for one in self.answers]
+        own = [one if one and not re.fullmatch(r"[0-9a-f]{32}", one) else None for one in ids]
+        return [(one.status, own[place]) for place, one in enumerate(self.answers)]
 
 
 @pytest.fixture(scope="module")
@@ -223,13 +227,8 @@ def check(heard: Heard, parsed: Parsed) -> None:
         and last.headers.get("connection", "").lower() == "close"
     )
     assert len(told) <= len(parsed.begun) + refused, told
-    for place, (_, answered) in enumerate(told):
-        if answered is not None and place < len(parsed.begun):
-            own = parsed.begun[place]
-            assert own is None or answered == own, told
-    assert "hidden" not in [answered for _, answered in told][: len(parsed.begun)] or (
-        "hidden" in parsed.begun
-    ), told
+    for (_, answered), own in zip(told, parsed.begun, strict=False):
+        assert answered in (None, own), told
     assert heard.closed or len(told) >= parsed.due, f"{told}: {parsed.due} were due"
 
 
@@ -254,7 +253,7 @@ def joined(shapes: Sequence[Shape]) -> bytes:
     return b"".join(shape.bytes(number) for number, shape in enumerate(shapes))
 
 
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(50))
 @given(st.lists(GOOD, min_size=1, max_size=5), CUTS)
 @example([Shape(b"POST /interactions", INNER, "length", (FIELDS[0],))], [0.5])
 @example([Shape(b"POST /interactions", INNER, "chunked", (FIELDS[1],))], [])
@@ -272,7 +271,7 @@ def test_valid_requests_are_answered_in_order(
     assert hear(target, cut(data, cuts), parsed).told == whole.told
 
 
-@settings(max_examples=examples(100))
+@settings(max_examples=examples(50))
 @given(
     st.lists(ANY, min_size=1, max_size=4),
     CUTS,
