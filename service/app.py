@@ -8,30 +8,28 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service.catalogue.item_store import ItemStore
 from service.catalogue.popularity import Popularity
 from service.drain import Drain
 from service.http import problems
+from service.http.addresses import networks
 from service.http.admission import Gate
-from service.http.bodies import BoundBodies
-from service.http.dependencies import (
-    HoldModels,
-    Services,
-    require_admin,
-    require_key,
-    require_known_query,
-)
+from service.http.bodies import ReadBodies
+from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
 from service.http.doors import Doors
 from service.http.keys import Keys
 from service.http.request_context import IdentifyRequests
+from service.http.request_line import ReadRequestLine, UnderPrefix
 from service.http.routes import (
     admin,
     health,
@@ -63,7 +61,7 @@ from service.store.store import Store, StoreError
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.5
-SENT = (408, 413, 431)
+SENT = (408, 413, 415, 421, 431, 503)
 """What is answered where a request does not arrive as a whole."""
 
 
@@ -91,7 +89,7 @@ def create_app(settings: Settings | None = None) -> Application:
         async with AsyncExitStack() as stack:
             if tracing is not None:
                 stack.push_async_callback(tracing.close)
-            app.state.services = await _assemble(chosen, keys, drain, stack)
+            app.state.services = await _assemble(chosen, drain, stack)
 
             def show(lineup: Lineup) -> None:
                 # Of the ones before nothing may be kept: they hold models.
@@ -111,8 +109,7 @@ def create_app(settings: Settings | None = None) -> Application:
         redoc_url=None,
     )
     app.state.services, app.state.drain = None, drain
-    guarded = [Depends(require_key), Depends(require_known_query)]
-    keys = Keys(secrets(chosen.api_keys), chosen.api_keys_file)
+    guarded = [declared_key, Depends(require_known_query)]
     nouns = (interactions, recommend, rank, session, items, popular, similar, users)
     routers = [noun.router for noun in nouns]
     gate = Gate(app, [noun.router for noun in (interactions, recommend, rank, session)])
@@ -120,7 +117,7 @@ def create_app(settings: Settings | None = None) -> Application:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
     app.include_router(
         admin.router,
-        dependencies=[Depends(require_admin)],
+        dependencies=[declared_key],
         responses=problems.declared(401, 403, *SENT),
     )
     app.include_router(health.router)
@@ -128,13 +125,21 @@ def create_app(settings: Settings | None = None) -> Application:
         app.include_router(page.router)
     problems.install(app)
     _declare_problems(app)
-    front: ASGIApp = AnswerDirectly(app, owner=app, routers=routers)
+    front: ASGIApp = AnswerDirectly(UnderPrefix(app), owner=app, routers=routers)
     front = HoldModels(front, owner=app)
-    front = BoundBodies(front, max_bytes=chosen.max_body_bytes, timeout_s=chosen.read_timeout_s)
-    front = Doors(front, settings=chosen, keys=keys)
-    front = RouteAsSent(TimeRequests(front))
+    front = ReadBodies(front, settings=chosen, routers=routers)
+    front = Doors(
+        front,
+        settings=chosen,
+        keys=Keys(secrets(chosen.api_keys), chosen.api_keys_file),
+        admin_keys=Keys(secrets(chosen.admin_keys), chosen.admin_keys_file),
+    )
+    front = TimeRequests(front)
     front = IdentifyRequests(front, log_requests=chosen.log_requests, tracing=tracing)
-    return Application(app, front)
+    named: Any = front
+    named = ProxyHeadersMiddleware(named, trusted_hosts=list(chosen.trusted_proxies))
+    trusted = networks(chosen.trusted_proxies)
+    return Application(app, ReadRequestLine(named, root_path=chosen.root_path, trusted=trusted))
 
 
 class Application:
@@ -151,9 +156,7 @@ class Application:
         await self._front(scope, receive, send)
 
 
-async def _assemble(
-    settings: Settings, keys: Keys, drain: Drain, stack: AsyncExitStack
-) -> Services:
+async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> Services:
     torch.set_num_threads(settings.threads)
     threadpool_limits(settings.threads)  # numpy's own, which otherwise spin on every core
     device = settings.device
@@ -217,16 +220,7 @@ async def _assemble(
         config.time,
         device,
     )
-    return Services(
-        settings,
-        log,
-        popularity,
-        keys,
-        Keys(secrets(settings.admin_keys), settings.admin_keys_file),
-        models,
-        models.lineup,
-        served,
-    )
+    return Services(settings, log, popularity, models, models.lineup, served)
 
 
 @asynccontextmanager
@@ -269,16 +263,3 @@ def _declare_problems(app: FastAPI) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-class RouteAsSent:
-    """Routes on the path before percent-decoding, so that an id in it may hold anything: a slash,
-    a line break, another route's ending. Routes decode what they take from it."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope.get("raw_path"):
-            scope["path"] = scope["raw_path"].decode("latin-1")
-        await self.app(scope, receive, send)

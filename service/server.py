@@ -96,7 +96,10 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 workers=1,
                 log_config=None,
-                http=bounded(settings.read_timeout_s, settings.max_head_bytes),
+                http=bounded(
+                    settings.read_timeout_s, settings.max_head_bytes, settings.max_header_fields
+                ),
+                proxy_headers=False,  # the application's own: it asks who the proxy is first
                 ws="none",
                 access_log=False,
                 timeout_keep_alive=settings.keep_alive_s,

@@ -21,7 +21,7 @@ from model.kernels import Choice
 from model.state import Precision
 from service.engine.kinds import KindRules
 from service.engine.wave import StoreAway
-from service.http import keys
+from service.http import addresses, keys
 from service.store.event_log import LatePolicy
 from service.store.store import without_password
 
@@ -109,6 +109,17 @@ class Settings(BaseSettings):
         description="a connection without a request is closed after this time. To be longer than "
         "clients and proxies keep theirs (60 s is usual): what is sent while it is being closed "
         "gets no answer",
+    )
+    root_path: str = _http(
+        "",
+        pattern=rf"^{addresses.PREFIX}$",
+        description="path under which a proxy shows the service, such as `/recommender`; the proxy "
+        "may take it off or leave it on",
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = _http(
+        ("127.0.0.1", "::1"),
+        description="comma-separated addresses and networks of proxies whose X-Forwarded-For, "
+        "-Proto and -Prefix are believed; `*`: all",
     )
     page: bool = _http(
         True, description="the page at `/`, where people try the recommender in a browser"
@@ -211,9 +222,22 @@ class Settings(BaseSettings):
         description="newest interactions of a user among which an explanation looks for reasons; "
         "each takes a pass of the model",
     )
-    max_body_bytes: int = _limit(32 * 2**20, ge=1024, description="most bytes of a request's body")
+    max_body_bytes: int = _limit(4 * 2**20, ge=1024, description="most bytes of a request's body")
+    max_buffered_bytes: int = _limit(
+        256 * 2**20,
+        ge=2**20,
+        description="most bytes of bodies that one process keeps at a time; a body beyond it gets "
+        "a 503",
+    )
     max_head_bytes: int = _limit(
-        65_536, ge=1024, description="most bytes of a request's line and headers"
+        65_536,
+        ge=1024,
+        description="most bytes of a request's line and headers, and of the fields behind a "
+        "chunked body",
+    )
+    max_header_fields: int = _limit(100, ge=10, description="most header fields of either")
+    max_listed: int = _limit(
+        5000, ge=1, description="most items or categories in one list of a request"
     )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
     max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
@@ -231,6 +255,12 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = _access(
         None,
         description="more of them, one a line (`#` begins a comment); read again when it changes",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = _access(
+        (),
+        description="comma-separated names, beside addresses and `localhost`, by which requests "
+        "may ask for a service without keys; `*`: any. So no page of somebody else's can make a "
+        "browser ask by a name that leads here",
     )
     public_docs: bool = _access(
         False,
@@ -295,12 +325,12 @@ class Settings(BaseSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_keys(cls, values: object) -> object:
+    def _split_lists(cls, values: object) -> object:
         if not isinstance(values, dict):
             return values
         split = {
-            name: tuple(key.strip() for key in given.split(",") if key.strip())
-            for name in ("api_keys", "admin_keys")
+            name: tuple(one.strip() for one in given.split(",") if one.strip())
+            for name in ("api_keys", "admin_keys", "allowed_hosts", "trusted_proxies")
             if isinstance(given := values.get(name), str)
         }
         return values | split
@@ -311,6 +341,17 @@ class Settings(BaseSettings):
         if file is not None:
             keys.check(file)
         return file
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _as_compared(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(addresses.host_name, hosts))
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        addresses.networks(proxies)
+        return proxies
 
     @field_validator("tracing")
     @classmethod
@@ -345,6 +386,15 @@ class Settings(BaseSettings):
     def _two_ports(self) -> Settings:
         if self.operations_port == self.port:
             raise ValueError(f"operations_port {self.port} is that of the API: give another one")
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_bodies(self) -> Settings:
+        if self.max_buffered_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_buffered_bytes {self.max_buffered_bytes} must be at least max_body_bytes "
+                f"{self.max_body_bytes}: raise the one or lower the other"
+            )
         return self
 
     @model_validator(mode="after")

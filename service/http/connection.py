@@ -1,14 +1,18 @@
 """One connection's HTTP, with bounds on what a caller may send before being answered.
 
-The server has none of its own: a head without an end would be kept for ever, and grow.
+The server has none of its own: a head without an end would be kept for ever, and grow; so would
+the fields behind a chunked body; and what follows a head that offers an upgrade would be taken for
+another request, a body included.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, Literal
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -17,27 +21,47 @@ if TYPE_CHECKING:
 
 GRACE_S = 5.0
 """After the time for a body, for the answer that says so, and for what is still sent of it."""
+LINGER_S = 1.0
+"""For what is still sent after a refusal."""
 
 _REASONS = {
     400: (b"400 Bad Request", "what was sent is no HTTP request"),
     408: (b"408 Request Timeout", "the request's head took longer than read_timeout_s"),
-    431: (b"431 Request Header Fields Too Large", "the request's head is over max_head_bytes"),
+    431: (
+        b"431 Request Header Fields Too Large",
+        "the request's head, or the fields behind its body, are over max_head_bytes or "
+        "max_header_fields",
+    ),
 }
+Refusal = Literal[400, 408, 431]
 
 
-def bounded(read_timeout_s: float, max_head_bytes: int) -> type[asyncio.Protocol]:
+def bounded(
+    read_timeout_s: float, max_head_bytes: int, max_header_fields: int
+) -> type[asyncio.Protocol]:
     """The protocol of a server's connections.
 
     Args:
         read_timeout_s: within which a head must be there, from its first byte or the connection's
             beginning on; and then its body, which an application gives up before this does.
-        max_head_bytes: most bytes of a head.
+        max_head_bytes: most bytes of a head, and of the fields behind a chunked body.
+        max_header_fields: most fields of either.
     """
 
     class Bounded(_Connection):
-        timeout_s, max_head = read_timeout_s, max_head_bytes
+        timeout_s, max_head, max_fields = read_timeout_s, max_head_bytes, max_header_fields
 
     return Bounded
+
+
+class _Place(Enum):
+    """Where in the bytes of a connection its parser stands."""
+
+    BETWEEN = auto()
+    HEAD = auto()
+    BODY = auto()
+    REFUSED = auto()
+    """Nothing more is read."""
 
 
 class _Refused:
@@ -53,39 +77,125 @@ class _Refused:
 class _Connection(HttpToolsProtocol):
     timeout_s: float
     max_head: int
+    max_fields: int
 
     def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
+        self._place = _Place.BETWEEN
         self._waiting: asyncio.TimerHandle | None = None
-        self._head: int | None = None
-        """Bytes of a head without an end; None: there is none."""
+        self._read = self._begun = 0
+        """Bytes of what is being parsed, and messages begun in it."""
+        self._unread = 0
+        """Bytes received since the head began, or since the last of the body."""
+        self._is_counted = True
+        """Whether a head has no more bytes than that."""
+        self._trailers = self._trailer_bytes = 0
+        """Fields behind the body, and their bytes."""
+        self._upgrading = False
+        self._refusal: Refusal | None = None
         self._gate: Gate | None = self.app_state.get("gate")
         self._refused_at = 0.0
 
+    # -- bytes ---------------------------------------------------------------------------
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin()
+        self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end()
+        self._end_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        idle = self._waiting is None and (self.cycle is None or self.cycle.response_complete)
-        if (idle or self._head == 0) and self._gate is not None and self._gate.refuses_whole(data):
-            self.transport.write(self._gate.answer)
-            self._stay()
+        if self._place is _Place.REFUSED:
             return
-        if idle:
-            self._begin()
-        if self._head is not None:
-            self._head += len(data)
-        super().data_received(data)
-        if self._head is not None and self._head > self.max_head:
+        between = self._place is _Place.BETWEEN
+        if between:
+            idle = self.cycle is None or self.cycle.response_complete
+            if idle and self._gate is not None and self._gate.refuses_whole(data):
+                self.transport.write(self._gate.answer)
+                self._stay()
+                return
+            if self._waiting is None:
+                self._wait_for_head()
+            self._unread, self._is_counted = 0, True
+        self._unset_keepalive_if_required()
+        self._read, self._begun = len(data), 0
+        self._unread += self._read
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            over = self._place is _Place.HEAD and self._unread > self.max_head
+            self._refuse(431 if over else 400)
+            return
+        if self._place is _Place.HEAD and self._begun and not (between and self._begun == 1):
+            self._unread, self._is_counted = 0, False  # it began somewhere behind other requests
+        if self._place in (_Place.HEAD, _Place.BODY) and self._unread > self.max_head:
+            self._refuse(431)
+
+    def _parse(self, data: bytes) -> None:
+        """Raises httptools.HttpParserError."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self._upgrading:
+                    return
+                data = data[upgrade.args[0] :]
+                self._parse_without_upgrade()
+
+    def _parse_without_upgrade(self) -> None:
+        """Gives a new parser the head that was just read, without the offer of another protocol:
+        the one that took note of it does not read a body any more."""
+        self._upgrading = False
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(token for token in tokens if token.lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, value))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as the server's own
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+
+    # -- what the parser finds -----------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        if self._place is _Place.REFUSED:
+            return
+        self._place = _Place.HEAD
+        self._begun += 1
+        self._trailers = self._trailer_bytes = 0
+        if self._waiting is None:
+            self._wait_for_head()
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._place is not _Place.BODY:
+            super().on_header(name, value)
+            return
+        # Behind a body: nobody asks for these, and they must not be taken for the head's.
+        self._trailers += 1
+        self._trailer_bytes += len(name) + len(value) + 4
+        if self._trailers > self.max_fields or self._trailer_bytes > self.max_head:
             self._refuse(431)
 
     def on_headers_complete(self) -> None:
-        self._end()
+        if self._place is _Place.REFUSED:
+            return
+        if len(self.headers) > self.max_fields or self._is_head_too_large():
+            self._refuse(431)
+            return
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(400)
+            else:
+                self._upgrading = True
+            return
+        self._end_waiting()
         self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
         idle = self.cycle is None or self.cycle.response_complete
         plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
@@ -97,11 +207,39 @@ class _Connection(HttpToolsProtocol):
             self.on_response_complete()
         else:
             super().on_headers_complete()  # it raises, for one thing, where a URL is too long
-        self._head = None
+        self._place, self._unread = _Place.BODY, 0
+
+    def on_chunk_header(self) -> None:
+        self._unread = 0
+
+    def on_body(self, body: bytes) -> None:
+        if self._place is _Place.BODY:
+            self._unread = 0
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._end()
+        if self._upgrading or self._place is _Place.REFUSED:
+            return
+        self._place, self._unread = _Place.BETWEEN, 0
+        self._end_waiting()
         super().on_message_complete()
+        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+            # It was answered before its end; what came of it since has ended the wait for another.
+            self._stay()
+
+    def _is_head_too_large(self) -> bool:
+        if self._is_counted and max(self._unread, self._read) <= self.max_head:
+            return False
+        fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.url) + fields > self.max_head
+
+    # -- answers -------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        last = not self.pipeline
+        super().on_response_complete()
+        if last and self._refusal is not None:
+            self._answer(self._refusal)
 
     def timeout_keep_alive_handler(self) -> None:
         left = self._refused_at + self.timeout_keep_alive - self.loop.time()
@@ -111,31 +249,48 @@ class _Connection(HttpToolsProtocol):
         else:
             super().timeout_keep_alive_handler()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(431 if (self._head or 0) > self.max_head else 400)
-
     def _stay(self) -> None:
         """Kept for as long after a refusal as after an answer, without a timer for each."""
-        if self._waiting is not None:  # it has just been opened
-            self._end()
-            self._head = None
+        self._end_waiting()  # it may have just been opened
         self._refused_at = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_handler()
 
-    def _begin(self) -> None:
-        self._head = 0
+    def _wait_for_head(self) -> None:
         self._waiting = self.loop.call_later(self.timeout_s, self._refuse, 408)
 
-    def _end(self) -> None:
+    def _end_waiting(self) -> None:
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
 
-    def _refuse(self, status: int) -> None:
-        """Answers what never became a request, and closes."""
-        self._end()
-        self._head = None
+    def _refuse(self, status: Refusal) -> None:
+        """Answers what is no request, or none that is read to its end, after all that came before
+        it, and closes."""
+        place, self._place = self._place, _Place.REFUSED
+        if place is _Place.REFUSED:
+            return
+        self._end_waiting()
+        cycle = self.cycle
+        if place is _Place.BODY and cycle is not None:  # of which the application may have begun
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if self.pipeline and self.pipeline[0][0] is cycle:
+                self.pipeline.popleft()
+            elif cycle.response_complete or cycle.response_started:
+                self.transport.close()
+                return
+            else:
+                self._answer(status)
+                return
+            self._refusal = status
+        elif cycle is None or cycle.response_complete:
+            self._answer(status)
+        else:
+            self._refusal = status
+
+    def _answer(self, status: Refusal) -> None:
+        self._refusal = None
         if self.transport.is_closing():
             return
         line, detail = _REASONS[status]
@@ -146,4 +301,6 @@ class _Connection(HttpToolsProtocol):
             b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
             b"connection: close\r\n\r\n%s" % (line, len(content), content)
         )
-        self.transport.close()
+        # Closed while more of it comes, a connection is reset, and the answer may be lost.
+        self.transport.write_eof()
+        self._waiting = self.loop.call_later(LINGER_S, self.transport.close)

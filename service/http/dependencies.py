@@ -1,4 +1,4 @@
-"""What routes get handed: the engine, the model, the settings, and who may call."""
+"""What routes get handed: the engine, the model, the settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
+from urllib.parse import unquote_to_bytes
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.routing import APIRoute
@@ -16,7 +17,7 @@ from service.catalogue.catalogue import Catalogue
 from service.catalogue.popularity import Popularity
 from service.engine.engine import Engine
 from service.engine.explanation import Explainer
-from service.http.keys import Keys
+from service.http.faults import LONGEST_NAME, clipped
 from service.http.problems import ProblemError
 from service.models.lineup import Lineup
 from service.models.models import Models
@@ -36,8 +37,6 @@ class Services:
     settings: Settings
     log: EventLog
     popularity: Popularity
-    api_keys: Keys
-    admin_keys: Keys
     models: Models
     lineup: Lineup
     served: ServedModel
@@ -104,29 +103,26 @@ async def _services(request: Request) -> Services:
 
 ServicesDep = Annotated[Services, Depends(_services)]
 
-_header = APIKeyHeader(name="X-API-Key", auto_error=False)
-_Shown = Annotated[str | None, Depends(_header)]
-
-REFUSAL = "X-API-Key is missing or not one of this service's keys"
-CHALLENGE = {"WWW-Authenticate": 'APIKey realm="tim4rec", header="X-API-Key"'}
-
-
-async def require_key(services: ServicesDep, key: _Shown) -> None:
-    """Lets a request with one of the API keys through, or all when there is none."""
-    if services.api_keys and not services.api_keys.have(key):
-        raise ProblemError(401, REFUSAL, headers=CHALLENGE)
+declared_key = Depends(APIKeyHeader(name="X-API-Key", auto_error=False))
+"""Says in the documentation that a route wants a key; what asks for it stands before all routes."""
 
 
 async def require_known_query(request: Request) -> None:
-    """Refuses parameters that the route does not take: a misspelt one would be ignored."""
-    given = request.query_params
-    if not given:
+    """Refuses parameters that the route does not take: a misspelt one would be ignored; and a query
+    that is no percent-encoded UTF-8."""
+    text: bytes = request.scope["query_string"]
+    if not text:
         return
+    try:
+        unquote_to_bytes(text.decode("ascii")).decode()
+    except UnicodeDecodeError:
+        raise ProblemError(422, "query: must be UTF-8, percent-encoded", field="query") from None
     known = _query_of(request.scope["route"])
-    for name in given:
+    for name in request.query_params:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name[:LONGEST_NAME], known, 1)
             hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
+            name = clipped(name, LONGEST_NAME)
             raise ProblemError(422, f"{name}: no parameter of this route; {hint}", field=name)
 
 
@@ -136,15 +132,3 @@ def _query_of(route: APIRoute) -> tuple[str, ...]:
         found |= dict.fromkeys(field.alias for field in dependant.query_params)
         wanted += dependant.dependencies
     return tuple(found)
-
-
-async def require_admin(services: ServicesDep, key: _Shown) -> None:
-    """Lets a request with one of the admin keys through, and nobody when there is none."""
-    if not services.admin_keys:
-        raise ProblemError(
-            403, "this service has no admin keys: start it with TIM4REC_ADMIN_KEYS or its file"
-        )
-    if not services.admin_keys.have(key):
-        raise ProblemError(
-            401, "X-API-Key is missing or not one of this service's admin keys", headers=CHALLENGE
-        )

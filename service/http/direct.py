@@ -2,12 +2,14 @@
 
 A route whose arguments are query parameters, one JSON body and the services is called from here:
 the same function, the same validation, the same answer. What is not well-formed, or not of such a
-route, goes on to the application, so that there is one place that says what is wrong with it.
+route, goes on to the application, so that there is one place that says what is wrong with it; but
+not what has more faults than an answer names.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
@@ -18,16 +20,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.dependencies import Services, require_key, services_of
+from service.http import faults, problems
+from service.http.dependencies import Services, services_of
 
-_KEY = b"x-api-key"
 _CONTENT_TYPE = b"content-type"
 _JSON = b"application/json"
+_ANY_JSON = re.compile(rb"application/([a-z0-9!#$&^_.+-]+\+)?json")
 
 
 class AnswerDirectly:
     """The routes of `routers` that can be called directly are; `owner` has their services and the
-    handlers of their errors. All of them take an API key."""
+    handlers of their errors."""
 
     def __init__(self, app: ASGIApp, *, owner: FastAPI, routers: Sequence[APIRouter]) -> None:
         self.app, self.owner = app, owner
@@ -37,23 +40,25 @@ class AnswerDirectly:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call = None
-        if scope["type"] == "http" and not scope.get("root_path"):
+        if scope["type"] == "http":
             call = self._calls.get((scope["method"], scope["path"]))
         services = services_of(scope, self.owner)
         if call is None or services is None:
             await self.app(scope, receive, send)
             return
         values = call.query(scope["query_string"])
-        key = content_type = None
-        for name, value in scope["headers"]:
-            if name == _KEY and key is None:
-                key = value.decode("latin-1")
-            elif name == _CONTENT_TYPE and content_type is None:
-                content_type = value
         if values is not None and call.body is not None:
+            given = (value for name, value in scope["headers"] if name == _CONTENT_TYPE)
             received = await _received(receive)
             receive = _again(received, receive)
-            if not call.read(values, content_type, received):
+            try:
+                if not call.read(values, next(given, None), received):
+                    values = None
+            except ValidationError as error:
+                if error.error_count() > faults.MOST_NAMED:
+                    scope["route"] = call.route
+                    await problems.invalid(_of_body(error))(scope, receive, send)
+                    return
                 values = None
         if values is None:
             await self.app(scope, receive, send)
@@ -61,7 +66,6 @@ class AnswerDirectly:
         scope["route"] = call.route
         values[call.services] = services
         try:
-            await require_key(services, key)
             content = call.written(await call.endpoint(**values))
         except Exception as error:
             foreseen, handler = self._handler(error)
@@ -120,7 +124,11 @@ class _Call:
         """The arguments that come from the query; None: they can't be made of it."""
         values = dict(self._defaults)
         lists: dict[str, list[str]] = {}
-        for name, value in _pairs(text):
+        try:
+            pairs = _pairs(text)
+        except ValueError:  # no UTF-8, or more pairs than are looked at
+            return None
+        for name, value in pairs:
             known = self._query.get(name)
             if known is None:
                 return None
@@ -142,19 +150,29 @@ class _Call:
     def read(
         self, values: dict[str, Any], content_type: bytes | None, messages: list[Message]
     ) -> bool:
-        """Adds the body to the arguments; False: it can't be."""
+        """Adds the body to the arguments; False: it is none of JSON, or not whole.
+
+        Raises:
+            ValidationError
+        """
         assert self.body is not None
         assert self._body is not None
-        if content_type is None or content_type.partition(b";")[0].strip().lower() != _JSON:
+        if content_type is None:
+            return False
+        media_type = content_type.partition(b";")[0].strip().lower()
+        if media_type != _JSON and not _ANY_JSON.fullmatch(media_type):
             return False
         if messages[-1]["type"] != "http.request":
             return False
         content = b"".join(message.get("body", b"") for message in messages)
-        try:
-            values[self.body] = self._body.validator.validate_json(content)
-        except ValidationError:
-            return False
+        values[self.body] = self._body.validator.validate_json(content)
         return True
+
+
+def _of_body(error: ValidationError) -> list[dict[str, Any]]:
+    """The errors as the framework has them."""
+    found = error.errors(include_url=False, include_input=False)
+    return [{**one, "loc": ("body", *one["loc"])} for one in found]
 
 
 def _calls(router: APIRouter) -> Iterator[tuple[str, _Call]]:
@@ -182,9 +200,9 @@ def _is_list(kind: Any) -> bool:
 
 
 def _pairs(query: bytes) -> list[tuple[str, str]]:
-    text = query.decode("latin-1")
+    text = query.decode("ascii")
     if "%" in text or "+" in text:
-        return parse_qsl(text, keep_blank_values=True)
+        return parse_qsl(text, keep_blank_values=True, errors="strict")
     return [(name, value) for name, _, value in (p.partition("=") for p in text.split("&") if p)]
 
 

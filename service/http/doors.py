@@ -1,46 +1,93 @@
-"""Which port leads where, and what needs a key beside the API's own routes."""
+"""Who may come in, judged by the head of a request alone, before a byte of its body is read."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.dependencies import CHALLENGE, REFUSAL
+from service.http.addresses import host_name, is_local
 from service.http.keys import Keys
 from service.http.problems import problem
-from service.settings import Settings
 
-OPERATIONS = frozenset(("/livez", "/readyz", "/metrics"))
+if TYPE_CHECKING:
+    from service.settings import Settings
+
+PROBES = frozenset(("/livez", "/readyz"))
 METRICS = "/metrics"
-DOCUMENTATION = frozenset(("/docs", "/openapi.json"))
-_KEY = b"x-api-key"
+OPERATIONS = PROBES | {METRICS}
+DOCUMENTATION = ("/docs", "/openapi.json", "/static-offline-docs")
+ADMIN = "/admin"
+
+REFUSAL = "X-API-Key is missing or not one of this service's {}keys"
+CHALLENGE = {"WWW-Authenticate": 'APIKey realm="tim4rec", header="X-API-Key"'}
+_KEY, _HOST = b"x-api-key", b"host"
 
 
 class Doors:
-    """With a port for operations, nothing else is on it, and `/metrics` only there. Without one,
-    `/metrics` wants a key where the API does. So does the documentation, unless it is public."""
+    """Who comes to which path, at which port.
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, keys: Keys) -> None:
-        self.app, self.keys = app, keys
+    With a port for operations, nothing else is on it, and `/metrics` only there. Probes and the
+    page are for everybody, and the documentation where it is public; `/admin` wants an admin key,
+    and all else an API key, where there are any. Without API keys a browser is not to be made to
+    ask for a page of somebody else's: the host that it asks for has to be ours.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, keys: Keys, admin_keys: Keys) -> None:
+        self.app, self.keys, self.admin_keys = app, keys, admin_keys
         self.operations_port = settings.operations_port
-        guarded = set() if settings.public_docs else set(DOCUMENTATION)
-        self._guarded = guarded if self.operations_port else guarded | {METRICS}
+        self._hosts = frozenset(settings.allowed_hosts)
+        self._open = set(PROBES)
+        self._open_below: tuple[str, ...] = ()
+        if settings.operations_port is not None:
+            self._open.add(METRICS)
+        if settings.page:
+            self._open.add("/")
+            self._open_below += ("/page/",)
+        if settings.public_docs:
+            self._open.update(DOCUMENTATION)
+            self._open_below += tuple(f"{path}/" for path in DOCUMENTATION)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"]
-            if self.operations_port is not None:
-                server = scope.get("server")
-                at_operations = server is not None and server[1] == self.operations_port
-                if path not in OPERATIONS if at_operations else path == METRICS:
-                    other = "another port" if at_operations else "the port for operations"
-                    await problem(404, f"it is on {other}")(scope, receive, send)
-                    return
-            if path in self._guarded and self.keys and not self.keys.have(_shown(scope)):
-                await problem(401, REFUSAL, headers=CHALLENGE)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        path = scope["path"]
+        if self.operations_port is not None:
+            server = scope.get("server")
+            at_operations = server is not None and server[1] == self.operations_port
+            if path not in OPERATIONS if at_operations else path == METRICS:
+                other = "another port" if at_operations else "the port for operations"
+                return problem(404, f"it is on {other}")
+        key, hosts = None, list[str]()
+        for name, value in scope["headers"]:
+            if name == _KEY and key is None:
+                key = value.decode("latin-1")
+            elif name == _HOST:
+                hosts.append(value.decode("latin-1"))
+        if not self.keys and not all(self._is_ours(host) for host in hosts):
+            return problem(
+                421,
+                "Host: names neither this machine nor one of allowed_hosts "
+                "(TIM4REC_ALLOWED_HOSTS), which a service without keys wants",
+            )
+        if path == ADMIN or path.startswith(f"{ADMIN}/"):
+            if not self.admin_keys:
+                return problem(
+                    403,
+                    "this service has no admin keys: start it with TIM4REC_ADMIN_KEYS or its file",
+                )
+            return None if self.admin_keys.have(key) else _no_key("admin ")
+        if not self.keys or path in self._open or path.startswith(self._open_below):
+            return None
+        return None if self.keys.have(key) else _no_key()
+
+    def _is_ours(self, host: str) -> bool:
+        name = host_name(host)
+        return name in self._hosts or "*" in self._hosts or is_local(name)
 
 
-def _shown(scope: Scope) -> str | None:
-    found = (value.decode("latin-1") for name, value in scope["headers"] if name == _KEY)
-    return next(found, None)
+def _no_key(kind: str = "") -> Response:
+    return problem(401, REFUSAL.format(kind), headers=CHALLENGE)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+MOST_NAMED = 20
+"""Faults of one request that its answer names; of the others it has the number."""
+LONGEST_NAME, LONGEST_MESSAGE = 100, 300
 
 _SAID = {
     "missing": "is required",
@@ -37,8 +42,22 @@ _SAID = {
 UNREADABLE = "body: must be JSON in UTF-8, not nested too deeply"
 
 
-def explained(error: Any) -> dict[str, str]:
-    """The field and the message of one of pydantic's errors."""
+def clipped(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def named(errors: Sequence[Any]) -> list[dict[str, str]]:
+    """The first MOST_NAMED of pydantic's errors, each with its field and message."""
+    return [
+        {
+            "field": clipped(said["field"], LONGEST_NAME),
+            "message": clipped(said["message"], LONGEST_MESSAGE),
+        }
+        for said in map(_explained, errors[:MOST_NAMED])
+    ]
+
+
+def _explained(error: Any) -> dict[str, str]:
     kind, place = error["type"], [str(part) for part in error["loc"]]
     if kind == "json_invalid":
         reason = error.get("ctx", {}).get("error", "it cannot be read")

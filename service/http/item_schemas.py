@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
+from service.http.json_shape import AtMost
 from service.http.schemas import Id, Time
 
 
@@ -57,7 +58,7 @@ class ItemBatch(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    items: list[NewItem] = Field(min_length=1)
+    items: Annotated[list[NewItem], AtMost("max_batch_items")] = Field(min_length=1)
 
 
 class ListedItem(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
+LONGEST_DETAIL = 1000
 
 
 class ProblemError(Exception):
@@ -44,13 +46,15 @@ def problem(
     detail: str,
     errors: list[dict[str, Any]] | None = None,
     headers: dict[str, str] | None = None,
+    more_errors: int | None = None,
 ) -> JSONResponse:
     context = request_context.current.get()
     body = Problem(
         title=http.HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=faults.clipped(detail, LONGEST_DETAIL),
         errors=errors,
+        more_errors=more_errors,
         request_id=context.request_id if context else None,
     )
     return JSONResponse(
@@ -58,9 +62,18 @@ def problem(
     )
 
 
+def invalid(errors: Sequence[Any]) -> JSONResponse:
+    """The answer to a request with these errors of pydantic's."""
+    found, others = faults.named(errors), max(0, len(errors) - faults.MOST_NAMED)
+    detail = f"{found[0]['field']}: {found[0]['message']}"
+    if others:
+        detail += f"; {len(errors) - 1} more faults, {len(found) - 1} of them named in errors"
+    return problem(422, detail, found, more_errors=others or None)
+
+
 def _next(request: Request, error: Exception) -> str:
     """What a 503 means for its caller."""
-    logs_events = request.scope["path"].startswith("/interactions")
+    logs_events = request_context.route_of(request.scope).startswith("/interactions")
     again = "try again with the same event_id" if logs_events else "try again"
     if isinstance(error, Overloaded):
         return f"nothing was done: {again}"
@@ -89,9 +102,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [faults.explained(one) for one in error.errors()]
-        first = errors[0]
-        return problem(422, f"{first['field']}: {first['message']}", errors)
+        return invalid(error.errors())
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:

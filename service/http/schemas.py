@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from model.kinds import HEAVIEST, KIND
+from service.http.json_shape import AtMost
 from service.http.times import parse_time
 
 
@@ -68,7 +69,7 @@ class Interaction(_Body):
 class InteractionBatch(_Body):
     """Interactions in order; the order of each user's is kept."""
 
-    interactions: list[Interaction] = Field(min_length=1)
+    interactions: Annotated[list[Interaction], AtMost("max_batch_events")] = Field(min_length=1)
 
 
 class InteractionResult(BaseModel):
@@ -199,8 +200,9 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[dict[str, Any]] | None = Field(
-        None, description="each wrong field: where it is, and what is wrong with it"
+        None, description="each wrong field, 20 at most: where it is, and what is wrong with it"
     )
+    more_errors: int | None = Field(None, description="how many more there are")
     request_id: str | None = Field(
         None, description="that of the header X-Request-ID: the service's log has it, too"
     )

@@ -16,11 +16,13 @@ from service.catalogue.retrieval import NO_ITEMS
 from service.catalogue.shelf import Selection
 from service.http import cursor
 from service.http.dependencies import Services
+from service.http.json_shape import AtMost
 from service.http.problems import ProblemError
 from service.http.schemas import Id
 
 Share = Annotated[float, Gt(0), Le(1)]
 Diversity = Annotated[float, Ge(0), Le(1)]
+_LISTED = AtMost("max_listed")
 
 CATEGORY = "only items of one of these categories"
 INCLUDE = "only these items"
@@ -37,9 +39,11 @@ class Wishes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    exclude: list[str] = Field(default_factory=list, description="item ids not to return")
-    category: list[Id] | None = Field(None, description=CATEGORY)
-    include: list[str] | None = Field(None, description=INCLUDE)
+    exclude: Annotated[list[str], _LISTED] = Field(
+        default_factory=list, description="item ids not to return"
+    )
+    category: Annotated[list[Id] | None, _LISTED] = Field(None, description=CATEGORY)
+    include: Annotated[list[str] | None, _LISTED] = Field(None, description=INCLUDE)
     filter: str | None = Field(None, description=FILTER)
     promote: str | None = Field(None, description=PROMOTE)
     promote_share: Share = Field(0.2, description=PROMOTE_SHARE)

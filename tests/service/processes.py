@@ -217,6 +217,6 @@ async def in_process(artefact: Path, store_url: str, **settings: Any) -> AsyncIt
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.api.router.lifespan_context(app.api),
-        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
         yield client

@@ -164,7 +164,7 @@ def test_a_refused_connection_stays_as_long_as_another(kept_s: int) -> None:
 
     async def main() -> None:
         config = Config(
-            FastAPI(), http=bounded(0.2, 1000), ws="none", timeout_keep_alive=kept_s,
+            FastAPI(), http=bounded(0.2, 1000, 100), ws="none", timeout_keep_alive=kept_s,
             log_config=None, lifespan="off",
         )  # fmt: skip
         config.load()

@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from service.http import problems
-from service.http.dependencies import ServicesDep, require_key
+from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
+from service.http.doors import Doors
 from service.http.keys import Keys
 from service.http.problems import ProblemError
 from service.http.schemas import Id, Interaction, InteractionBatch, Time
+from service.settings import Settings
 from service.store.store import StoreUnavailable
 from tests.depth import examples
 
@@ -71,12 +74,15 @@ async def by_path(name: str, services: ServicesDep) -> Echo:
 @cache
 def app(direct: bool, *keys: str) -> FastAPI:
     made = FastAPI()
-    made.state.services = SimpleNamespace(settings=SimpleNamespace(max_k=9), api_keys=Keys(keys))
-    made.include_router(router, dependencies=[Depends(require_key)])
+    made.state.services = SimpleNamespace(settings=SimpleNamespace(max_k=9))
+    made.include_router(router)
     problems.install(made)
     if direct:
         made.add_middleware(Counting)
         made.add_middleware(AnswerDirectly, owner=made, routers=[router])
+    made.add_middleware(
+        Doors, settings=Settings(artefact=Path()), keys=Keys(keys), admin_keys=Keys()
+    )
     return made
 
 
@@ -95,7 +101,7 @@ class Counting:
 def ask(one: FastAPI, method: str, url: str, **options: Any) -> tuple[int, dict[str, str], bytes]:
     async def send() -> tuple[int, dict[str, str], bytes]:
         transport = httpx.ASGITransport(one)
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             answer = await client.request(method, url, **options)
         return answer.status_code, dict(answer.headers), answer.content
 

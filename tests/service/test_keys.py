@@ -4,18 +4,17 @@ import asyncio
 import logging
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.http import keys, problems
-from service.http.dependencies import require_admin
+from service.http.doors import Doors
 from service.http.keys import Keys
-from service.settings import SettingsError, read_settings
+from service.settings import Settings, SettingsError, read_settings
 from tests.service.processes import Service, make_artefact
 from tests.waited import until
 
@@ -106,13 +105,14 @@ def test_admin_is_closed_without_keys_of_its_own() -> None:
     async def ask(admin: list[str], shown: str | None) -> httpx.Response:
         app = FastAPI()
         problems.install(app)
-        app.state.services = SimpleNamespace(api_keys=Keys(["user"]), admin_keys=Keys(admin))
 
-        @app.post("/admin/act", dependencies=[Depends(require_admin)])
+        @app.post("/admin/act")
         async def act() -> str:
             return "done"
 
-        transport = httpx.ASGITransport(app)
+        settings = Settings(artefact=Path())
+        doors = Doors(app, settings=settings, keys=Keys(["user"]), admin_keys=Keys(admin))
+        transport = httpx.ASGITransport(doors)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             headers = {} if shown is None else {"X-API-Key": shown}
             return await client.post("/admin/act", headers=headers)

@@ -75,11 +75,6 @@ async def list_items(
 @router.post("/batch", responses=declared(422, 503))
 async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
     """Sets the records of many items; of one that comes twice, the last counts."""
-    limit = services.settings.max_batch_items
-    if len(body.items) > limit:
-        raise ProblemError(
-            422, f"items: at most {limit} in one request, not {len(body.items)}", field="items"
-        )
     records = {
         item.item_id: _stored(services, item, f"items.{i}") for i, item in enumerate(body.items)
     }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.http.dependencies import ServicesDep
-from service.http.problems import ProblemError, declared
+from service.http.json_shape import AtMost
+from service.http.problems import declared
 from service.http.schemas import STALE, Id, Time
 
 router = APIRouter(tags=["recommendations"])
@@ -21,7 +22,9 @@ class Candidates(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     user_id: Id
-    item_ids: list[Id] = Field(min_length=1, description="one that comes twice counts once")
+    item_ids: Annotated[list[Id], AtMost("max_candidates")] = Field(
+        min_length=1, description="one that comes twice counts once"
+    )
     at: Time | None = Field(None, description="the moment ranked for; none: now")
     exclude_seen: bool = Field(
         False, description="leave out everything the user ever interacted with"
@@ -61,11 +64,6 @@ class RankedItems(BaseModel):
 @router.post("/rank", responses=declared(422, 503), response_model_exclude_none=True)
 async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
     """Orders given items for a user, by everything that was logged before the call."""
-    limit = services.settings.max_candidates
-    if len(body.item_ids) > limit:
-        raise ProblemError(
-            422, f"item_ids: at most {limit}, not {len(body.item_ids)}", field="item_ids"
-        )
     services = services.of(body.user_id)
     catalogue = services.catalogue
     rows = {item: catalogue.row(item) for item in body.item_ids}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from typing import Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.http import wishes
 from service.http.answers import recommended
 from service.http.dependencies import Services, ServicesDep
+from service.http.json_shape import AtMost
 from service.http.problems import ProblemError, declared
 from service.http.schemas import Id, Kind, RecommendedItem, Time
 from service.http.wishes import Wishes
@@ -33,7 +34,7 @@ class SessionEvent(BaseModel):
 class Session(Wishes):
     """Interactions of somebody of whom nothing is stored, oldest first."""
 
-    events: list[SessionEvent]
+    events: Annotated[list[SessionEvent], AtMost("max_session_events")]
     k: int = Field(10, ge=1, description="how many items")
     at: Time | None = Field(None, description="the moment recommended for; none: now")
     exclude_seen: bool = Field(True, description="leave out the items of the session")
@@ -63,12 +64,6 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
     settings = services.settings
     if body.k > settings.max_k:
         raise ProblemError(422, f"k: at most {settings.max_k}, not {body.k}", field="k")
-    if len(body.events) > settings.max_session_events:
-        raise ProblemError(
-            422,
-            f"events: at most {settings.max_session_events}, not {len(body.events)}",
-            field="events",
-        )
     vocabulary, wanted = services.engine.computer.vocabulary, wishes.wanted(services, body)
     found = await services.engine.recommend_session(
         _events(body, services),
