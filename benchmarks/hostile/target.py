@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks import running
-from benchmarks.hostile.wire import AT_MOST_S, Answer, Connection
+from benchmarks.hostile.wire import Answer, Connection
 from model import ModelConfig, TiM4Rec
 from model.artefact import Items, save_artefact
 from service.settings import Settings
@@ -180,16 +180,3 @@ def grounds(items: int) -> Iterator[Grounds]:
         save_artefact(Path(scratch, "model"), model, vocabulary, {}, "for benchmarks.attacks")
         running.fill(url, names, USERS, LENGTHS)
         yield Grounds(Path(scratch, "model"), url, names)
-
-
-__all__ = [
-    "ADMIN_KEY",
-    "AT_MOST_S",
-    "KEY",
-    "NO_KEY",
-    "Found",
-    "Grounds",
-    "Kind",
-    "Target",
-    "grounds",
-]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Any
 from urllib.parse import quote
 from zlib import crc32
@@ -53,6 +54,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/admin/model"): {"model": "none"},
 }
 """A good one of each operation that takes one."""
+NUMBERED = count(10_000)
 QUERIES = {("GET", "/recommend"): {"user_id": "user-0"}}
 
 
@@ -109,22 +111,23 @@ def places(method: str, path: str) -> list[Place]:
 
 @dataclass(frozen=True)
 class Large:
-    """A value that is `count` times as large as anything; another in each turn, where answers to
-    the same one are remembered."""
+    """A value that is `count` times as large as anything; a new one each time, where what was found
+    for the same one is remembered."""
 
     kind: str
     unit: str
     count: int
 
-    def value(self, turn: int) -> Any:
+    def value(self) -> Any:
+        new = next(NUMBERED)
         match self.kind:
             case "text":
                 return self.unit * self.count
             case "filter":
-                joined = f" {self.unit} ".join(f'id<"z{turn}{n:x}"' for n in range(self.count))
+                joined = f" {self.unit} ".join(f'id<"z{new}{n:x}"' for n in range(self.count))
                 return joined[:1990].rpartition(f" {self.unit} ")[0] if self.count < 200 else joined
             case "cursor":
-                body = bytes([*range(256 - turn), *[0] * turn]) * (4 * self.count // 256 + 1)
+                body = new.to_bytes(4, "little") * self.count
                 sealed = crc32(body).to_bytes(4, "little") + body
                 return base64.urlsafe_b64encode(sealed).decode().rstrip("=")
             case "list":
@@ -271,8 +274,8 @@ def test_large_values_hold_nobody_up(
     own = places(method, path)
     for place, large in zip(own, data.draw(st.tuples(*map(values, own))), strict=True):
         stall = float("inf")
-        for turn in range(TRIES):
-            asked = request(target, method, path, place, large.value(turn))
+        for _ in range(TRIES):
+            asked = request(target, method, path, place, large.value())
             answer, seen = send(target, watch, method, asked)
             busy = answer.status == 503 and "retry-after" in answer.headers
             assert answer.status < 500 or busy, (place, large, answer.body[:200])
