@@ -132,6 +132,8 @@ def _group(field: FieldInfo) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required() or field.default in (None, ()):
         return ""
+    if isinstance(field.default, tuple):
+        return ",".join(map(str, field.default))
     return str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
 
 
@@ -141,12 +143,12 @@ def _kind(field: FieldInfo) -> str:
         kind = next(part for part in get_args(kind) if part is not type(None))
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return "secret,..."
     names: dict[Any, str] = {
         str: "text", int: "integer", float: "number", bool: "true|false", Path: "path",
         SecretStr: "secret",
     }  # fmt: skip
+    if get_origin(kind) is tuple:
+        return f"{names[get_args(kind)[0]]},..."
     return names[kind]
 
 

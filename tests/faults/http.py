@@ -72,7 +72,7 @@ class Client:
         """Raises OSError: no answer, or not all of one."""
         content = b"" if body is None else json.dumps(body).encode()
         request = (
-            f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n\r\n"
         ).encode() + content
         while self._idle:

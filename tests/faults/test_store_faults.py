@@ -184,7 +184,7 @@ def test_callers_who_leave(fleet: Fleet, report: Report) -> None:
     have been stored."""
     port = fleet.service.port
     event = b'{"user_id":"leaver","item_id":"i1","event_id":"%d"}'
-    head = b"POST /interactions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /interactions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
     def leave() -> None:
         for number in range(300):

@@ -97,10 +97,11 @@ class Connection:
         return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", data)]
 
 
+Connect = Callable[[], Coroutine[Any, Any, Connection]]
+
+
 def served(
-    check: Callable[
-        [App, Callable[[], Coroutine[Any, Any, Connection]]], Coroutine[Any, Any, None]
-    ],
+    check: Callable[[App, Connect], Coroutine[Any, Any, None]],
     *,
     gate: Late | None = None,
     read: bool = True,
@@ -311,7 +312,8 @@ requests = st.sampled_from(
         b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
         b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 40\r\n\r\n" + INNER[:40],
         b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx: y\r\n\r\n",
-        b"POST /d HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 42\r\n\r\n" + INNER,
+        b"POST /d HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+        b"Content-Length: 42\r\n\r\n" + INNER,
         b"GET /e HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         b"\r\nGET /f HTTP/1.1\r\n\r\n",
     ]

@@ -263,7 +263,7 @@ def begin_post(service: Service, body: bytes) -> socket.socket:
     """A request whose body the server has asked for but not got: it is in flight for certain."""
     connection = socket.create_connection(("127.0.0.1", service.port), timeout=60)
     head = (
-        "POST /interactions HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\n"
+        "POST /interactions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\nExpect: 100-continue\r\n\r\n"
     )
     connection.sendall(head.encode())

@@ -24,6 +24,8 @@ OTHERS: dict[str, str] = {
     "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
     "page": "false", "operations_port": "9001", "read_timeout_s": "7.5", "keep_alive_s": "90",
     "public_docs": "true", "max_body_bytes": "2048", "max_head_bytes": "4096",
+    "max_buffered_bytes": "2000000", "max_header_fields": "50", "max_listed": "17",
+    "root_path": "/a/b", "trusted_proxies": "10.0.0.0/8, ::2", "allowed_hosts": "a.example, b",
     "redis_url": "redis://someone:hunter2@host:7000/1?password=hunter3", "data_dir": "elsewhere",
     "fsync": "everysec", "namespace": "ns", "store_timeout_s": "0.5", "store_away": "pool",
     "replica_acks": "1",
@@ -60,6 +62,8 @@ def check_others(settings: Settings) -> None:
             assert settings.redis == text
         elif name in ("api_keys", "admin_keys"):
             assert secrets(value) == [key.strip() for key in text.split(",") if key.strip()]
+        elif isinstance(value, tuple):
+            assert ", ".join(value) == text
         else:
             assert str(value).lower() in (text.lower(), f"{text}.0"), name
         assert value != Settings.model_fields[name].default, name
