@@ -119,7 +119,8 @@ def _largest(target: Target, found: Found) -> None:
     answered(found, *target.post("/rank", candidates), "5,000 candidates")
     candidates["item_ids"] = [f"no such {n}" for n in range(5000)]
     answered(found, *target.post("/rank", candidates), "5,000 unknown candidates")
-    for path in ("/items?limit=1000&q=", "/items?limit=1000&q=o", "/items?q=zzzzz&category=c",
+    for path in ("/items?limit=1000&q=", "/items?limit=1000&q=o",
+                 "/items?q=zzzzz&category=c", "/items?category=of+no+item",
                  "/popular?k=1000", "/items/i0/similar?k=1000",
                  "/users/long/history?limit=10000"):  # fmt: skip
         answered(found, *target.ask("GET", path), path)

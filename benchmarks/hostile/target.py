@@ -30,6 +30,10 @@ RECORDS = 2000
 
 Kind = Literal["closed", "open", "late"]
 """With keys, without, and with keys but so impatient that a little load is too much."""
+ONCE = (
+    "/livez", "/openapi.json", "/popular", "/items?limit=5&q=title", "/users/user-0/history",
+    "/recommend?user_id=user-0&explain=true", "/items/i0/similar", "/recommend?user_id=user-0&k=0",
+)  # fmt: skip
 QUIET = ("--log-level", "error")
 OPTIONS: dict[Kind, Sequence[str]] = {
     "closed": ("--api-keys", KEY, "--admin-keys", ADMIN_KEY),
@@ -129,9 +133,7 @@ class Target:
         user = {"user_id": "user-0"}
         item = {"item_id": "i0"}
         for _ in range(3):
-            for path in ("/livez", "/popular", "/items?limit=5&q=title", "/users/user-0/history",
-                         "/recommend?user_id=user-0&explain=true", "/items/i0/similar",
-                         "/recommend?user_id=user-0&k=0"):  # fmt: skip
+            for path in ONCE:
                 self.ask("GET", path)
             self.post("/interactions", user | item)
             self.post("/interactions/batch", {"interactions": [user | item] * 1000})
