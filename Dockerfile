@@ -3,13 +3,15 @@
 #   docker build -t tim4rec:cpu .
 #   docker build -t tim4rec:cuda --build-arg VARIANT=cuda .
 #
-#   docker run --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 \
+#   docker run --read-only --tmpfs /tmp -p 127.0.0.1:8000:8000 -e TIM4REC_ALLOW_OPEN=true \
 #       -v "$PWD/artefacts/ml-100k:/artefact:ro" -v tim4rec:/data tim4rec:cpu
 #   docker run -v "$PWD:/work" -w /work --user "$(id -u):$(id -g)" tim4rec:cpu train shop.csv
 #
-# Without TIM4REC_REDIS_URL the store is the embedded one, in /data.
+# Without TIM4REC_REDIS_URL the store is the embedded one, in /data. It listens on all addresses of the
+# container, so it wants keys (TIM4REC_API_KEYS), or to be told that its port is published safely.
 
 ARG VARIANT=cpu
+# By digest: see deploy/images.env.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS builder
@@ -42,14 +44,16 @@ RUN pip install -c constraints.txt ninja packaging setuptools wheel \
 # hadolint ignore=DL3006
 FROM packages-${VARIANT} AS packages
 
-FROM builder AS application
+# Built by the setuptools that is installed there: an environment of its own would get the newest.
+FROM packages AS application
+WORKDIR /build
 COPY README.md ./
 COPY model model
 COPY training training
 COPY service service
 COPY cli cli
 COPY client client
-RUN pip install --no-deps --prefix /application .
+RUN pip install --no-deps --no-build-isolation --no-cache-dir --prefix /application .
 
 FROM ${PYTHON_IMAGE}
 ARG VARIANT

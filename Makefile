@@ -5,6 +5,7 @@ DATA ?=
 DEVICE ?=
 SOAK_S ?= 600
 AUDIT ?= pypi
+OVERLAY ?=
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 OLDEST_TESTS ?= tests/model/test_state.py tests/model/test_artefact.py tests/client/test_client.py \
 	$(addprefix tests/training/test_,batches.py dataset.py interactions.py) \
@@ -16,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run lock audit sbom oldest contract test test-faults kernels lint
+.PHONY: help install run lock audit sbom digests manifests oldest contract test test-faults kernels lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +70,13 @@ audit: $(TOOLS)/.installed ## Look the locked packages up among known vulnerabil
 
 sbom: $(TOOLS)/.installed ## Write sbom.json: what the CPU image installs beside torch (CycloneDX)
 	$(TOOLS)/bin/cyclonedx-py requirements deploy/cpu.lock --pyproject pyproject.toml -o sbom.json
+
+digests: ## Ask registries what the images' tags stand for, and write it down (OVERLAY=production: of its own, too)
+	@python3 deploy/digests.py pin deploy/images.env \
+		$(if $(OVERLAY),deploy/kubernetes/overlays/$(OVERLAY)/kustomization.yaml)
+
+manifests: ## Print the Kubernetes manifests, or say which image has no digest (OVERLAY=production or gpu)
+	@python3 deploy/digests.py render $(or $(OVERLAY),production)
 
 # torch itself is the pinned one by default: the CPU builds of older ones come from an index of their
 # own, and PyPI's bring CUDA's libraries.

@@ -135,6 +135,7 @@ def import_log(
             rows_at_once=rows_at_once,
             temp_dir=temp_dir,
             skip_bad_rows=skip_bad_rows,
+            heaviest=settings.max_weight,
         ) as rows:
             result = asyncio.run(_import(rows, settings, onto_existing))
     except (StoreError, EmbeddedStoreError) as error:
@@ -168,6 +169,7 @@ async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> 
                 namespace=log.namespace,
                 half_life_s=settings.popular_half_life_s,
                 most_items=settings.popular_items,
+                heaviest=settings.max_weight,
                 timeout_s=max(settings.store_timeout_s, LONGEST_CALL_S),
             ),
             kinds=KindRules.parse(settings.kinds),

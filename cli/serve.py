@@ -46,6 +46,7 @@ def serve(given: dict[str, Any]) -> None:
     """
     # What is wrong with any of these is said here, in one line and once, not by every worker.
     settings = chosen_settings(**given)
+    _check_open(settings)
     require_free_port(settings.port, settings.host)
     if settings.operations_port is not None:
         require_free_port(settings.operations_port, settings.host)
@@ -78,6 +79,15 @@ def serve(given: dict[str, Any]) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
     if status:
         raise typer.Exit(status)
+
+
+def _check_open(settings: Settings) -> None:
+    if settings.open_to_others:
+        raise CommandError(
+            f"host {settings.host}: without API keys whoever reaches it may erase any user; "
+            "give keys in TIM4REC_API_KEYS or TIM4REC_API_KEYS_FILE, or say that it is meant with "
+            "--allow-open or TIM4REC_ALLOW_OPEN=true"
+        )
 
 
 def _check_device(name: str) -> None:

@@ -19,6 +19,7 @@ import polars as pl
 
 from cli.console import say
 from cli.rows import describe_timeless, leave_out_too_long, prepare
+from model.kinds import HEAVIEST
 from service.store.shards import Shard
 from training.interactions import (
     REPORTED_ROWS,
@@ -67,9 +68,15 @@ class SpooledLog:
     """
 
     def __init__(
-        self, path: Path, folder: Path, shard: Shard, rows_at_once: int, skip_bad_rows: bool
+        self,
+        path: Path,
+        folder: Path,
+        shard: Shard,
+        rows_at_once: int,
+        skip_bad_rows: bool,
+        heaviest: float,
     ) -> None:
-        self.path, self.skip_bad_rows = path, skip_bad_rows
+        self.path, self.skip_bad_rows, self._heaviest = path, skip_bad_rows, heaviest
         self._folder, self._shard, self._rows_at_once = folder, shard, rows_at_once
         self._bad, self._bad_count = list[BadRow](), 0
         self._made = 0
@@ -84,7 +91,7 @@ class SpooledLog:
         a user's rows."""
         (spool,) = self._spools
         empty = True
-        for piece, bad in log_pieces(self.path, kinds=True):
+        for piece, bad in log_pieces(self.path, kinds=True, heaviest=self._heaviest):
             self._note(bad)
             empty &= piece.is_empty()
             held = self._held(piece)
@@ -190,18 +197,20 @@ def spooled_log(
     rows_at_once: int,
     temp_dir: Path | None,
     skip_bad_rows: bool,
+    heaviest: float = HEAVIEST,
 ) -> Iterator[SpooledLog]:
     """A log that has been read into a folder of its own, which goes at the end.
 
     Args:
         rows_at_once: most rows to hold in memory, but for a user who has more.
         temp_dir: where to make the folder; None: where the system keeps such.
+        heaviest: a row that weighs more can't be read.
     """
     try:
         folder = TemporaryDirectory(prefix="tim4rec-import-", dir=temp_dir)
     except OSError as error:
         raise InputError(f"--temp-dir {temp_dir}: {error.strerror}") from None
     with folder as name:
-        log = SpooledLog(path, Path(name), shard, rows_at_once, skip_bad_rows)
+        log = SpooledLog(path, Path(name), shard, rows_at_once, skip_bad_rows, heaviest)
         log.read()
         yield log

@@ -29,7 +29,7 @@ class Interaction:
     Attributes:
         timestamp: a datetime, ISO 8601, or epoch seconds; None: when the service stores it.
         kind: such as view or purchase; what follows is the service's setting.
-        weight: how much it counts as popular.
+        weight: how much it counts as popular, at most the service's setting `max_weight`.
     """
 
     user_id: str

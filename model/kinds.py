@@ -8,4 +8,4 @@ KIND = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 """What a kind of interaction may be called."""
 
 HEAVIEST = 1e9
-"""An interaction weighs 0 to this."""
+"""An interaction weighs 0 to this; a service takes less (`max_weight`)."""

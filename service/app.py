@@ -191,6 +191,7 @@ async def _assemble(settings: Settings, drain: Drain, stack: AsyncExitStack) -> 
         most_items=settings.popular_items,
         copied=settings.max_k,
         least=settings.popular_least,
+        heaviest=settings.max_weight,
         refresh_s=settings.popular_refresh_s,
         timeout_s=settings.store_timeout_s,
     )

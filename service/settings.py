@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from functools import partial
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.kernels import Choice
+from model.kinds import HEAVIEST
 from model.state import Precision
 from service.engine.kinds import KindRules
 from service.engine.wave import StoreAway
@@ -240,6 +243,13 @@ class Settings(BaseSettings):
         5000, ge=1, description="most items or categories in one list of a request"
     )
     max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
+    max_weight: float = _limit(
+        10,
+        gt=0,
+        le=HEAVIEST,
+        description="most that one interaction may weigh; a heavier one is refused, and one that "
+        "is stored already counts for so much",
+    )
     max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
     max_item_bytes: int = _limit(16_384, ge=256, description="most bytes of an item's record")
     max_filter_length: int = _limit(2000, ge=1, description="most characters of a filter")
@@ -250,7 +260,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _access(
         (),
         description="comma-separated keys, one of which X-API-Key must carry; none, and no file of "
-        "them: open",
+        "them: open, where that is allowed (allow_open)",
     )
     api_keys_file: Path | None = _access(
         None,
@@ -261,6 +271,11 @@ class Settings(BaseSettings):
         description="comma-separated names, beside addresses and `localhost`, by which requests "
         "may ask for a service without keys; `*`: any. So no page of somebody else's can make a "
         "browser ask by a name that leads here",
+    )
+    allow_open: bool = _access(
+        False,
+        description="serve without keys on an address that other machines reach; without this, "
+        "`tim4rec serve` refuses to",
     )
     public_docs: bool = _access(
         False,
@@ -427,6 +442,13 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def open_to_others(self) -> bool:
+        """Whether callers on other machines need no key, and nobody has said that this is meant."""
+        if self.allow_open or self.api_keys or self.api_keys_file is not None:
+            return False
+        return not _is_loopback(self.host)
+
+    @property
     def redis(self) -> str | None:
         return self.redis_url.get_secret_value() if self.redis_url else None
 
@@ -444,6 +466,16 @@ class Settings(BaseSettings):
         for name in ("api_keys", "admin_keys"):
             values[name] = f"{len(values[name])} hidden" if values[name] else "none"
         return values
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether no other machine reaches it; a name without an address is nobody's either."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return True
+    addresses = (ip_address(str(place[0]).partition("%")[0]) for *_, place in found)
+    return all((getattr(one, "ipv4_mapped", None) or one).is_loopback for one in addresses)
 
 
 def secrets(values: Iterable[SecretStr]) -> list[str]:

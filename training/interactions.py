@@ -97,10 +97,12 @@ def read_log(path: Path, *, skip_bad_rows: bool = False, kinds: bool = False) ->
     return Log(columns, bad[:REPORTED_ROWS], len(bad), notes)
 
 
-def log_pieces(path: Path, *, kinds: bool = False) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
+def log_pieces(
+    path: Path, *, kinds: bool = False, heaviest: float = HEAVIEST
+) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     """A log in pieces of bounded size, in the order of the file: the rows that can be read
     (user_id, item_id, time_ms, `line`, from 1, and with `kinds` kind and weight) and those that
-    can't. At least one piece comes.
+    can't, a weight above `heaviest` being one of the reasons. At least one piece comes.
 
     What `read_log` says of a user's rows together is for `in_order` to find.
 
@@ -117,7 +119,7 @@ def log_pieces(path: Path, *, kinds: bool = False) -> Iterator[tuple[pl.DataFram
             _id_fault("item_id"),
             _time_fault(),
             _rating_fault(raw.schema.get("rating")),
-            *((_kind_fault(raw.schema), _weight_fault(raw.schema)) if kinds else ()),
+            *((_kind_fault(raw.schema), _weight_fault(raw.schema, heaviest)) if kinds else ()),
         )
         frame, bad = _split_off(frame, reason, bad)
         wanted = (_given("kind", raw.schema), _weight(raw.schema)) if kinds else ()
@@ -424,11 +426,12 @@ def _weight(schema: pl.Schema) -> pl.Expr:
     return _given("weight", schema).cast(pl.Float64, strict=False)
 
 
-def _weight_fault(schema: pl.Schema) -> pl.Expr:
+def _weight_fault(schema: pl.Schema, heaviest: float) -> pl.Expr:
     value, number = _given("weight", schema), _weight(schema)
-    fits = number.is_between(0, HEAVIEST).fill_null(False)
+    fits = number.is_between(0, heaviest).fill_null(False)
+    most = "1e9" if heaviest == HEAVIEST else f"{heaviest:g} (max_weight)"
     return pl.when(value.is_not_null() & fits.not_()).then(
-        pl.format("weight '{}' is not a number from 0 to 1e9", value)
+        pl.format(f"weight '{{}}' is not a number from 0 to {most}", value)
     )
 
 

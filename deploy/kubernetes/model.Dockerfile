@@ -3,6 +3,9 @@
 #   docker build -t REGISTRY/tim4rec-model:TAG -f deploy/kubernetes/model.Dockerfile artefacts/NAME
 #
 # Rolling out a model, and rolling it back, is then a change of this image's tag.
-FROM busybox:1.37
+# By digest: see deploy/images.env.
+ARG BUSYBOX_IMAGE=busybox:1.37
+# hadolint ignore=DL3006
+FROM ${BUSYBOX_IMAGE}
 COPY --chown=10001:10001 . /model/
 USER 10001:10001

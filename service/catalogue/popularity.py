@@ -10,6 +10,8 @@ An interaction counts for 2 ^ -(its age / half-life). Numbers are kept as of the
 epoch of 16 half-lives (forward decay: Cormode and others, 2009), so they only ever grow: at a
 moment, those of this epoch and of the one before are scaled by one factor each. What is older
 counts for less than 2 ^ -16 and is left out, and its keys expire.
+
+What an erased user's interactions had added is taken back, by the same arithmetic.
 """
 
 from __future__ import annotations
@@ -17,11 +19,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from model.kinds import HEAVIEST
 from service.catalogue.retrieval import ExactRetrieval
 from service.observe import metrics
 from service.store.calls import Calls, raised
@@ -34,6 +37,31 @@ EPOCH = 16
 FLUSH_EVERY_S = 0.25
 SLACK = 1.25
 """A set is cut back to the most items it may hold when it has so many times as many."""
+SETTLED_S = 1.0
+"""So long what is taken back waits: what any process had counted before has arrived by then."""
+TAKEN_A_CALL = 250
+"""Numbers that are taken back in one turn of the store, which others wait for."""
+# A number is no more once so small a part of it is left: rounding, and for recent ones also what
+# the clocks of the store and of a process differ by.
+_LEFT_OF_ALL, _LEFT_OF_RECENT = 1e-12, 1e-6
+
+# What was forgotten meanwhile (most_items, an epoch that ended) is not made anew.
+_TAKE_BACK = """\
+#!lua flags=allow-oom
+-- KEYS[1] the numbers   ARGV  the part that counts as none | item, how much to take back...
+for a = 2, #ARGV, 2 do
+  local before = redis.call('ZSCORE', KEYS[1], ARGV[a])
+  if before then
+    local left = redis.call('ZINCRBY', KEYS[1], '-' .. ARGV[a + 1], ARGV[a])
+    if tonumber(left) <= tonumber(before) * tonumber(ARGV[1]) then
+      redis.call('ZREM', KEYS[1], ARGV[a])
+    end
+  end
+end
+"""
+
+Sums = defaultdict[tuple[str, str], float]
+"""Numbers by key and item."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +86,15 @@ class Popularity:
     """Counts what this process logs, together with all others, and keeps a copy of the sums.
 
     Counts wait in memory and are sent together, once: where the reply is lost they may be missing,
-    and are never there twice. A process that is killed loses those of `FLUSH_EVERY_S`.
+    and are never there twice. A process that is killed loses those of `FLUSH_EVERY_S`. What is
+    taken back waits for longer, `settled_s`, and is sent once, too.
 
     Args:
         half_life_s: after so many seconds an interaction counts half.
         most_items: of items beyond so many, the rarest lose their counts.
         copied: so many items are kept in memory; further down nothing is known.
         least: a smaller sum of recent interactions says nothing.
+        heaviest: an interaction that weighs more counts for so much.
     """
 
     def __init__(
@@ -76,6 +106,8 @@ class Popularity:
         most_items: int = 100_000,
         copied: int = 1000,
         least: float = 100,
+        heaviest: float = HEAVIEST,
+        settled_s: float = SETTLED_S,
         refresh_s: float = 5.0,
         timeout_s: float = 2.0,
         clock_ms: Callable[[], int] = _now_ms,
@@ -85,8 +117,11 @@ class Popularity:
         self._recent = f"{namespace}:popular:{half_life_s}"
         self._half_life_ms = half_life_s * 1000
         self._most_items, self._copied, self._least = most_items, copied, least
+        self._heaviest, self._settled_s = heaviest, settled_s
         self._refresh_s, self._clock_ms = refresh_s, clock_ms
-        self._waiting = defaultdict[tuple[str, str], float](float)  # by key and item
+        self._waiting = Sums(float)
+        self._taken = deque[tuple[float, Sums]]()  # with when they are to be sent
+        self._leaving = deque[Command]()
         self._sizes: dict[str, int] = {}
         self._shown: list[tuple[ExactRetrieval, Callable[[str], int | None]]] = []
         self.counts = Counts([], [], clock_ms())
@@ -95,27 +130,50 @@ class Popularity:
 
     def count(self, item_id: str, time_ms: int, weight: float = 1.0) -> None:
         """Counts an interaction that has just been logged."""
-        now = self._clock_ms()
+        self.add(self._waiting, item_id, time_ms, weight)
+
+    def add(self, sums: Sums, item_id: str, time_ms: int, weight: float = 1.0) -> None:
+        """Adds to `sums` what `count` counts an interaction for.
+
+        Later it is the same, but for one that was ahead of this clock: that one counted as of then.
+        """
+        now, weight = self._clock_ms(), min(weight, self._heaviest)
         time_ms = min(time_ms, now)
-        self._waiting[self._all, item_id] += weight
+        sums[self._all, item_id] += weight
         epoch = self._epoch(time_ms)
         if epoch >= self._epoch(now) - 1:
             grown = 2.0 ** ((time_ms - self._begin(epoch)) / self._half_life_ms)
-            self._waiting[f"{self._recent}:{epoch}", item_id] += weight * grown
+            sums[f"{self._recent}:{epoch}", item_id] += weight * grown
+
+    def take_back(self, sums: Sums) -> None:
+        """Subtracts what interactions counted for that are no longer in the log."""
+        if sums:
+            self._taken.append((time.monotonic() + self._settled_s, sums))
 
     @property
     def waiting(self) -> int:
         """Numbers that are still to be sent."""
         return len(self._waiting)
 
-    async def flush(self) -> None:
-        """Sends what waits, in one pipeline.
+    async def flush(self, *, settled: bool = False) -> None:
+        """Sends what waits, in one pipeline, and then what is to be taken back, as far as it gets
+        before more will wait; `settled`: all of it, now.
 
         Raises:
-            StoreError: it is lost, all or in part.
+            StoreError: what was sent is lost, all or in part.
         """
-        if not self._waiting:
-            return
+        if self._waiting:
+            await self._send()
+        now = float("inf") if settled else time.monotonic()
+        sums = Sums(float)
+        while self._taken and self._taken[0][0] <= now:
+            for place, number in self._taken.popleft()[1].items():
+                sums[place] += number
+        self._leaving.extend(self._subtractions(sums))
+        while self._leaving and (settled or time.monotonic() < now + FLUSH_EVERY_S):
+            raised(*await self._calls.once([self._leaving.popleft()], "popularity"))
+
+    async def _send(self) -> None:
         waiting, self._waiting = self._waiting, defaultdict(float)
         keys = sorted({key for key, _ in waiting})
         commands: list[Command] = []
@@ -133,6 +191,22 @@ class Popularity:
         answers = await self._calls.once(commands, "popularity")
         raised(*answers)
         self._sizes = dict(zip(keys, answers[-len(keys) :], strict=True))
+
+    def _subtractions(self, sums: Sums) -> Iterator[Command]:
+        by_key = defaultdict[str, list[tuple[str, float]]](list)
+        for (key, item), number in sums.items():
+            if number > 0:
+                by_key[key].append((item, number))
+        for key, numbers in by_key.items():
+            left = _LEFT_OF_ALL if key == self._all else _LEFT_OF_RECENT
+            for start in range(0, len(numbers), TAKEN_A_CALL):
+                words = [
+                    word
+                    for item, number in numbers[start : start + TAKEN_A_CALL]
+                    for word in (item, repr(number))
+                ]
+                # Whole: it is sent once, so there is no second attempt that could load it.
+                yield ("EVAL", _TAKE_BACK, 1, key, repr(left), *words)
 
     # -- the copy ------------------------------------------------------------------------
 
@@ -205,7 +279,7 @@ class Popularity:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             try:
-                await self.flush()
+                await self.flush(settled=True)
             except StoreError as error:
                 logger.warning("the last interactions are not counted as popularity: %s", error)
 

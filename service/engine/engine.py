@@ -27,7 +27,7 @@ from service.catalogue.choice import Choice
 from service.catalogue.popularity import Popularity
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking
 from service.catalogue.shelf import Selection
-from service.engine import snapshots
+from service.engine import erasure, snapshots
 from service.engine.compute import Computer, Work, missing
 from service.engine.kinds import KindRules
 from service.engine.pace import Pace
@@ -313,7 +313,7 @@ class Engine:
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""
-        existed = await self.log.erase(user_id)
+        existed = await erasure.erase(self.log, user_id, self.popularity, self.kinds)
         self.pool.drop(user_id)
         if self.outcomes is not None:
             self.outcomes.forget(user_id)

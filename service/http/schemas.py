@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from model.kinds import HEAVIEST, KIND
+from model.kinds import KIND
 from service.http.json_shape import AtMost
 from service.http.times import parse_time
 
@@ -44,7 +44,10 @@ Kind = Annotated[
 Weight = Annotated[
     float,
     Field(
-        ge=0, le=HEAVIEST, allow_inf_nan=False, description="how much it counts as popular; none: 1"
+        ge=0,
+        allow_inf_nan=False,
+        description="how much it counts as popular, at most the service's setting `max_weight`; "
+        "none: 1",
     ),
 ]
 

@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from service.store.calls import Calls, raised
 from service.store.store import (
+    AcksMissed,
     Command,
     Durable,
     HistoryChanged,
@@ -51,11 +52,12 @@ _SCRIPTS = {
         "#!lua flags=no-writes\n" + _source("append"),
         _source("snapshot"),
         _source("erased_record"),
+        _source("removed_record"),
         _source("erased_snapshot"),
         _source("erased"),
     )
 }
-_APPEND, _FETCH, _SNAPSHOT, _ERASE_RECORD, _ERASE_SNAPSHOT, _ANNOUNCE = _SCRIPTS
+_APPEND, _FETCH, _SNAPSHOT, _ERASE_RECORD, _REMOVE_RECORD, _ERASE_SNAPSHOT, _ANNOUNCE = _SCRIPTS
 
 _GIVEN = struct.Struct(">qH")  # given time, length of event_id; then event_id and item id
 _STORED = struct.Struct(">8sqqH")  # uid, effective time, then as above
@@ -188,6 +190,14 @@ class LogReply(NamedTuple):
     snapshot: bytes | None
     now_ms: int
     oldest: int = 1
+
+
+class Removed(NamedTuple):
+    """A record that was deleted: its events after the mark it was known by, and what is to be
+    raised where too few replicas are known to have lost it, too."""
+
+    after: list[Event]
+    missed: AcksMissed | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,12 +405,33 @@ class EventLog:
 
     async def erase(self, user_id: str) -> bool:
         """Delete a user's record and snapshots and announce it. True: there was a record."""
-        record, models = self._record(user_id), f"{self.namespace}:models"
+        record = self._record(user_id)
         (existed,) = await self._calls([("EXISTS", record)])
         raised(existed)
+        raised(*await self._calls([Durable(("EVALSHA", _ERASE_RECORD, 1, record))]))
+        await self.forget(user_id)
+        return bool(existed)
+
+    async def remove(self, user_id: str, known: Mark) -> Removed | None:
+        """Delete a user's record, and nothing else, while it has the mark `known`.
+
+        The events after it, which went as well; None: it does not have it, and is as it was, or
+        another call has deleted it. Of all calls for a record one gets its events, or none does.
+        """
+        command = ("EVALSHA", _REMOVE_RECORD, 1, self._record(user_id), known.version, known.uid)
+        (answer,) = await self._calls([Durable(command)])
+        missed = answer if isinstance(answer, AcksMissed) else None
+        stored = raised(answer if missed is None else missed.reply)
+        if stored is None:
+            return None
+        after = [_event(known.version + 1 + i, value) for i, value in enumerate(stored)]
+        return Removed(after, missed)
+
+    async def forget(self, user_id: str) -> None:
+        """Delete the snapshots of a user whose record is gone, and announce it."""
+        models = f"{self.namespace}:models"
         # One after the other: no snapshot of a record that is gone can be begun, the models are
         # those of all that were, and who hears of it must find nothing on another node.
-        raised(*await self._calls([Durable(("EVALSHA", _ERASE_RECORD, 1, record))]))
         known = raised(*await self._calls([("SMEMBERS", models)]))
         keys = [self._snapshot(_text(model), user_id) for model in known]
         erasing = [Durable(("EVALSHA", _ERASE_SNAPSHOT, 1, key, _BARRED_MS)) for key in keys]
@@ -411,7 +442,6 @@ class EventLog:
                 [Durable(("EVALSHA", _ANNOUNCE, 1, stream, user, 1000 * ERASURES_KEPT_S))]
             )
         )
-        return bool(existed)
 
     async def erasures(self, cursor: str) -> tuple[str, list[str]]:
         """Users erased since the cursor, oldest first, and the next cursor. A cursor of "$"

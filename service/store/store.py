@@ -60,7 +60,11 @@ class NodeDown(StoreUnavailable):
 
 class AcksMissed(StoreUnavailable):
     """Too few replicas have said in time that they have a write: it is there, and may be lost with
-    the primary. Nothing was sent again."""
+    the primary. Nothing was sent again. `reply`: what the primary has answered."""
+
+    def __init__(self, message: str, reply: Any = None) -> None:
+        super().__init__(message)
+        self.reply = reply
 
 
 class Durable(tuple[str | bytes | int, ...]):
@@ -157,12 +161,10 @@ class Node:
         self._acks_missed = not isinstance(acks, int) or acks < self.replica_acks
         if self._acks_missed:
             said = _one_line(acks) if isinstance(acks, Exception) else f"{acks} have it"
-            missed = AcksMissed(
-                f"store {self.name}: {self.replica_acks} replicas are to have a write, {said}"
-            )
+            missed = f"store {self.name}: {self.replica_acks} replicas are to have a write, {said}"
             for place, (command, reply) in enumerate(zip(commands, replies, strict=True)):
                 if isinstance(command, Durable) and not isinstance(reply, Exception):
-                    replies[place] = missed
+                    replies[place] = AcksMissed(missed, reply)
         return replies
 
     async def _wire(self, timeout_s: float) -> Wire:

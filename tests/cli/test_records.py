@@ -276,6 +276,32 @@ def test_kinds_are_imported(valkey: ValkeyServer, tmp_path: Path) -> None:
     assert "kind 'no kind' is not 1 to 32 of" in result.stderr
 
 
+def test_a_row_weighs_no_more_than_an_interaction_may(valkey: ValkeyServer, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    weights = ["", "10", "10.5", "2", "1e9"]
+    lines = [f"ann,i{n},{BASE_MS + n},{weight}" for n, weight in enumerate(weights)]
+    log.write_text("\n".join(["user_id,item_id,timestamp,weight", *lines, ""]))
+    arguments = ("import-log", log, "--redis", valkey.url)
+    result = tim4rec(*arguments)
+    assert result.exit_code == 1
+    for line, weight in ((4, "10.5"), (6, "1e9")):
+        said = f"line {line}: weight '{weight}' is not a number from 0 to 10 (max_weight)"
+        assert said in result.stderr
+    assert "2 rows" in result.stderr
+    assert not record(valkey.url, "ann")
+    result = tim4rec(*arguments, "--skip-bad-rows")
+    assert result.exit_code == 0, result.output
+    assert "2 rows left out" in result.stderr
+    assert [event.weight for event in record(valkey.url, "ann")] == [None, 10, 2]
+    result = tim4rec(*arguments, TIM4REC_MAX_WEIGHT="1e9", TIM4REC_NAMESPACE="heavier")
+    assert result.exit_code == 0, result.output
+    assert len(record(valkey.url, "ann", "heavier")) == 5
+    with valkey.client() as client:
+        assert client.zscore("tim4rec:popular:all", "i1") == 10
+        assert client.zscore("tim4rec:popular:all", "i4") is None
+        assert client.zscore("heavier:popular:all", "i4") == 1e9
+
+
 def test_interactions_after_an_import_do_not_speak_against_it(
     valkey: ValkeyServer, write: Write
 ) -> None:

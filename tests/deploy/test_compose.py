@@ -74,6 +74,12 @@ def mounts(service: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
         yield source, target, options == ["ro"]
 
 
+def size(text: str) -> int:
+    """Bytes of a size as Compose writes it."""
+    number, unit = re.fullmatch(r"(\d+)(mb|gb)", text).groups()  # type: ignore[union-attr]
+    return int(number) * {"mb": 2**20, "gb": 2**30}[unit]
+
+
 def seconds(duration: str) -> float:
     number, unit = re.fullmatch(r"(\d+)(s|m)", duration).groups()  # type: ignore[union-attr]
     return float(number) * {"s": 1, "m": 60}[unit]
@@ -135,6 +141,40 @@ def test_services_are_confined(name: str) -> None:
     assert service["logging"]["options"]["max-size"]
     assert service["restart"] == ("no" if name in ONE_SHOT else "unless-stopped")
     assert re.search(r":(v?\d[\d.]+|cpu|cuda)$", service["image"])
+    assert size(service["mem_limit"]) >= 2**28
+    assert 0 < int(service["pids_limit"]) <= 4096
+
+
+@every_service
+def test_its_limits_are_variables(name: str) -> None:
+    # Every variable that is no number of a limit keeps its default.
+    limits = set(re.findall(r"(?:mem|pids)_limit: \$\{(\w+):-", FILE.read_text()))
+    given = compose(**dict.fromkeys(limits, "12345678901"))["services"][name]
+    assert (given["mem_limit"], given["pids_limit"]) == ("12345678901", "12345678901")
+
+
+def test_the_store_has_room_to_rewrite_its_log() -> None:
+    (most,) = (
+        SERVICES["store"]["command"][place + 1]
+        for place, word in enumerate(SERVICES["store"]["command"])
+        if word == "--maxmemory"
+    )
+    assert size(SERVICES["store"]["mem_limit"]) >= 2 * size(most)
+
+
+def test_without_keys_it_is_published_on_this_machine_only() -> None:
+    """Which is why the service may listen on all addresses of its container without any."""
+    for name in ("service", "service-gpu"):
+        service = SERVICES[name]
+        settings = Settings(
+            artefact=ROOT,
+            host=Image().environment["TIM4REC_HOST"],
+            allow_open=service["environment"]["TIM4REC_ALLOW_OPEN"],
+        )
+        assert not settings.open_to_others
+        assert settings.model_copy(update={"allow_open": False}).open_to_others
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+        assert service["environment"]["TIM4REC_ALLOWED_HOSTS"] == "service"
 
 
 @every_service

@@ -20,6 +20,7 @@ import yaml
 from service.http.routes.health import router
 from service.settings import Settings
 from tests.deploy.dockerfile import ROOT, Image
+from tests.deploy.test_compose import SERVICES
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("production", "gpu", "local")
@@ -171,6 +172,13 @@ def test_the_service_s_variables_are_settings(
     assert settings.redis is not None  # else each replica had a store of its own
     assert settings.port == cluster.container["ports"][0]["containerPort"]
     assert cluster.pod["terminationGracePeriodSeconds"] > settings.drain_s + settings.shutdown_s
+    assert not settings.open_to_others
+    (keys,) = (e for e in cluster.container["env"] if e["name"] == "TIM4REC_API_KEYS")
+    without = settings.model_copy(update={"api_keys": ()})
+    # Where there are none, a pod is not made, or else somebody has said that this is meant.
+    optional = keys["valueFrom"]["secretKeyRef"].get("optional", False)
+    assert optional is settings.allow_open is (overlay == "local")
+    assert without.open_to_others is (overlay != "local")
     # A Service named tim4rec would otherwise set TIM4REC_PORT in every pod.
     assert cluster.pod["enableServiceLinks"] is False
 
@@ -256,7 +264,7 @@ def test_the_model_comes_to_where_the_image_looks_for_it(overlay: str, tmp_path:
 
 def test_the_local_store_is_compose_s() -> None:
     cluster = Overlay("local")
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["store"]
+    compose = SERVICES["store"]
     (container,) = cluster.one("StatefulSet", "store")["spec"]["template"]["spec"]["containers"]
     assert container["image"] == compose["image"]
     assert container["command"] == compose["command"][:2]
@@ -273,11 +281,27 @@ def test_the_local_store_is_compose_s() -> None:
     assert selects(policy["podSelector"]["matchLabels"], cluster.one("Deployment"))
 
 
+@every_overlay
+def test_metrics_are_reached_from_the_monitoring_namespace_alone(overlay: str) -> None:
+    cluster = Overlay(overlay)
+    policy = cluster.one("NetworkPolicy")["spec"]
+    assert "Ingress" in policy["policyTypes"]
+    assert selects(policy["podSelector"]["matchLabels"], cluster.one("Deployment"))
+    sources = {
+        port["port"]: rule.get("from") for rule in policy["ingress"] for port in rule["ports"]
+    }
+    monitoring = {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}
+    assert sources == {"http": None, "operations": [{"namespaceSelector": monitoring}]}
+    # No Service leads there either.
+    targets = [p.get("targetPort") for s in cluster.all("Service") for p in s["spec"]["ports"]]
+    assert "operations" not in targets
+
+
 def test_the_gpu_overlay_asks_for_one_gpu_and_no_spare_one() -> None:
     cluster = Overlay("gpu")
     assert cluster.container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert cluster.environment()["TIM4REC_DEVICE"] == "cuda"
-    assert cluster.container["image"].endswith(":cuda")
+    assert ":cuda@" in cluster.container["image"]
     rolling = cluster.one("Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
 

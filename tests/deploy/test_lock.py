@@ -67,7 +67,7 @@ def test_the_cpu_image_installs_what_is_locked_and_nothing_else() -> None:
     assert {"--no-deps", "$(grep '^torch==' constraints.txt)"} < set(torch)
     assert locked == ["pip", "install", "--no-deps", "--require-hashes", "-r", "cpu.lock"]
     (own,) = installs["application"]
-    assert own[:3] == ["pip", "install", "--no-deps"]
+    assert own[:4] == ["pip", "install", "--no-deps", "--no-build-isolation"]
     assert own[-1] == "."
     assert not installs["builder"]
     assert installs.keys() <= {"builder", "packages-cpu", "packages-cuda", "application", stage}

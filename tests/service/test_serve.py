@@ -70,6 +70,23 @@ def test_settings_that_do_not_fit_each_other(
     refused(result, "error: pool_capacity 100 must be at least 4 x max_batch 128")
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_an_address_that_others_reach_wants_keys(
+    artefact: Artefact, tmp_path: Path, host: str
+) -> None:
+    """Said before anything is looked at; keys of whatever kind, or saying so, are two ways out."""
+    port = free_port()
+    missing = tmp_path / "no model"
+    result = serve(missing, "--port", port, "--host", host)
+    refused(result, f"host {host}", "TIM4REC_API_KEYS_FILE", "--allow-open", "TIM4REC_ALLOW_OPEN")
+    keys = tmp_path / "keys"
+    keys.write_text("secret\n")
+    if host == "::":
+        return
+    for way in (["--allow-open"], ["--api-keys", "k"], ["--api-keys-file", keys]):
+        refused(serve(missing, "--port", port, "--host", host, *way), str(missing))
+
+
 def test_one_store_only(
     artefact: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

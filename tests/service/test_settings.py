@@ -38,6 +38,7 @@ OTHERS: dict[str, str] = {
     "explain_k": "4", "explain_events": "6", "max_session_events": "9",
     "max_batch_events": "6", "max_batch_items": "7", "max_item_bytes": "512",
     "max_filter_length": "11", "popular_half_life_s": "60", "popular_least": "1.5",
+    "allow_open": "true", "max_weight": "2.5",
     "popular_items": "1000", "popular_refresh_s": "0.5", "api_keys": " hunter4, hunter5 ,,",
     "api_keys_file": __file__, "admin_keys": "hunter6", "admin_keys_file": __file__,
     "log_level": "debug", "log_format": "text", "log_requests": "all", "tracing": "true",
@@ -128,6 +129,37 @@ def test_secrets_are_not_shown() -> None:
 def test_workers_get_them_whole() -> None:
     settings = read_settings({name: OTHERS[name] for name in OTHERS if name != "data_dir"})
     assert pickle.loads(pickle.dumps(settings)) == settings  # noqa: S301
+
+
+@pytest.mark.parametrize(
+    ("host", "keyed", "allowed", "open_"),
+    [
+        ("127.0.0.1", False, False, False),
+        ("127.7.7.7", False, False, False),
+        ("::1", False, False, False),
+        ("::ffff:127.0.0.1", False, False, False),
+        ("localhost", False, False, False),
+        ("no-such-host.invalid", False, False, False),  # it can't be listened on
+        ("0.0.0.0", False, False, True),
+        ("::", False, False, True),
+        ("192.0.2.7", False, False, True),
+        ("fe80::1%lo", False, False, True),
+        ("0", False, False, True),
+        ("0.0.0.0", True, False, False),
+        ("0.0.0.0", False, True, False),
+    ],
+)
+def test_open_to_others(host: str, keyed: bool, allowed: bool, open_: bool) -> None:
+    settings = read_settings({"artefact": "a", "host": host, "allow_open": allowed})
+    if keyed:
+        for name in ("api_keys", "api_keys_file"):
+            given = {"artefact": "a", "host": host, name: OTHERS[name]}
+            assert not read_settings(given).open_to_others
+    else:
+        assert settings.open_to_others is open_
+    # A key for /admin opens nothing else, and closes nothing else.
+    given = {"artefact": "a", "host": host, "allow_open": allowed, "admin_keys": "hunter6"}
+    assert read_settings(given).open_to_others is (open_ or keyed)
 
 
 @pytest.mark.parametrize(

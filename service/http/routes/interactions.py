@@ -46,6 +46,13 @@ def _event(interaction: Interaction) -> NewEvent:
     )
 
 
+def _too_heavy(interaction: Interaction, services: Services) -> str | None:
+    weight, most = interaction.weight, services.settings.max_weight
+    if weight is None or weight <= most:
+        return None
+    return f"{weight:g} is more than one interaction may weigh: at most {most:g} (max_weight)"
+
+
 def _status(
     vocabulary: Container[str], item_id: str, verdict: Verdict
 ) -> Literal["applied", "late", "unknown_item", "duplicate"]:
@@ -59,6 +66,8 @@ def _status(
 @router.post("", responses=declared(409, 422, 503))
 async def post_interaction(body: Interaction, services: ServicesDep) -> InteractionResult:
     """Logs one interaction; when this answers it is durable, and every recommendation knows it."""
+    if (heavy := _too_heavy(body, services)) is not None:
+        raise ProblemError(422, f"body.weight: {heavy}", field="body.weight")
     services = services.of(body.user_id)
     (outcome,) = await services.engine.append(body.user_id, [_event(body)])
     if outcome.verdict in _REASONS:
@@ -79,9 +88,12 @@ async def post_interaction(body: Interaction, services: ServicesDep) -> Interact
 async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResults:
     """Logs many interactions; each gets a result of its own, also when others fail."""
     places: dict[str, list[int]] = {}
-    for place, interaction in enumerate(body.interactions):
-        places.setdefault(interaction.user_id, []).append(place)
     results: list[BatchResult | None] = [None] * len(body.interactions)
+    for place, interaction in enumerate(body.interactions):
+        if (heavy := _too_heavy(interaction, services)) is None:
+            places.setdefault(interaction.user_id, []).append(place)
+        else:
+            results[place] = BatchResult(status="rejected", detail=f"weight: {heavy}")
     step, start = services.log.max_events, 0
     while places:
         # A turn is the next events of each user.
