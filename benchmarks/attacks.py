@@ -278,16 +278,14 @@ def _show(rows: Sequence[Row]) -> None:
 def table(rows: Sequence[Row], before: Sequence[Row]) -> str:
     """The table of docs/security.md: what was measured before beside what is now."""
     lines = [
-        "| attack | promised | before: peak MB, stall ms | now: peak MB, stall ms | held |",
-        "|---|---|---|---|---|",
+        "| attack | promised | before: +MB, stall, held | now: +MB, stall, held |",
+        "|---|---|---|---|",
     ]
     earlier = {row.attack: row for row in before}
     for row in rows:
         was = earlier.get(row.attack)
-        lines.append(
-            f"| {row.attack} | {row.promise} | {_measured(was)} | {_measured(row)} | "
-            f"{'yes' if row.held else 'no'} |"
-        )
+        figures = f"{_measured(was)} | {_measured(row)}"
+        lines.append(f"| {row.attack} | {row.promise} | {figures} |")
     return "\n".join(lines)
 
 
@@ -295,7 +293,7 @@ def _measured(row: Row | None) -> str:
     if row is None:
         return ""
     grown = f"+{max(0.0, row.peak_mb - row.before_mb):.0f}"
-    return f"{grown}, {row.stall_ms:.0f}" + ("" if row.held else "; not held")
+    return f"{grown}, {row.stall_ms:.0f}, {'yes' if row.held else 'no'}"
 
 
 if __name__ == "__main__":

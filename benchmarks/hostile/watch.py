@@ -58,8 +58,10 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         self._reader.join()
+        self._process.wait()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
