@@ -57,7 +57,7 @@ def requests(users: int, items: Sequence[str], seed: int, *, named: bool = True)
     draw, number = random.Random(seed), 0
     while True:
         user = f"user-{draw.randrange(users)}"
-        head = f"HTTP/1.1\r\nHost: x\r\n{f'X-User-Id: {user}' if named else 'X-None: '}\r\n"
+        head = f"HTTP/1.1\r\nHost: localhost\r\n{f'X-User-Id: {user}' if named else 'X-None: '}\r\n"
         if draw.random() < 0.8:
             yield f"GET /recommend?user_id={user}&k=10 {head}\r\n".encode()
             continue
@@ -119,7 +119,7 @@ def _lookups(replicas: Sequence[Server], result: str) -> float:
 def _ask_for_all(port: int, users: int) -> None:
     """Asks for every user once, `requests`' header included."""
     asked = (
-        f"GET /recommend?user_id=user-{n} HTTP/1.1\r\nHost: x\r\nX-User-Id: user-{n}\r\n\r\n"
+        f"GET /recommend?user_id=user-{n} HTTP/1.1\r\nHost: localhost\r\nX-User-Id: user-{n}\r\n\r\n"
         for n in range(users)
     )
     outcome = closed_loop(port, (request.encode() for request in asked), 32, 600)
