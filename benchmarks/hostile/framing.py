@@ -191,11 +191,32 @@ def _overloaded(target: Target, found: Found) -> None:
             _send(target, found, name, [b"".join(parts)], 1)
 
 
+def _unread(target: Target, found: Found) -> None:
+    """Requests one after another by somebody who reads none of the answers."""
+    for path in ("/livez", "/recommend?user_id=user-0&k=1", "/no-such-route"):
+        block = target.head("GET", path) * 500
+        began, most = time.monotonic(), 40_000_000
+        with target.connect(deaf=True) as connection:
+            while connection.sent < most and time.monotonic() < began + 10:
+                if not connection.send(block, 2):
+                    break
+        megabytes = connection.sent / 1e6
+        found.expect(connection.sent < most, f"{path}: {megabytes:.0f} MB of requests were taken")
+
+
+def _unread_overloaded(target: Target, found: Found) -> None:
+    with _overload(target):
+        _unread(target, found)
+
+
 ONE = "one answer at most, the victim lives"
 ATTACKS: list[Attack] = [
     Attack("Upgrade, a request as body", ONE, partial(_smuggled, "upgrades")),
     Attack("ends in doubt (CL, TE, folds, LF)", f"refused, {ONE}", partial(_smuggled, "ends")),
     Attack("pipelined, split at every byte", "three answers in order", _pipelined),
     Attack("half a head, then a request", ONE, _half_a_head),
-    Attack("the same, overloaded", ONE, _overloaded, on="late"),
-]
+    Attack("answers that nobody reads", "no more is read meanwhile", _unread),
+    Attack("answers that nobody reads, overloaded", "no more is read meanwhile",
+           _unread_overloaded, on="late"),
+    Attack("half a head, Upgrade, overloaded", ONE, _overloaded, on="late"),
+]  # fmt: skip

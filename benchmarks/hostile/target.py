@@ -78,8 +78,8 @@ class Target:
     admin_key: str | None
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def connect(self) -> Connection:
-        return Connection(self.port, self.stop)
+    def connect(self, *, deaf: bool = False) -> Connection:
+        return Connection(self.port, self.stop, deaf=deaf)
 
     def head(self, method: str, path: str, *fields: str, key: str | None = None) -> bytes:
         """A request's head; `key` None: a good one."""

@@ -33,7 +33,7 @@ class Answer:
 
 class Connection:
     """One connection to the service. It reads while it sends, so that an answer that comes before
-    the end of its request is not lost.
+    the end of its request is not lost; or never, if `deaf`.
 
     Attributes:
         received: every byte that came.
@@ -42,11 +42,13 @@ class Connection:
         closed: the other side has ended it.
     """
 
-    def __init__(self, port: int, stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, port: int, stop: threading.Event | None = None, *, deaf: bool = False
+    ) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=AT_MOST_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
-        self._stop = stop
+        self._stop, self._heard = stop, [] if deaf else [self._socket]
         self.received = bytearray()
         self.sent = 0
         self.sent_before: int | None = None
@@ -109,7 +111,7 @@ class Connection:
             raise Stopped
         wanting = [self._socket] if sending else []
         most_s = max(0, min(_TURN_S, most_s))
-        readable, writable, _ = select.select([self._socket], wanting, [], most_s)
+        readable, writable, _ = select.select(self._heard, wanting, [], most_s)
         self._quiet = not (readable or writable)
         if readable:
             self._read()
