@@ -24,6 +24,7 @@ import uvloop
 
 MOST_CONNECTIONS = 2000
 ANSWERS_WITHIN_S = 30.0
+BEHIND_S = 0.01
 
 _length = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 
@@ -33,8 +34,9 @@ class Outcome:
     """What came of a load.
 
     seconds: from the first request to the last answer. latencies: seconds, of answers with status
-    200, in the order they came. failures: of other answers, their status; None: no answer.
-    generator_s: CPU time that the generator took.
+    200, in the order they came. ended: when those came, time.perf_counter. failures: of other
+    answers, their status; None: no answer. generator_s: CPU time that the generator took. behind:
+    when at a constant rate the generator itself was late, time.perf_counter, and how late, s.
     """
 
     seconds: float = 0.0
@@ -42,6 +44,8 @@ class Outcome:
     failures: Counter[int | None] = field(default_factory=Counter)
     refusals: list[float] = field(default_factory=list)
     generator_s: float = 0.0
+    ended: list[float] = field(default_factory=list)
+    behind: list[tuple[float, float]] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -121,6 +125,7 @@ class _Connection(asyncio.Protocol):
 def _count(outcome: Outcome, status: int | None, took: float) -> None:
     if status == 200:
         outcome.latencies.append(took)
+        outcome.ended.append(time.perf_counter())
     else:
         outcome.failures[status] += 1
         if status is not None:
@@ -190,6 +195,9 @@ async def _open_loop(port: int, requests: Iterator[bytes], rate: float, seconds:
         nonlocal sent, lost
         os.read(clock, 8)
         now = time.perf_counter()
+        late = now - started - sent / rate
+        if late > BEHIND_S:
+            outcome.behind.append((now, late))
         while sent < total and (at := started + sent / rate) <= now:
             sent += 1
             while free and free[-1].transport.is_closing():  # idle ones are closed by the server

@@ -119,7 +119,8 @@ def _lookups(replicas: Sequence[Server], result: str) -> float:
 def _ask_for_all(port: int, users: int) -> None:
     """Asks for every user once, `requests`' header included."""
     asked = (
-        f"GET /recommend?user_id=user-{n} HTTP/1.1\r\nHost: localhost\r\nX-User-Id: user-{n}\r\n\r\n"
+        f"GET /recommend?user_id=user-{n} HTTP/1.1\r\nHost: localhost\r\nX-User-Id: user-{n}\r\n"
+        "\r\n"
         for n in range(users)
     )
     outcome = closed_loop(port, (request.encode() for request in asked), 32, 600)

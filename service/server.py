@@ -45,6 +45,8 @@ for one that is still to be read."""
 AT_ONCE_S = 3
 KILL_AFTER_S = 5.0
 RESTART_EVERY_S = 1.0
+OBJECTS_EACH = 100
+"""That the garbage collector knows of: more than a waiting request and its connection are."""
 
 
 def serve(settings: Settings) -> int:
@@ -119,12 +121,12 @@ class Server(uvicorn.Server):
         await super().startup([])
         for listener in sockets or ():
             self.servers.append(Acceptor(listener, self._protocol))  # type: ignore[arg-type]
-        # What is there now stays: looking through it for garbage takes a tenth of a second. So does
-        # what waits in a full queue, and by default that is looked through after every 700 objects
-        # more: an eighth of all CPU time under three times the load that can be answered.
+        # What is there now stays: looking through it for garbage takes a tenth of a second.
+        # Requests and their connections leave no cycles behind, but as long as they wait they look
+        # like new objects, among which garbage is sought again and again while all stands still.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(20_000, 10, 10)
+        gc.set_threshold(max(20_000, OBJECTS_EACH * self.settings.max_queue), 10, 10)
         if self.started and self.serving is not None:
             self.serving.set()
 

@@ -360,7 +360,12 @@ class Engine:
                 if not wave.entries:
                     continue
                 self._busy += 1
-                await self.exchange(wave)
+                try:
+                    await self.exchange(wave)
+                except Exception as error:
+                    self._busy -= 1
+                    self._give_up(wave, error)
+                    continue
                 if self._on_device or len(self._queue) >= self.max_batch:
                     await self._computing.put(wave)
                 else:
@@ -384,8 +389,18 @@ class Engine:
     async def _compute(self, wave: Wave) -> None:
         try:
             await self._finish(list(wave.entries.values()))
+        except Exception as error:
+            self._give_up(wave, error)
         finally:
             self._busy -= 1
+
+    def _give_up(self, wave: Wave, error: Exception) -> None:
+        """A fault of ours ends one wave, not the loop that all later ones wait for."""
+        logger.error("a wave of %d requests is given up", len(wave), exc_info=error)
+        for entry in wave.entries.values():
+            _reject(entry.requests, error)
+            self.pool.unpin(entry.row)
+            entry.row = None
 
     async def _due_loop(self) -> None:
         while True:

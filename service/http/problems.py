@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,12 @@ def _next(request: Request, error: Exception) -> str:
     return f"the outcome is unknown: {again}"
 
 
+def _let_go(error: Exception) -> None:
+    """Of what it came through. The framework's own function keeps the error that it raises, and so
+    both, and the request's body, would stay until somebody looks for garbage."""
+    traceback.clear_frames(error.__traceback__)
+
+
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that may answer with these problems."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -102,10 +109,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
+        _let_go(error)
         return invalid(error.errors())
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
+        _let_go(error)
         # How the framework says what it says of no field; but a caller who has left is no fault.
         if error.status_code == 400 and not isinstance(error.__cause__, ClientDisconnect):
             said = {"field": "body", "message": faults.UNREADABLE}

@@ -1,4 +1,5 @@
-"""Hours in small: a load of 70 % of the capacity, after which nothing has grown."""
+"""Hours in small: a load of 70 % of the capacity, after which nothing has grown, and in which
+nothing of ours stands still."""
 
 from __future__ import annotations
 
@@ -10,9 +11,12 @@ import numpy as np
 import psutil
 import pytest
 
+from benchmarks.bystander import Bystander
 from benchmarks.http_load import closed_loop, open_loop
+from benchmarks.stalls import busy_share, fifths, unsteady
 from tests.faults.report import Report
 from tests.faults.test_overload import own_store, requests, service
+from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service
 
 __all__ = ["own_store", "service"]
@@ -28,11 +32,17 @@ def idle_files(process: psutil.Process) -> int:
 
 
 @pytest.mark.timeout(SOAK_S + 200)
-def test_nothing_grows(service: Service, report: Report) -> None:
+def test_nothing_grows_or_stands_still(
+    service: Service, own_store: ValkeyServer, report: Report
+) -> None:
     assert service.process is not None
     process = psutil.Process(service.process.pid)
+    with own_store.client() as client:
+        passed = process.pid, client.info("server")["process_id"], os.getpid()
     closed_loop(service.port, requests(0), 64, 4)  # every user is in the pool
-    capacity = closed_loop(service.port, requests(1), 64, 6).rate
+    with Bystander(*passed) as before:
+        full = closed_loop(service.port, requests(1), 64, 6)
+    capacity = full.rate
     files = idle_files(process)
     samples: list[tuple[float, int]] = []
     ended = threading.Event()
@@ -44,7 +54,8 @@ def test_nothing_grows(service: Service, report: Report) -> None:
     watching = threading.Thread(target=watch)
     watching.start()
     try:
-        soaked = open_loop(service.port, requests(2), SHARE * capacity, SOAK_S)
+        with Bystander(*passed) as meanwhile:
+            soaked = open_loop(service.port, requests(2), SHARE * capacity, SOAK_S)
     finally:
         ended.set()
         watching.join()
@@ -52,8 +63,8 @@ def test_nothing_grows(service: Service, report: Report) -> None:
     late = [sample for sample in samples if sample[0] > samples[0][0] + SOAK_S / 3]
     seconds, memory = np.array(late).T
     slope = float(np.polyfit(seconds, memory, 1)[0])
-    parts = np.array_split(np.array(soaked.latencies), 5)
-    p99s = [round(1000 * float(np.percentile(part, 99)), 1) for part in parts]
+    busy = busy_share(SHARE * capacity, full, before.seen)
+    parts = fifths(soaked, meanwhile.seen, busy)
     report(
         load_average=os.getloadavg()[0],
         seconds=soaked.seconds,
@@ -64,7 +75,9 @@ def test_nothing_grows(service: Service, report: Report) -> None:
         memory_slope_mb_per_minute=slope * 60 / 1e6,
         files_before=files,
         files_after=idle_files(process),
-        p99_ms_by_fifth=p99s,
+        p99_ms_by_fifth=[part.p99_ms for part in parts],
+        p99_ms_of_the_machine=[part.machine_ms for part in parts],
+        lost_to_the_machine=[part.machine_lost for part in parts],
     )
     grown = slope * (seconds[-1] - seconds[0])
     assert grown < 0.05 * memory[0] + 10e6, "memory grows"
@@ -72,3 +85,4 @@ def test_nothing_grows(service: Service, report: Report) -> None:
     # On a machine that other work slows down meanwhile, 70 % may become more than it can do.
     other = {status: n for status, n in soaked.failures.items() if status != 503}
     assert sum(other.values()) < 0.001 * len(soaked.latencies), other
+    assert not unsteady(parts), "something stood still, and it was not the machine"

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from service.engine.compute import SMALL_EVENTS, Work
 from service.engine.engine import Engine
 from service.store.event_log import EventLog, NewEvent, new_uid
@@ -85,3 +87,35 @@ def test_where_waves_are_computed(valkey: ValkeyServer, tmp_path: Path) -> None:
             await engine.stop()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("place", ["show_appends", "show"])
+def test_a_fault_of_ours_ends_one_wave_only(
+    valkey: ValkeyServer, tmp_path: Path, place: str
+) -> None:
+    """In the exchange, or after the arithmetic: everybody else waits for the same loop."""
+    artefact = make_artefact(tmp_path / "model", ITEMS)
+
+    async def run() -> None:
+        async with Store(valkey.url) as store:
+            engine = Engine(artefact, EventLog(store, namespace=f"fault-{place}"))
+            await engine.start()
+            await engine.append("ann", [NewEvent(new_uid(), ITEMS[0])])
+            await engine.recommend("ann", 3)
+            sound = getattr(engine.tally, place)
+
+            def broken(*arguments: Any) -> None:
+                setattr(engine.tally, place, sound)
+                raise KeyError("broken")
+
+            setattr(engine.tally, place, broken)
+            waiting = [engine.recommend(user, 3) for user in ("ann", "bea")]
+            answers = await asyncio.gather(*waiting, return_exceptions=True)
+            failed = [isinstance(answer, KeyError) for answer in answers]
+            assert any(failed) or place == "show", "it comes after the answers"
+            await engine.append("ann", [NewEvent(new_uid(), ITEMS[1])])
+            assert (await engine.recommend("ann", 3)).version == 2
+            assert engine.pool.evict("ann"), "its row is still held"
+            await engine.stop()
+
+    asyncio.run(asyncio.wait_for(run(), LONG_S))
