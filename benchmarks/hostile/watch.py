@@ -59,8 +59,10 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._reader.join()
+        self._process.stdout.close()
         self._process.wait()
 
     def _read(self) -> None:
