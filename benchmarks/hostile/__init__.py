@@ -1,0 +1,1 @@
+"""What benchmarks.attacks sends, and what it watches meanwhile."""
