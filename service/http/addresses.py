@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 PREFIX = r"(/[A-Za-z0-9._~-]+)*"
@@ -11,12 +12,14 @@ PREFIX = r"(/[A-Za-z0-9._~-]+)*"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+_HOST = re.compile(r"(?:\[([0-9a-f:.%a-z]*)\]|([^:\[\]]*))(?::[0-9]*)?")
+
+
 def host_name(host: str) -> str:
-    """A host without its port, in lower case."""
+    """A host without its port, in lower case; as it is, where it is none with a port."""
     host = host.strip().lower()
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if host.count(":") == 1 else host
+    found = _HOST.fullmatch(host)
+    return host if found is None else found[1] or found[2] or ""
 
 
 def is_local(name: str) -> bool:
@@ -25,7 +28,7 @@ def is_local(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        ipaddress.ip_address(name.partition("%")[0])
+        ipaddress.ip_address(name)
     except ValueError:
         return False
     return True

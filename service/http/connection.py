@@ -1,8 +1,8 @@
 """One connection's HTTP, with bounds on what a caller may send before being answered.
 
-The server has none of its own: a head without an end would be kept for ever, and grow; so would
-the fields behind a chunked body; and what follows a head that offers an upgrade would be taken for
-another request, a body included.
+The server has none of its own. A head without an end would be kept for ever, and grow; so would the
+fields behind a chunked body, and the requests of a caller who reads no answers. And what follows a
+head that offers an upgrade would be taken for another request, a body included.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ GRACE_S = 5.0
 """After the time for a body, for the answer that says so, and for what is still sent of it."""
 LINGER_S = 1.0
 """For what is still sent after a refusal."""
+SLICE = 16_384
+"""Bytes that are parsed in one turn of the event loop: some hundred small requests."""
+FRAMING = 8
+"""Bytes for each of a body's own that its chunks may be framed by, beside max_head_bytes."""
 
 _REASONS = {
     400: (b"400 Bad Request", "what was sent is no HTTP request"),
@@ -32,8 +37,9 @@ _REASONS = {
         "the request's head, or the fields behind its body, are over max_head_bytes or "
         "max_header_fields",
     ),
+    501: (b"501 Not Implemented", "Transfer-Encoding: only chunked is understood"),
 }
-Refusal = Literal[400, 408, 431]
+Refusal = Literal[400, 408, 431, 501]
 
 
 def bounded(
@@ -74,6 +80,20 @@ class _Refused:
         self.message_event = asyncio.Event()
 
 
+class _Flow(FlowControl):
+    """Reads no more while there are requests that nobody has begun to answer: the body of the one
+    that is answered is here, then."""
+
+    def __init__(self, transport: asyncio.Transport, connection: _Connection) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        one = self._connection
+        if not (one.pipeline or one.held or one.transport.is_closing()):
+            super().resume_reading()
+
+
 class _Connection(HttpToolsProtocol):
     timeout_s: float
     max_head: int
@@ -91,8 +111,12 @@ class _Connection(HttpToolsProtocol):
         """Whether a head has no more bytes than that."""
         self._trailers = self._trailer_bytes = 0
         """Fields behind the body, and their bytes."""
-        self._upgrading = False
+        self._framing = self._body = self._body_read = 0
+        """Bytes of a body's framing and of itself, as far as counted, and in what is parsed."""
+        self._upgrading = self._is_coded = False
         self._refusal: Refusal | None = None
+        self.held = b""
+        """Received, and still to be parsed."""
         self._gate: Gate | None = self.app_state.get("gate")
         self._refused_at = 0.0
 
@@ -100,6 +124,7 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -107,12 +132,41 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.held:  # it was on its way
+            self.held += data
+            return
+        self._take(data[:SLICE])
+        if len(data) > SLICE:
+            self.held = data[SLICE:]
+            self.flow.pause_reading()
+            self.loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """With the next slice, once all that was asked before is being answered."""
+        if self.transport.is_closing() or self._place is _Place.REFUSED:
+            self.held = b""
+        if not self.held or self.pipeline or self.flow.write_paused:
+            return
+        data, self.held = self.held[:SLICE], self.held[SLICE:]
+        self._take(data)
+        cycle = self.cycle
+        if self.held:
+            self.loop.call_soon(self._go_on)
+        elif cycle is None or cycle.response_complete or len(cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._go_on()
+
+    def _take(self, data: bytes) -> None:
         if self._place is _Place.REFUSED:
             return
-        between = self._place is _Place.BETWEEN
+        between, within = self._place is _Place.BETWEEN, self._place is _Place.BODY
         if between:
             idle = self.cycle is None or self.cycle.response_complete
-            if idle and self._gate is not None and self._gate.refuses_whole(data):
+            quick = idle and not self.flow.write_paused  # else nobody reads what is answered
+            if quick and self._gate is not None and self._gate.refuses_whole(data):
                 self.transport.write(self._gate.answer)
                 self._stay()
                 return
@@ -120,7 +174,7 @@ class _Connection(HttpToolsProtocol):
                 self._wait_for_head()
             self._unread, self._is_counted = 0, True
         self._unset_keepalive_if_required()
-        self._read, self._begun = len(data), 0
+        self._read, self._begun, self._body_read = len(data), 0, 0
         self._unread += self._read
         try:
             self._parse(data)
@@ -130,6 +184,11 @@ class _Connection(HttpToolsProtocol):
             return
         if self._place is _Place.HEAD and self._begun and not (between and self._begun == 1):
             self._unread, self._is_counted = 0, False  # it began somewhere behind other requests
+        if within and self._place is _Place.BODY and not self._begun:
+            self._body += self._body_read
+            self._framing += self._read - self._body_read
+            if self._framing > self.max_head + FRAMING * self._body:
+                self._refuse(431)
         if self._place in (_Place.HEAD, _Place.BODY) and self._unread > self.max_head:
             self._refuse(431)
 
@@ -168,7 +227,8 @@ class _Connection(HttpToolsProtocol):
             return
         self._place = _Place.HEAD
         self._begun += 1
-        self._trailers = self._trailer_bytes = 0
+        self._trailers = self._trailer_bytes = self._framing = self._body = 0
+        self._is_coded = False
         if self._waiting is None:
             self._wait_for_head()
         super().on_message_begin()
@@ -176,6 +236,8 @@ class _Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._place is not _Place.BODY:
             super().on_header(name, value)
+            if len(name) == 17 and name.lower() == b"transfer-encoding":
+                self._is_coded = self._is_coded or value.lower() != b"chunked"
             return
         # Behind a body: nobody asks for these, and they must not be taken for the head's.
         self._trailers += 1
@@ -189,6 +251,9 @@ class _Connection(HttpToolsProtocol):
         if len(self.headers) > self.max_fields or self._is_head_too_large():
             self._refuse(431)
             return
+        if self._is_coded:
+            self._refuse(501)
+            return
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 self._refuse(400)
@@ -199,6 +264,7 @@ class _Connection(HttpToolsProtocol):
         self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
         idle = self.cycle is None or self.cycle.response_complete
         plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
+        plain = plain and not self.flow.write_paused
         gate, method = self._gate, self.parser.get_method()
         if gate is not None and plain and gate.refuses(method, self.url):
             refused: Any = _Refused()
@@ -215,6 +281,7 @@ class _Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         if self._place is _Place.BODY:
             self._unread = 0
+            self._body_read += len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -231,13 +298,16 @@ class _Connection(HttpToolsProtocol):
         if self._is_counted and max(self._unread, self._read) <= self.max_head:
             return False
         fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return len(self.url) + fields > self.max_head
+        line = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n")
+        return line + fields + len(b"\r\n") > self.max_head
 
     # -- answers -------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         last = not self.pipeline
         super().on_response_complete()
+        if self.held and not self.pipeline:
+            self.loop.call_soon(self._go_on)
         if last and self._refusal is not None:
             self._answer(self._refusal)
 

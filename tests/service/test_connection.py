@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Callable, Coroutine
@@ -106,6 +107,7 @@ def served(
     gate: Late | None = None,
     read: bool = True,
     kept_s: int = 60,
+    connections: list[Any] | None = None,
 ) -> None:
     """Runs `check` with an application and what opens connections to it."""
 
@@ -117,9 +119,14 @@ def served(
         )  # fmt: skip
         config.load()
         make: Any = config.http_protocol_class
-        server = await asyncio.get_running_loop().create_server(
-            lambda: make(config, state, {"gate": gate} if gate else {}), "127.0.0.1", 0
-        )
+
+        def protocol() -> Any:
+            made = make(config, state, {"gate": gate} if gate else {})
+            if connections is not None:
+                connections.append(made)
+            return made
+
+        server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
         opened: list[Connection] = []
 
         async def connect() -> Connection:
@@ -133,8 +140,10 @@ def served(
                 await check(app, connect)
         finally:
             for connection in opened:
-                connection.writer.close()
+                connection.writer.transport.abort()
             server.close()
+            await asyncio.sleep(0.02)  # it hears of that
+            await asyncio.gather(*state.tasks, return_exceptions=True)
 
     uvloop.run(main())
 
@@ -237,6 +246,58 @@ def test_what_stands_behind_a_body_is_bounded(flood: bytes, pieces: int) -> None
     served(check)
 
 
+def test_many_extensions_of_chunks_are_bounded() -> None:
+    async def check(app: App, connect: Any) -> None:
+        one = await connect()
+        small = b"".join(b"1\r\n%c\r\n" % i for i in b"abc" * 1000)  # five bytes for each
+        await one.send(CHUNKED, small, b"0\r\n\r\n")
+        assert await one.statuses(1) == [200]
+        two = await connect()
+        await two.send(CHUNKED, *[b"1;%s\r\n \r\n" % (b"a" * 400)] * 9)
+        assert await two.rest() == [431]
+
+    served(check)
+
+
+@pytest.mark.parametrize(
+    "coding", [b"x, chunked", b"gzip, chunked", b"chunked\r\nTransfer-Encoding: x"]
+)
+def test_other_codings_are_not_read(coding: bytes) -> None:
+    async def check(app: App, connect: Any) -> None:
+        one = await connect()
+        await one.send(
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: %s\r\n\r\n0\r\n\r\n" % coding + INNER
+        )
+        assert set(await one.rest()) <= {400, 501}
+        assert app.asked == []
+
+    served(check)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_who_reads_no_answers_is_not_read(late: bool) -> None:
+    """Neither answers nor requests pile up."""
+
+    async def check(app: App, connect: Any) -> None:
+        one = await connect()
+        asked = b"GET /a HTTP/1.1\r\n\r\n" * 10_000
+        sent = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3):
+                for _ in range(200):
+                    one.writer.write(asked)
+                    await one.writer.drain()
+                    sent += len(asked)
+        assert sent < 60_000_000
+        (connection,) = connections
+        assert len(connection.pipeline) < 2000
+        assert len(connection.held) < 600_000
+        assert connection.transport.get_write_buffer_size() < 2_000_000
+
+    connections: list[Any] = []
+    served(check, gate=Late() if late else None, connections=connections)
+
+
 def test_few_fields_behind_a_body_are_passed_over() -> None:
     async def check(app: App, connect: Any) -> None:
         one = await connect()
@@ -263,7 +324,8 @@ def test_what_is_refused_waits_for_the_answers_before_it() -> None:
         await asyncio.sleep(0.05)
         app.hold.set()
         assert await two.rest() == [200, 400]
-        assert [path for _, path, _ in app.asked] == ["/a", "/b", "/a"]
+        assert [path for _, path, _ in app.asked[:3]] == ["/a", "/b", "/a"]
+        assert app.asked[3:] in ([], [("POST", "/", None)])
 
     served(check)
 

@@ -119,7 +119,9 @@ def test_hosts_of_a_service_without_keys(run: Any, artefact: Artefact, store_url
                          "shop.example:443", "SHOP.EXAMPLE"):  # fmt: skip
                 assert await status(client, host) == 404, host
             for host in ("evil.example", "localhost.evil.example", "shop.example.evil.example",
-                         "127.0.0.1.evil.example", "evil.example:8000"):  # fmt: skip
+                         "127.0.0.1.evil.example", "evil.example:8000",
+                         "127.0.0.1:80.evil.example", "[::1].evil.example", "127.0.0.1%x",
+                         "[::1", "localhost:80:80"):  # fmt: skip
                 assert await status(client, host) == 421, host
         async with in_process(artefact.folder, store_url, api_keys="secret") as client:
             assert await status(client, "evil.example") == 401
