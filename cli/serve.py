@@ -53,10 +53,10 @@ def serve(given: dict[str, Any]) -> None:
     """
     # What is wrong with any of these is said here, in one line and once, not by every worker.
     settings = chosen_settings(**given)
-    _check_open(settings)
     require_free_port(settings.port, settings.host, "--port {}")
     if settings.operations_port is not None:
         require_free_port(settings.operations_port, settings.host, "--operations-port {}")
+    _check_open(settings)
     _check_device(settings.device)
     _check_kernels(settings)
     require_data_dir(settings)

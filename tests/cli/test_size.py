@@ -14,6 +14,8 @@ from model import ModelConfig, TiM4Rec
 from service.settings import Settings
 from tests.cli.conftest import tim4rec
 
+SERVERS_OWN = 64_000
+"""Bytes."""
 LAYOUT = TiM4Rec(ModelConfig(n_items=1)).state_layout
 
 
@@ -51,7 +53,11 @@ def test_it_says_what_a_store_says(
     miss = sum(sizes.miss(n, n >= every)[1] for n in lengths) / users
     expected = {"memory": memory, "to": to, "back": back, "file": file, "miss": miss}
     measured = [cost.memory, cost.received, cost.sent, cost.file, cost.miss]
-    assert dict(zip(expected, measured, strict=True)) == pytest.approx(expected, rel=0.15)
+    found = dict(zip(expected, measured, strict=True))
+    # Beside the records the server has buffers of its own, which come and go.
+    spare = SERVERS_OWN / users
+    assert found.pop("memory") == pytest.approx(expected.pop("memory"), rel=0.15, abs=spare)
+    assert found == pytest.approx(expected, rel=0.15)
 
 
 def test_what_it_prints(model_folder: Path) -> None:

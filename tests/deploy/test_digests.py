@@ -218,7 +218,7 @@ def test_the_list_is_what_is_used() -> None:
 
 def test_make_knows_them() -> None:
     for target in ("digests", "manifests"):
-        command = ["make", "-n", target, "OVERLAY=gpu"]
+        command = ["make", "-n", "--no-print-directory", target, "OVERLAY=gpu"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         words = done.stdout.replace("\\\n", "").split()

@@ -44,7 +44,12 @@ def start(artefact_folder: Path, folder: Path, store_url: str) -> Iterator[Calla
 
     def begin(base: str, *arguments: str, **settings: object) -> Service:
         service = Service(
-            artefact_folder, folder / "out", *arguments, "--redis", store_url, **settings
+            artefact_folder,
+            folder / "out",
+            *arguments,
+            "--redis",
+            store_url,
+            **{"allow_open": "true"} | settings,
         )
         service.url = f"{base}:{service.port}"
         started.append(service)
