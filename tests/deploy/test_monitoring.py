@@ -295,6 +295,7 @@ async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
                 burst = tasks.create_task(load.burst(100))
                 while load.statuses[503] < refused + 30 and not burst.done():  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
+                await asyncio.sleep(2 * EVERY_S)  # somebody looks at them meanwhile
                 store.send(signal.SIGCONT)
                 await burst
     return load.statuses
