@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http import json_shape
+from service.http.connection import WHOLE
 from service.http.json_shape import Shape, ShapeError
 from service.http.problems import RETRY_AFTER_S, problem
 from service.settings import Settings
@@ -62,7 +63,9 @@ class ReadBodies:
             return
         body = _Body(self)
         try:
-            refusal = await body.read(receive) or self._misshapen(scope, body.content)
+            # What is here needs no watch, which costs more than all else that is done for it.
+            read = body.take if WHOLE in scope else body.read
+            refusal = await read(receive) or self._misshapen(scope, body.content)
             await (refusal or self.app)(scope, body.again(receive), send)
         finally:
             self.buffered -= body.size
@@ -92,34 +95,39 @@ class _Body:
 
     async def read(self, receive: Receive) -> Response | None:
         """All of it; the refusal, where it is not to be had."""
-        owner, parts = self._owner, list[bytes]()
+        timeout_s = self._owner.timeout_s
         try:
-            async with asyncio.timeout(owner.timeout_s):
-                more = True
-                while more:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        return problem(400, "body: the caller has left before its end")
-                    part = message.get("body", b"")
-                    if self.size + len(part) > owner.max_bytes:
-                        return owner._too_large()
-                    if owner.buffered + len(part) > owner.max_buffered:
-                        return problem(
-                            503,
-                            "as many bytes of bodies are kept as may be (max_buffered_bytes); "
-                            "nothing was done: try again",
-                            headers={"Retry-After": str(RETRY_AFTER_S)},
-                        )
-                    owner.buffered += len(part)
-                    self.size += len(part)
-                    parts.append(part)
-                    more = message.get("more_body", False)
+            async with asyncio.timeout(timeout_s):
+                return await self.take(receive)
         except TimeoutError:
             return problem(
                 408,
-                f"body: it was not there after {owner.timeout_s:g} s (read_timeout_s)",
+                f"body: it was not there after {timeout_s:g} s (read_timeout_s)",
                 headers={"Connection": "close"},
             )
+
+    async def take(self, receive: Receive) -> Response | None:
+        """`read`, however long it takes."""
+        owner, parts = self._owner, list[bytes]()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return problem(400, "body: the caller has left before its end")
+            part = message.get("body", b"")
+            if self.size + len(part) > owner.max_bytes:
+                return owner._too_large()
+            if owner.buffered + len(part) > owner.max_buffered:
+                return problem(
+                    503,
+                    "as many bytes of bodies are kept as may be (max_buffered_bytes); nothing was "
+                    "done: try again",
+                    headers={"Retry-After": str(RETRY_AFTER_S)},
+                )
+            owner.buffered += len(part)
+            self.size += len(part)
+            parts.append(part)
+            more = message.get("more_body", False)
         self.content = b"".join(parts)
         return None
 

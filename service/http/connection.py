@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Literal
 
 import httptools
@@ -28,6 +27,9 @@ SLICE = 16_384
 """Bytes that are parsed in one turn of the event loop: some hundred small requests."""
 FRAMING = 8
 """Bytes for each of a body's own that its chunks may be framed by, beside max_head_bytes."""
+
+WHOLE = "tim4rec.whole"
+"""In a request's scope, once its body has been received."""
 
 _REASONS = {
     400: (b"400 Bad Request", "what was sent is no HTTP request"),
@@ -60,14 +62,8 @@ def bounded(
     return Bounded
 
 
-class _Place(Enum):
-    """Where in the bytes of a connection its parser stands."""
-
-    BETWEEN = auto()
-    HEAD = auto()
-    BODY = auto()
-    REFUSED = auto()
-    """Nothing more is read."""
+# Where in the bytes of a connection its parser stands; nothing more is read of a refused one.
+_BETWEEN, _HEAD, _BODY, _REFUSED = range(4)
 
 
 class _Refused:
@@ -101,7 +97,7 @@ class _Connection(HttpToolsProtocol):
 
     def __init__(self, config: Config, *arguments: Any, **options: Any) -> None:
         super().__init__(config, *arguments, **options)
-        self._place = _Place.BETWEEN
+        self._place = _BETWEEN
         self._waiting: asyncio.TimerHandle | None = None
         self._read = self._begun = 0
         """Bytes of what is being parsed, and messages begun in it."""
@@ -143,7 +139,7 @@ class _Connection(HttpToolsProtocol):
 
     def _go_on(self) -> None:
         """With the next slice, once all that was asked before is being answered."""
-        if self.transport.is_closing() or self._place is _Place.REFUSED:
+        if self.transport.is_closing() or self._place == _REFUSED:
             self.held = b""
         if not self.held or self.pipeline or self.flow.write_paused:
             return
@@ -160,9 +156,9 @@ class _Connection(HttpToolsProtocol):
         self._go_on()
 
     def _take(self, data: bytes) -> None:
-        if self._place is _Place.REFUSED:
+        if self._place == _REFUSED:
             return
-        between, within = self._place is _Place.BETWEEN, self._place is _Place.BODY
+        between, within = self._place == _BETWEEN, self._place == _BODY
         if between:
             idle = self.cycle is None or self.cycle.response_complete
             quick = idle and not self.flow.write_paused  # else nobody reads what is answered
@@ -179,17 +175,17 @@ class _Connection(HttpToolsProtocol):
         try:
             self._parse(data)
         except httptools.HttpParserError:
-            over = self._place is _Place.HEAD and self._unread > self.max_head
+            over = self._place == _HEAD and self._unread > self.max_head
             self._refuse(431 if over else 400)
             return
-        if self._place is _Place.HEAD and self._begun and not (between and self._begun == 1):
+        if self._place == _HEAD and self._begun and not (between and self._begun == 1):
             self._unread, self._is_counted = 0, False  # it began somewhere behind other requests
-        if within and self._place is _Place.BODY and not self._begun:
+        if within and self._place == _BODY and not self._begun:
             self._body += self._body_read
             self._framing += self._read - self._body_read
             if self._framing > self.max_head + FRAMING * self._body:
                 self._refuse(431)
-        if self._place in (_Place.HEAD, _Place.BODY) and self._unread > self.max_head:
+        if self._place in (_HEAD, _BODY) and self._unread > self.max_head:
             self._refuse(431)
 
     def _parse(self, data: bytes) -> None:
@@ -223,9 +219,9 @@ class _Connection(HttpToolsProtocol):
     # -- what the parser finds -----------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._place is _Place.REFUSED:
+        if self._place == _REFUSED:
             return
-        self._place = _Place.HEAD
+        self._place = _HEAD
         self._begun += 1
         self._trailers = self._trailer_bytes = self._framing = self._body = 0
         self._is_coded = False
@@ -234,10 +230,13 @@ class _Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._place is not _Place.BODY:
-            super().on_header(name, value)
-            if len(name) == 17 and name.lower() == b"transfer-encoding":
+        if self._place != _BODY:  # as the server's own does, without a call for each
+            name = name.lower()
+            if name == b"expect":
+                self.expect_100_continue = value.lower() == b"100-continue"
+            elif name == b"transfer-encoding":
                 self._is_coded = self._is_coded or value.lower() != b"chunked"
+            self.headers.append((name, value))
             return
         # Behind a body: nobody asks for these, and they must not be taken for the head's.
         self._trailers += 1
@@ -246,7 +245,7 @@ class _Connection(HttpToolsProtocol):
             self._refuse(431)
 
     def on_headers_complete(self) -> None:
-        if self._place is _Place.REFUSED:
+        if self._place == _REFUSED:
             return
         if len(self.headers) > self.max_fields or self._is_head_too_large():
             self._refuse(431)
@@ -273,22 +272,24 @@ class _Connection(HttpToolsProtocol):
             self.on_response_complete()
         else:
             super().on_headers_complete()  # it raises, for one thing, where a URL is too long
-        self._place, self._unread = _Place.BODY, 0
+        self._place, self._unread = _BODY, 0
 
     def on_chunk_header(self) -> None:
         self._unread = 0
 
     def on_body(self, body: bytes) -> None:
-        if self._place is _Place.BODY:
+        if self._place == _BODY:
             self._unread = 0
             self._body_read += len(body)
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._upgrading or self._place is _Place.REFUSED:
+        if self._upgrading or self._place == _REFUSED:
             return
-        self._place, self._unread = _Place.BETWEEN, 0
+        self._place, self._unread = _BETWEEN, 0
         self._end_waiting()
+        scope: Any = self.scope
+        scope[WHOLE] = True
         super().on_message_complete()
         if self.cycle.response_complete and self.timeout_keep_alive_task is None:
             # It was answered before its end; what came of it since has ended the wait for another.
@@ -337,12 +338,12 @@ class _Connection(HttpToolsProtocol):
     def _refuse(self, status: Refusal) -> None:
         """Answers what is no request, or none that is read to its end, after all that came before
         it, and closes."""
-        place, self._place = self._place, _Place.REFUSED
-        if place is _Place.REFUSED:
+        place, self._place = self._place, _REFUSED
+        if place == _REFUSED:
             return
         self._end_waiting()
         cycle = self.cycle
-        if place is _Place.BODY and cycle is not None:  # of which the application may have begun
+        if place == _BODY and cycle is not None:  # of which the application may have begun
             cycle.disconnected = True
             cycle.message_event.set()
             if self.pipeline and self.pipeline[0][0] is cycle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
@@ -22,6 +23,7 @@ ADMIN = "/admin"
 
 REFUSAL = "X-API-Key is missing or not one of this service's {}keys"
 CHALLENGE = {"WWW-Authenticate": 'APIKey realm="tim4rec", header="X-API-Key"'}
+KNOWN_HOSTS = 256
 _KEY, _HOST = b"x-api-key", b"host"
 
 
@@ -37,7 +39,8 @@ class Doors:
     def __init__(self, app: ASGIApp, *, settings: Settings, keys: Keys, admin_keys: Keys) -> None:
         self.app, self.keys, self.admin_keys = app, keys, admin_keys
         self.operations_port = settings.operations_port
-        self._hosts = frozenset(settings.allowed_hosts)
+        hosts = frozenset(settings.allowed_hosts)
+        self._is_ours = lru_cache(KNOWN_HOSTS)(lambda host: _is_ours(host, hosts))
         self._open = set(PROBES)
         self._open_below: tuple[str, ...] = ()
         if settings.operations_port is not None:
@@ -61,18 +64,16 @@ class Doors:
             if path not in OPERATIONS if at_operations else path == METRICS:
                 other = "another port" if at_operations else "the port for operations"
                 return problem(404, f"it is on {other}")
-        key, hosts = None, list[str]()
+        key, is_open = None, not self.keys
         for name, value in scope["headers"]:
             if name == _KEY and key is None:
                 key = value.decode("latin-1")
-            elif name == _HOST:
-                hosts.append(value.decode("latin-1"))
-        if not self.keys and not all(self._is_ours(host) for host in hosts):
-            return problem(
-                421,
-                "Host: names neither this machine nor one of allowed_hosts "
-                "(TIM4REC_ALLOWED_HOSTS), which a service without keys wants",
-            )
+            elif name == _HOST and is_open and not self._is_ours(value):
+                return problem(
+                    421,
+                    "Host: names neither this machine nor one of allowed_hosts "
+                    "(TIM4REC_ALLOWED_HOSTS), which a service without keys wants",
+                )
         if path == ADMIN or path.startswith(f"{ADMIN}/"):
             if not self.admin_keys:
                 return problem(
@@ -80,13 +81,14 @@ class Doors:
                     "this service has no admin keys: start it with TIM4REC_ADMIN_KEYS or its file",
                 )
             return None if self.admin_keys.have(key) else _no_key("admin ")
-        if not self.keys or path in self._open or path.startswith(self._open_below):
+        if is_open or path in self._open or path.startswith(self._open_below):
             return None
         return None if self.keys.have(key) else _no_key()
 
-    def _is_ours(self, host: str) -> bool:
-        name = host_name(host)
-        return name in self._hosts or "*" in self._hosts or is_local(name)
+
+def _is_ours(host: bytes, hosts: frozenset[str]) -> bool:
+    name = host_name(host.decode("latin-1"))
+    return name in hosts or "*" in hosts or is_local(name)
 
 
 def _no_key(kind: str = "") -> Response:
