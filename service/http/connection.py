@@ -131,11 +131,13 @@ class _Connection(HttpToolsProtocol):
         if self.held:  # it was on its way
             self.held += data
             return
+        if len(data) <= SLICE:
+            self._take(data)
+            return
         self._take(data[:SLICE])
-        if len(data) > SLICE:
-            self.held = data[SLICE:]
-            self.flow.pause_reading()
-            self.loop.call_soon(self._go_on)
+        self.held = data[SLICE:]
+        self.flow.pause_reading()
+        self.loop.call_soon(self._go_on)
 
     def _go_on(self) -> None:
         """With the next slice, once all that was asked before is being answered."""
@@ -156,18 +158,16 @@ class _Connection(HttpToolsProtocol):
         self._go_on()
 
     def _take(self, data: bytes) -> None:
-        if self._place == _REFUSED:
+        before = self._place
+        if before == _REFUSED:
             return
-        between, within = self._place == _BETWEEN, self._place == _BODY
-        if between:
+        if before == _BETWEEN:
             idle = self.cycle is None or self.cycle.response_complete
             quick = idle and not self.flow.write_paused  # else nobody reads what is answered
             if quick and self._gate is not None and self._gate.refuses_whole(data):
                 self.transport.write(self._gate.answer)
                 self._stay()
                 return
-            if self._waiting is None:
-                self._wait_for_head()
             self._unread, self._is_counted = 0, True
         self._unset_keepalive_if_required()
         self._read, self._begun, self._body_read = len(data), 0, 0
@@ -178,15 +178,30 @@ class _Connection(HttpToolsProtocol):
             over = self._place == _HEAD and self._unread > self.max_head
             self._refuse(431 if over else 400)
             return
-        if self._place == _HEAD and self._begun and not (between and self._begun == 1):
+        if self._place != _BETWEEN or not self._begun:
+            self._look_at_rest(before)
+
+    def _look_at_rest(self, before: int) -> None:
+        """At what has not ended, or not begun: so much of it there may be, and so long it may take.
+
+        Args:
+            before: where the parser stood before what it has just read.
+        """
+        if self._place == _HEAD and self._begun and not (before == _BETWEEN and self._begun == 1):
             self._unread, self._is_counted = 0, False  # it began somewhere behind other requests
-        if within and self._place == _BODY and not self._begun:
+        if before == self._place == _BODY and not self._begun:
             self._body += self._body_read
             self._framing += self._read - self._body_read
-            if self._framing > self.max_head + FRAMING * self._body:
-                self._refuse(431)
-        if self._place in (_HEAD, _BODY) and self._unread > self.max_head:
+        if self._place in (_HEAD, _BODY) and (
+            self._unread > self.max_head or self._framing > self.max_head + FRAMING * self._body
+        ):
             self._refuse(431)
+        if self._waiting is not None or self._place == _REFUSED:
+            return
+        if self._place == _BODY:
+            self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
+        elif self._place == before or self._place == _HEAD:
+            self._wait_for_head()
 
     def _parse(self, data: bytes) -> None:
         """Raises httptools.HttpParserError."""
@@ -225,15 +240,13 @@ class _Connection(HttpToolsProtocol):
         self._begun += 1
         self._trailers = self._trailer_bytes = self._framing = self._body = 0
         self._is_coded = False
-        if self._waiting is None:
-            self._wait_for_head()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._place != _BODY:  # as the server's own does, without a call for each
             name = name.lower()
-            if name == b"expect":
-                self.expect_100_continue = value.lower() == b"100-continue"
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
             elif name == b"transfer-encoding":
                 self._is_coded = self._is_coded or value.lower() != b"chunked"
             self.headers.append((name, value))
@@ -260,7 +273,6 @@ class _Connection(HttpToolsProtocol):
                 self._upgrading = True
             return
         self._end_waiting()
-        self._waiting = self.loop.call_later(self.timeout_s + GRACE_S, self.transport.abort)
         idle = self.cycle is None or self.cycle.response_complete
         plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
         plain = plain and not self.flow.write_paused
