@@ -32,16 +32,18 @@ WHOLE = "tim4rec.whole"
 """In a request's scope, once its body has been received."""
 
 _REASONS = {
-    400: (b"400 Bad Request", "what was sent is no HTTP request"),
+    400: (
+        b"400 Bad Request",
+        "what was sent is no HTTP request, or has a Transfer-Encoding other than chunked",
+    ),
     408: (b"408 Request Timeout", "the request's head took longer than read_timeout_s"),
     431: (
         b"431 Request Header Fields Too Large",
         "the request's head, or the fields behind its body, are over max_head_bytes or "
         "max_header_fields",
     ),
-    501: (b"501 Not Implemented", "Transfer-Encoding: only chunked is understood"),
 }
-Refusal = Literal[400, 408, 431, 501]
+Refusal = Literal[400, 408, 431]
 
 
 def bounded(
@@ -264,7 +266,7 @@ class _Connection(HttpToolsProtocol):
             self._refuse(431)
             return
         if self._is_coded:
-            self._refuse(501)
+            self._refuse(400)
             return
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
