@@ -121,7 +121,8 @@ def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Repl
 @pytest.fixture(scope="module")
 def replicated_cluster(folder_of_module: Path) -> Iterator[ValkeyCluster]:
     """Three primaries with a replica each."""
-    options = ("--repl-diskless-sync-delay", "0")
+    # A replica whose first link stalls tries another one while the fixture still waits.
+    options = ("--repl-diskless-sync-delay", "0", "--repl-timeout", "15")
     cluster = ValkeyCluster(folder_of_module, *options, replicas=3)
     try:
         cluster.start()
