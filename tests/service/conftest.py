@@ -101,7 +101,9 @@ class ClusterNode(ValkeyServer):
         folder.mkdir()
         self.port, self._bus_port = free_ports(2)
         ports = ("--port", str(self.port), "--cluster-port", str(self._bus_port))
-        super().__init__(folder, *ports, "--cluster-enabled", "yes", *options)
+        # Else a primary's third replica may go to another that has none, by itself.
+        stay = ("--cluster-allow-replica-migration", "no")
+        super().__init__(folder, *ports, "--cluster-enabled", "yes", *stay, *options)
 
     @property
     def address(self) -> tuple[str, int, int]:

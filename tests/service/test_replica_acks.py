@@ -121,8 +121,7 @@ def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Repl
 @pytest.fixture(scope="module")
 def replicated_cluster(folder_of_module: Path) -> Iterator[ValkeyCluster]:
     """Three primaries with a replica each."""
-    # A replica whose first link stalls tries another one while the fixture still waits.
-    options = ("--repl-diskless-sync-delay", "0", "--repl-timeout", "15")
+    options = ("--repl-diskless-sync-delay", "0")
     cluster = ValkeyCluster(folder_of_module, *options, replicas=3)
     try:
         cluster.start()
