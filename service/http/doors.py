@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.http.addresses import host_name, is_local
 from service.http.keys import Keys
 from service.http.problems import problem
+from service.http.request_context import PROBES
 
 if TYPE_CHECKING:
     from service.settings import Settings
 
-PROBES = frozenset(("/livez", "/readyz"))
 METRICS = "/metrics"
 OPERATIONS = PROBES | {METRICS}
 DOCUMENTATION = ("/docs", "/openapi.json", "/static-offline-docs")
