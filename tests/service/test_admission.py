@@ -19,7 +19,7 @@ from uvicorn.server import ServerState
 from model.artefact import Artefact
 from service.engine.pace import Pace
 from service.http.acceptor import Acceptor
-from service.http.admission import ANSWER
+from service.http.admission import ANSWER, COUNT_EVERY_S
 from service.http.connection import bounded
 from tests.faults.http import Client, Reply
 from tests.service.conftest import ValkeyServer
@@ -119,6 +119,7 @@ def test_what_would_wait_too_long_is_refused(service: Service) -> None:
         client = Client(service.port)  # the service closes what was idle for long
         for _ in range(100):  # the pace is known now; alone, nobody waits
             assert (await client.ask("GET", "/recommend?user_id=u1&k=1")).status == 200
+        await asyncio.sleep(3 * COUNT_EVERY_S)  # refusals are counted now and then
         metrics = (await client.ask("GET", "/metrics")).body.decode()
         client.close()
         return replies, metrics
