@@ -1,0 +1,38 @@
+"""Recent popularity, counted as events come."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.baselines.counting import NO_PAIRS, Evidence, Float64s
+from benchmarks.walk_forward import DAY_MS, Bools, Events
+from training.dataset import Int64s
+
+
+class Popularity:
+    """How often each item was had, an event's weight halved every `half_life_days`."""
+
+    def __init__(self, events: Events, half_life_days: float = 30) -> None:
+        self._events = events
+        # All weights decay alike, so newer ones grow instead: from the log's beginning on.
+        ages = (events.times - events.times.min()) / (half_life_days * DAY_MS)
+        self._weights = np.exp2(ages)
+        self._mass = np.zeros(len(events.item_ids))
+
+    @property
+    def known(self) -> Bools:
+        """Items that had an event: (V)."""
+        return self._mass > 0
+
+    @property
+    def shares(self) -> Float64s:
+        """Popularity (V), 1 that of the most popular item."""
+        return self._mass / max(self._mass.max(), 1.0)
+
+    def observe(self, rows: Int64s) -> None:
+        np.add.at(self._mass, self._events.items[rows], self._weights[rows])
+
+    def ranks(self, rows: Int64s) -> Int64s:
+        none = np.zeros(0)
+        evidence = Evidence(self.known, self.shares, none, NO_PAIRS, none, none, none)
+        return evidence.ranks(self._events, rows)
