@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.baselines.counting import Evidence, Pairs
+from benchmarks.baselines.counting import Evidence, Float64s, Pairs
 from benchmarks.baselines.popularity import Popularity
 from benchmarks.baselines.transitions import TIE
 from benchmarks.walk_forward import Events
@@ -33,11 +33,12 @@ class ItemKNN:
         np.add.at(self._counts, self._pairs.entries[rows].ravel(), 1)
 
     def ranks(self, rows: Int64s) -> Int64s:
-        popularity, norm = self._popularity, 1 / np.sqrt(self._n + SHRINKAGE)
+        popularity = self._popularity
+        norm: Float64s = 1 / np.sqrt(self._n + SHRINKAGE)
         evidence = Evidence(
             popularity.known,
             TIE * popularity.shares,
-            DECAY ** np.arange(LAST),
+            DECAY ** np.arange(LAST, dtype=np.float64),
             self._pairs,
             self._counts,
             norm,

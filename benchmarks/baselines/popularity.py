@@ -27,7 +27,8 @@ class Popularity:
     @property
     def shares(self) -> Float64s:
         """Popularity (V), 1 that of the most popular item."""
-        return self._mass / max(self._mass.max(), 1.0)
+        shares: Float64s = self._mass / max(self._mass.max(), 1.0)
+        return shares
 
     def observe(self, rows: Int64s) -> None:
         np.add.at(self._mass, self._events.items[rows], self._weights[rows])

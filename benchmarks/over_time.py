@@ -1,0 +1,160 @@
+"""How good the recommendations are forward in time, beside counting.
+
+    python -m benchmarks.over_time --dataset amazon-beauty --json runs/over-time-beauty.json
+    python -m benchmarks.over_time --dataset amazon-beauty --policies transitions item-knn
+    python -m benchmarks.over_time --dataset amazon-beauty --policies --artefact artefacts/mine
+
+The log is cut at `--cut` of its interactions in time; every later event's item is ranked among the
+whole catalogue given all that came before it (`benchmarks.walk_forward` has the rules).
+
+`frozen` is our default recipe trained on what lies before the cut; `retrained` is that model
+trained on, for two epochs on every interaction so far, at each later border of a period. Both are
+kept in RUNS/DATASET and a call goes on where an earlier one stopped. An artefact of `--artefact` is
+ranked as it is, whatever it was trained on. States follow each event. A model that takes the
+request time is asked at three moments, and with an unknown one; users of whom it knows nothing get
+the 30-day popularity. `popularity` (half-life 30 days), `transitions` and `item-knn` are counted
+online.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.baselines.item_knn import ItemKNN
+from benchmarks.baselines.popularity import Popularity
+from benchmarks.baselines.transitions import Transitions
+from benchmarks.quality import DATA, ERRORS
+from benchmarks.walk_forward import DAY_MS, Events, Policy, Walk, walk_forward
+from benchmarks.walk_models import Served, model_ranks, with_fallback
+from benchmarks.walk_summary import summarise, tables
+from benchmarks.walk_training import frozen_model, retrained_models
+from model.artefact import ArtefactError, load_artefact
+from training.dataset import Int64s
+from training.interactions import Log, read_log
+
+RUNS = Path("runs/over_time")
+COUNTED: dict[str, Callable[[Events], Policy]] = {
+    "popularity": Popularity,
+    "transitions": Transitions,
+    "item-knn": ItemKNN,
+}
+TRAINED = ("frozen", "retrained")
+GRAINS = {"moment": 1, "day": DAY_MS}
+
+
+def trained_ranks(
+    log: Log, walk: Walk, args: argparse.Namespace, console: Console
+) -> dict[str, dict[str, Int64s]]:
+    """What `frozen` and `retrained` found, by request time."""
+    found: dict[str, dict[str, Int64s]] = {}
+    wanted = [name for name in TRAINED if name in args.policies]
+    if not wanted:
+        return found
+    folder = args.runs / args.dataset / f"cut-{args.cut:g}" / str(args.seed)
+    options = {"seed": args.seed, "threads": args.threads, "device": args.device}
+    extent = {"max_epochs": args.epochs, "patience": args.patience}
+    frozen = frozen_model(log, walk, folder / "frozen", console, **(options | extent))
+    if "frozen" in wanted:
+        found["frozen"] = model_ranks(walk, [frozen] * args.periods)
+    if "retrained" in wanted:
+        served = retrained_models(
+            log, walk, frozen, folder / f"retrained-{args.periods}", console, **options
+        )
+        found["retrained"] = model_ranks(walk, served)
+    return found
+
+
+def all_ranks(log: Log, args: argparse.Namespace, console: Console) -> tuple[Walk, dict[str, Any]]:
+    """The walk, and each policy's ranks (T)."""
+    events = Events.of(log)
+    walk = Walk.of(events, args.cut, args.periods)
+    models = trained_ranks(log, walk, args, console)
+    for path in args.artefact:
+        artefact = load_artefact(path)
+        served = Served(artefact.model, artefact.items.ids)
+        models[path.name] = model_ranks(walk, [served] * args.periods)
+    counted = [name for name in COUNTED if name in args.policies or name == "popularity"]
+    policies = {name: COUNTED[name](events) for name in counted}
+    ranks = walk_forward(walk, policies, grain_ms=GRAINS[args.count_every])
+    for name, by_time in models.items():
+        filled = with_fallback(by_time, ranks["popularity"])
+        ranks |= {f"{name}, {asked}": own for asked, own in filled.items()}
+    return walk, ranks
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    path = args.data / args.dataset / "interactions.csv.gz"
+    walk, ranks = all_ranks(read_log(path), args, console)
+    borders = [str(np.datetime64(int(border), "ms"))[:16] for border in walk.borders]
+    console.print(f"{args.dataset}: {len(walk.rows):,} events, periods from {', '.join(borders)}")
+    figures = summarise(walk, ranks)
+    for shown in tables(figures):
+        console.print(shown)
+    if args.json:
+        report = {
+            "dataset": args.dataset,
+            "cut": args.cut,
+            "periods": borders,
+            "events": len(walk.rows),
+            "counted_every": args.count_every,
+            "seed": args.seed,
+            "figures": [row.to_dict() for row in figures],
+        }
+        args.json.write_text(json.dumps(report, indent=1))
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.over_time",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    every = (*COUNTED, *TRAINED)
+    parser.add_argument("--dataset", required=True, help="a folder of --data")
+    parser.add_argument(
+        "--policies",
+        nargs="*",
+        choices=every,
+        default=every,
+        metavar="NAME",
+        help=f"of {', '.join(every)}; default: all of them",
+    )
+    parser.add_argument("--artefact", nargs="+", type=Path, default=[], help="trained models")
+    parser.add_argument(
+        "--cut", type=float, default=0.7, help="share of the interactions before it"
+    )
+    parser.add_argument("--periods", type=int, default=6, help="of equally many events")
+    parser.add_argument(
+        "--count-every", choices=GRAINS, default="moment",
+        help="whose events are ranked before any of them is counted",
+    )  # fmt: skip
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--runs", type=Path, default=RUNS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=24, help="at most, of `frozen`")
+    parser.add_argument("--patience", type=int, default=4, help="of `frozen`")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; part of a run's identity")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    # Into a file, a table is as wide as its words, not as a terminal that is not there.
+    console = Console(width=None if sys.stdout.isatty() else 240)
+    try:
+        run(parser().parse_args(arguments), console)
+    except (*ERRORS, ArtefactError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

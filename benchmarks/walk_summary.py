@@ -1,0 +1,109 @@
+"""Figures of a walk forward in time: by slice and period, with an interval over users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from benchmarks.significance import CHUNK, Float64s, gains
+from benchmarks.walk_forward import Bools, Walk
+from training.dataset import Int64s
+
+METRICS = ("HR@10", "NDCG@10", "MRR@10")
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Of one policy in one slice: means over events by metric.
+
+    periods: each period's, NaN where the slice has no event there; intervals: of the total.
+    """
+
+    policy: str
+    slice: str
+    events: int
+    period_events: list[int]
+    total: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    periods: list[dict[str, float]]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def interval(users: Int64s, values: Float64s, *, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean over events (T), their users drawn with replacement."""
+    _, user = np.unique(users, return_inverse=True)
+    n = int(user.max()) + 1
+    sums = np.stack([np.bincount(user, values, n), np.bincount(user, minlength=n)], axis=1)
+    # Drawing n users is drawing how many there are of each distinct pair.
+    pairs, counts = np.unique(sums, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    at_once = max(1, CHUNK // len(pairs))
+    means = []
+    for done in range(0, RESAMPLES, at_once):
+        drawn = rng.multinomial(n, counts / n, size=min(at_once, RESAMPLES - done)) @ pairs
+        means.append(drawn[:, 0] / drawn[:, 1])
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def summarise(walk: Walk, ranks: Mapping[str, Int64s]) -> list[Figures]:
+    """The figures of every slice that has an event, by slice, then policy."""
+    by_metric = {
+        name: {metric: gains(own, metric) for metric in METRICS} for name, own in ranks.items()
+    }
+    return [
+        _figures(walk, policy, name, chosen, values)
+        for name, chosen in walk.slices().items()
+        if chosen.any()
+        for policy, values in by_metric.items()
+    ]
+
+
+def _figures(
+    walk: Walk, policy: str, name: str, chosen: Bools, values: Mapping[str, Float64s]
+) -> Figures:
+    users = walk.events.users[walk.rows[chosen]]
+    parts = [chosen & (walk.periods == period) for period in range(len(walk.borders))]
+    return Figures(
+        policy=policy,
+        slice=name,
+        events=int(chosen.sum()),
+        period_events=[int(part.sum()) for part in parts],
+        total={metric: float(own[chosen].mean()) for metric, own in values.items()},
+        intervals={metric: interval(users, own[chosen]) for metric, own in values.items()},
+        periods=[
+            {
+                m: float(own[part].mean()) if part.any() else float("nan")
+                for m, own in values.items()
+            }
+            for part in parts
+        ],
+    )
+
+
+def tables(figures: list[Figures]) -> list[Table]:
+    """One a slice: HR@10 / NDCG@10 in each period, then the total with its intervals."""
+    found: dict[str, Table] = {}
+    for row in figures:
+        if row.slice not in found:
+            head = [f"{number}: {n:,}" for number, n in enumerate(row.period_events, 1)]
+            found[row.slice] = Table(
+                "", *head, *METRICS, title=f"{row.slice}, {row.events:,}: HR@10 / NDCG@10"
+            )
+        found[row.slice].add_row(
+            row.policy,
+            *(f"{period['HR@10']:.4f} / {period['NDCG@10']:.4f}" for period in row.periods),
+            *(
+                f"{row.total[metric]:.4f} ({low:.4f}–{high:.4f})"
+                for metric, (low, high) in row.intervals.items()
+            ),
+        )
+    return list(found.values())
