@@ -22,7 +22,7 @@ LEVEL = 0.95
 class Figures:
     """Of one policy in one slice: means over events by metric.
 
-    periods: each period's, NaN where the slice has no event there; intervals: of the total.
+    periods: each period's, None where the slice has no event there; intervals: of the total.
     """
 
     policy: str
@@ -31,7 +31,7 @@ class Figures:
     period_events: list[int]
     total: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    periods: list[dict[str, float]]
+    periods: list[dict[str, float] | None]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -77,16 +77,14 @@ def _figures(
         slice=name,
         events=int(chosen.sum()),
         period_events=[int(part.sum()) for part in parts],
-        total={metric: float(own[chosen].mean()) for metric, own in values.items()},
+        total=_means(values, chosen),
         intervals={metric: interval(users, own[chosen]) for metric, own in values.items()},
-        periods=[
-            {
-                m: float(own[part].mean()) if part.any() else float("nan")
-                for m, own in values.items()
-            }
-            for part in parts
-        ],
+        periods=[_means(values, part) if part.any() else None for part in parts],
     )
+
+
+def _means(values: Mapping[str, Float64s], chosen: Bools) -> dict[str, float]:
+    return {metric: float(own[chosen].mean()) for metric, own in values.items()}
 
 
 def tables(figures: list[Figures]) -> list[Table]:
@@ -100,10 +98,14 @@ def tables(figures: list[Figures]) -> list[Table]:
             )
         found[row.slice].add_row(
             row.policy,
-            *(f"{period['HR@10']:.4f} / {period['NDCG@10']:.4f}" for period in row.periods),
+            *(_both(period) for period in row.periods),
             *(
                 f"{row.total[metric]:.4f} ({low:.4f}–{high:.4f})"
                 for metric, (low, high) in row.intervals.items()
             ),
         )
     return list(found.values())
+
+
+def _both(period: Mapping[str, float] | None) -> str:
+    return "" if period is None else f"{period['HR@10']:.4f} / {period['NDCG@10']:.4f}"

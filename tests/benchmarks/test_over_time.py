@@ -416,7 +416,7 @@ def test_figures_are_means_over_events_of_a_slice_and_period() -> None:
     ranks = np.arange(1, len(walk.rows) + 1)
     everything = summarise(walk, {"count": ranks})[0]
     assert everything.period_events == [10, 10, 10]
-    assert [period["HR@10"] for period in everything.periods] == [1.0, 0.0, 0.0]
+    assert [period and period["HR@10"] for period in everything.periods] == [1.0, 0.0, 0.0]
     assert everything.total["MRR@10"] == pytest.approx(sum(1 / n for n in range(1, 11)) / 30)
     assert everything.intervals["HR@10"][0] <= 1 / 3 <= everything.intervals["HR@10"][1]
 
@@ -454,3 +454,17 @@ def test_the_command_trains_once_and_tells_every_policy_and_slice(tmp_path: Path
     assert [row for row in first["figures"] if row["policy"] == "item-knn"] == [
         row for row in alone["figures"] if row["policy"] == "item-knn"
     ]
+
+
+def test_a_period_without_an_event_of_a_slice_has_no_figures() -> None:
+    rows = [("u", item, n) for n, item in enumerate(ITEMS)] + [("late", "a", 8), ("v", "b", 9)]
+    made = walk_of([*rows, ("v", "c", 10), ("v", "d", 11)], periods=2)
+    assert made is not None
+    walk = made[1]
+    figures = summarise(walk, {"first": np.ones(len(walk.rows), dtype=np.int64)})
+    newcomers = next(row for row in figures if row.slice == "users without history")
+    assert newcomers.period_events == [1, 1]
+    new_items = next(row for row in figures if row.slice == "items new at the cut")
+    assert new_items.period_events == [2, 0]
+    assert new_items.periods[1] is None
+    assert json.loads(json.dumps(new_items.to_dict(), allow_nan=False))["periods"][1] is None
