@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,9 @@ from service.store.event_log import (
     Verdict,
     new_uid,
 )
-from service.store.store import Command, Node, Store, StoreUnavailable
+from service.store.store import Store
 from tests.depth import examples
+from tests.service.lossy_store import LossyStore
 
 torch.set_num_threads(1)
 
@@ -84,31 +85,6 @@ RULES = [KindRules.parse(text) for text in (
 )]  # fmt: skip
 """What is served: two models, and the first of them with other rules."""
 KINDS = [None, None, "view", "skip", "buy", "ping"]
-
-
-class LossyStore(Store):
-    """Loses what it is told to: `sent` the command is carried out but its reply is lost,
-    `unsent` it never arrives; something to call happens before the command arrives. When nothing
-    is planned, everything works."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.plan: list[str | Callable[[], Awaitable[object]]] = []
-        self.carried_out = 0
-
-    async def execute(
-        self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
-    ) -> list[Any]:
-        fate = self.plan.pop(0) if self.plan else "answered"
-        if callable(fate):
-            await fate()
-        if fate == "unsent":
-            raise StoreUnavailable("lost on the way there")
-        replies = await super().execute(commands, 30, at)  # slow is not lost
-        self.carried_out += 1
-        if fate == "sent":
-            raise StoreUnavailable("lost on the way back")
-        return replies
 
 
 def as_sent(event: Event) -> tuple[object, ...]:

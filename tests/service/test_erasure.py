@@ -20,9 +20,10 @@ from service.engine import erasure
 from service.engine.engine import Engine
 from service.feedback.popularity import EPOCH, Popularity
 from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
-from service.store.store import AcksMissed, Command, Node, Store, StoreError, StoreUnavailable
+from service.store.store import AcksMissed, Store, StoreError
 from tests.depth import examples
 from tests.service.conftest import ValkeyCluster, ValkeyServer
+from tests.service.lossy_store import LossyStore
 from tests.service.processes import in_process, make_artefact
 from tests.waited import LONG_S, PATIENT_S
 
@@ -281,26 +282,6 @@ def test_what_arrives_while_a_record_is_read_is_taken_back_too(
             await world.check([counting])
 
     run(go())
-
-
-class LossyStore(Store):
-    """Loses what it is told to: `sent` is carried out but its reply is lost, `unsent` never
-    arrives; something to call happens before. When nothing is planned, everything works."""
-
-    plan: list[Any] = []  # noqa: RUF012
-
-    async def execute(
-        self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
-    ) -> list[Any]:
-        fate = self.plan.pop(0) if self.plan else "answered"
-        if callable(fate):
-            await fate()
-        if fate == "unsent":
-            raise StoreUnavailable("lost on the way there")
-        replies = await super().execute(commands, PATIENT_S, at)
-        if fate == "sent":
-            raise StoreUnavailable("lost on the way back")
-        return replies
 
 
 @pytest.mark.parametrize("fate", ["sent", "unsent"])
