@@ -155,7 +155,7 @@ class Warmer:
 
     def _history(self, reply: LogReply) -> History | None:
         """The user's snapshot and all events after it, or all events; None: more are needed."""
-        base = snapshots.read(self.engine.pool.layout, self.engine.computer.stamp, reply.snapshot)
+        base = snapshots.read(self.engine.pool.layout, self.engine.runner.stamp, reply.snapshot)
         starts: tuple[Snapshot | None, ...] = (base, None) if base else (None,)
         for start in starts:
             events = missing(start.mark if start else ORIGIN, None, reply)
@@ -170,7 +170,7 @@ class Warmer:
             begins = entry.history.events[0].version if entry.history.events else 1
             if entry.history.base is None and begins > 1:
                 self.result.truncated += 1
-            elif len(entry.history.events) >= self.engine.computer.snapshot_every:
+            elif len(entry.history.events) >= self.engine.runner.snapshot_every:
                 lacking.append(entry)
             elif entry.history.base is not None:
                 self.result.current += 1
@@ -180,7 +180,7 @@ class Warmer:
             return
         loop = asyncio.get_running_loop()
         try:
-            work = await loop.run_in_executor(thread, self.engine.computer.run, lacking)
+            work = await loop.run_in_executor(thread, self.engine.runner.run, lacking)
         finally:
             for entry in lacking:
                 self.engine.pool.drop(entry.user_id)

@@ -114,7 +114,7 @@ class Engine:
         self.log, self.popularity, self.outcomes = log, popularity, outcomes
         self.store_away = store_away
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
-        self.computer = BatchRunner(
+        self.runner = BatchRunner(
             artefact,
             self.pool,
             snapshot_every=snapshot_every,
@@ -122,18 +122,18 @@ class Engine:
             retrieval=retrieval,
             kinds=kinds,
         )
-        self.kinds = self.computer.kinds
+        self.kinds = self.runner.kinds
         self.identity = artefact.identity + self.kinds.suffix
-        if self.computer.rounds_states:  # then the interval and precision decide the state
+        if self.runner.rounds_states:  # then the interval and precision decide the state
             self.identity += f"-{snapshot_precision}-{snapshot_every}"
         self.max_batch, self.max_queue, self.max_wait_s = max_batch, max_queue, max_wait_s
-        self.computer.stamp = snapshots.stamp(self.identity)
+        self.runner.stamp = snapshots.stamp(self.identity)
         self.tally = Tally(self.identity)
         self.snapshot_ttl_s = snapshot_ttl_s
         self.erasure_poll_s = erasure_poll_s
         self._queue: deque[Append | Read] = deque()
         self._arrived = asyncio.Event()
-        self._on_device = isinstance(self.computer.stepper, DeviceStepper)
+        self._on_device = isinstance(self.runner.stepper, DeviceStepper)
         self._computing: asyncio.Queue[Wave] = asyncio.Queue(maxsize=1)
         self._due: dict[str, Entry] = {}
         self._some_due = asyncio.Event()
@@ -176,8 +176,8 @@ class Engine:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        model = self.computer.model
-        stepper = self.computer.stepper
+        model = self.runner.model
+        stepper = self.runner.stepper
         if isinstance(stepper, DeviceStepper):
             stepper.prepare(self.max_batch)
         elif stepper is not None:
@@ -188,7 +188,7 @@ class Engine:
             state = model.prefill(items, items * 1000, lengths, model.new_state(batch))
             state = model.step(items[:, 0], items[:, 0] * 3000, state)
             query = model.query(state, items[:, 0] * 4000)
-            self.computer.retrieval.top(query, [NO_ITEMS] * batch, [10] * batch)
+            self.runner.retrieval.top(query, [NO_ITEMS] * batch, [10] * batch)
 
     async def stop(self) -> None:
         """Finishes the waves under way and what is queued, then ends."""
@@ -309,7 +309,7 @@ class Engine:
         selection: Selection | None = None,
     ) -> Ranking:
         """The items most like that of a row, without itself; between two waves."""
-        return await self._aside(self.computer.similar, row, k, masked, selection)
+        return await self._aside(self.runner.similar, row, k, masked, selection)
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""
@@ -321,7 +321,7 @@ class Engine:
 
     async def resident(self, user_id: str) -> Snapshot | None:
         """A copy of what the pool holds of a user, taken between two waves."""
-        return await self._aside(self.computer.copy, user_id)
+        return await self._aside(self.runner.copy, user_id)
 
     async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """In the thread of the arithmetic."""
@@ -489,7 +489,7 @@ class Engine:
                 self._answer_appends(entry, reply.outcomes)
                 if entry.unread:
                     del wave.entries[entry.user_id]
-                    if self.computer.snapshot_due(entry) and len(self._due) < self.max_queue:
+                    if self.runner.snapshot_due(entry) and len(self._due) < self.max_queue:
                         self._due[entry.user_id] = entry
         self.tally.show_appends()
         if self._due:
@@ -500,7 +500,7 @@ class Engine:
         is read, and a snapshot that is due can wait for others."""
         if entry.row is not None or entry.reads:
             return False
-        return entry.n_events < self.computer.snapshot_every
+        return entry.n_events < self.runner.snapshot_every
 
     async def _exchange(self, requests: Sequence[LogRequest]) -> Sequence[LogReply | Exception]:
         try:
@@ -519,7 +519,7 @@ class Engine:
                 self.tally.verdicts[outcome.verdict] += 1
                 if outcome.verdict not in _LOGGED or outcome.time_ms is None:
                     continue
-                self.tally.unknown_items += event.item_id not in self.computer.vocabulary
+                self.tally.unknown_items += event.item_id not in self.runner.vocabulary
                 kind = self.kinds.label(event.kind)
                 self.tally.kinds[kind] += 1
                 if self.outcomes is not None:
@@ -554,10 +554,10 @@ class Engine:
             return
         try:
             # The thread would take longer to get its turn than a small wave takes.
-            if not self._in_thread and self.computer.is_small(entries):
-                work = self.computer.run(entries)
+            if not self._in_thread and self.runner.is_small(entries):
+                work = self.runner.run(entries)
             else:
-                work = await self._aside(self.computer.run, entries)
+                work = await self._aside(self.runner.run, entries)
         except Exception as error:
             logger.exception("a wave of %d users failed; their states are dropped", len(entries))
             for entry in entries:
@@ -613,7 +613,7 @@ class Engine:
         reply = await self._ask(LogRequest(entry.user_id, mark, (), self.identity))
         entry.known, entry.history = mark, None
         if mark is None or missing(mark, mark, reply) is None:
-            base = snapshots.read(self.pool.layout, self.computer.stamp, reply.snapshot)
+            base = snapshots.read(self.pool.layout, self.runner.stamp, reply.snapshot)
             start = base.mark if base else ORIGIN
             at, events = start, list[Event]()
             while True:

@@ -63,7 +63,7 @@ class ExactnessSampler:
     ) -> None:
         self.engine = engine
         self.every_s, self.max_events = every_s, max_events
-        self.tolerance = tolerance * (ROUNDED if engine.computer.rounds_states else 1)
+        self.tolerance = tolerance * (ROUNDED if engine.runner.rounds_states else 1)
         self._latest: deque[float] = deque(maxlen=LATEST) if latest is None else latest
 
     @asynccontextmanager
@@ -131,11 +131,11 @@ class ExactnessSampler:
 
     @torch.inference_mode()
     def _difference(self, held: Snapshot, events: Sequence[Event]) -> float:
-        computer = self.engine.computer
-        model, items = computer.model, [item for item, _ in computer.known(events)]
+        runner = self.engine.runner
+        model, items = runner.model, [item for item, _ in runner.known(events)]
         if len(items) != held.count or set(items) != set(held.seen.tolist()):
             return math.inf
-        if set(computer.hidden(events)) != set(held.hidden.tolist()):
+        if set(runner.hidden(events)) != set(held.hidden.tolist()):
             return math.inf
         at = torch.tensor([events[-1].time_ms], device=model.device)
         there, here = (
@@ -147,19 +147,19 @@ class ExactnessSampler:
 
     def _recomputed(self, events: Sequence[Event]) -> State:
         """The state after `events`, the whole history, in parallel passes."""
-        computer, layout = self.engine.computer, self.engine.pool.layout
-        model = computer.model
+        runner, layout = self.engine.runner, self.engine.pool.layout
+        model = runner.model
         state = model.new_state(1)
         # Reduced snapshots round the state at their versions, on every worker.
-        piece = computer.snapshot_every if computer.rounds_states else PIECE
+        piece = runner.snapshot_every if runner.rounds_states else PIECE
         for start in range(0, len(events), piece):
             part = events[start : start + piece]
-            known = computer.known(part)
+            known = runner.known(part)
             if known:
                 items, times = torch.from_numpy(np.array(known, np.int64)).to(model.device).T
                 lengths = torch.tensor([len(known)], device=model.device)
                 state = model.prefill(items[None], times[None], lengths, state)
-            at_border = computer.rounds_states and len(part) == piece
-            if at_border and bool(layout.fits(state, computer.precision)):
-                state = layout.rounded(state, computer.precision)
+            at_border = runner.rounds_states and len(part) == piece
+            if at_border and bool(layout.fits(state, runner.precision)):
+                state = layout.rounded(state, runner.precision)
         return state

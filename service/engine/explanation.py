@@ -147,16 +147,16 @@ class Explainer:
         self, events: Sequence[Event], rows: NDArray[np.int64], at_ms: int, exclude_seen: bool
     ) -> tuple[list[Event], NDArray[np.float32]]:
         """The newest interactions that moved the state, and their parts of each score."""
-        computer = self.engine.computer
-        events = [event for event in events if computer.moves(event)]
-        known = np.array(computer.known(events), np.int64)
-        items, times = torch.from_numpy(known).to(computer.model.device).T
-        vectors = computer.retrieval.vectors(rows)
-        found = left_out(computer.model, items, times, vectors, at_ms, self.most_events)
+        runner = self.engine.runner
+        events = [event for event in events if runner.moves(event)]
+        known = np.array(runner.known(events), np.int64)
+        items, times = torch.from_numpy(known).to(runner.model.device).T
+        vectors = runner.retrieval.vectors(rows)
+        found = left_out(runner.model, items, times, vectors, at_ms, self.most_events)
         parts: NDArray[np.float32] = found.float().cpu().numpy()
         if not exclude_seen:  # without its only interaction, an item is none that the user has had
             had, times_had = np.unique(items.cpu().numpy(), return_counts=True)
             once = np.isin(rows, had[times_had == 1])
             latest = items[-len(parts) :].cpu().numpy()
-            parts += computer.retrieval.repeat_bias * ((latest[:, None] == rows) & once)
+            parts += runner.retrieval.repeat_bias * ((latest[:, None] == rows) & once)
         return events[-len(parts) :], parts

@@ -120,7 +120,7 @@ async def open_model(
     name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
-        retrieval = engine.computer.retrieval
+        retrieval = engine.runner.retrieval
         around.popularity.show(retrieval, catalogue.row)
         stack.callback(around.popularity.forget, retrieval)
 

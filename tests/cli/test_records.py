@@ -699,14 +699,14 @@ def test_nothing_is_written_of_a_user_erased_meanwhile(
         async with Store(valkey.url) as store:
             log = EventLog(store, timeout_s=30)
             warmer = Warmer(artefact, log)
-            compute, loop = warmer.engine.computer.run, asyncio.get_running_loop()
+            compute, loop = warmer.engine.runner.run, asyncio.get_running_loop()
 
             def erased_while_it_computes(entries: Any) -> Any:
                 if any(entry.user_id == "few" for entry in entries):
                     asyncio.run_coroutine_threadsafe(log.erase("few"), loop).result()
                 return compute(entries)
 
-            warmer.engine.computer.run = erased_while_it_computes  # type: ignore[method-assign]
+            warmer.engine.runner.run = erased_while_it_computes  # type: ignore[method-assign]
             done: list[int] = []
             result = await warmer.run(done.append)
             assert (result.written, result.gone) == (4, 1)

@@ -62,7 +62,7 @@ def test_answers_are_those_of_the_cpu(engines: Any, store_url: str, run: Run) ->
     async def go() -> None:
         async with Store(store_url) as store:
             by_kernels, by_cpu = await engines(store)
-            assert isinstance(by_kernels.computer.stepper, DeviceStepper)
+            assert isinstance(by_kernels.runner.stepper, DeviceStepper)
             events = [
                 NewEvent(new_uid(), ITEMS[i * 5 % 12], BASE_MS + i * i * 10**6, None)
                 for i in range(14)

@@ -430,7 +430,7 @@ class Workers(RuleBasedStateMachine):
     def compute_entries(
         self, worker: Worker, entries: list[Entry], saw: dict[str, list[Event]]
     ) -> None:
-        work = worker.engine.computer.run(entries)
+        work = worker.engine.runner.run(entries)
         worker.engine._conclude(work)
         worker.unresolved += work.unresolved
         worker.packed += work.snapshots
@@ -664,7 +664,7 @@ class Workers(RuleBasedStateMachine):
 
     def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
         (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
-        snapshot = snapshots.read(worker.engine.pool.layout, worker.engine.computer.stamp, data)
+        snapshot = snapshots.read(worker.engine.pool.layout, worker.engine.runner.stamp, data)
         if snapshot is not None:
             assert snapshot.mark.uid not in self.erased, "it outlived its user"
             events = self.prefix[snapshot.mark.uid]

@@ -30,7 +30,7 @@ def test_where_waves_are_computed(valkey: ValkeyServer, tmp_path: Path) -> None:
     async def run() -> None:
         async with Store(valkey.url) as store:
             engine = Engine(artefact, EventLog(store, namespace="inline"))
-            original = engine.computer.run
+            original = engine.runner.run
 
             def watched(entries: Sequence[Any]) -> Work:
                 assert not inside, "two at once"
@@ -41,7 +41,7 @@ def test_where_waves_are_computed(valkey: ValkeyServer, tmp_path: Path) -> None:
                     lacking = sum(len(entry.reply.events) for entry in entries)
                     where.append((inside.pop(), lacking))
 
-            engine.computer.run = watched  # type: ignore[method-assign]
+            engine.runner.run = watched  # type: ignore[method-assign]
             await engine.start()
 
             async def post(user: str, events: int = 1) -> None:

@@ -44,7 +44,7 @@ def test_a_user_whom_nobody_reads(valkey: ValkeyServer, tmp_path: Path, at_once:
                     continue
                 kept = await log.read_snapshots(engine.identity, USERS)
                 for data in kept:
-                    found = snapshots.read(engine.pool.layout, engine.computer.stamp, data)
+                    found = snapshots.read(engine.pool.layout, engine.runner.stamp, data)
                     assert found is not None
                     assert version - found.mark.version < EVERY
                 for user in engine.pool.users():
