@@ -1,7 +1,7 @@
 """A model's step and read-out on a GPU, in place in a pool of states, with few and fused kernels.
 
-What is computed, `TiM4Rec.step` and `TiM4Rec.query` say; `model.stepper` does the same on a CPU.
-Steps wait for the next `send`, which brings everything to the device in one transfer.
+What is computed, `TiM4Rec.step` and `TiM4Rec.query` say; `model.compiled_stepper` does the same on
+a CPU. Steps wait for the next `send`, which brings everything to the device in one transfer.
 """
 
 from __future__ import annotations

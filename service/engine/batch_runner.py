@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artefact import Artefact
+from model.compiled_stepper import CompiledStepper
 from model.device_stepper import DeviceStepper
 from model.gaps import UNKNOWN_TIME
 from model.kinds import KindRules
 from model.state import Precision, State
-from model.stepper import Stepper
 from service.catalogue.choice import Choice
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking, places
 from service.catalogue.view import Selection
@@ -111,12 +111,12 @@ class BatchRunner:
     ) -> None:
         self.model = artefact.model
         self.kinds = kinds or KindRules()
-        self.stepper: Stepper | DeviceStepper | None = None
+        self.stepper: CompiledStepper | DeviceStepper | None = None
         if (kernels := self.model.kernels) is not None:
             on_gpu = pool.device.type == "cuda"
             self.stepper = DeviceStepper(self.model, pool.states, kernels, graphs=on_gpu)
         elif self.model.steppable and pool.device.type == "cpu":
-            self.stepper = Stepper(self.model, pool.states)
+            self.stepper = CompiledStepper(self.model, pool.states)
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
@@ -155,7 +155,7 @@ class BatchRunner:
 
     def is_small(self, entries: Sequence[Entry]) -> bool:
         """Whether this takes a millisecond at most: users at hand, few events and few scores."""
-        if not isinstance(self.stepper, Stepper):
+        if not isinstance(self.stepper, CompiledStepper):
             return False
         reads = [read for entry in entries for read in entry.reads]
         return (
@@ -322,7 +322,7 @@ class BatchRunner:
         known = []
         for row, events in part:
             known.append((row, self.known(events)))
-        most = max(len(e) for _, e in known) if isinstance(self.stepper, Stepper) else STEPS
+        most = max(len(e) for _, e in known) if isinstance(self.stepper, CompiledStepper) else STEPS
         stepped = [(r, e) for r, e in known if 0 < len(e) <= most]
         if stepped:
             self._step(stepped)
@@ -342,7 +342,7 @@ class BatchRunner:
             row.mark = events[-1].mark
 
     def _step(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
-        if isinstance(self.stepper, Stepper):
+        if isinstance(self.stepper, CompiledStepper):
             slots = np.array([row.slot for row, own in rows for _ in own])
             events = np.array([event for _, own in rows for event in own], np.int64)
             self.stepper.step(slots, events[:, 0], events[:, 1])
@@ -374,7 +374,7 @@ class BatchRunner:
     def _query(self, slots: NDArray[np.int64], times: NDArray[np.int64]) -> Tensor:
         """(B, D) what these rows recommend, asked for at those times."""
         states = self.pool.states
-        if isinstance(self.stepper, Stepper):
+        if isinstance(self.stepper, CompiledStepper):
             return self.stepper.query(slots, times)
         index, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, times))
         return self.model.query(states.rows(index), at)

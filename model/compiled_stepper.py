@@ -19,7 +19,7 @@ from model.state import State
 from model.tim4rec import Block, TiM4Rec
 
 
-class Stepper:
+class CompiledStepper:
     """Steps of the users of a pool, on a CPU, with the weights that the model has now.
 
     One thread at a time may use it; it runs without Python's lock.
