@@ -20,9 +20,7 @@ from model.tim4rec import Block, TiM4Rec
 
 
 class CompiledStepper:
-    """Steps of the users of a pool, on a CPU, with the weights that the model has now.
-
-    One thread at a time may use it; it runs without Python's lock.
+    """A `Stepper` on a CPU, with the weights that the model has now; it runs without Python's lock.
 
     Args:
         states: the pool, whose parts are never replaced, in the model's precision.
@@ -30,6 +28,9 @@ class CompiledStepper:
     Raises:
         TypeError: the model has no step of constant cost.
     """
+
+    most_steps: int | None = None
+    in_microseconds = True
 
     def __init__(self, model: TiM4Rec, states: State) -> None:
         if not model.steppable:
@@ -39,27 +40,29 @@ class CompiledStepper:
         self._pool = pool["h"], pool["conv"], *self._ends, pool["count"]
         self._weights, self._options = _weights(model), _options(model)
 
-    def prepare(self) -> None:
-        """Compiles both, or reads what was compiled before, so that no user waits for it."""
+    def prepare(self, users: int) -> None:
+        """Compiles both, or reads what was compiled before."""
         none = np.empty(0, np.int64)
         self.step(none, none, none)
-        self.query(none, none)
+        self.query(*self.send(none, none))
 
     def step(self, slots: Ints, items: Ints, times: Ints) -> None:
-        """Moves rows on by interactions, in place.
-
-        Args:
-            slots: (N) each interaction's row of the pool.
-            items, times: (N) as for `TiM4Rec.step`; those of one row in their order.
-        """
         events = (np.ascontiguousarray(part, np.int64) for part in (slots, items, times))
         numba_step.step(self._weights, self._options, *self._pool, *events)
 
-    def query(self, slots: Ints, request_times: Ints) -> Tensor:
-        """What `TiM4Rec.query` says of these rows, asked for at those times: (B, D)."""
+    def send(self, *arrays: Ints) -> list[Tensor]:
+        return [torch.from_numpy(array) for array in arrays]
+
+    def query(self, slots: Tensor, request_times: Tensor) -> Tensor:
         asked = (np.ascontiguousarray(part, np.int64) for part in (slots, request_times))
         found: Floats = numba_step.query(self._weights, self._options, *self._ends, *asked)
         return torch.from_numpy(found)
+
+    def settle(self) -> None:
+        pass  # no step waits
+
+    def forget(self) -> None:
+        pass
 
 
 def _weights(model: TiM4Rec) -> Weights:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from model.config import TimeUse
 from model.state import State
 
+PREFILL_CHUNK = 512
+"""Interactions of a user in one parallel pass, which bounds its memory."""
+
 
 class Recommender(nn.Module, ABC):
     """A model of what follows a history, scored against a table of items.
@@ -56,6 +59,16 @@ class Recommender(nn.Module, ABC):
     @abstractmethod
     def prefill(self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State) -> State:
         """The states after each row's first `lengths_B` interactions."""
+
+    def chunked_prefill(
+        self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State
+    ) -> State:
+        """`prefill` of histories of any length, so many interactions in one pass."""
+        for start in range(0, items_BL.shape[1], PREFILL_CHUNK):
+            chunk = slice(start, start + PREFILL_CHUNK)
+            lengths = (lengths_B - start).clamp(0, PREFILL_CHUNK)
+            state = self.prefill(items_BL[:, chunk], times_BL[:, chunk], lengths, state)
+        return state
 
     @abstractmethod
     def step(self, items_B: Tensor, times_B: Tensor, state: State) -> State:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artefact import Artefact
-from model.compiled_stepper import CompiledStepper
-from model.device_stepper import DeviceStepper
 from model.gaps import UNKNOWN_TIME
 from model.kinds import KindRules
+from model.recommender import PREFILL_CHUNK
 from model.state import Precision, State
+from model.steppers import open_stepper
 from service.catalogue.choice import Choice
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking, places
 from service.catalogue.view import Selection
@@ -32,17 +32,13 @@ from service.observe import stages
 from service.observe.stages import Span
 from service.store.event_log import ORIGIN, Event, LogReply, Mark, Verdict
 
-STEPS = 8
-"""Without a CPU's stepper, a row that lacks more events than this has them in one pass."""
-
 SMALL_EVENTS = 32
 SMALL_SCORES = 2**18
 """Waves up to this are computed between two turns of the event loop."""
 
-PREFILL_EVENTS = 512
 PREFILL_CELLS = 32_768
 DEVICE_PREFILL_CELLS = 2**18
-"""One prefill call takes at most so many events of a row, and so many cells of the batch."""
+"""One prefill call takes at most so many cells, a row's chunk each."""
 ENOUGH_CELLS = 2048
 FULL = 0.8
 """A call of that many cells gains nothing by more rows if they fill less of it than this share."""
@@ -111,12 +107,7 @@ class BatchRunner:
     ) -> None:
         self.model = artefact.model
         self.kinds = kinds or KindRules()
-        self.stepper: CompiledStepper | DeviceStepper | None = None
-        if (kernels := self.model.kernels) is not None:
-            on_gpu = pool.device.type == "cuda"
-            self.stepper = DeviceStepper(self.model, pool.states, kernels, graphs=on_gpu)
-        elif self.model.steppable and pool.device.type == "cpu":
-            self.stepper = CompiledStepper(self.model, pool.states)
+        self.stepper = open_stepper(self.model, pool.states)
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
@@ -155,7 +146,7 @@ class BatchRunner:
 
     def is_small(self, entries: Sequence[Entry]) -> bool:
         """Whether this takes a millisecond at most: users at hand, few events and few scores."""
-        if not isinstance(self.stepper, CompiledStepper):
+        if not self.stepper.in_microseconds:
             return False
         reads = [read for entry in entries for read in entry.reads]
         return (
@@ -172,13 +163,11 @@ class BatchRunner:
         work = Work()
         try:
             self._run(entries, work)
-            if isinstance(self.stepper, DeviceStepper):
-                self.stepper.settle()  # what fails on the device must fail this wave
+            self.stepper.settle()  # what fails on the device must fail this wave
         except BaseException:
             for entry in entries:
                 self.pool.drop(entry.user_id)
-            if isinstance(self.stepper, DeviceStepper):
-                self.stepper.forget()
+            self.stepper.forget()
             raise
         finally:
             for entry in entries:
@@ -222,7 +211,7 @@ class BatchRunner:
         if row is None:
             return None
         try:
-            state = self._states().rows(self.pool.index([row]))
+            _, state = self._states([row])
             return Snapshot(row.mark, row.count, row.seen.unique(), row.hidden.unique(), state)
         finally:
             self.pool.unpin(row)
@@ -322,7 +311,9 @@ class BatchRunner:
         known = []
         for row, events in part:
             known.append((row, self.known(events)))
-        most = max(len(e) for _, e in known) if isinstance(self.stepper, CompiledStepper) else STEPS
+        most = self.stepper.most_steps
+        if most is None:
+            most = max(len(e) for _, e in known)
         stepped = [(r, e) for r, e in known if 0 < len(e) <= most]
         if stepped:
             self._step(stepped)
@@ -342,79 +333,45 @@ class BatchRunner:
             row.mark = events[-1].mark
 
     def _step(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
-        if isinstance(self.stepper, CompiledStepper):
-            slots = np.array([row.slot for row, own in rows for _ in own])
-            events = np.array([event for _, own in rows for event in own], np.int64)
-            self.stepper.step(slots, events[:, 0], events[:, 1])
-            return
-        rows = sorted(rows, key=lambda pair: -len(pair[1]))
-        slots = np.array([row.slot for row, _ in rows])
-        for i in range(len(rows[0][1])):
-            going = sum(len(events) > i for _, events in rows)
-            batch = np.array([events[i] for _, events in rows[:going]], np.int64)
-            self._move(slots[:going], batch[:, 0], batch[:, 1])
+        slots = np.array([row.slot for row, own in rows for _ in own])
+        events = np.array([event for _, own in rows for event in own], np.int64)
+        self.stepper.step(slots, events[:, 0], events[:, 1])
 
-    def _states(self) -> State:
-        """The pool's states, every step taken."""
-        if isinstance(self.stepper, DeviceStepper):
-            self.stepper.send()
-        return self.pool.states
-
-    def _move(
-        self, slots: NDArray[np.int64], items: NDArray[np.int64], times: NDArray[np.int64]
-    ) -> None:
-        """One more interaction for each of these rows."""
-        states = self.pool.states
-        if isinstance(self.stepper, DeviceStepper):
-            self.stepper.step(slots, items, times)
-            return
-        index, item, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, items, times))
-        states.write(index, self.model.step(item, at, states.rows(index)))
-
-    def _query(self, slots: NDArray[np.int64], times: NDArray[np.int64]) -> Tensor:
-        """(B, D) what these rows recommend, asked for at those times."""
-        states = self.pool.states
-        if isinstance(self.stepper, CompiledStepper):
-            return self.stepper.query(slots, times)
-        index, at = (torch.from_numpy(a).to(self.pool.device) for a in (slots, times))
-        return self.model.query(states.rows(index), at)
+    def _states(self, rows: list[Row]) -> tuple[Tensor, State]:
+        """Places in the pool and a copy of the states there, every step taken."""
+        self.stepper.send()
+        index = self.pool.index(rows)
+        return index, self.pool.states.rows(index)
 
     def _prefill(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
         rows = sorted(rows, key=lambda pair: len(pair[1]))
         while rows:
             group = [rows.pop()]
             longest = len(group[0][1])
-            width = min(longest, PREFILL_EVENTS)
+            width = min(longest, PREFILL_CHUNK)
             while rows and width * (len(group) + 1) <= self.prefill_cells:
                 enough = width * len(group) >= ENOUGH_CELLS
                 if enough and len(rows[-1][1]) < FULL * longest:
                     break
                 group.append(rows.pop())
-            index = self.pool.index([row for row, _ in group])
-            state = self._states().rows(index)
-            for start in range(0, longest, PREFILL_EVENTS):
-                pieces = [events[start : start + PREFILL_EVENTS] for _, events in group]
-                state = self.model.prefill(*_padded(pieces, index.device), state)
-            self.pool.states.write(index, state)
+            index, state = self._states([row for row, _ in group])
+            histories = padded([events for _, events in group], index.device)
+            self.pool.states.write(index, self.model.chunked_prefill(*histories, state))
 
     # -- snapshots -----------------------------------------------------------------------
 
     def _round(self, rows: list[Row]) -> None:
         if not rows:
             return
-        index = self.pool.index(rows)
-        state = self._states().rows(index)
-        fits = self.pool.layout.fits(state, self.precision)
-        kept = index[fits]
-        self.pool.states.write(
-            kept, self.pool.layout.rounded(self.pool.states.rows(kept), self.precision)
-        )
+        layout, (index, state) = self.pool.layout, self._states(rows)
+        fits = layout.fits(state, self.precision).nonzero()[:, 0]
+        self.pool.states.write(index[fits], layout.rounded(state.rows(fits), self.precision))
 
     def _pack(self, rows: list[Row], work: Work) -> None:
         rows = [row for row in rows if not row.truncated]  # a snapshot is of the whole history
         if not rows:
             return
-        state = self._states().rows(self.pool.index(rows))
+        _, state = self._states(rows)
         fits = self.pool.layout.fits(state, self.precision)
         work.unfit += int((~fits).sum())
         chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
@@ -431,10 +388,12 @@ class BatchRunner:
             slots = np.array([row.slot for _, row, _ in informed])
             times = np.array([_request_time(entry, read) for entry, _, read in informed])
             pairs = [(row, read) for _, row, read in informed]
-            if isinstance(self.stepper, DeviceStepper):
-                rankings = self._sent_at_once(self.stepper, slots, times, pairs)
+            if self.pool.device.type == "cpu" and self.model.kernels is None:
+                rankings = self._rankings(
+                    self.stepper.query(*self.stepper.send(slots, times)), pairs
+                )
             else:
-                rankings = self._rankings(self._query(slots, times), pairs)
+                rankings = self._sent_at_once(slots, times, pairs)
             for (entry, row, read), ranking in zip(informed, rankings, strict=True):
                 work.answers.append((read, _recommendation(entry, row, ranking, "model")))
         for entry, row, read in asked:
@@ -452,7 +411,6 @@ class BatchRunner:
 
     def _sent_at_once(
         self,
-        stepper: DeviceStepper,
         slots: NDArray[np.int64],
         times: NDArray[np.int64],
         asked: list[tuple[Row, Read]],
@@ -461,8 +419,8 @@ class BatchRunner:
         free = _free(asked)
         masked = places([_mask(*asked[i]) for i in free])
         had = places([_weighed(*asked[i]) for i in free] if self.retrieval.repeat_bias else [])
-        index, at, masked_there, had_there = stepper.send(slots, times, masked, had)
-        query = stepper.query(index, at)
+        index, at, masked_there, had_there = self.stepper.send(slots, times, masked, had)
+        query = self.stepper.query(index, at)
         return self._rankings(query, asked, (masked_there, had_there))
 
     def _rankings(
@@ -551,9 +509,10 @@ def _own_versions(reply: LogReply) -> list[int]:
     ]
 
 
-def _padded(
+def padded(
     pieces: list[list[tuple[int, int]]], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Items and times (B, L) of histories, and their lengths (B)."""
     lengths = [len(piece) for piece in pieces]
     items = np.zeros((len(pieces), max(lengths)), np.int64)
     times = np.full((len(pieces), max(lengths)), UNKNOWN_TIME, np.int64)

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 
 from model.artefact import Artefact
-from model.device_stepper import DeviceStepper
 from model.kinds import KindRules
 from model.state import Precision
 from service.catalogue.choice import Choice
@@ -133,7 +132,7 @@ class Engine:
         self.erasure_poll_s = erasure_poll_s
         self._queue: deque[Append | Read] = deque()
         self._arrived = asyncio.Event()
-        self._on_device = isinstance(self.runner.stepper, DeviceStepper)
+        self._on_device = self.runner.model.kernels is not None
         self._computing: asyncio.Queue[Wave] = asyncio.Queue(maxsize=1)
         self._due: dict[str, Entry] = {}
         self._some_due = asyncio.Event()
@@ -177,11 +176,7 @@ class Engine:
     @torch.inference_mode()
     def _warm_up(self) -> None:
         model = self.runner.model
-        stepper = self.runner.stepper
-        if isinstance(stepper, DeviceStepper):
-            stepper.prepare(self.max_batch)
-        elif stepper is not None:
-            stepper.prepare()
+        self.runner.stepper.prepare(self.max_batch)
         for batch in (1, self.max_batch):
             items = torch.ones(batch, 2, dtype=torch.long, device=model.device)
             lengths = torch.full((batch,), 2, device=model.device)

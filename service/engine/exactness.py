@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from model.state import State
+from service.engine.batch_runner import padded
 from service.engine.engine import Engine
 from service.engine.snapshots import Snapshot
 from service.observe import metrics
@@ -28,9 +28,6 @@ LATEST = 100
 
 ROUNDED = 10
 """Times as much may differ where states are rounded to float16, one near an edge either way."""
-
-PIECE = 512
-"""Events of one parallel pass."""
 
 
 @dataclass(frozen=True)
@@ -148,18 +145,14 @@ class ExactnessSampler:
     def _recomputed(self, events: Sequence[Event]) -> State:
         """The state after `events`, the whole history, in parallel passes."""
         runner, layout = self.engine.runner, self.engine.pool.layout
-        model = runner.model
-        state = model.new_state(1)
+        state = runner.model.new_state(1)
         # Reduced snapshots round the state at their versions, on every worker.
-        piece = runner.snapshot_every if runner.rounds_states else PIECE
-        for start in range(0, len(events), piece):
-            part = events[start : start + piece]
-            known = runner.known(part)
-            if known:
-                items, times = torch.from_numpy(np.array(known, np.int64)).to(model.device).T
-                lengths = torch.tensor([len(known)], device=model.device)
-                state = model.prefill(items[None], times[None], lengths, state)
-            at_border = runner.rounds_states and len(part) == piece
+        width = runner.snapshot_every if runner.rounds_states else len(events)
+        for start in range(0, len(events), width):
+            part = events[start : start + width]
+            history = padded([runner.known(part)], runner.model.device)
+            state = runner.model.chunked_prefill(*history, state)
+            at_border = runner.rounds_states and len(part) == width
             if at_border and bool(layout.fits(state, runner.precision)):
                 state = layout.rounded(state, runner.precision)
         return state

@@ -20,8 +20,6 @@ from service.observe import metrics, stages
 from service.store.event_log import Event
 from service.store.store import HistoryChanged
 
-PIECE = 512
-"""Events of one parallel pass."""
 CELLS = 8192
 """Histories at once are so many that they have so many events together, at most."""
 WAITING = 16
@@ -55,11 +53,9 @@ def left_out(
     """
     length, device = len(items_L), items_L.device
     count = min(length, most)
-    state, start = model.new_state(1), length - count
-    for begin in range(0, start, PIECE):
-        piece = slice(begin, min(begin + PIECE, start))
-        lengths = torch.tensor([piece.stop - begin], device=device)
-        state = model.prefill(items_L[None, piece], times_L[None, piece], lengths, state)
+    start = length - count
+    before = items_L[None, :start], times_L[None, :start], torch.tensor([start], device=device)
+    state = model.chunked_prefill(*before, model.new_state(1))
     place = torch.arange(count, device=device)
     # Row 0 keeps all; row i + 1 is without i, and its last place is no part of it.
     kept = place + (place >= place[:, None])
@@ -69,8 +65,8 @@ def left_out(
     moments = torch.full((count + 1,), at_ms, device=device)
     found = []
     for part in torch.arange(count + 1, device=device).split(max(1, CELLS // count)):  # type: ignore[no-untyped-call]
-        before = state.rows(torch.zeros_like(part))
-        after = model.prefill(items_L[rows[part]], times_L[rows[part]], lengths[part], before)
+        begun = state.rows(torch.zeros_like(part))
+        after = model.prefill(items_L[rows[part]], times_L[rows[part]], lengths[part], begun)
         found.append(model.query(after, moments[part]) @ vectors_KD.T)
     scores = torch.cat(found)
     if length == 1:

@@ -239,7 +239,7 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
                 items, times = tensors(rows[user])
                 alone[user] = model.step(items[:, i], times[:, i], alone[user])
         later = np.array([data.draw(st.integers(0, 10**13) | st.just(UNKNOWN_TIME)) for _ in rows])
-        queries = stepper.query(np.array(order), later)
+        queries = stepper.query(*stepper.send(np.array(order), later))
         for user, state in enumerate(alone):
             assert_same(pool.rows(torch.tensor([order[user]])), state, tolerance)
             query = model.query(state, torch.from_numpy(later[user : user + 1]))[0]
