@@ -21,8 +21,9 @@ from model.kinds import KindRules
 from model.recommender import PREFILL_CHUNK
 from model.state import Precision, State
 from model.steppers import open_stepper
-from service.catalogue.choice import Choice
-from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking, places
+from service.catalogue.ask import Ask
+from service.catalogue.ranking import Ranking
+from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.view import Selection
 from service.engine import snapshots
 from service.engine.pool import Row, Seen, StatePool
@@ -384,114 +385,32 @@ class BatchRunner:
     def _answer(self, ready: list[tuple[Entry, Row]], work: Work) -> None:
         asked = [(entry, row, read) for entry, row in ready for read in entry.reads]
         informed = [(entry, row, read) for entry, row, read in asked if row.count]
+        others = [(entry, row, read) for entry, row, read in asked if not row.count]
         if informed:
             slots = np.array([row.slot for _, row, _ in informed])
             times = np.array([_request_time(entry, read) for entry, _, read in informed])
-            pairs = [(row, read) for _, row, read in informed]
-            if self.pool.device.type == "cpu" and self.model.kernels is None:
-                rankings = self._rankings(
-                    self.stepper.query(*self.stepper.send(slots, times)), pairs
-                )
-            else:
-                rankings = self._sent_at_once(slots, times, pairs)
+            rankings = self._rankings(slots, times, [_ask(row, read) for _, row, read in informed])
             for (entry, row, read), ranking in zip(informed, rankings, strict=True):
                 work.answers.append((read, _recommendation(entry, row, ranking, "model")))
-        for entry, row, read in asked:
-            if not row.count:
-                if read.choice is not None:
-                    ranking = self._chosen_popular(row, read, read.choice)
-                elif read.candidates is None:
-                    ranking = self.retrieval.popular(_mask(row, read), read.k)
-                else:
-                    ranking = self.retrieval.rank(None, _candidates(row, read))
-                source: Literal["popular", "recent"] = "recent" if ranking.recent else "popular"
-                work.answers.append((read, _recommendation(entry, row, ranking, source)))
+        popular = self.retrieval.answer(None, [_ask(row, read) for _, row, read in others])
+        for (entry, row, read), ranking in zip(others, popular, strict=True):
+            source: Literal["popular", "recent"] = "recent" if ranking.recent else "popular"
+            work.answers.append((read, _recommendation(entry, row, ranking, source)))
         if asked:
             work.end(stages.RETRIEVE)
 
-    def _sent_at_once(
-        self,
-        slots: NDArray[np.int64],
-        times: NDArray[np.int64],
-        asked: list[tuple[Row, Read]],
-    ) -> list[Ranking]:
-        """The rankings; steps that wait, queries and what is masked are one transfer."""
-        free = _free(asked)
-        masked = places([_mask(*asked[i]) for i in free])
-        had = places([_weighed(*asked[i]) for i in free] if self.retrieval.repeat_bias else [])
-        index, at, masked_there, had_there = self.stepper.send(slots, times, masked, had)
-        query = self.stepper.query(index, at)
-        return self._rankings(query, asked, (masked_there, had_there))
-
     def _rankings(
-        self,
-        query_BD: Tensor,
-        asked: list[tuple[Row, Read]],
-        there: tuple[Tensor, Tensor] | None = None,
+        self, slots: NDArray[np.int64], times: NDArray[np.int64], asks: Sequence[Ask]
     ) -> list[Ranking]:
-        """`there`: what the free ones must not be given, and have had, on the device already."""
-        free = _free(asked)
-        found: dict[int, Ranking] = {}
-        if free:
-            tops = self.retrieval.top(
-                query_BD if len(free) == len(asked) else query_BD[free],
-                [_mask(*asked[i]) for i in free],
-                [asked[i][1].k for i in free],
-                had=[_weighed(*asked[i]) for i in free],
-                there=there,
-            )
-            if len(free) == len(asked):
-                return tops
-            found = dict(zip(free, tops, strict=True))
-        found |= self._chosen(query_BD, asked)
-        return [
-            found[i]
-            if i in found
-            else self.retrieval.rank(query_BD[i], _candidates(row, read), _weighed(row, read))
-            for i, (row, read) in enumerate(asked)
-        ]
-
-    def _chosen(self, query_BD: Tensor, asked: list[tuple[Row, Read]]) -> dict[int, Ranking]:
-        """The lists of the reads with a choice, by their places."""
-        choices = {i: read.choice for i, (_, read) in enumerate(asked) if read.choice is not None}
-        lists: list[tuple[int, int, Selection | None]] = []
-        for i, choice in choices.items():
-            k = asked[i][1].k
-            lists.append((i, choice.depth(k), choice.selection))
-            if choice.promoted is not None:
-                lists.append((i, k, choice.promoted))
-        if not lists:
-            return {}
-        rows = [i for i, _, _ in lists]
-        tops = iter(
-            self.retrieval.top(
-                query_BD[rows],
-                [_mask(*asked[i]) for i in rows],
-                [k for _, k, _ in lists],
-                [selection for _, _, selection in lists],
-                had=[_weighed(*asked[i]) for i in rows],
-            )
-        )
-        found = {}
-        for i, choice in choices.items():
-            best = next(tops)
-            promoted = None if choice.promoted is None else next(tops)
-            found[i] = choice.arrange(best, promoted, asked[i][1].k, self.retrieval)
-        return found
-
-    def _chosen_popular(self, row: Row, read: Read, choice: Choice) -> Ranking:
-        mask, promoted = _mask(row, read), None
-        best = self.retrieval.popular(mask, choice.depth(read.k), choice.selection)
-        if choice.promoted is not None:
-            promoted = self.retrieval.popular(mask, read.k, choice.promoted)
-        return choice.arrange(best, promoted, read.k, self.retrieval)
+        # For kernels, what is not to be returned goes with the steps that wait.
+        beside = [] if self.model.kernels is None else self.retrieval.places(asks)
+        index, at, *there = self.stepper.send(slots, times, *beside)
+        return self.retrieval.answer(self.stepper.query(index, at), asks, there or None)
 
 
-def _free(asked: list[tuple[Row, Read]]) -> list[int]:
-    """Those to whom anything may be given."""
-    return [
-        i for i, (_, read) in enumerate(asked) if read.candidates is None and read.choice is None
-    ]
+def _ask(row: Row, read: Read) -> Ask:
+    ask = Ask(read.k, read.masked, candidates=read.candidates, choice=read.choice)
+    return ask.of_user(row.seen.array(), row.hidden.array(), exclude_seen=read.exclude_seen)
 
 
 def _is_at_hand(entry: Entry) -> bool:
@@ -530,22 +449,6 @@ def _request_time(entry: Entry, read: Read) -> int:
     if read.at_ms is not None:
         return read.at_ms
     return entry.reply.now_ms if entry.reply is not None else int(time.time() * 1000)
-
-
-def _mask(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    seen = row.seen.array() if read.exclude_seen else None
-    parts = [p for p in (seen, row.hidden.array(), read.masked) if p is not None and len(p)]
-    return np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else read.masked
-
-
-def _weighed(row: Row, read: Read) -> NDArray[np.int32]:
-    """What the user has had and may be returned."""
-    return NO_ITEMS if read.exclude_seen else row.seen.array()
-
-
-def _candidates(row: Row, read: Read) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    assert read.candidates is not None
-    return np.setdiff1d(read.candidates, _mask(row, read))
 
 
 def _recommendation(

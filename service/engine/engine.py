@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from model.artefact import Artefact
 from model.kinds import KindRules
 from model.state import Precision
+from service.catalogue.ask import Ask
 from service.catalogue.choice import Choice
-from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking
+from service.catalogue.ranking import NO_ITEMS, Ranking
+from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.view import Selection
 from service.engine import erasure, snapshots
 from service.engine.batch_runner import BatchRunner, Work, missing
@@ -183,7 +185,7 @@ class Engine:
             state = model.prefill(items, items * 1000, lengths, model.new_state(batch))
             state = model.step(items[:, 0], items[:, 0] * 3000, state)
             query = model.query(state, items[:, 0] * 4000)
-            self.runner.retrieval.top(query, [NO_ITEMS] * batch, [10] * batch)
+            self.runner.retrieval.answer(query, [Ask(10)] * batch)
 
     async def stop(self) -> None:
         """Finishes the waves under way and what is queued, then ends."""

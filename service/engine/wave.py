@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalogue.choice import Choice
-from service.catalogue.retrieval import Ranking
+from service.catalogue.ranking import Ranking
 from service.engine.pool import Row
 from service.engine.snapshots import Snapshot
 from service.observe.stages import Stages

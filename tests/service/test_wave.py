@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.catalogue.retrieval import NO_ITEMS
+from service.catalogue.ranking import NO_ITEMS
 from service.engine.wave import Append, Read, collect
 from service.store.event_log import NewEvent
 

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from service.catalogue.retrieval import NO_ITEMS
+from service.catalogue.ranking import NO_ITEMS
 from service.http import wishes
 from service.http.answers import because, recommended
 from service.http.dependencies import Services, ServicesDep
