@@ -30,6 +30,7 @@ from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.view import Selection
 from service.engine import erasure, snapshots
 from service.engine.batch_runner import BatchRunner, Work, missing
+from service.engine.listener import Listener
 from service.engine.pace import Pace
 from service.engine.pool import StatePool
 from service.engine.snapshots import Snapshot
@@ -44,8 +45,6 @@ from service.engine.wave import (
     Wave,
     collect,
 )
-from service.feedback.outcomes import Outcomes
-from service.feedback.popularity import Popularity
 from service.observe import metrics, stages
 from service.observe.stages import Stages
 from service.store.event_log import (
@@ -107,12 +106,11 @@ class Engine:
         snapshot_precision: Precision = "float32",
         erasure_poll_s: float = 0.25,
         retrieval: ExactRetrieval | None = None,
-        popularity: Popularity | None = None,
-        outcomes: Outcomes | None = None,
+        listeners: Sequence[Listener] = (),
         kinds: KindRules | None = None,
         store_away: StoreAway = "refuse",
     ) -> None:
-        self.log, self.popularity, self.outcomes = log, popularity, outcomes
+        self.log, self.listeners = log, listeners
         self.store_away = store_away
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
         self.runner = BatchRunner(
@@ -310,10 +308,10 @@ class Engine:
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""
-        existed = await erasure.erase(self.log, user_id, self.popularity, self.kinds)
+        existed = await erasure.erase(self.log, user_id, self.listeners)
         self.pool.drop(user_id)
-        if self.outcomes is not None:
-            self.outcomes.forget(user_id)
+        for listener in self.listeners:
+            listener.erased(user_id)
         return existed
 
     async def resident(self, user_id: str) -> Snapshot | None:
@@ -517,14 +515,9 @@ class Engine:
                 if outcome.verdict not in _LOGGED or outcome.time_ms is None:
                     continue
                 self.tally.unknown_items += event.item_id not in self.runner.vocabulary
-                kind = self.kinds.label(event.kind)
-                self.tally.kinds[kind] += 1
-                if self.outcomes is not None:
-                    self.outcomes.interacted(entry.user_id, event.item_id, kind)
-                if self.popularity is not None and self.kinds.counts(event.kind):
-                    at = outcome.time_ms if event.time_ms is None else event.time_ms
-                    weight = 1.0 if event.weight is None else event.weight
-                    self.popularity.count(event.item_id, at, weight)
+                self.tally.kinds[self.kinds.label(event.kind)] += 1
+                for listener in self.listeners:
+                    listener.logged(entry.user_id, event, outcome.time_ms)
             _resolve(append.done, own)
 
     def _does_without(self, entry: Entry, error: Exception) -> bool:
@@ -679,9 +672,9 @@ class Engine:
             self._erased, users = await self.log.erasures(self._erased)
             until = time.monotonic() + DROP_AGAIN_S
             self._forgotten.extend((until, user_id) for user_id in users)
-            if self.outcomes is not None:
-                for user_id in users:
-                    self.outcomes.forget(user_id)
+            for user_id in users:
+                for listener in self.listeners:
+                    listener.erased(user_id)
             if not users:
                 break
         while self._forgotten and self._forgotten[0][0] < time.monotonic():

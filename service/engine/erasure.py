@@ -1,64 +1,48 @@
-"""Erasing a user, and taking back what the user's interactions had added to what is popular.
+"""Erasing a user, and telling listeners what the record held.
 
-What they had added follows from the record, so it is read before it is deleted. The deletion itself
-decides who takes it back: it is done once, and only whoever did it has the events. Where that
-process dies before it has sent the numbers, or the answer to the deletion is lost, they stay as
-they are: that is never sent twice.
+What a user's events had added elsewhere follows from the record, so it is read before it is
+deleted. The deletion itself decides who tells: it is done once, and only whoever did it has the
+events. Where that process dies, or the answer to the deletion is lost, nobody is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from model.kinds import KindRules
-from service.feedback.popularity import Popularity, Sums
-from service.store.event_log import ORIGIN, Event, EventLog
+from service.engine.listener import Listener
+from service.store.event_log import EventLog
 from service.store.store import HistoryChanged, StoreError, StoreUnavailable
 
 ATTEMPTS = 3
 """How often a record may change under our hands before it is deleted without being read."""
 
 
-async def erase(
-    log: EventLog, user_id: str, popularity: Popularity | None, kinds: KindRules
-) -> bool:
+async def erase(log: EventLog, user_id: str, listeners: Sequence[Listener]) -> bool:
     """Deletes what the store has of a user, and announces it. True: there was a record.
 
     Raises:
         StoreUnavailable: it is to be sent again.
     """
     existed = False
-    for _ in range(0 if popularity is None else ATTEMPTS):
-        assert popularity is not None
-        sums, mark = Sums(float), ORIGIN
+    for _ in range(ATTEMPTS if listeners else 0):
         try:
-            async for page in log.events(user_id):
-                _add(popularity, sums, page, kinds)
-                mark = page[-1].mark
-            if mark == ORIGIN:
+            events = [event async for page in log.events(user_id) for event in page]
+            if not events:
                 break
             existed = True
-            removed = await log.remove(user_id, mark)
+            removed = await log.remove(user_id, events[-1].mark)
         except HistoryChanged:
             continue
         except StoreUnavailable:
             raise
-        except StoreError:  # of what can't be read nothing can be taken back
+        except StoreError:  # what can't be read can't be told
             break
         if removed is None:
             continue
-        _add(popularity, sums, removed.after, kinds)
-        popularity.take_back(sums)
+        for listener in listeners:
+            listener.removed([*events, *removed.after])
         if removed.missed is not None:
             raise removed.missed
         await log.forget(user_id)
         return True
     return await log.erase(user_id) or existed
-
-
-def _add(popularity: Popularity, sums: Sums, events: Iterable[Event], kinds: KindRules) -> None:
-    for event in events:
-        if kinds.counts(event.kind):
-            at = event.time_ms if event.given_ms is None else event.given_ms
-            weight = 1.0 if event.weight is None else event.weight
-            popularity.add(sums, event.item_id, at, weight)

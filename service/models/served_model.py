@@ -47,6 +47,7 @@ class ServingContext:
 class ServedModel:
     """Attributes:
     name: its folder's.
+    outcomes: of what it shows; None: they are not counted.
     identity: that of all it answers, what the service's settings decide included.
     """
 
@@ -55,6 +56,7 @@ class ServedModel:
     engine: Engine
     catalogue: Catalogue
     explainer: Explainer
+    outcomes: Outcomes | None
     _ends: AsyncExitStack
 
     @property
@@ -108,8 +110,7 @@ async def open_model(
             snapshot_precision=settings.snapshot_precision,
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
-            popularity=around.popularity,
-            outcomes=around.outcomes,
+            listeners=[one for one in (around.popularity, around.outcomes) if one is not None],
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
         )
@@ -154,5 +155,7 @@ async def open_model(
         )
         info.set(1)
         stack.callback(info.set, 0)
-        return ServedModel(name, artefact, engine, catalogue, explainer, stack.pop_all())
+        return ServedModel(
+            name, artefact, engine, catalogue, explainer, around.outcomes, stack.pop_all()
+        )
     raise AssertionError("not reached")
