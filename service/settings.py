@@ -23,7 +23,7 @@ from model.kernels import Choice
 from model.kinds import HEAVIEST, KindRules
 from model.state import Precision
 from service import addresses, keys
-from service.engine.wave import StoreAway
+from service.engine.requests import StoreAway
 from service.observe import logs, otlp
 from service.store.event_log import LatePolicy
 from service.store.url import StoreUrl

@@ -1,4 +1,4 @@
-"""The arithmetic of a wave: rows caught up with the log, then the recommendations.
+"""The arithmetic of a batch: rows caught up with the log, then the recommendations.
 
 A state is a pure function of (model, events 1..version). Never do two threads run this at once.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -19,23 +20,23 @@ from model.artefact import Artefact
 from model.gaps import UNKNOWN_TIME
 from model.kinds import KindRules
 from model.recommender import PREFILL_CHUNK
-from model.state import Precision, State
+from model.state import State
 from model.steppers import open_stepper
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
 from service.catalogue.retrieval import ExactRetrieval
-from service.catalogue.view import Selection
 from service.engine import snapshots
+from service.engine.history import Fetched, History, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
-from service.engine.snapshots import Snapshot
-from service.engine.wave import Entry, History, Read, Recommendation
+from service.engine.requests import Read, Recommendation
+from service.engine.snapshots import Snapshot, SnapshotFormat, own_versions
 from service.observe import stages
 from service.observe.stages import Span
-from service.store.event_log import ORIGIN, Event, LogReply, Mark, Verdict
+from service.store.event_log import ORIGIN, Event
 
 SMALL_EVENTS = 32
 SMALL_SCORES = 2**18
-"""Waves up to this are computed between two turns of the event loop."""
+"""Batches up to this are computed between two turns of the event loop."""
 
 PREFILL_CELLS = 32_768
 DEVICE_PREFILL_CELLS = 2**18
@@ -45,16 +46,26 @@ FULL = 0.8
 """A call of that many cells gains nothing by more rows if they fill less of it than this share."""
 
 
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A pinned row, the events it lacks, and who waits for it. `due`: for a snapshot."""
+
+    fetched: Fetched
+    row: Row
+    events: Sequence[Event] = ()
+    due: bool = False
+
+
 @dataclass
 class Work:
-    """What one pass did: answers, snapshots to write, entries that need their history.
+    """What one pass did: answers, snapshots to write, users whose history is needed.
 
     `spans` follow each other without a gap from `started` on.
     """
 
     answers: list[tuple[Read, Recommendation]] = field(default_factory=list)
     snapshots: list[tuple[str, bytes]] = field(default_factory=list)
-    unresolved: list[Entry] = field(default_factory=list)
+    unresolved: list[Fetched] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     spans: list[Span] = field(default_factory=list)
     from_snapshot: int = 0
@@ -70,29 +81,6 @@ class Work:
         self.spans.append((stage, start, time.perf_counter()))
 
 
-def missing(mark: Mark, known: Mark | None, reply: LogReply) -> list[Event] | None:
-    """The events a state at `mark` lacks; None when the reply does not show that the state
-    belongs to this history, or not all that it lacks.
-
-    Args:
-        known: the mark that was sent with the request, if one was.
-    """
-    if not reply.complete:
-        return None
-    if mark == reply.newest:
-        return []
-    if reply.known_is_current_history and mark == known:
-        return reply.events
-    if not reply.events:
-        return None
-    if mark == ORIGIN:
-        return reply.events if reply.events[0].version <= reply.oldest else None
-    place = mark.version - reply.events[0].version
-    if 0 <= place < len(reply.events) and reply.events[place].uid == mark.uid:
-        return reply.events[place + 1 :]
-    return None
-
-
 class BatchRunner:
     """Applies events to the rows of a pool and reads recommendations out of them."""
 
@@ -100,31 +88,30 @@ class BatchRunner:
         self,
         artefact: Artefact,
         pool: StatePool,
-        *,
-        snapshot_every: int = 64,
-        snapshot_precision: Precision = "float32",
+        snapshots: SnapshotFormat,
+        kinds: KindRules,
         retrieval: ExactRetrieval | None = None,
-        kinds: KindRules | None = None,
     ) -> None:
-        self.model = artefact.model
-        self.kinds = kinds or KindRules()
+        self.model, self.pool, self.snapshots, self.kinds = artefact.model, pool, snapshots, kinds
         self.stepper = open_stepper(self.model, pool.states)
-        self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.retrieval = retrieval or ExactRetrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
-        self.prefill_cells = PREFILL_CELLS
-        if pool.device.type == "cuda":
-            self.prefill_cells = DEVICE_PREFILL_CELLS
-        self.snapshot_every = snapshot_every
-        self.precision = snapshot_precision
-        self.stamp = snapshots.stamp("")  # of the engine's identity, once it has one
+        on_gpu = pool.device.type == "cuda"
+        self.prefill_cells = DEVICE_PREFILL_CELLS if on_gpu else PREFILL_CELLS
 
-    @property
-    def rounds_states(self) -> bool:
-        """With reduced snapshots, every worker rounds a state at every snapshot's version."""
-        return self.precision != "float32"
+    @torch.inference_mode()
+    def warm_up(self, users: int) -> None:
+        """Makes what batches of up to so many users need, so that none waits for it."""
+        self.stepper.prepare(users)
+        for batch in (1, users):
+            items = torch.ones(batch, 2, dtype=torch.long, device=self.model.device)
+            lengths = torch.full((batch,), 2, device=self.model.device)
+            state = self.model.prefill(items, items * 1000, lengths, self.model.new_state(batch))
+            state = self.model.step(items[:, 0], items[:, 0] * 3000, state)
+            query = self.model.query(state, items[:, 0] * 4000)
+            self.retrieval.answer(query, [Ask(10)] * batch)
 
     def moves(self, event: Event) -> bool:
         """Whether the event moves the state."""
@@ -145,65 +132,57 @@ class BatchRunner:
             and event.item_id in self.vocabulary
         ]
 
-    def is_small(self, entries: Sequence[Entry]) -> bool:
+    def is_small(self, batch: Sequence[Fetched]) -> bool:
         """Whether this takes a millisecond at most: users at hand, few events and few scores."""
         if not self.stepper.in_microseconds:
             return False
-        reads = [read for entry in entries for read in entry.reads]
+        asks = [read.ask for fetched in batch for read in fetched.reads]
         return (
-            len(reads) * self.retrieval.shelf.size <= SMALL_SCORES
-            and all(read.candidates is None and read.choice is None for read in reads)
-            and all(_is_at_hand(entry) for entry in entries)
-            and sum(len(e.reply.events) for e in entries if e.reply is not None) <= SMALL_EVENTS
+            len(asks) * self.retrieval.shelf.size <= SMALL_SCORES
+            and all(ask.candidates is None and ask.choice is None for ask in asks)
+            and all(_is_at_hand(fetched) for fetched in batch)
+            and sum(len(f.reply.events) for f in batch if f.reply is not None) <= SMALL_EVENTS
         )
 
     @torch.inference_mode()
-    def run(self, entries: Sequence[Entry]) -> Work:
+    def run(self, batch: Sequence[Fetched]) -> Work:
         """Catches up, packs due snapshots and answers reads. On an error every row concerned is
         dropped: the log still has the events."""
         work = Work()
         try:
-            self._run(entries, work)
-            self.stepper.settle()  # what fails on the device must fail this wave
+            self._run(batch, work)
+            self.stepper.settle()  # what fails on the device must fail this batch
         except BaseException:
-            for entry in entries:
-                self.pool.drop(entry.user_id)
+            for fetched in batch:
+                self.pool.drop(fetched.user_id)
             self.stepper.forget()
             raise
         finally:
-            for entry in entries:
-                self.pool.unpin(entry.row)
-                entry.row = None
+            for fetched in batch:
+                self.pool.unpin(fetched.row)
         return work
 
-    def _run(self, entries: Sequence[Entry], work: Work) -> None:
-        ready: list[tuple[Entry, Row]] = []
-        lacking: list[tuple[Row, list[Event]]] = []
-        due: list[Row] = []
-        for entry in entries:
-            found = self._place(entry, work)
-            if found is None:
-                work.unresolved.append(entry)
-                continue
-            row, events = found
-            ready.append((entry, row))
-            if events:
-                lacking.append((row, events))
-            if self.snapshot_due(entry):
-                due.append(row)
+    def _run(self, batch: Sequence[Fetched], work: Work) -> None:
+        ready: list[Ready] = []
         try:
-            self._catch_up(lacking, due, work)
-            if not self.rounds_states:
+            for fetched in batch:
+                placed = self._place(fetched, work)
+                if placed is None:
+                    work.unresolved.append(fetched)
+                else:
+                    ready.append(placed)
+            due = [one.row for one in ready if one.due]
+            self._catch_up(ready, due, work)
+            if due and not self.snapshots.rounds:
                 # A record erased since its append leaves nothing to keep.
                 self._pack([row for row in due if row.mark != ORIGIN], work)
-                if due:
-                    work.end(stages.SNAPSHOT)
+                work.end(stages.SNAPSHOT)
             self._answer(ready, work)
         finally:
-            for entry, row in ready:
-                self.pool.unpin(row)
-                if entry.session is not None:
-                    self.pool.drop(entry.user_id)
+            for one in ready:
+                self.pool.unpin(one.row)
+                if one.fetched.is_session:
+                    self.pool.drop(one.fetched.user_id)
 
     @torch.inference_mode()
     def copy(self, user_id: str) -> Snapshot | None:
@@ -217,101 +196,69 @@ class BatchRunner:
         finally:
             self.pool.unpin(row)
 
-    @torch.inference_mode()
-    def similar(
-        self, row: int, k: int, masked: NDArray[np.int32], selection: Selection | None
-    ) -> Ranking:
-        """`ExactRetrieval.similar`; to be called in the thread of `run`."""
-        return self.retrieval.similar(row, k, masked, selection)
-
     # -- catching up ---------------------------------------------------------------------
 
-    def _place(self, entry: Entry, work: Work) -> tuple[Row, list[Event]] | None:
-        """A pinned row for the entry and the events it lacks, or None: its history is needed."""
-        if entry.session is not None:
-            fresh = self.pool.create(entry.user_id)
-            self.pool.reset([fresh])
-            return fresh, list(entry.session)
-        row = self.pool.pin(entry.user_id)
-        if entry.reply is None:
-            if row is None and entry.away:
-                return Row(entry.user_id, -1, pins=1), []  # of nothing, and not in the pool
-            return None if row is None else (row, [])
-        if row is not None:
-            events = missing(row.mark, entry.known, entry.reply)
+    def _place(self, fetched: Fetched, work: Work) -> Ready | None:
+        """A pinned row for the user and the events it lacks, or None: the history is needed."""
+        reply, history, row = fetched.reply, fetched.history, self.pool.pin(fetched.user_id)
+        if reply is None and history is None:
+            if row is None and fetched.away:
+                row = Row(fetched.user_id, -1, pins=1)  # of nothing, and not in the pool
+            return None if row is None else Ready(fetched, row)
+        due = reply is not None and self.snapshots.is_due(reply.outcomes)
+        if history is not None and reply is not None:  # it took what a snapshot would have saved
+            due |= len(history.events) >= self.snapshots.every
+        if row is not None and reply is not None:
+            events = lacking(row.mark, fetched.known, reply)
             if events is not None:
-                return row, events
+                return Ready(fetched, row, events, due)
             self.pool.unpin(row)
-        history = entry.history
+        if history is None and reply is not None:
+            base = self.snapshots.read(reply.snapshot)
+            work.unsound += base is None and reply.snapshot is not None
+            history = whole(base, reply)
         if history is None:
-            history = self._history(entry.reply, work)
-            if history is None:
-                return None
-        row = self.pool.create(entry.user_id)
-        if history.base is None:
+            return None
+        if history.base is not None:
+            work.from_snapshot += 1
+        elif reply is not None and len(history.events) > len(own_versions(reply.outcomes)):
+            work.from_log += 1  # more than what the user has just begun with
+        return Ready(fetched, self._begun(fetched.user_id, history), history.events, due)
+
+    def _begun(self, user_id: str, history: History) -> Row:
+        """A new row at the base of a history."""
+        row, base = self.pool.create(user_id), history.base
+        if base is None:
             self.pool.reset([row])
         else:
-            base = history.base
             self.pool.states.write(self.pool.index([row]), base.state)
             row.mark, row.count = base.mark, base.count
             row.seen, row.hidden = Seen(base.seen), Seen(base.hidden)
-            work.from_snapshot += 1
-        # More than what the user has just begun with.
-        if history.base is None and len(history.events) > len(_own_versions(entry.reply)):
-            work.from_log += 1
-        return row, history.events
+        return row
 
-    def _history(self, reply: LogReply, work: Work) -> History | None:
-        """What the reply alone says of a user without a row: its snapshot and the newest page."""
-        base = snapshots.read(self.pool.layout, self.stamp, reply.snapshot)
-        if base is not None:
-            events = missing(base.mark, None, reply)
-            if events is not None:
-                return History(base, events)
-        elif reply.snapshot is not None:
-            work.unsound += 1
-        events = missing(ORIGIN, None, reply)
-        return None if events is None else History(None, events)
-
-    def snapshot_due(self, entry: Entry) -> bool:
-        """Whether this wave's own append crossed a multiple of `snapshot_every`, or rebuilding
-        the state took as many events as a snapshot would have saved."""
-        if entry.reply is None:
-            return False
-        own = _own_versions(entry.reply)
-        every = self.snapshot_every
-        if own and (min(own) - 1) // every < max(own) // every:
-            return True
-        return entry.history is not None and len(entry.history.events) >= every
-
-    def _catch_up(self, lacking: list[tuple[Row, list[Event]]], due: list[Row], work: Work) -> None:
-        places = [0] * len(lacking)
+    def _catch_up(self, ready: Sequence[Ready], due: Sequence[Row], work: Work) -> None:
+        left = [(one.row, iter(one.events)) for one in ready if one.events]
         while True:
-            part: list[tuple[Row, list[Event]]] = []
-            for i, (row, events) in enumerate(lacking):
-                if places[i] == len(events):
-                    continue
-                end = len(events)
-                if self.rounds_states:  # up to the next version at which every worker rounds
-                    border = (row.mark.version // self.snapshot_every + 1) * self.snapshot_every
-                    end = min(end, places[i] + border - row.mark.version)
-                part.append((row, events[places[i] : end]))
-                places[i] = end
+            part = [(row, list(islice(events, self._room(row)))) for row, events in left]
+            part = [(row, events) for row, events in part if events]
             if not part:
                 return
             self._apply(part, work)
-            if self.rounds_states:
-                at_border = [r for r, _ in part if r.mark.version % self.snapshot_every == 0]
+            if self.snapshots.rounds:
+                at_border = [r for r, _ in part if r.mark.version % self.snapshots.every == 0]
                 self._round(at_border)
                 self._pack([row for row in at_border if row in due], work)
                 if at_border:
                     work.end(stages.SNAPSHOT)
 
+    def _room(self, row: Row) -> int | None:
+        """Events up to the next version at which every worker rounds; None: it is never done."""
+        every = self.snapshots.every
+        return every - row.mark.version % every if self.snapshots.rounds else None
+
     def _apply(self, part: list[tuple[Row, list[Event]]], work: Work) -> None:
         """Moves rows on by their events; a row's mark moves only when its state has."""
-        known = []
-        for row, events in part:
-            known.append((row, self.known(events)))
+        known = [(row, self.known(events)) for row, events in part]
         most = self.stepper.most_steps
         if most is None:
             most = max(len(e) for _, e in known)
@@ -365,39 +312,47 @@ class BatchRunner:
         if not rows:
             return
         layout, (index, state) = self.pool.layout, self._states(rows)
-        fits = layout.fits(state, self.precision).nonzero()[:, 0]
-        self.pool.states.write(index[fits], layout.rounded(state.rows(fits), self.precision))
+        fits = layout.fits(state, self.snapshots.precision).nonzero()[:, 0]
+        self.pool.states.write(
+            index[fits], layout.rounded(state.rows(fits), self.snapshots.precision)
+        )
 
     def _pack(self, rows: list[Row], work: Work) -> None:
         rows = [row for row in rows if not row.truncated]  # a snapshot is of the whole history
         if not rows:
             return
         _, state = self._states(rows)
-        fits = self.pool.layout.fits(state, self.precision)
+        fits = self.pool.layout.fits(state, self.snapshots.precision)
         work.unfit += int((~fits).sum())
         chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
-        extras = [snapshots.describe(self.stamp, r.mark, r.count, r.seen, r.hidden) for r in chosen]
-        packed = self.pool.layout.pack(state.rows(fits.nonzero()[:, 0]), extras, self.precision)
+        extras = [
+            snapshots.describe(self.snapshots.stamp, r.mark, r.count, r.seen, r.hidden)
+            for r in chosen
+        ]
+        packed = self.pool.layout.pack(
+            state.rows(fits.nonzero()[:, 0]), extras, self.snapshots.precision
+        )
         work.snapshots += zip((row.user_id for row in chosen), packed, strict=True)
 
     # -- recommendations -----------------------------------------------------------------
 
-    def _answer(self, ready: list[tuple[Entry, Row]], work: Work) -> None:
-        asked = [(entry, row, read) for entry, row in ready for read in entry.reads]
-        informed = [(entry, row, read) for entry, row, read in asked if row.count]
-        others = [(entry, row, read) for entry, row, read in asked if not row.count]
+    def _answer(self, ready: Sequence[Ready], work: Work) -> None:
+        asked = [(one, read) for one in ready for read in one.fetched.reads]
+        if not asked:
+            return
+        informed = [(one, read) for one, read in asked if one.row.count]
         if informed:
-            slots = np.array([row.slot for _, row, _ in informed])
-            times = np.array([_request_time(entry, read) for entry, _, read in informed])
-            rankings = self._rankings(slots, times, [_ask(row, read) for _, row, read in informed])
-            for (entry, row, read), ranking in zip(informed, rankings, strict=True):
-                work.answers.append((read, _recommendation(entry, row, ranking, "model")))
-        popular = self.retrieval.answer(None, [_ask(row, read) for _, row, read in others])
-        for (entry, row, read), ranking in zip(others, popular, strict=True):
+            slots = np.array([one.row.slot for one, _ in informed])
+            times = np.array([_request_time(one.fetched, read) for one, read in informed])
+            rankings = self._rankings(slots, times, [_ask(one.row, read) for one, read in informed])
+            for (one, read), ranking in zip(informed, rankings, strict=True):
+                work.answers.append((read, _recommendation(one, ranking, "model")))
+        others = [(one, read) for one, read in asked if not one.row.count]
+        popular = self.retrieval.answer(None, [_ask(one.row, read) for one, read in others])
+        for (one, read), ranking in zip(others, popular, strict=True):
             source: Literal["popular", "recent"] = "recent" if ranking.recent else "popular"
-            work.answers.append((read, _recommendation(entry, row, ranking, source)))
-        if asked:
-            work.end(stages.RETRIEVE)
+            work.answers.append((read, _recommendation(one, ranking, source)))
+        work.end(stages.RETRIEVE)
 
     def _rankings(
         self, slots: NDArray[np.int64], times: NDArray[np.int64], asks: Sequence[Ask]
@@ -408,24 +363,10 @@ class BatchRunner:
         return self.retrieval.answer(self.stepper.query(index, at), asks, there or None)
 
 
-def _ask(row: Row, read: Read) -> Ask:
-    ask = Ask(read.k, read.masked, candidates=read.candidates, choice=read.choice)
-    return ask.of_user(row.seen.array(), row.hidden.array(), exclude_seen=read.exclude_seen)
-
-
-def _is_at_hand(entry: Entry) -> bool:
-    if entry.row is None or entry.history is not None:
+def _is_at_hand(fetched: Fetched) -> bool:
+    if fetched.row is None or fetched.history is not None:
         return False
-    return entry.reply is None or entry.reply.known_is_current_history
-
-
-def _own_versions(reply: LogReply) -> list[int]:
-    """The versions that the request's own events have become."""
-    return [
-        outcome.version
-        for outcome in reply.outcomes
-        if outcome.verdict in (Verdict.APPLIED, Verdict.LATE) and outcome.version
-    ]
+    return fetched.reply is None or fetched.reply.known_is_current_history
 
 
 def padded(
@@ -445,15 +386,20 @@ def padded(
     )
 
 
-def _request_time(entry: Entry, read: Read) -> int:
+def _ask(row: Row, read: Read) -> Ask:
+    seen, hidden = row.seen.array(), row.hidden.array()
+    return read.ask.of_user(seen, hidden, exclude_seen=read.exclude_seen)
+
+
+def _request_time(fetched: Fetched, read: Read) -> int:
     if read.at_ms is not None:
         return read.at_ms
-    return entry.reply.now_ms if entry.reply is not None else int(time.time() * 1000)
+    return fetched.reply.now_ms if fetched.reply is not None else int(time.time() * 1000)
 
 
 def _recommendation(
-    entry: Entry, row: Row, ranking: Ranking, source: Literal["model", "popular", "recent"]
+    ready: Ready, ranking: Ranking, source: Literal["model", "popular", "recent"]
 ) -> Recommendation:
-    stale = entry.reply is None
-    mark = row.mark
-    return Recommendation(ranking, mark.version, source, stale, row.truncated, mark.uid, entry.away)
+    row, fetched = ready.row, ready.fetched
+    stale = fetched.reply is None
+    return Recommendation(ranking, row.mark, source, stale, row.truncated, fetched.away)

@@ -1,4 +1,4 @@
-"""Erasing a user, and telling listeners what the record held.
+"""Erasing a user, telling listeners what the record held, and hearing who was erased elsewhere.
 
 What a user's events had added elsewhere follows from the record, so it is read before it is
 deleted. The deletion itself decides who tells: it is done once, and only whoever did it has the
@@ -7,14 +7,25 @@ events. Where that process dies, or the answer to the deletion is lost, nobody i
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from collections import deque
 from collections.abc import Sequence
 
 from service.engine.listener import Listener
-from service.store.event_log import EventLog
+from service.engine.pool import StatePool
+from service.store.event_log import ERASURES_KEPT_S, EventLog
 from service.store.store import HistoryChanged, StoreError, StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 3
 """How often a record may change under our hands before it is deleted without being read."""
+
+DROP_AGAIN_S = 10.0
+"""So long the states of an erased user are dropped again: a batch that had read the record before
+may still put one into the pool."""
 
 
 async def erase(log: EventLog, user_id: str, listeners: Sequence[Listener]) -> bool:
@@ -46,3 +57,56 @@ async def erase(log: EventLog, user_id: str, listeners: Sequence[Listener]) -> b
         await log.forget(user_id)
         return True
     return await log.erase(user_id) or existed
+
+
+class ErasureFollower:
+    """Drops the states of users who were erased, here or elsewhere.
+
+    Args:
+        poll_s: how often the announcements are read.
+    """
+
+    def __init__(
+        self, log: EventLog, pool: StatePool, listeners: Sequence[Listener], *, poll_s: float
+    ) -> None:
+        self._log, self._pool, self._listeners = log, pool, listeners
+        self._poll_s, self._cursor = poll_s, "$"
+        self._erased: deque[tuple[float, str]] = deque()
+
+    async def hear(self) -> None:
+        """Reads what was announced since the last time; the first time, nothing.
+
+        Raises:
+            StoreError: the store does not answer.
+        """
+        while True:
+            self._cursor, users = await self._log.erasures(self._cursor)
+            until = time.monotonic() + DROP_AGAIN_S
+            self._erased.extend((until, user_id) for user_id in users)
+            for user_id in users:
+                for listener in self._listeners:
+                    listener.erased(user_id)
+            if not users:
+                break
+        while self._erased and self._erased[0][0] < time.monotonic():
+            self._erased.popleft()
+        for _, user_id in self._erased:
+            self._pool.drop(user_id)
+
+    async def follow(self) -> None:
+        """Hears again and again."""
+        reading, read_at = True, time.monotonic()
+        while True:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self.hear()
+            except StoreError as error:
+                if reading:  # said once, not four times a second
+                    logger.warning("erasures not read: %s", error)
+                reading = False
+                continue
+            if time.monotonic() - read_at > ERASURES_KEPT_S / 2:
+                logger.warning("erasures not read for too long: all states are dropped")
+                for user_id in self._pool.users():
+                    self._pool.drop(user_id)
+            reading, read_at = True, time.monotonic()

@@ -60,7 +60,7 @@ class ExactnessSampler:
     ) -> None:
         self.engine = engine
         self.every_s, self.max_events = every_s, max_events
-        self.tolerance = tolerance * (ROUNDED if engine.runner.rounds_states else 1)
+        self.tolerance = tolerance * (ROUNDED if engine.snapshots.rounds else 1)
         self._latest: deque[float] = deque(maxlen=LATEST) if latest is None else latest
 
     @asynccontextmanager
@@ -101,14 +101,9 @@ class ExactnessSampler:
         if held is None or not held.count or held.mark.version > self.max_events:
             metrics.EXACTNESS_SAMPLES["skipped"].inc()
             return None
-        events: list[Event] = []
-        async for page in self.engine.log.events(user_id):
-            events += page
-            if len(events) >= held.mark.version:
-                break
-        del events[held.mark.version :]
+        events = await self.engine.history.up_to(user_id, held.mark)
         # Shortened; erased or restored meanwhile.
-        if not events or events[0].version != 1 or events[-1].mark != held.mark:
+        if not events or events[0].version != 1:
             metrics.EXACTNESS_SAMPLES["skipped"].inc()
             return None
         difference = await asyncio.to_thread(self._difference, held, events)
@@ -144,15 +139,15 @@ class ExactnessSampler:
 
     def _recomputed(self, events: Sequence[Event]) -> State:
         """The state after `events`, the whole history, in parallel passes."""
-        runner, layout = self.engine.runner, self.engine.pool.layout
+        runner, kept = self.engine.runner, self.engine.snapshots
         state = runner.model.new_state(1)
         # Reduced snapshots round the state at their versions, on every worker.
-        width = runner.snapshot_every if runner.rounds_states else len(events)
+        width = kept.every if kept.rounds else len(events)
         for start in range(0, len(events), width):
             part = events[start : start + width]
             history = padded([runner.known(part)], runner.model.device)
             state = runner.model.chunked_prefill(*history, state)
-            at_border = runner.rounds_states and len(part) == width
-            if at_border and bool(layout.fits(state, runner.precision)):
-                state = layout.rounded(state, runner.precision)
+            at_border = kept.rounds and len(part) == width
+            if at_border and bool(kept.layout.fits(state, kept.precision)):
+                state = kept.layout.rounded(state, kept.precision)
         return state

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.recommender import Recommender
-from service.engine.engine import Engine, Overloaded
-from service.engine.wave import Recommendation
+from service.engine.engine import Engine
+from service.engine.requests import Overloaded, Recommendation
 from service.observe import metrics, stages
 from service.store.event_log import Event
 from service.store.store import HistoryChanged
@@ -109,7 +109,9 @@ class Explainer:
             raise Overloaded("too many explanations wait")
         self._waiting += 1
         try:
-            events = await self._history(user_id, found)
+            events = await self.engine.history.up_to(user_id, found.mark)
+            if not events:
+                raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
             started = time.perf_counter()
             latest, parts = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._contributions, events, found.ranking.items, at_ms, exclude_seen
@@ -124,19 +126,6 @@ class Explainer:
             [Reason(latest[i], float(parts[i, place])) for i in order[:, place]]
             for place in range(parts.shape[1])
         ]
-
-    async def _history(self, user_id: str, found: Recommendation) -> list[Event]:
-        """The interactions up to those which the recommendation is of."""
-        events: list[Event] = []
-        async for page in self.engine.log.events(user_id):
-            events += page
-            if events[-1].version >= found.mark.version:
-                break
-        while events and events[-1].version > found.mark.version:
-            events.pop()
-        if not events or events[-1].mark != found.mark:
-            raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
-        return events
 
     @torch.inference_mode()
     def _contributions(

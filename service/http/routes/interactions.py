@@ -8,7 +8,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from service.engine.engine import Overloaded
+from service.engine.requests import Overloaded
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.schemas import (
