@@ -9,15 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.artefact import Artefact
-from model.gaps import UNKNOWN_TIME
 from model.kinds import KindRules
 from model.recommender import PREFILL_CHUNK
 from model.state import State
@@ -303,8 +300,8 @@ class BatchRunner:
                     break
                 group.append(rows.pop())
             index, state = self._states([row for row, _ in group])
-            histories = padded([events for _, events in group], index.device)
-            self.pool.states.write(index, self.model.chunked_prefill(*histories, state))
+            histories = [events for _, events in group]
+            self.pool.states.write(index, self.model.chunked_prefill(histories, state))
 
     # -- snapshots -----------------------------------------------------------------------
 
@@ -340,23 +337,21 @@ class BatchRunner:
         asked = [(one, read) for one in ready for read in one.fetched.reads]
         if not asked:
             return
-        informed = [(one, read) for one, read in asked if one.row.count]
-        if informed:
-            slots = np.array([one.row.slot for one, _ in informed])
-            times = np.array([_request_time(one.fetched, read) for one, read in informed])
-            rankings = self._rankings(slots, times, [_ask(one.row, read) for one, read in informed])
-            for (one, read), ranking in zip(informed, rankings, strict=True):
-                work.answers.append((read, _recommendation(one, ranking, "model")))
+        known = [(one, read) for one, read in asked if one.row.count]
         others = [(one, read) for one, read in asked if not one.row.count]
         popular = self.retrieval.answer(None, [_ask(one.row, read) for one, read in others])
-        for (one, read), ranking in zip(others, popular, strict=True):
-            source: Literal["popular", "recent"] = "recent" if ranking.recent else "popular"
-            work.answers.append((read, _recommendation(one, ranking, source)))
+        rankings = [*self._rankings(known), *popular]
+        for (one, read), ranking in zip(known + others, rankings, strict=True):
+            work.answers.append((read, _recommendation(one, ranking)))
         work.end(stages.RETRIEVE)
 
-    def _rankings(
-        self, slots: NDArray[np.int64], times: NDArray[np.int64], asks: Sequence[Ask]
-    ) -> list[Ranking]:
+    def _rankings(self, asked: Sequence[tuple[Ready, Read]]) -> list[Ranking]:
+        """By the states of users of whom something is known."""
+        if not asked:
+            return []
+        slots = np.array([one.row.slot for one, _ in asked])
+        times = np.array([_request_time(one.fetched, read) for one, read in asked])
+        asks = [_ask(one.row, read) for one, read in asked]
         # For kernels, what is not to be returned goes with the steps that wait.
         beside = [] if self.model.kernels is None else self.retrieval.places(asks)
         index, at, *there = self.stepper.send(slots, times, *beside)
@@ -367,23 +362,6 @@ def _is_at_hand(fetched: Fetched) -> bool:
     if fetched.row is None or fetched.history is not None:
         return False
     return fetched.reply is None or fetched.reply.known_is_current_history
-
-
-def padded(
-    pieces: list[list[tuple[int, int]]], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Items and times (B, L) of histories, and their lengths (B)."""
-    lengths = [len(piece) for piece in pieces]
-    items = np.zeros((len(pieces), max(lengths)), np.int64)
-    times = np.full((len(pieces), max(lengths)), UNKNOWN_TIME, np.int64)
-    for i, piece in enumerate(pieces):
-        if piece:
-            items[i, : len(piece)], times[i, : len(piece)] = np.array(piece, np.int64).T
-    return (
-        torch.from_numpy(items).to(device),
-        torch.from_numpy(times).to(device),
-        torch.tensor(lengths, device=device),
-    )
 
 
 def _ask(row: Row, read: Read) -> Ask:
@@ -397,9 +375,13 @@ def _request_time(fetched: Fetched, read: Read) -> int:
     return fetched.reply.now_ms if fetched.reply is not None else int(time.time() * 1000)
 
 
-def _recommendation(
-    ready: Ready, ranking: Ranking, source: Literal["model", "popular", "recent"]
-) -> Recommendation:
+def _recommendation(ready: Ready, ranking: Ranking) -> Recommendation:
     row, fetched = ready.row, ready.fetched
-    stale = fetched.reply is None
-    return Recommendation(ranking, row.mark, source, stale, row.truncated, fetched.away)
+    return Recommendation(
+        ranking,
+        row.mark,
+        source="model" if row.count else "recent" if ranking.recent else "popular",
+        stale=fetched.reply is None,
+        truncated=row.truncated,
+        away=fetched.away,
+    )

@@ -23,7 +23,7 @@ from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.view import Selection
 from service.engine import erasure
 from service.engine.batch_runner import BatchRunner
-from service.engine.erasure import ErasureFollower
+from service.engine.erasure import Erasures
 from service.engine.history import HistoryReader
 from service.engine.listener import Listener
 from service.engine.log_exchange import LogExchange
@@ -36,6 +36,7 @@ from service.engine.snapshots import Snapshot, SnapshotFormat
 from service.engine.tally import Tally
 from service.observe import metrics
 from service.store.event_log import Event, EventLog, NewEvent, Outcome
+from service.store.follower import Follower
 
 
 class Engine:
@@ -77,13 +78,9 @@ class Engine:
         self.runner = BatchRunner(artefact, self.pool, self.snapshots, kinds, retrieval)
         self.vocabulary = self.runner.vocabulary
         self.history = HistoryReader(log, self.pool, self.snapshots)
-        self.erasures = ErasureFollower(log, self.pool, listeners, poll_s=erasure_poll_s)
+        self.erasures, self._erasure_poll_s = Erasures(log, self.pool, listeners), erasure_poll_s
         self.writer = SnapshotWriter(
-            self.history,
-            self.snapshots,
-            ttl_s=snapshot_ttl_s,
-            max_users=max_queue,
-            at_once=max_batch,
+            self.history, ttl_s=snapshot_ttl_s, max_users=max_queue, at_once=max_batch
         )
         self.queue = RequestQueue(
             max_batch=max_batch,
@@ -93,9 +90,7 @@ class Engine:
         )
         self.tally = Tally(self.identity)
         exchange = LogExchange(
-            self.pool,
             self.history,
-            self.snapshots,
             self.writer,
             self.tally,
             vocabulary=self.vocabulary,
@@ -106,13 +101,11 @@ class Engine:
         self.scheduler = Scheduler(
             self.queue,
             exchange,
-            self.history,
             self.writer,
             self.runner,
             self.tally,
             ahead=model.kernels is not None,
         )
-        self._following: asyncio.Task[None] | None = None
         self._sessions = itertools.count()
         self._sizes = {
             metrics.Part(metrics.QUEUE_CAPACITY): max_queue,
@@ -131,17 +124,13 @@ class Engine:
         self.tally.begin(self._kinds.labels)
         await self.erasures.hear()
         await self.scheduler.aside(self.runner.warm_up, self.queue.max_batch)
-        self.scheduler.start()
-        self._following = asyncio.create_task(self.erasures.follow())
+        hear, every_s = self.erasures.hear, self._erasure_poll_s
+        self.scheduler.start(Follower(hear, every_s, "erasures are not read").run())
 
     async def stop(self) -> None:
         """Finishes what is queued and under way, then ends."""
         self.queue.closed = True
         await self.scheduler.stop()
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
-            self._following = None  # cancelled, it would keep all of this alive
         for part in self._sizes:
             part.set(0)
 

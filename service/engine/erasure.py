@@ -7,7 +7,6 @@ events. Where that process dies, or the answer to the deletion is lost, nobody i
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
@@ -59,22 +58,16 @@ async def erase(log: EventLog, user_id: str, listeners: Sequence[Listener]) -> b
     return await log.erase(user_id) or existed
 
 
-class ErasureFollower:
-    """Drops the states of users who were erased, here or elsewhere.
+class Erasures:
+    """Those of users, by this process or others, as they are announced."""
 
-    Args:
-        poll_s: how often the announcements are read.
-    """
-
-    def __init__(
-        self, log: EventLog, pool: StatePool, listeners: Sequence[Listener], *, poll_s: float
-    ) -> None:
+    def __init__(self, log: EventLog, pool: StatePool, listeners: Sequence[Listener]) -> None:
         self._log, self._pool, self._listeners = log, pool, listeners
-        self._poll_s, self._cursor = poll_s, "$"
+        self._cursor, self._heard_at = "$", time.monotonic()
         self._erased: deque[tuple[float, str]] = deque()
 
     async def hear(self) -> None:
-        """Reads what was announced since the last time; the first time, nothing.
+        """Drops the states of users erased since the last time; the first time, none.
 
         Raises:
             StoreError: the store does not answer.
@@ -88,25 +81,13 @@ class ErasureFollower:
                     listener.erased(user_id)
             if not users:
                 break
-        while self._erased and self._erased[0][0] < time.monotonic():
+        now = time.monotonic()
+        while self._erased and self._erased[0][0] < now:
             self._erased.popleft()
-        for _, user_id in self._erased:
+        dropped = [user_id for _, user_id in self._erased]
+        if now - self._heard_at > ERASURES_KEPT_S / 2:
+            logger.warning("erasures not read for too long: all states are dropped")
+            dropped = self._pool.users()
+        for user_id in dropped:
             self._pool.drop(user_id)
-
-    async def follow(self) -> None:
-        """Hears again and again."""
-        reading, read_at = True, time.monotonic()
-        while True:
-            await asyncio.sleep(self._poll_s)
-            try:
-                await self.hear()
-            except StoreError as error:
-                if reading:  # said once, not four times a second
-                    logger.warning("erasures not read: %s", error)
-                reading = False
-                continue
-            if time.monotonic() - read_at > ERASURES_KEPT_S / 2:
-                logger.warning("erasures not read for too long: all states are dropped")
-                for user_id in self._pool.users():
-                    self._pool.drop(user_id)
-            reading, read_at = True, time.monotonic()
+        self._heard_at = now

@@ -7,19 +7,17 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from model.state import State
-from service.engine.batch_runner import padded
 from service.engine.engine import Engine
 from service.engine.snapshots import Snapshot
 from service.observe import metrics
 from service.store.event_log import Event
-from service.store.store import StoreError
+from service.store.follower import Follower
 
 logger = logging.getLogger(__name__)
 
@@ -63,31 +61,16 @@ class ExactnessSampler:
         self.tolerance = tolerance * (ROUNDED if engine.snapshots.rounds else 1)
         self._latest: deque[float] = deque(maxlen=LATEST) if latest is None else latest
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Samples meanwhile."""
-        task = asyncio.create_task(self._run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    def running(self) -> Follower:
+        """Samples while its context is open, not in step with the other workers."""
+        every_s = self.every_s * random.uniform(0.5, 1.5)
+        failed = metrics.EXACTNESS_SAMPLES["skipped"].inc
+        return Follower(self._sample, every_s, "exactness is not sampled", failed)
 
-    async def _run(self) -> None:
-        while True:
-            # Not in step with the other workers.
-            await asyncio.sleep(self.every_s * random.uniform(0.5, 1.5))
-            users = self.engine.pool.users()
-            if not users:
-                continue
-            try:
-                await self.check(random.choice(users))
-            except StoreError as error:
-                metrics.EXACTNESS_SAMPLES["skipped"].inc()
-                logger.debug("exactness not sampled: %s", error)
-            except Exception:
-                metrics.EXACTNESS_SAMPLES["skipped"].inc()
-                logger.exception("exactness not sampled")
+    async def _sample(self) -> None:
+        users = self.engine.pool.users()
+        if users:
+            await self.check(random.choice(users))
 
     async def check(self, user_id: str) -> Sample | None:
         """Compares a user's resident state with its recomputation; None when there is nothing
@@ -145,8 +128,7 @@ class ExactnessSampler:
         width = kept.every if kept.rounds else len(events)
         for start in range(0, len(events), width):
             part = events[start : start + width]
-            history = padded([runner.known(part)], runner.model.device)
-            state = runner.model.chunked_prefill(*history, state)
+            state = runner.model.chunked_prefill([runner.known(part)], state)
             at_border = kept.rounds and len(part) == width
             if at_border and bool(kept.layout.fits(state, kept.precision)):
                 state = kept.layout.rounded(state, kept.precision)

@@ -54,8 +54,8 @@ def left_out(
     length, device = len(items_L), items_L.device
     count = min(length, most)
     start = length - count
-    before = items_L[None, :start], times_L[None, :start], torch.tensor([start], device=device)
-    state = model.chunked_prefill(*before, model.new_state(1))
+    before = list(zip(items_L[:start].tolist(), times_L[:start].tolist(), strict=True))
+    state = model.chunked_prefill([before], model.new_state(1))
     place = torch.arange(count, device=device)
     # Row 0 keeps all; row i + 1 is without i, and its last place is no part of it.
     kept = place + (place >= place[:, None])

@@ -90,7 +90,7 @@ class HistoryReader:
     """Reads what the states of one model lack."""
 
     def __init__(self, log: EventLog, pool: StatePool, snapshots: SnapshotFormat) -> None:
-        self.log, self._pool, self._snapshots = log, pool, snapshots
+        self.log, self.pool, self.snapshots = log, pool, snapshots
 
     async def ask(self, requests: Sequence[LogRequest]) -> Sequence[LogReply | Exception]:
         """`EventLog.exchange`, which fails for its users alone, whatever the fault is."""
@@ -109,9 +109,9 @@ class HistoryReader:
             HistoryChanged: again and again, while it was read.
             StoreError: the log can't be read.
         """
-        user_id, row = fetched.user_id, self._pool.get(fetched.user_id)
+        user_id, row = fetched.user_id, self.pool.get(fetched.user_id)
         known = row.mark if row else None
-        request = LogRequest(user_id, known, (), self._snapshots.identity)
+        request = LogRequest(user_id, known, (), self.snapshots.identity)
         (reply,) = await self.log.exchange([request])
         if isinstance(reply, StoreError):
             raise reply
@@ -119,7 +119,7 @@ class HistoryReader:
             reply = reply._replace(outcomes=fetched.reply.outcomes)
         history = None
         if known is None or lacking(known, known, reply) is None:
-            history = await self._from(user_id, self._snapshots.read(reply.snapshot))
+            history = await self._from(user_id, self.snapshots.read(reply.snapshot))
             base, events = history.base, history.events
             reply = reply._replace(
                 newest=events[-1].mark if events else base.mark if base else ORIGIN,

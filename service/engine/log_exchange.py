@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from model.kinds import KindRules
 from service.engine.history import Fetched, History, HistoryReader
 from service.engine.listener import Listener
-from service.engine.pool import Row, StatePool
+from service.engine.pool import Row
 from service.engine.request_queue import Asked
 from service.engine.requests import Read, StoreAway, reject, resolve
 from service.engine.snapshot_writer import SnapshotWriter
-from service.engine.snapshots import SnapshotFormat
 from service.engine.tally import Tally
 from service.observe import stages
 from service.observe.stages import Stages
@@ -45,9 +44,7 @@ class LogExchange:
 
     def __init__(
         self,
-        pool: StatePool,
         history: HistoryReader,
-        snapshots: SnapshotFormat,
         writer: SnapshotWriter,
         tally: Tally,
         *,
@@ -56,8 +53,8 @@ class LogExchange:
         listeners: Sequence[Listener],
         store_away: StoreAway,
     ) -> None:
-        self._pool, self._history, self._snapshots = pool, history, snapshots
-        self._writer, self._tally = writer, tally
+        self.history, self._writer, self._tally = history, writer, tally
+        self._pool, self._snapshots = history.pool, history.snapshots
         self._vocabulary, self._kinds, self._listeners = vocabulary, kinds, listeners
         self._store_away = store_away
 
@@ -96,7 +93,7 @@ class LogExchange:
                 asked.append((one, self._request(one, row)))
         if not asked:
             return
-        replies = await self._history.ask([request for _, request in asked])
+        replies = await self.history.ask([request for _, request in asked])
         ended = time.perf_counter()
         for timeline in _timelines([one for one, _ in asked]):
             timeline.add(stages.LOG, started, ended)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from service.engine.batch_runner import BatchRunner, Work
-from service.engine.history import MAX_ATTEMPTS, Fetched, HistoryReader
+from service.engine.history import MAX_ATTEMPTS, Fetched
 from service.engine.log_exchange import LogExchange
 from service.engine.request_queue import Asked, RequestQueue
 from service.engine.requests import Append, Read, Recommendation, reject, resolve
@@ -41,15 +41,14 @@ class Scheduler:
         self,
         queue: RequestQueue,
         exchange: LogExchange,
-        history: HistoryReader,
         writer: SnapshotWriter,
         runner: BatchRunner,
         tally: Tally,
         *,
         ahead: bool,
     ) -> None:
-        self._queue, self._exchange, self._history = queue, exchange, history
-        self._writer, self._runner, self._tally = writer, runner, tally
+        self._queue, self._exchange, self._writer = queue, exchange, writer
+        self._runner, self._tally = runner, tally
         self._ahead = ahead
         self._computing: asyncio.Queue[list[Fetched]] = asyncio.Queue(maxsize=1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
@@ -64,8 +63,9 @@ class Scheduler:
         """Whether nothing waits and nothing is under way."""
         return not (self._queue or self._writer.n_due or self._background or self._busy)
 
-    def start(self) -> None:
-        loops = (self._log_loop(), self._compute_loop(), self._due_loop())
+    def start(self, beside: Coroutine[Any, Any, None]) -> None:
+        """Begins, and runs something beside until the end."""
+        loops = (self._log_loop(), self._compute_loop(), self._due_loop(), beside)
         self._loops = [asyncio.create_task(loop) for loop in loops]
 
     async def stop(self) -> None:
@@ -196,7 +196,7 @@ class Scheduler:
             started = time.perf_counter()
             resolved: Fetched | None
             try:
-                resolved = await self._history.resolve(fetched)
+                resolved = await self._exchange.history.resolve(fetched)
             except StoreError as error:
                 resolved = self._without_store(fetched, error)
             ended = time.perf_counter()

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from service.engine import snapshots
 from service.engine.history import Fetched, HistoryReader
-from service.engine.snapshots import SnapshotFormat
 from service.observe import metrics
 from service.store.event_log import LogReply, LogRequest, Outcome
 from service.store.store import StoreError
@@ -25,16 +24,8 @@ class SnapshotWriter:
         at_once: users that are looked up together.
     """
 
-    def __init__(
-        self,
-        history: HistoryReader,
-        snapshots: SnapshotFormat,
-        *,
-        ttl_s: int,
-        max_users: int,
-        at_once: int,
-    ) -> None:
-        self._history, self._snapshots, self._ttl_s = history, snapshots, ttl_s
+    def __init__(self, history: HistoryReader, *, ttl_s: int, max_users: int, at_once: int) -> None:
+        self._history, self._ttl_s = history, ttl_s
         self._max_users, self._at_once = max_users, at_once
         self._due: dict[str, Sequence[Outcome]] = {}
         self.some_due = asyncio.Event()
@@ -53,7 +44,7 @@ class SnapshotWriter:
         """Some who are due, with what the log and their snapshots say of them now."""
         users = list(itertools.islice(self._due, self._at_once))
         outcomes = [self._due.pop(user_id) for user_id in users]
-        identity = self._snapshots.identity
+        identity = self._history.snapshots.identity
         replies = await self._history.ask([LogRequest(user, None, (), identity) for user in users])
         found = [
             Fetched(user_id, reply=reply._replace(outcomes=list(own)))
@@ -70,7 +61,7 @@ class SnapshotWriter:
         marks = [snapshots.mark(data) for _, data in newest]
         try:
             written = await self._history.log.write_snapshots(
-                self._snapshots.identity, newest, self._ttl_s, marks
+                self._history.snapshots.identity, newest, self._ttl_s, marks
             )
         except StoreError as error:
             metrics.SNAPSHOTS["failed"].inc(len(packed))

@@ -301,3 +301,21 @@ def test_a_sequence_model_has_no_stepper() -> None:
     states = model.new_state(1)
     with pytest.raises(TypeError, match="no step"):
         CompiledStepper(model, states)
+
+
+@pytest.mark.parametrize("time_path", ["causal", "sequence"])
+def test_a_chunked_prefill_is_one_pass(time_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from a state, of histories that end in different chunks, and of none."""
+    monkeypatch.setattr("model.recommender.PREFILL_CHUNK", 4)
+    torch.manual_seed(0)
+    config = ModelConfig(n_items=9, time=time_path, max_len=5, dropout=0.0)  # type: ignore[arg-type]
+    model = TiM4Rec(config).double().eval()
+    begun = [[(1, 1000), (2, 2000)], [(3, 500)], [(4, 900)]]
+    more = [[(n % 9 + 1, 3000 + n * n) for n in range(length)] for length in (11, 0, 4)]
+    with torch.inference_mode():
+        found = model.chunked_prefill(more, model.chunked_prefill(begun, model.new_state(3)))
+        for user, history in enumerate([*map(list.__add__, begun, more)]):
+            items, times = torch.tensor(history).T[:, None]
+            lengths = torch.tensor([len(history)])
+            whole = model.prefill(items, times, lengths, model.new_state(1))
+            assert_same(found.rows(torch.tensor([user])), whole, FLOAT64)
