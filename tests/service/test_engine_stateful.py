@@ -277,7 +277,7 @@ class Workers(RuleBasedStateMachine):
             return
         worker.store.plan = list(fates) if self.faults else []
         before = worker.store.carried_out
-        fetched = self.run(worker.engine.scheduler.exchange(batch))
+        fetched = self.run(worker.engine.exchange.run(batch))
         worker.store.plan = []
         reached = worker.store.carried_out > before
         found, saw = {one.user_id: one for one in fetched}, {}
