@@ -29,7 +29,7 @@ from service.engine.requests import Read, Recommendation
 from service.engine.snapshots import Snapshot, SnapshotFormat, own_versions
 from service.observe import stages
 from service.observe.stages import Span
-from service.store.event_log import ORIGIN, Event
+from service.store.events import ORIGIN, Event
 
 SMALL_EVENTS = 32
 SMALL_SCORES = 2**18

@@ -23,7 +23,7 @@ from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.view import Selection
 from service.engine import erasure
 from service.engine.batch_runner import BatchRunner
-from service.engine.erasure import Erasures
+from service.engine.erasure import ErasureFollower
 from service.engine.history import HistoryReader
 from service.engine.listener import Listener
 from service.engine.log_exchange import LogExchange
@@ -34,7 +34,8 @@ from service.engine.scheduler import Scheduler
 from service.engine.snapshot_writer import SnapshotWriter
 from service.engine.snapshots import Snapshot, SnapshotFormat
 from service.engine.tally import Tally
-from service.store.event_log import Event, EventLog, NewEvent, Outcome
+from service.store.event_log import EventLog
+from service.store.events import Event, NewEvent, Outcome
 from service.store.follower import Follower
 
 
@@ -77,7 +78,7 @@ class Engine:
         self.runner = BatchRunner(artefact, self.pool, self.snapshots, kinds, retrieval)
         self.vocabulary = self.runner.vocabulary
         self.history = HistoryReader(log, self.pool, self.snapshots)
-        self.erasures = Erasures(log, self.pool, listeners)
+        self.erasures = ErasureFollower(log, self.pool, listeners)
         hear, failing = self.erasures.hear, "erasures are not read"
         self._following = Follower(hear, erasure_poll_s, failing)
         self.writer = SnapshotWriter(

@@ -16,8 +16,8 @@ from model.attribution import left_out
 from service.engine.engine import Engine
 from service.engine.requests import Overloaded, Recommendation
 from service.observe import metrics, stages
-from service.store.event_log import Event
-from service.store.store import HistoryChanged
+from service.store.errors import HistoryChanged
+from service.store.events import Event
 
 WAITING = 16
 """More explanations than this are refused until one is done."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from service.engine.pool import Row, StatePool
 from service.engine.requests import Read
 from service.engine.snapshots import Snapshot, SnapshotFormat
-from service.store.event_log import ORIGIN, Event, EventLog, LogReply, LogRequest, Mark
-from service.store.store import HistoryChanged, StoreError
+from service.store.errors import HistoryChanged, StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN, Event, Mark
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,15 @@ from service.engine.snapshots import LOGGED
 from service.engine.tally import Tally
 from service.observe import stages
 from service.observe.stages import Stages
-from service.store.event_log import LogRequest, Outcome
-from service.store.store import (
+from service.store.errors import (
     AcksMissed,
     InvalidRequest,
     RecordDamaged,
     StoreError,
     StoreUnavailable,
 )
+from service.store.event_log import LogRequest
+from service.store.events import Outcome
 
 
 class LogExchange:

@@ -18,7 +18,7 @@ from service.engine.requests import Append, Read, Recommendation, reject, resolv
 from service.engine.snapshot_writer import SnapshotWriter
 from service.engine.tally import Tally
 from service.observe import stages
-from service.store.store import HistoryChanged, StoreError
+from service.store.errors import HistoryChanged, StoreError
 
 logger = logging.getLogger(__name__)
 

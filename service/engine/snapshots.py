@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.state import HEADER_BYTES, Precision, State, StateBytesError, StateLayout
 from service.engine.pool import Seen
-from service.store.event_log import Mark, Outcome, Verdict
+from service.store.events import Mark, Outcome, Verdict
 
 LOGGED = (Verdict.APPLIED, Verdict.LATE)
 """What is said of an event that is a new one in the log."""

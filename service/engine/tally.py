@@ -11,7 +11,7 @@ from service.engine.batch_runner import Work
 from service.engine.pool import StatePool
 from service.engine.snapshots import LOGGED
 from service.observe import metrics
-from service.store.event_log import NewEvent, Verdict
+from service.store.events import NewEvent, Verdict
 
 
 class Tally:
