@@ -86,7 +86,7 @@ class Catalogue:
         self._selections: OrderedDict[str, tuple[int, Selection]] = OrderedDict()
         self._selected_bytes = 0
         self._changed: dict[object, set[int]] = {}  # rows, since something began
-        self._hashes = HashIndex()
+        self._hashes = HashIndex(base.ids)
         self.turns = Turns()
         self._cursor = "0-0"
         self._lock = asyncio.Lock()
@@ -301,14 +301,9 @@ class Catalogue:
         """What a cursor keeps of these rows."""
         return np.array([hash_of(self.ids[row - 1]) for row in rows.tolist()], np.uint32)
 
-    async def shown(self, hashes: Hashes) -> NDArray[np.int32]:
-        """The rows on the shelf that have one of these hashes.
-
-        Raises:
-            TooManyWait
-        """
-        await self.turns.run(("hashes", len(self)), lambda: self._hashes.extend(self.ids))
-        rows = self._hashes.find(hashes).astype(np.int32)
+    def shown(self, hashes: Hashes) -> NDArray[np.int32]:
+        """The rows on the shelf that have one of these hashes."""
+        rows = self._hashes.find(hashes)
         return rows[rows <= self._retrieval.shelf.size]
 
     def _column(self, name: str) -> Steps[Column]:
@@ -514,6 +509,7 @@ class Catalogue:
         self.titles.append(None)
         row = len(self.ids)
         self._newer_rows[item_id] = row
+        self._hashes.add(item_id, row)
         if row >= len(self._hidden):
             more = row  # twice as many
             self._hidden = np.pad(self._hidden, (0, more))

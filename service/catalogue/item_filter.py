@@ -76,10 +76,8 @@ class Comparing:
 
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         column = yield from columns(self.name)
-        if self.comparison != "==" and isinstance(self.value, str):
-            yield from column.sort()
         yield
-        return column.compare(self.comparison, self.value, size)
+        return (yield from column.compare(self.comparison, self.value, size))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.catalogue import item_listing, item_store, sorting
+from service.catalogue import item_listing, item_store
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.item_listing import Listing
 from service.catalogue.item_store import ItemStore
@@ -220,8 +220,7 @@ def test_a_listing_is_a_sorted_search(
 ) -> None:
     there = {row: title for row, title in enumerate(titles, 1)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "PART", part)
-        patch.setattr(item_listing, "PART", part)
+        patch.setattr(item_listing, "MOST_IN_BLOCK", part)
         listing = Listing()
         at_once(listing.fill((row, f"I{row}", title) for row, title in there.items()))
         for change in changes:
@@ -246,12 +245,3 @@ def test_a_listing_is_a_sorted_search(
     for place, (_, after) in enumerate(found):
         left = [row for hits in listing.find(text, after) for row, _ in hits]
         assert left == (first + rest)[place + 1 :]
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers())), st.sampled_from([1, 3, 500]))
-def test_sorted_parts_are_in_order(values: list[tuple[int, int]], part: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "PART", part)
-        parts = at_once(sorting.sorted_parts(values))
-    assert all(parts)
-    assert [value for part in parts for value in part] == sorted(values)

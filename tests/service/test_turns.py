@@ -238,6 +238,10 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
             catalogue = opened(large, store)
             await catalogue.load()
             shown = catalogue.hashes(np.arange(1, 1001))
+
+            async def look_up() -> None:
+                catalogue.shown(shown)
+
             acts: dict[str, Callable[[], Awaitable[Any]]] = {
                 "comparisons of ids": lambda: catalogue.matching(compared("id", "j")),
                 "of titles, others": lambda: catalogue.matching(compared("title", "s")),
@@ -250,7 +254,7 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
                 "a category in vain": lambda: catalogue.listed(
                     "e", limit=20, categories=frozenset(["none"])
                 ),
-                "what was shown": lambda: catalogue.shown(shown),
+                "what was shown": look_up,
                 "writes": lambda: catalogue.write(records(0, 1000)),
                 "a category more": lambda: catalogue.write({"item1": b'{"categories":["x"]}'}),
                 "a list with changes": lambda: catalogue.listed("new", limit=1000),
@@ -268,7 +272,7 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
             assert took["comparisons of ids"].total > HELD_S
             assert took["the list"].total > HELD_S
             assert took["a category more"].total > HELD_S
-            rows = (await catalogue.shown(shown)).tolist()
+            rows = catalogue.shown(shown).tolist()
             assert sorted(rows) == list(range(1, 1001))
             found, _ = await catalogue.listed("new", limit=1000)
             assert len(found) == 1000
@@ -421,6 +425,7 @@ def test_what_changes_while_a_filter_is_looked_at_counts(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalogue_module, "_SOME", few)
         patch.setattr(item_columns, "_FEW", 0)
+        patch.setattr(item_columns, "_AT_ONCE", few)
         steps = [catalogue._matching(text) for _ in range(2)]
         left = list(steps)
         for some in meanwhile:
