@@ -31,7 +31,7 @@ from service.catalogue.ask import Ask
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.choice import Choice
 from service.catalogue.item_store import ItemStore
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.store.embedded import EmbeddedStore
 from service.store.store import Store
 
@@ -71,7 +71,7 @@ def record(draw: random.Random) -> bytes:
     return json.dumps(said).encode()
 
 
-async def waves(retrieval: ExactRetrieval, catalogue: Catalogue, repeats: int) -> dict[str, float]:
+async def waves(retrieval: Retrieval, catalogue: Catalogue, repeats: int) -> dict[str, float]:
     """A wave's time by what it asks."""
     width = retrieval.vectors(np.array([1])).shape[1]
     query = torch.randn(BATCH, width, generator=torch.Generator().manual_seed(1))
@@ -104,7 +104,7 @@ async def measured(size: int, repeats: int) -> dict[str, float]:
     ids, draw = [f"item{n}" for n in range(size)], random.Random(0)
     items = Items(ids, np.arange(size, dtype=np.int64))
     artefact = Artefact(model, items, {}, "benchmark", Path())
-    retrieval = ExactRetrieval(model.item_embedding.weight, items)
+    retrieval = Retrieval(model.item_embedding.weight, items)
     found: dict[str, float] = {}
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -29,7 +29,7 @@ from service.catalogue.item_columns import Column
 from service.catalogue.item_filter import Expression, parse
 from service.catalogue.item_listing import Listing, Place
 from service.catalogue.item_store import ItemStore
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.turns import Shared, Steps, Turns, at_once, in_turns
 from service.catalogue.view import CatalogueView, Flags, Selection
 from service.observe import metrics
@@ -61,7 +61,7 @@ class Catalogue:
         turns: in which all that requests ask of it is done.
     """
 
-    def __init__(self, artefact: Artefact, store: ItemStore, retrieval: ExactRetrieval) -> None:
+    def __init__(self, artefact: Artefact, store: ItemStore, retrieval: Retrieval) -> None:
         self._artefact, self._store, self._retrieval = artefact, store, retrieval
         base = artefact.items
         self.trained = len(base)

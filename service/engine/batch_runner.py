@@ -23,8 +23,7 @@ from model.state import Precision, State
 from model.stepper import Stepper
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
-from service.catalogue.retrieval import ExactRetrieval
-from service.catalogue.view import Selection
+from service.catalogue.retrieval import Retrieval
 from service.engine import snapshots
 from service.engine.pool import Row, Seen, StatePool
 from service.engine.snapshots import Snapshot
@@ -107,7 +106,7 @@ class BatchRunner:
         *,
         snapshot_every: int = 64,
         snapshot_precision: Precision = "float32",
-        retrieval: ExactRetrieval | None = None,
+        retrieval: Retrieval | None = None,
         kinds: KindRules | None = None,
     ) -> None:
         self.model = artefact.model
@@ -120,7 +119,7 @@ class BatchRunner:
             self.stepper = Stepper(self.model, pool.states)
         self.pool = pool
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
-        self.retrieval = retrieval or ExactRetrieval(
+        self.retrieval = retrieval or Retrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
         self.prefill_cells = PREFILL_CELLS
@@ -229,11 +228,9 @@ class BatchRunner:
             self.pool.unpin(row)
 
     @torch.inference_mode()
-    def similar(
-        self, row: int, k: int, masked: NDArray[np.int32], selection: Selection | None
-    ) -> Ranking:
-        """`ExactRetrieval.similar`; to be called in the thread of `run`."""
-        return self.retrieval.similar(row, k, masked, selection)
+    def similar(self, row: int, k: int) -> Ranking:
+        """The items most like that of a row; to be called in the thread of `run`."""
+        return self.retrieval.similar(row, Ask(k))
 
     # -- catching up ---------------------------------------------------------------------
 

@@ -27,8 +27,7 @@ from model.state import Precision
 from service.catalogue.ask import Ask
 from service.catalogue.choice import Choice
 from service.catalogue.ranking import NO_ITEMS, Ranking
-from service.catalogue.retrieval import ExactRetrieval
-from service.catalogue.view import Selection
+from service.catalogue.retrieval import Retrieval
 from service.engine import erasure, snapshots
 from service.engine.batch_runner import BatchRunner, Work, missing
 from service.engine.pace import Pace
@@ -107,7 +106,7 @@ class Engine:
         snapshot_ttl_s: int = 30 * 86_400,
         snapshot_precision: Precision = "float32",
         erasure_poll_s: float = 0.25,
-        retrieval: ExactRetrieval | None = None,
+        retrieval: Retrieval | None = None,
         popularity: Popularity | None = None,
         outcomes: Outcomes | None = None,
         kinds: KindRules | None = None,
@@ -303,15 +302,9 @@ class Engine:
         self._enqueue(read)
         return await done
 
-    async def similar(
-        self,
-        row: int,
-        k: int,
-        masked: NDArray[np.int32] = NO_ITEMS,
-        selection: Selection | None = None,
-    ) -> Ranking:
+    async def similar(self, row: int, k: int) -> Ranking:
         """The items most like that of a row, without itself; between two waves."""
-        return await self._aside(self.computer.similar, row, k, masked, selection)
+        return await self._aside(self.computer.similar, row, k)
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""

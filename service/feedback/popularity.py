@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from model.kinds import HEAVIEST
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.observe import metrics
 from service.store.calls import Calls, raised
 from service.store.store import Command, Store, StoreError
@@ -123,7 +123,7 @@ class Popularity:
         self._taken = deque[tuple[float, Sums]]()  # with when they are to be sent
         self._leaving = deque[Command]()
         self._sizes: dict[str, int] = {}
-        self._shown: list[tuple[ExactRetrieval, Callable[[str], int | None]]] = []
+        self._shown: list[tuple[Retrieval, Callable[[str], int | None]]] = []
         self.counts = Counts([], [], clock_ms())
 
     # -- counting ------------------------------------------------------------------------
@@ -210,12 +210,12 @@ class Popularity:
 
     # -- the copy ------------------------------------------------------------------------
 
-    def show(self, retrieval: ExactRetrieval, row: Callable[[str], int | None]) -> None:
+    def show(self, retrieval: Retrieval, row: Callable[[str], int | None]) -> None:
         """From now on `retrieval.popular` begins with what is popular of late; `row`: an item's."""
         self._shown.append((retrieval, row))
         self._tell()
 
-    def forget(self, retrieval: ExactRetrieval) -> None:
+    def forget(self, retrieval: Retrieval) -> None:
         """Ends `show`."""
         self._shown = [shown for shown in self._shown if shown[0] is not retrieval]
 

@@ -18,7 +18,7 @@ from service.catalogue import item_listing, item_store
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.item_listing import Listing
 from service.catalogue.item_store import ItemStore
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.turns import at_once
 from service.store.store import Store
 from tests.depth import examples
@@ -37,7 +37,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
 
 
 def opened(artefact: Artefact, store: Store) -> Catalogue:
-    retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+    retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
     return Catalogue(artefact, ItemStore(store, timeout_s=30), retrieval)
 
 
@@ -165,7 +165,7 @@ def test_a_store_that_is_gone_for_a_while_is_followed_again(
     async def main() -> None:
         async with Store(durable_valkey.url) as store:
             records = ItemStore(store, timeout_s=5)
-            retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+            retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
             catalogue = Catalogue(artefact, records, retrieval)
             async with catalogue.followed(0.02):
                 await records.write({"i0": b'{"hidden":true}'})
@@ -188,7 +188,7 @@ def test_what_is_over_is_over_while_the_store_is_silent(
     async def main() -> None:
         async with Store(durable_valkey.url) as store:
             records = ItemStore(store, timeout_s=60)
-            retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+            retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
             over = round(time.time() * 1000) + 2000
             await records.write({"i0": b'{"available_until":%d}' % over})
             catalogue = Catalogue(artefact, records, retrieval)

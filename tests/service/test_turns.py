@@ -25,7 +25,7 @@ from service.catalogue.catalogue import Catalogue
 from service.catalogue.item import read_item
 from service.catalogue.item_columns import Column
 from service.catalogue.item_store import ItemStore
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.turns import Shared, Steps, TooManyWait, Turns, at_once
 from service.store.store import Store
 from tests.service.conftest import ValkeyServer
@@ -211,7 +211,7 @@ def large() -> Artefact:
 
 
 def opened(artefact: Artefact, store: Store | None) -> Catalogue:
-    retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+    retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
     records = ItemStore(store, timeout_s=PATIENT_S) if store is not None else None
     return Catalogue(artefact, records, retrieval)  # type: ignore[arg-type]
 
