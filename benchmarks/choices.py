@@ -84,7 +84,7 @@ async def waves(retrieval: Retrieval, catalogue: Catalogue, repeats: int) -> dic
     half = await catalogue.matching("price < 50")
     few = await catalogue.matching('brand = "brand 7"')
     sale = await catalogue.matching("has(sale)")
-    shelf = retrieval.shelf
+    view = retrieval.view
     times = {
         "plain": wave(),
         "filter, half of the items": wave(Choice(half)),
@@ -92,10 +92,10 @@ async def waves(retrieval: Retrieval, catalogue: Catalogue, repeats: int) -> dic
         "promotion": wave(Choice(promoted=sale, share=0.2)),
         "diversity": wave(Choice(diversity=0.5)),
     }
-    blocked = np.random.default_rng(0).random(shelf.size + 1) < 0.1
-    retrieval.shelf = replace(shelf, blocked=blocked)
+    blocked = np.random.default_rng(0).random(view.size + 1) < 0.1
+    retrieval.view = replace(view, blocked=blocked)
     some_blocked = wave()
-    retrieval.shelf = shelf
+    retrieval.view = view
     return {"plain": times.pop("plain"), "plain, 1 item in 10 hidden": some_blocked, **times}
 
 

@@ -3,7 +3,7 @@
 Rows are given out once: 1 to V are the items of the model's vocabulary, the next ones items that
 came later, in the order in which this process heard of them. All of it belongs to the event loop,
 which none of it holds for more than some milliseconds at a stretch (`service.catalogue.turns`);
-the arithmetic's thread sees the shelf only.
+the arithmetic's thread sees the view only.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Catalogue:
         return self._trained_rows.get(item_id) or self._newer_rows.get(item_id)
 
     def rows(self, items: Iterable[str]) -> NDArray[np.int32]:
-        """The rows of those items that are on the shelf."""
-        found, last = (self.row(item) for item in items), self._retrieval.shelf.size
+        """The rows of those items that are in the view."""
+        found, last = (self.row(item) for item in items), self._retrieval.view.size
         return np.array([row for row in found if row is not None and row <= last], np.int32)
 
     def exists(self, row: int) -> bool:
@@ -193,8 +193,8 @@ class Catalogue:
 
     def is_open(self, row: int) -> bool:
         """Whether the item may be returned now."""
-        shelf = self._retrieval.shelf
-        return row <= shelf.size and (shelf.blocked is None or not shelf.blocked[row])
+        view = self._retrieval.view
+        return row <= view.size and (view.blocked is None or not view.blocked[row])
 
     def values(self, row: int, name: str) -> tuple[Scalar, ...]:
         """An item's values of a field or attribute, as filters compare them."""
@@ -302,9 +302,9 @@ class Catalogue:
         return np.array([hash_of(self.ids[row - 1]) for row in rows.tolist()], np.uint32)
 
     def shown(self, hashes: Hashes) -> NDArray[np.int32]:
-        """The rows on the shelf that have one of these hashes."""
+        """The rows in the view that have one of these hashes."""
         rows = self._hashes.find(hashes)
-        return rows[rows <= self._retrieval.shelf.size]
+        return rows[rows <= self._retrieval.view.size]
 
     def _column(self, name: str) -> Steps[Column]:
         if name not in FIELDS and name not in self._names:
@@ -421,8 +421,8 @@ class Catalogue:
         while True:
             await asyncio.sleep(poll_s)
             if _now_ms() >= self._border:
-                shelf = self._retrieval.shelf
-                self._put_up(shelf.size, shelf.vectors)
+                view = self._retrieval.view
+                self._put_up(view.size, view.vectors)
 
     async def _load(self) -> None:
         cursor = await self._store.newest()  # before the records: what changes meanwhile is seen
@@ -521,11 +521,11 @@ class Catalogue:
         return row
 
     async def _show(self) -> None:
-        """A new shelf, by what is known now."""
-        shelf, size = self._retrieval.shelf, len(self)
-        newer = shelf.vectors
+        """A new view, by what is known now."""
+        view, size = self._retrieval.view, len(self)
+        newer = view.vectors
         if self._without_vector or (self._cold is None and size > self.trained):
-            self._put_up(shelf.size, newer)  # what is hidden has not to wait for the vectors
+            self._put_up(view.size, newer)  # what is hidden has not to wait for the vectors
             rows: Iterable[int] = list(self._without_vector)
             if self._cold is None:
                 rows = range(self.trained + 1, size + 1)
@@ -570,14 +570,14 @@ class Catalogue:
         return await asyncio.to_thread(copied)
 
     def _put_up(self, size: int, newer: torch.Tensor | None) -> None:
-        """The shelf of so many rows, by the clock."""
+        """The view of so many rows, by the clock."""
         now, rows = _now_ms(), size + 1
         opens, closes = self._opens[:rows], self._closes[:rows]
         blocked = self._hidden[:rows] | (now < opens) | (now >= closes)
         later = np.concatenate([opens[opens > now], closes[closes > now]])
         self._border = int(later.min(initial=_NEVER))
         unavailable = int(blocked.sum())
-        self._retrieval.shelf = CatalogueView(size, blocked if unavailable else None, newer)
+        self._retrieval.view = CatalogueView(size, blocked if unavailable else None, newer)
         gone = len(self) - self.trained - self._newer_recorded
         metrics.CATALOGUE_ITEMS["recorded"].set(len(self._items))
         metrics.CATALOGUE_ITEMS["new"].set(self._newer_recorded)

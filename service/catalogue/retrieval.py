@@ -41,7 +41,7 @@ class Retrieval:
         index: of rows 1 to V; None: every search looks at everything.
 
     Attributes:
-        shelf: what there is besides the vocabulary, and what may not be returned. Each call takes
+        view: what there is besides the vocabulary, and what may not be returned. Each call takes
             the one that is there when it begins.
     """
 
@@ -59,7 +59,7 @@ class Retrieval:
         self._search: ExactSearch | ApproximateSearch = self._exact
         if index is not None:
             self._search = ApproximateSearch(self._exact, embedding.cpu(), index)
-        self.shelf = CatalogueView(len(items))
+        self.view = CatalogueView(len(items))
 
     def answer(
         self,
@@ -73,7 +73,7 @@ class Retrieval:
             query_BD: None: nothing is known of these users, who get what is popular.
             there: `places(asks)`, where they are on the device already.
         """
-        view = self.shelf
+        view = self.view
         lists = [(place, own) for place, ask in enumerate(asks) for own in ask.searches()]
         searches = [own for _, own in lists]
         if query_BD is None:
@@ -108,11 +108,11 @@ class Retrieval:
 
     def similar(self, row: int, ask: Ask) -> Ranking:
         """The items whose vectors point most nearly where this row's does."""
-        return similar(row, ask, self.shelf, self._search.around, self.vectors)
+        return similar(row, ask, self.view, self._search.around, self.vectors)
 
     def popular_in_training(self, ask: Ask) -> Ranking:
         """Whatever is popular of late."""
-        return self._popular.top(self.shelf, ask, in_training=True)
+        return self._popular.top(self.view, ask, in_training=True)
 
     def show_recent(self, numbers: Sequence[tuple[int, float]]) -> None:
         """What is popular of late: rows and their numbers, most first; none: not known."""
@@ -120,7 +120,7 @@ class Retrieval:
 
     def vectors(self, rows: NDArray[np.int64]) -> Tensor:
         """(len(rows), D) the rows' vectors, on the model's device."""
-        return self._exact.vectors(self.shelf, rows)
+        return self._exact.vectors(self.view, rows)
 
 
 def open_retrieval(artefact: Artefact, how: How, folder: Path) -> Retrieval:

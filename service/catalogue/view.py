@@ -57,13 +57,13 @@ class Selection:
 
     allowed: Flags
 
-    def on(self, shelf: CatalogueView) -> Flags:
-        """(shelf.size + 1,) what of this shelf the request may be given."""
-        rows = min(len(self.allowed), shelf.size + 1)
-        if rows == shelf.size + 1:
-            return self.allowed[:rows] & shelf.open
-        found = np.zeros(shelf.size + 1, np.bool_)
-        np.logical_and(self.allowed, shelf.open[:rows], out=found[:rows])
+    def on(self, view: CatalogueView) -> Flags:
+        """(view.size + 1,) what of this view the request may be given."""
+        rows = min(len(self.allowed), view.size + 1)
+        if rows == view.size + 1:
+            return self.allowed[:rows] & view.open
+        found = np.zeros(view.size + 1, np.bool_)
+        np.logical_and(self.allowed, view.open[:rows], out=found[:rows])
         return found
 
     def __and__(self, other: Selection) -> Selection:

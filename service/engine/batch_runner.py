@@ -159,7 +159,7 @@ class BatchRunner:
             return False
         reads = [read for entry in entries for read in entry.reads]
         return (
-            len(reads) * self.retrieval.shelf.size <= SMALL_SCORES
+            len(reads) * self.retrieval.view.size <= SMALL_SCORES
             and all(read.candidates is None and read.choice is None for read in reads)
             and all(_is_at_hand(entry) for entry in entries)
             and sum(len(e.reply.events) for e in entries if e.reply is not None) <= SMALL_EVENTS

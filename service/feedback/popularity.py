@@ -253,7 +253,7 @@ class Popularity:
     def _tell(self) -> None:
         for retrieval, row_of in self._shown:
             rows = ((row_of(item), number) for item, number in self.counts.recent)
-            last = retrieval.shelf.size
+            last = retrieval.view.size
             known = [(row, number) for row, number in rows if row is not None and row <= last]
             retrieval.show_recent(known if self.enough else [])
 

@@ -43,10 +43,10 @@ def opened(artefact: Artefact, store: Store) -> Catalogue:
 
 async def shown(catalogue: Catalogue) -> dict[str, Any]:
     """Everything that answers are made from, by item."""
-    shelf = catalogue._retrieval.shelf
+    view = catalogue._retrieval.view
     rows = [row for row in range(1, len(catalogue) + 1) if catalogue.exists(row)]
     matching = {
-        text: (await catalogue.matching(text)).on(shelf)
+        text: (await catalogue.matching(text)).on(view)
         for text in ("a > 1", 'a == "x"', "has(a)", "category = 'c'", "not has(title)")
     }
     table = catalogue._retrieval.vectors(np.array(rows)).numpy()

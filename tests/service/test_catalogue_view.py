@@ -40,8 +40,8 @@ def test_exact_is_the_definition(data: st.DataObject) -> None:
     items = Items([f"i{i}" for i in range(trained)], np.array(counts))
     retrieval = Retrieval(table[: trained + 1], items)
     blocked = data.draw(st.none() | st.builds(lambda: drawn(data.draw, rows + 1)))
-    retrieval.shelf = CatalogueView(rows, blocked, table[trained + 1 :] if newer else None)
-    # A selection may be older than the shelf: newer rows are then not in it.
+    retrieval.view = CatalogueView(rows, blocked, table[trained + 1 :] if newer else None)
+    # A selection may be older than the view: newer rows are then not in it.
     selection = st.integers(1, rows + 1).map(lambda flags: Selection(drawn(data.draw, flags)))
     chosen = [data.draw(st.none() | selection) for _ in range(3)]
     masks = [np.array(data.draw(st.lists(st.integers(1, rows))), np.int32) for _ in chosen]
@@ -99,7 +99,7 @@ def test_an_index_finds_what_there_is(
 ) -> None:
     draw = np.random.default_rng(0)
     blocked = draw.random(ROWS + 1) < 0.2
-    indexed.shelf = CatalogueView(ROWS, blocked, table[SIZE + 1 :])
+    indexed.view = CatalogueView(ROWS, blocked, table[SIZE + 1 :])
     queries = torch.from_numpy(vectors(40, seed=1))
     scores = (queries @ table.T).numpy()
     flags = [draw.random(ROWS + 1) < share for _ in queries]
@@ -139,7 +139,7 @@ def assert_sound(
 
 def test_the_best_of_an_index_may_be_newer_rows(indexed: Retrieval) -> None:
     query = torch.from_numpy(vectors(1, seed=2))
-    indexed.shelf = CatalogueView(SIZE + 2, None, torch.cat([query * 9, -query]))
+    indexed.view = CatalogueView(SIZE + 2, None, torch.cat([query * 9, -query]))
     (ranking,) = indexed.answer(query, [Ask(5)])
     assert ranking.items[0] == SIZE + 1
     assert SIZE + 2 not in ranking.items

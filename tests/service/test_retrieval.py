@@ -79,20 +79,20 @@ def test_popular_is_sorted_by_popularity_then_index(counts: list[int], data: st.
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.booleans(), st.data())
 def test_what_is_popular_of_late_comes_first(
-    counts: list[int], shelved: bool, data: st.DataObject
+    counts: list[int], blocks: bool, data: st.DataObject
 ) -> None:
     size = len(counts)
     rows = st.integers(1, size)
     mask = data.draw(st.lists(rows, max_size=2 * size))
-    blocked = data.draw(st.sets(rows)) if shelved else set[int]()
+    blocked = data.draw(st.sets(rows)) if blocks else set[int]()
     recent = data.draw(st.dictionaries(rows, st.integers(1, 9), min_size=1))
     k = data.draw(st.integers(1, size + 3))
     items = Items([f"i{i}" for i in range(size)], np.array(counts))
     retrieval = Retrieval(torch.zeros(size + 1, 2), items)
-    if shelved:
+    if blocks:
         flags = np.zeros(size + 1, np.bool_)
         flags[list(blocked)] = True
-        retrieval.shelf = CatalogueView(size, flags)
+        retrieval.view = CatalogueView(size, flags)
     retrieval.show_recent(sorted(recent.items(), key=lambda pair: -pair[1]))
     ask = Ask(k, np.array(mask, np.int32))
     (ranking,) = retrieval.answer(None, [ask])
