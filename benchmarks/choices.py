@@ -116,7 +116,7 @@ async def measured(size: int, repeats: int) -> dict[str, float]:
                 await written.write({item: record(draw) for item in ids[start : start + AT_ONCE]})
             catalogue = Catalogue(artefact, written, retrieval)
             started = time.process_time()
-            await catalogue.load()
+            await catalogue.records.load()
             found["load, ms"] = 1000 * (time.process_time() - started)
             text = 'price < 20 and brand in ("brand 1", "brand 2") and not has(sale)'
             found["first filter on three attributes, ms"] = await asked_ms(
@@ -135,7 +135,7 @@ async def measured(size: int, repeats: int) -> dict[str, float]:
             found["first search, ms"] = await asked_ms(lambda: search("x"))
             found["search, 20 found, ms"] = await asked_ms(lambda: search("night"), 50)
             found["search, none found, ms"] = await asked_ms(lambda: search("nowhere"), 50)
-            await catalogue.write({"item1": record(draw)})
+            await catalogue.records.write({"item1": record(draw)})
             found["search after a change, ms"] = await asked_ms(lambda: search("night"))
             with torch.inference_mode():
                 for name, taken in (await waves(retrieval, catalogue, repeats)).items():

@@ -44,7 +44,7 @@ def opened(artefact: Artefact, store: Store) -> Catalogue:
 async def shown(catalogue: Catalogue) -> dict[str, Any]:
     """Everything that answers are made from, by item."""
     view = catalogue._retrieval.view
-    rows = [row for row in range(1, len(catalogue) + 1) if catalogue.exists(row)]
+    rows = [row for row in range(1, len(catalogue.ids) + 1) if catalogue.exists(row)]
     matching = {
         text: (await catalogue.matching(text)).on(view)
         for text in ("a > 1", 'a == "x"', "has(a)", "category = 'c'", "not has(title)")
@@ -93,16 +93,16 @@ def test_one_that_followed_is_like_one_loaded_anew(
     async def main() -> None:
         async with Store(valkey.url) as store:
             followed, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
-            await followed.load()
+            await followed.records.load()
             for step in steps:
                 if step == "look":
-                    await followed.refresh()
+                    await followed.records.refresh()
                     await shown(followed)  # columns and listing are there from now on
                 else:
                     await writer.write(step)
-            await followed.refresh()
+            await followed.records.refresh()
             fresh = opened(artefact, store)
-            await fresh.load()
+            await fresh.records.load()
             there, expected = await shown(followed), await shown(fresh)
             assert there.keys() == expected.keys()
             for item, own in there.items():
@@ -124,19 +124,19 @@ def test_a_process_that_missed_announcements_reads_all(
         async with Store(valkey.url) as store:
             writer, behind = ItemStore(store, timeout_s=30), opened(artefact, store)
             await writer.write({"n0": b"{}", "i1": b'{"hidden":true}'})
-            await behind.load()
+            await behind.records.load()
             await writer.write({"n0": None, "n1": b'{"title":"One"}'})
             await writer.write({"i1": None})
             with valkey.client() as client:
                 assert client.xtrim("tim4rec:catalogue", maxlen=1, approximate=False)
-            await behind.refresh()
+            await behind.records.refresh()
             fresh = opened(artefact, store)
-            await fresh.load()
+            await fresh.records.load()
             assert await shown(behind) == await shown(fresh)
             assert "n1" in await shown(behind)
             with valkey.client() as client:
                 client.flushall()
-            await behind.refresh()
+            await behind.records.refresh()
             assert (await shown(behind)).keys() == {*ITEMS, "listed"}
 
     run(main())
@@ -148,10 +148,10 @@ def test_a_damaged_record_leaves_the_item_as_it_was(
     async def main() -> None:
         async with Store(valkey.url) as store:
             catalogue, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
-            await catalogue.load()
+            await catalogue.records.load()
             for damaged in (b"{", b"[]", b"\xff", b'{"attributes":{"a":NaN}}'):
                 await writer.write({"i1": damaged, "i2": b'{"title":"Two"}'})
-                await catalogue.refresh()
+                await catalogue.records.refresh()
                 assert (await shown(catalogue))["i1"][0] == artefact.items.titles[1]  # type: ignore[index]
                 assert (await shown(catalogue))["i2"][0] == "Two"
                 assert "'i1' is left as it was" in caplog.text
