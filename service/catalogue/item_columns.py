@@ -20,9 +20,10 @@ from service.catalogue.item import Scalar
 from service.catalogue.turns import Steps
 from service.catalogue.view import Flags
 
-Comparison = Literal["==", "<", "<=", ">", ">="]
+Comparison = Literal["==", "<", "<=", ">", ">=", "in", "has"]
+Value = Scalar | tuple[str | bool, ...] | None
 
-_COMPARED: dict[Comparison, Callable[[Any, Any], Any]] = {
+_COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "<": operator.lt,
     "<=": operator.le,
@@ -64,32 +65,32 @@ class Column:
         """About."""
         return self._numbers.nbytes + self._texts.nbytes + _CODE_BYTES * len(self._codes)
 
-    def compare(self, comparison: Comparison, value: Scalar, size: int) -> Steps[Flags]:
-        """(size + 1,) of which rows it holds."""
+    def compare(self, comparison: Comparison, value: Value, size: int) -> Steps[Flags]:
+        """(size + 1,) of which rows it holds; `value`: of `in` several, of `has` none."""
+        if value is None:
+            found = self._numbers.flags(slice(None), size)
+            return np.logical_or(found, self._texts.flags(slice(None), size), out=found)
+        if isinstance(value, tuple):
+            return self.among(value, size)
         if isinstance(value, float):
             holds = _COMPARED[comparison](self._numbers.values, value)
             return self._numbers.flags(holds, size)
         if comparison == "==":
             return self._texts.flags(self._texts.values == self._codes.get(value, -1), size)
-        found = [np.zeros(_BOOLEANS, np.bool_)]
+        parts = [np.zeros(_BOOLEANS, np.bool_)]
         for start in range(_BOOLEANS, len(self._codes), _AT_ONCE):
             some = self._strings[start : min(start + _AT_ONCE, len(self._codes))]
-            found.append(_COMPARED[comparison](some, value))
+            parts.append(_COMPARED[comparison](some, value))
             yield
         wanted = np.zeros(len(self._codes), np.bool_)
-        wanted[: sum(map(len, found))] = np.concatenate(found)
-        return self._having(wanted, size)
+        wanted[: sum(map(len, parts))] = np.concatenate(parts)
+        return self._texts.flags(wanted[self._texts.values], size)
 
     def among(self, values: Iterable[str | bool], size: int) -> Flags:
         """(size + 1,) which rows have one of these values."""
         wanted = np.zeros(len(self._codes), np.bool_)
         wanted[[code for value in values if (code := self._codes.get(value)) is not None]] = True
-        return self._having(wanted, size)
-
-    def present(self, size: int) -> Flags:
-        """(size + 1,) which rows have any value."""
-        found = self._numbers.flags(slice(None), size)
-        return np.logical_or(found, self._texts.flags(slice(None), size), out=found)
+        return self._texts.flags(wanted[self._texts.values], size)
 
     def _code(self, value: str | bool) -> int:
         code = self._codes.get(value)
@@ -98,10 +99,6 @@ class Column:
             self._strings = _reaching(self._strings, code)
             self._strings[code] = value
         return code
-
-    def _having(self, wanted: NDArray[np.bool_], size: int) -> Flags:
-        """The rows with one of the wanted codes."""
-        return self._texts.flags(wanted[self._texts.values], size)
 
 
 class _Pairs:

@@ -14,7 +14,7 @@ from service.catalogue.cold_start import ColdStart, summed
 from service.catalogue.item_table import Change, ItemTable
 from service.catalogue.turns import Steps, in_turns
 
-_BLOCK, _LARGE_BYTES, _ALIKE = 8192, 2_000_000, 10_000
+_BLOCK, _LARGE_BYTES = 8192, 2_000_000
 
 
 class NewItemVectors:
@@ -50,7 +50,7 @@ class NewItemVectors:
         return await asyncio.to_thread(self._copied, size - trained)
 
     def _place(self, rows: Iterable[int], cold: ColdStart) -> Steps[None]:
-        table, alike = self._table, dict[tuple[str, ...], NDArray[np.float32]]()
+        table = self._table
         for row in rows:
             block, place = divmod(row - table.trained - 1, _BLOCK)
             while block >= len(self._blocks):
@@ -60,13 +60,7 @@ class NewItemVectors:
                 continue
             found = [own for item_id in item.similar_to if (own := table.row(item_id))]
             similar = [own for own in found if own <= table.trained]
-            categories = item.categories or ()
-            vector = None if similar else alike.get(categories)
-            if vector is None:
-                vector = cold.vector(similar, categories)
-                if not similar and len(alike) < _ALIKE:
-                    alike[categories] = vector
-            self._blocks[block][place] = vector
+            self._blocks[block][place] = cold.vector(similar, item.categories or ())
             yield
         self._without_vector.clear()
 
