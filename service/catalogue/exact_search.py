@@ -108,7 +108,8 @@ class ExactSearch:
             scores = torch.cat([scores, query_BD @ view.vectors.T], 1)
         if view.blocked is not None:
             if self._biased is None or self._biased[0] is not view:
-                self._biased = view, torch.from_numpy(view.bias).to(scores.device)
+                bias = np.where(view.blocked, np.float32(-np.inf), np.float32(0))
+                self._biased = view, torch.from_numpy(bias).to(scores.device)
             scores += self._biased[1]
         outside: dict[int, Tensor] = {}  # many ask for the same
         for place, ask in enumerate(asks):

@@ -70,27 +70,22 @@ class Column:
         if value is None:
             found = self._numbers.flags(slice(None), size)
             return np.logical_or(found, self._texts.flags(slice(None), size), out=found)
-        if isinstance(value, tuple):
-            return self.among(value, size)
         if isinstance(value, float):
             holds = _COMPARED[comparison](self._numbers.values, value)
             return self._numbers.flags(holds, size)
-        if comparison == "==":
-            return self._texts.flags(self._texts.values == self._codes.get(value, -1), size)
-        parts = [np.zeros(_BOOLEANS, np.bool_)]
-        for start in range(_BOOLEANS, len(self._codes), _AT_ONCE):
-            some = self._strings[start : min(start + _AT_ONCE, len(self._codes))]
-            parts.append(_COMPARED[comparison](some, value))
-            yield
-        wanted = np.zeros(len(self._codes), np.bool_)
-        wanted[: sum(map(len, parts))] = np.concatenate(parts)
-        return self._texts.flags(wanted[self._texts.values], size)
-
-    def among(self, values: Iterable[str | bool], size: int) -> Flags:
-        """(size + 1,) which rows have one of these values."""
-        wanted = np.zeros(len(self._codes), np.bool_)
-        wanted[[code for value in values if (code := self._codes.get(value)) is not None]] = True
-        return self._texts.flags(wanted[self._texts.values], size)
+        if comparison in ("==", "in"):
+            wanted = value if isinstance(value, tuple) else (value,)
+            holds = np.zeros(len(self._codes), np.bool_)
+            holds[[code for own in wanted if (code := self._codes.get(own)) is not None]] = True
+        else:
+            parts = [np.zeros(_BOOLEANS, np.bool_)]
+            for start in range(_BOOLEANS, len(self._codes), _AT_ONCE):
+                some = self._strings[start : min(start + _AT_ONCE, len(self._codes))]
+                parts.append(_COMPARED[comparison](some, value))
+                yield
+            holds = np.concatenate(parts)
+        newer = len(self._codes) - len(holds)  # strings that came meanwhile, with their rows
+        return self._texts.flags(np.pad(holds, (0, newer))[self._texts.values], size)
 
     def _code(self, value: str | bool) -> int:
         code = self._codes.get(value)

@@ -65,7 +65,8 @@ class ItemSelector:
 
     def _of_categories(self, categories: frozenset[str]) -> Steps[Selection]:
         column = yield from self._columns.column("category")
-        return Selection(column.among(categories, len(self._table)))
+        flags = yield from column.compare("in", tuple(categories), len(self._table))
+        return Selection(flags)
 
     def _matching(self, text: str) -> Steps[Selection]:
         expression, table = parse(text), self._table

@@ -36,14 +36,6 @@ class CatalogueView:
         return self.blocked is None and self.vectors is None
 
     @cached_property
-    def bias(self) -> NDArray[np.float32]:
-        """(size + 1,) what is added to scores: 0, or -inf where a row is blocked."""
-        found = np.zeros(self.size + 1, np.float32)
-        if self.blocked is not None:
-            found[self.blocked] = -np.inf
-        return found
-
-    @cached_property
     def open(self) -> Flags:
         """(size + 1,) what may be given to somebody."""
         found = np.ones(self.size + 1, np.bool_) if self.blocked is None else ~self.blocked
