@@ -21,7 +21,7 @@ from model.state import State
 from model.steppers import open_stepper
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.engine import snapshots
 from service.engine.history import Fetched, History, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
@@ -87,12 +87,12 @@ class BatchRunner:
         pool: StatePool,
         snapshots: SnapshotFormat,
         kinds: KindRules,
-        retrieval: ExactRetrieval | None = None,
+        retrieval: Retrieval | None = None,
     ) -> None:
         self.model, self.pool, self.snapshots, self.kinds = artefact.model, pool, snapshots, kinds
         self.stepper = open_stepper(self.model, pool.states)
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
-        self.retrieval = retrieval or ExactRetrieval(
+        self.retrieval = retrieval or Retrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
         on_gpu = pool.device.type == "cuda"
@@ -135,7 +135,7 @@ class BatchRunner:
             return False
         asks = [read.ask for fetched in batch for read in fetched.reads]
         return (
-            len(asks) * self.retrieval.shelf.size <= SMALL_SCORES
+            len(asks) * self.retrieval.view.size <= SMALL_SCORES
             and all(ask.candidates is None and ask.choice is None for ask in asks)
             and all(_is_at_hand(fetched) for fetched in batch)
             and sum(len(f.reply.events) for f in batch if f.reply is not None) <= SMALL_EVENTS

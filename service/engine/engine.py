@@ -19,8 +19,7 @@ from model.state import Precision
 from service.catalogue.ask import Ask
 from service.catalogue.choice import Choice
 from service.catalogue.ranking import NO_ITEMS, Ranking
-from service.catalogue.retrieval import ExactRetrieval
-from service.catalogue.view import Selection
+from service.catalogue.retrieval import Retrieval
 from service.engine import erasure
 from service.engine.batch_runner import BatchRunner
 from service.engine.erasure import ErasureFollower
@@ -60,7 +59,7 @@ class Engine:
         snapshot_ttl_s: int = 30 * 86_400,
         snapshot_precision: Precision = "float32",
         erasure_poll_s: float = 0.25,
-        retrieval: ExactRetrieval | None = None,
+        retrieval: Retrieval | None = None,
         listeners: Sequence[Listener] = (),
         kinds: KindRules | None = None,
         store_away: StoreAway = "refuse",
@@ -194,16 +193,9 @@ class Engine:
         self.queue.put(read)
         return await read.done
 
-    async def similar(
-        self,
-        row: int,
-        k: int,
-        masked: NDArray[np.int32] = NO_ITEMS,
-        selection: Selection | None = None,
-    ) -> Ranking:
+    async def similar(self, row: int, k: int) -> Ranking:
         """The items most like that of a row, without itself; between two batches."""
-        similar = self.runner.retrieval.similar
-        return await self.scheduler.aside(similar, row, k, masked, selection)
+        return await self.scheduler.aside(self.runner.retrieval.similar, row, Ask(k))
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""

@@ -24,7 +24,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from model.kinds import HEAVIEST, KindRules
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.observe import metrics
 from service.store.client import Store
 from service.store.errors import StoreError, raised
@@ -127,7 +127,7 @@ class Popularity:
         self._taken = deque[tuple[float, Sums]]()  # with when they are to be sent
         self._leaving = deque[Command]()
         self._sizes: dict[str, int] = {}
-        self._shown: list[tuple[ExactRetrieval, Callable[[str], int | None]]] = []
+        self._shown: list[tuple[Retrieval, Callable[[str], int | None]]] = []
         self.counts = Counts([], [], clock_ms())
 
     # -- as an engine's listener ---------------------------------------------------------
@@ -231,12 +231,12 @@ class Popularity:
 
     # -- the copy ------------------------------------------------------------------------
 
-    def show(self, retrieval: ExactRetrieval, row: Callable[[str], int | None]) -> None:
+    def show(self, retrieval: Retrieval, row: Callable[[str], int | None]) -> None:
         """From now on `retrieval.popular` begins with what is popular of late; `row`: an item's."""
         self._shown.append((retrieval, row))
         self._tell()
 
-    def forget(self, retrieval: ExactRetrieval) -> None:
+    def forget(self, retrieval: Retrieval) -> None:
         """Ends `show`."""
         self._shown = [shown for shown in self._shown if shown[0] is not retrieval]
 
@@ -274,7 +274,7 @@ class Popularity:
     def _tell(self) -> None:
         for retrieval, row_of in self._shown:
             rows = ((row_of(item), number) for item, number in self.counts.recent)
-            last = retrieval.shelf.size
+            last = retrieval.view.size
             known = [(row, number) for row, number in rows if row is not None and row <= last]
             retrieval.show_recent(known if self.enough else [])
 

@@ -31,7 +31,7 @@ from service.catalogue.cursor import (
 )
 from service.catalogue.diversity import POOL, spread
 from service.catalogue.ranking import Ranking
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.view import Selection
 from service.http.schemas import MOST_LISTED
 from service.store.client import Store
@@ -54,9 +54,9 @@ def ranking(rows: list[int]) -> Ranking:
     return Ranking(np.array(rows, np.int64), scores)
 
 
-def retrieval_of(table: np.ndarray) -> ExactRetrieval:
+def retrieval_of(table: np.ndarray) -> Retrieval:
     items = Items([str(n) for n in range(len(table) - 1)], np.zeros(len(table) - 1, np.int64))
-    return ExactRetrieval(torch.from_numpy(table.astype(np.float32)), items)
+    return Retrieval(torch.from_numpy(table.astype(np.float32)), items)
 
 
 NOTHING = retrieval_of(np.zeros((31, 2)))
