@@ -42,7 +42,7 @@ class Fetched:
     """
 
     user_id: str
-    reads: Sequence[Read] = ()
+    reads: list[Read] = field(default_factory=list)
     row: Row | None = None
     known: Mark | None = None
     reply: LogReply | None = None

@@ -9,7 +9,7 @@ from service.engine.history import Fetched, History, HistoryReader
 from service.engine.listener import Listener
 from service.engine.pool import Row
 from service.engine.request_queue import Asked
-from service.engine.requests import Read, StoreAway, reject, resolve
+from service.engine.requests import StoreAway, reject, resolve
 from service.engine.snapshot_writer import SnapshotWriter
 from service.engine.snapshots import LOGGED
 from service.engine.tally import Tally
@@ -83,7 +83,8 @@ class LogExchange:
         for (one, request), reply in zip(asked, replies, strict=True):
             row = rows[one.user_id]
             if isinstance(reply, Exception):
-                self._go_on_without(one, row, reply, found)
+                if (left := self.without_store(one, row, reply)) is not None:
+                    found.append(left)
                 continue
             self._answer(one, reply.outcomes)
             if not self._is_unread(one, row):
@@ -120,26 +121,17 @@ class LogExchange:
                         listener.logged(asked.user_id, event, outcome.time_ms)
             resolve(append.done, own)
 
-    def _go_on_without(
-        self, asked: Asked, row: Row | None, error: Exception, found: list[Fetched]
-    ) -> None:
-        left: Fetched | None
-        if asked.appends and asked.reads and _refuses_writes(error):
-            left = Fetched(asked.user_id, asked.reads)  # to be read by itself
-        else:
-            left = self.without_store(asked.user_id, asked.reads, row, error)
+    def without_store(self, asked: Asked, row: Row | None, error: Exception) -> Fetched | None:
+        """The reads that go on although the log did not answer, with the user's pinned row; what
+        does not go on fails."""
+        known = self._store_away == "popular" or (self._store_away == "pool" and row is not None)
+        left = None
+        if asked.reads and asked.appends and _refuses_writes(error):
+            left = Fetched(asked.user_id, asked.reads)  # to be looked up by themselves
+        elif asked.reads and known and isinstance(error, StoreUnavailable):
+            left = Fetched(asked.user_id, asked.reads, row, away=True)
         reject(asked.requests if left is None else asked.appends, error)
-        if left is not None:
-            found.append(left)
-
-    def without_store(
-        self, user_id: str, reads: Sequence[Read], row: Row | None, error: Exception
-    ) -> Fetched | None:
-        """What is left of reads that the log did not answer, with their pinned row; None: nothing,
-        they fail."""
-        unavailable = isinstance(error, StoreUnavailable) and self._store_away != "refuse"
-        known = row is not None or self._store_away == "popular"
-        return Fetched(user_id, reads, row, away=True) if unavailable and reads and known else None
+        return left
 
 
 def _timelines(batch: Iterable[Asked]) -> dict[Stages, float]:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from service.engine.batch_runner import BatchRunner, Work
 from service.engine.history import MAX_ATTEMPTS, Fetched
 from service.engine.log_exchange import LogExchange
-from service.engine.request_queue import RequestQueue
+from service.engine.request_queue import Asked, RequestQueue
 from service.engine.requests import Append, Read, Recommendation, reject, resolve
 from service.engine.snapshot_writer import SnapshotWriter
 from service.engine.tally import Tally
@@ -191,12 +191,11 @@ class Scheduler:
         reject(fetched.reads, HistoryChanged("the user's history kept changing: try again"))
 
     def _without_store(self, fetched: Fetched, error: StoreError) -> Fetched | None:
-        pool, user_id = self._runner.pool, fetched.user_id
-        row = pool.pin(user_id)
-        away = self._exchange.without_store(user_id, fetched.reads, row, error)
+        asked, pool = Asked(fetched.user_id, reads=fetched.reads), self._runner.pool
+        row = pool.pin(fetched.user_id)
+        away = self._exchange.without_store(asked, row, error)
         if away is None:
             pool.unpin(row)
-            reject(fetched.reads, error)
         return away
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
