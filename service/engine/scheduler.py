@@ -107,7 +107,9 @@ class Scheduler:
                     await self._computing.join()
                     await self._compute(fetched)
                 ended = time.perf_counter()
-                self._queue.pace.add(sum(len(a.requests) for a in batch), ended - began)
+                self._queue.pace.add(
+                    sum(len(a.appends) + len(a.reads) for a in batch), ended - began
+                )
                 began = ended
             self._tally.show_waiting(0)
 
