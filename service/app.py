@@ -49,10 +49,10 @@ from service.http.schemas import Problem
 from service.http.timing import TimeRequests
 from service.keys import Keys
 from service.lifecycle import STARTUP_FAILURE, Drain
-from service.models.active import ActiveModels
-from service.models.lineup import Lineup
+from service.models.deployer import Deployer
+from service.models.deployment import Deployment
 from service.models.model_folder import ModelFolder
-from service.models.models import Models
+from service.models.registry import ModelRegistry
 from service.models.served_model import ServingContext
 from service.observe import logs, metrics
 from service.settings import Settings, SettingsError, read_settings, secrets
@@ -100,12 +100,12 @@ def create_app(settings: Settings | None = None) -> Application:
                 app.state.fault = str(error)
                 raise
 
-            def show(lineup: Lineup) -> None:
+            def show(deployment: Deployment) -> None:
                 # Of the ones before nothing may be kept: they hold models.
                 now = app.state.services
-                app.state.services = replace(now, lineup=lineup, served=lineup.base)
+                app.state.services = replace(now, deployment=deployment, served=deployment.base)
 
-            await stack.enter_async_context(app.state.services.models.followed(show))
+            await stack.enter_async_context(app.state.services.deployer.followed(show))
             yield {"drain": drain, "gate": gate}
             app.state.services = None
 
@@ -230,13 +230,13 @@ async def _assemble(
             timeout_s=settings.store_timeout_s,
         )
         await stack.enter_async_context(outcomes.running())
-    around = ServingContext(settings, device, log, records, popularity, outcomes, drain)
-    active = ActiveModels(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
+    context = ServingContext(settings, device, log, records, popularity, outcomes, drain)
+    active = ModelRegistry(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
     folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
-    models = Models(around, active, folder, poll_s=settings.model_poll_s)
+    models = Deployer(context, active, folder, poll_s=settings.model_poll_s)
     stack.push_async_callback(models.close)
     await models.open()
-    served = models.lineup.base
+    served = models.deployment.base
     metrics.READY.set(1)
     config = served.artefact.model.config
     logger.info(
@@ -246,7 +246,7 @@ async def _assemble(
         config.time,
         device,
     )
-    return Services(settings, log, popularity, models, models.lineup, served, seal)
+    return Services(settings, log, popularity, models, models.deployment, served, seal)
 
 
 @asynccontextmanager

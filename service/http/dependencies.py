@@ -22,8 +22,8 @@ from service.engine.explanation import Explainer
 from service.feedback.popularity import Popularity
 from service.http.faults import LONGEST_NAME, clipped
 from service.http.problems import ProblemError
-from service.models.lineup import Lineup
-from service.models.models import Models
+from service.models.deployer import Deployer
+from service.models.deployment import Deployment
 from service.models.served_model import ServedModel
 from service.observe import metrics
 from service.settings import Settings
@@ -41,8 +41,8 @@ class Services:
     settings: Settings
     log: EventLog
     popularity: Popularity
-    models: Models
-    lineup: Lineup
+    deployer: Deployer
+    deployment: Deployment
     served: ServedModel
     seal: Seal
 
@@ -60,13 +60,13 @@ class Services:
 
     def of(self, user_id: str) -> Services:
         """With the model that answers this user."""
-        served = self.lineup.of(user_id)
+        served = self.deployment.of(user_id)
         return self if served is self.served else replace(self, served=served)
 
     async def write_items(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
         """`Catalogue.write`; all models of this process know when it returns."""
         before = await self.catalogue.write(records)
-        for other in self.lineup.models:
+        for other in self.deployment.models:
             if other is not self.served:
                 await other.catalogue.refresh()
         return before
@@ -103,11 +103,11 @@ class HoldModels:
             await self.app(scope, receive, send)
             return
         scope[_HELD] = services
-        services.lineup.hold()
+        services.deployment.hold()
         try:
             await self.app(scope, receive, send)
         finally:
-            services.lineup.release()
+            services.deployment.release()
 
 
 async def _services(request: Request) -> Services:

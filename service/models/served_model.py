@@ -67,7 +67,7 @@ class ServedModel:
 
 
 async def open_model(
-    folder: Path, around: ServingContext, identity: str | None = None
+    folder: Path, context: ServingContext, identity: str | None = None
 ) -> ServedModel:
     """Loads an artefact beside what is served, and warms it up.
 
@@ -78,10 +78,10 @@ async def open_model(
         ArtefactError: the folder can't be served, or holds another one.
         StoreError: the store does not answer.
     """
-    settings, log = around.settings, around.log
+    settings, log = context.settings, context.log
 
     def load() -> tuple[str, Artefact, Engine, Catalogue]:
-        artefact = load_artefact(folder, around.device)
+        artefact = load_artefact(folder, context.device)
         model = artefact.model
         try:
             model.use(choose(settings.kernels, model.device))
@@ -108,12 +108,12 @@ async def open_model(
             snapshot_precision=settings.snapshot_precision,
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
-            popularity=around.popularity,
-            outcomes=around.outcomes,
+            popularity=context.popularity,
+            outcomes=context.outcomes,
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
         )
-        catalogue = Catalogue(artefact, around.records, retrieval)
+        catalogue = Catalogue(artefact, context.records, retrieval)
         return folder.resolve().name, artefact, engine, catalogue
 
     # In a thread: requests are answered meanwhile.
@@ -121,12 +121,12 @@ async def open_model(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
         retrieval = engine.computer.retrieval
-        around.popularity.show(retrieval, catalogue.row)
-        stack.callback(around.popularity.forget, retrieval)
+        context.popularity.show(retrieval, catalogue.row)
+        stack.callback(context.popularity.forget, retrieval)
 
         async def stop_engine() -> None:
             try:
-                async with asyncio.timeout(around.drain.left_s(settings.shutdown_s)):
+                async with asyncio.timeout(context.drain.left_s(settings.shutdown_s)):
                     await engine.stop()
             except TimeoutError:
                 logger.warning("given up: what was under way did not end within shutdown_s")
@@ -141,7 +141,7 @@ async def open_model(
                 every_s=settings.exactness_every_s,
                 max_events=settings.exactness_max_events,
                 tolerance=settings.exactness_tolerance,
-                latest=around.differences,
+                latest=context.differences,
             )
             await stack.enter_async_context(sampler.running())
         config = artefact.model.config

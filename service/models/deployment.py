@@ -8,7 +8,7 @@ import hashlib
 from service.models.served_model import ServedModel
 
 
-class Lineup:
+class Deployment:
     """One model, or two side by side. Never changed: another choice makes a new one.
 
     Args:

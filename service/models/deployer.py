@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from model.artefact import ArtefactError
-from service.models.active import Active, ActiveModels, Arm
-from service.models.lineup import Lineup
+from service.models.deployment import Deployment
 from service.models.model_folder import ModelFolder, ModelNameError
+from service.models.registry import Active, ModelRegistry, Variant
 from service.models.served_model import ServedModel, ServingContext, open_model
 from service.observe import metrics
 from service.store.store import StoreError
@@ -29,7 +29,7 @@ RETRY_EVERY_S = 10.0
 REPORT_EVERY_S = 5.0
 
 
-class Models:
+class Deployer:
     """Args:
     folder: where models may come from; None: what the process was started with stays.
     poll_s: how often the store is asked.
@@ -40,21 +40,21 @@ class Models:
 
     def __init__(
         self,
-        around: ServingContext,
-        active: ActiveModels,
+        context: ServingContext,
+        active: ModelRegistry,
         folder: ModelFolder | None,
         *,
         poll_s: float = 1.0,
     ) -> None:
-        self.active, self.folder = active, folder
+        self.registry, self.folder = active, folder
         self.fault: str | None = None
-        self._around, self._poll_s = around, poll_s
-        self._lineup: Lineup | None = None
+        self._context, self._poll_s = context, poll_s
+        self._deployment: Deployment | None = None
         self._wanted: Active | None = None  # what was tried last
         self._taken = 0
         self._own: str | None = None  # the identity of what the process was started with
         self._open: dict[str, ServedModel] = {}
-        self._leaving: set[Lineup] = set()
+        self._leaving: set[Deployment] = set()
         self._retiring: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()  # opens and closes
         self._moving: dict[str, ServedModel] = {}
@@ -63,10 +63,10 @@ class Models:
         self._report_at = self._retry_at = 0.0
 
     @property
-    def lineup(self) -> Lineup:
+    def deployment(self) -> Deployment:
         """What serves now, once `open` has returned."""
-        assert self._lineup is not None
-        return self._lineup
+        assert self._deployment is not None
+        return self._deployment
 
     async def open(self) -> None:
         """Opens what is set; if that can't be, what the process was started with.
@@ -76,10 +76,10 @@ class Models:
             StoreError: the store does not answer.
         """
         if self.folder is not None:
-            await self.active.serving()  # forgets those that are gone
+            await self.registry.serving()  # forgets those that are gone
             if await self._follow():
                 return
-        self._lineup = Lineup(await self._opened(None))
+        self._deployment = Deployment(await self._opened(None))
 
     async def close(self) -> None:
         """Ends all models, whoever still holds them."""
@@ -91,7 +91,7 @@ class Models:
         self._open.clear()
 
     @asynccontextmanager
-    async def followed(self, show: Callable[[Lineup], None]) -> AsyncIterator[None]:
+    async def followed(self, show: Callable[[Deployment], None]) -> AsyncIterator[None]:
         """Follows the store meanwhile. `show` is called with what begins to serve."""
         if self.folder is None:
             yield
@@ -103,18 +103,18 @@ class Models:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             try:
-                await self.active.leave()
+                await self.registry.leave()
             except StoreError as error:
                 logger.debug("not told that this process ends: %s", error)
 
     def serving(self) -> dict[str, Any]:
         """What this process says of itself, as JSON values."""
-        lineup = self.lineup
+        deployment = self.deployment
         return {
             "version": self._taken,
-            "base": _described(lineup.base),
-            "trial": None if lineup.trial is None else _described(lineup.trial),
-            "share": lineup.share,
+            "base": _described(deployment.base),
+            "trial": None if deployment.trial is None else _described(deployment.trial),
+            "share": deployment.share,
             "fault": self.fault,
             "moved_users": self._moved,
             "waiting_users": len(self._moving),
@@ -122,12 +122,12 @@ class Models:
 
     # -- following -----------------------------------------------------------------------
 
-    async def _keep_following(self, show: Callable[[Lineup], None]) -> None:
+    async def _keep_following(self, show: Callable[[Deployment], None]) -> None:
         reading = True
         while True:
             try:
                 if await self._follow():
-                    show(self.lineup)
+                    show(self.deployment)
                 self._count_moved()
                 await self._report()
                 reading = True
@@ -142,7 +142,7 @@ class Models:
     async def _follow(self) -> bool:
         """Takes over what is set; whether something else serves now."""
         try:
-            wanted = await self.active.read()
+            wanted = await self.registry.read()
         except ValueError as error:
             self._fail(str(error))
             return False
@@ -174,7 +174,7 @@ class Models:
             except BaseException:
                 await self._close_unused(opened)
                 raise
-            old, self._lineup = self._lineup, Lineup(base, trial, wanted.share)
+            old, self._deployment = self._deployment, Deployment(base, trial, wanted.share)
             self._taken, self.fault = wanted.version, None
         metrics.MODEL_BEHIND.set(0)
         metrics.MODEL_CHANGES["taken"].inc()
@@ -182,7 +182,7 @@ class Models:
             logger.info(
                 "version %d of the models: %s",
                 wanted.version,
-                ", ".join(f"{one.name} {one.identity}" for one in self.lineup.models),
+                ", ".join(f"{one.name} {one.identity}" for one in self.deployment.models),
             )
             self._begin_moving(old)
             self._leaving.add(old)
@@ -191,18 +191,18 @@ class Models:
             task.add_done_callback(self._retiring.discard)
         return True
 
-    async def _opened(self, arm: Arm | None) -> ServedModel:
-        """The model of an arm; None: the one that the process was started with."""
-        identity = self._own if arm is None else arm.identity
+    async def _opened(self, variant: Variant | None) -> ServedModel:
+        """The model of a variant; None: the one that the process was started with."""
+        identity = self._own if variant is None else variant.identity
         if identity is not None and identity in self._open:
             return self._open[identity]
-        if arm is None:
-            model = await open_model(self._around.settings.artefact, self._around)
+        if variant is None:
+            model = await open_model(self._context.settings.artefact, self._context)
             self._own = model.artefact.identity
         else:
             assert self.folder is not None
-            path = await asyncio.to_thread(self.folder.find, arm.name)
-            model = await open_model(path, self._around, arm.identity)
+            path = await asyncio.to_thread(self.folder.find, variant.name)
+            model = await open_model(path, self._context, variant.identity)
         self._open[model.artefact.identity] = model
         return model
 
@@ -216,18 +216,18 @@ class Models:
 
     # -- the old ones --------------------------------------------------------------------
 
-    async def _retire(self, old: Lineup) -> None:
+    async def _retire(self, old: Deployment) -> None:
         await old.retire()
         self._leaving.discard(old)
         async with self._lock:
             await self._close_unused(old.models)
         del old  # the last that holds its models
-        if self._around.device.startswith("cuda"):  # what torch keeps for itself is not free
+        if self._context.device.startswith("cuda"):  # what torch keeps for itself is not free
             await asyncio.to_thread(torch.cuda.empty_cache)
 
     async def _close_unused(self, models: tuple[ServedModel, ...] | list[ServedModel]) -> None:
-        lineups = [*self._leaving, *([self._lineup] if self._lineup else [])]
-        used = {model for lineup in lineups for model in lineup.models}
+        deployments = [*self._leaving, *([self._deployment] if self._deployment else [])]
+        used = {model for deployment in deployments for model in deployment.models}
         for model in models:
             identity = model.artefact.identity
             if model not in used and self._open.get(identity) is model:
@@ -237,17 +237,17 @@ class Models:
 
     # -- what is told --------------------------------------------------------------------
 
-    def _begin_moving(self, old: Lineup) -> None:
+    def _begin_moving(self, old: Deployment) -> None:
         """From now on the users are waited for whose states another model has now."""
         self._moving, self._moved = {}, 0
         for model in old.models:
             for user in model.engine.pool.users():
-                now = self.lineup.of(user)
+                now = self.deployment.of(user)
                 if now is not model and old.of(user) is model:
                     self._moving[user] = now
 
     def _count_moved(self) -> None:
-        residents = {model: set(model.engine.pool.users()) for model in self.lineup.models}
+        residents = {model: set(model.engine.pool.users()) for model in self.deployment.models}
         there = [u for u, now in self._moving.items() if u in residents.get(now, ())]
         for user in there:
             del self._moving[user]
@@ -258,7 +258,7 @@ class Models:
     async def _report(self) -> None:
         serving, now = self.serving(), time.monotonic()
         if serving != self._reported or now >= self._report_at:
-            await self.active.report(serving)
+            await self.registry.report(serving)
             self._reported, self._report_at = serving, now + REPORT_EVERY_S
 
 

@@ -35,7 +35,7 @@ _SHA = hashlib.sha1(_REPLACE.encode(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """An artefact: its folder's name, and its identity, which another one of that name has not."""
 
     name: str
@@ -53,25 +53,25 @@ class Active:
     """
 
     version: int = 0
-    base: Arm | None = None
-    trial: Arm | None = None
+    base: Variant | None = None
+    trial: Variant | None = None
     share: float = 0.0
     token: str = ""  # no two changes are the same
 
-    def chosen(self, arm: Arm, share: float) -> Active:
+    def chosen(self, variant: Variant, share: float) -> Active:
         """With this model for everybody (share 1), or on trial for a share of the users."""
-        base, trial = (arm, None) if share >= 1 else (self.base, arm)
+        base, trial = (variant, None) if share >= 1 else (self.base, variant)
         return self._next(base, trial, 0.0 if trial is None else share)
 
     def cleared(self) -> Active:
         """With what each process was started with for everybody."""
         return self._next(None, None, 0.0)
 
-    def _next(self, base: Arm | None, trial: Arm | None, share: float) -> Active:
+    def _next(self, base: Variant | None, trial: Variant | None, share: float) -> Active:
         return Active(self.version + 1, base, trial, share, secrets.token_hex(8))
 
 
-class ActiveModels:
+class ModelRegistry:
     """The records of one namespace. Methods raise StoreError, as the event log's do."""
 
     def __init__(self, store: Store, *, namespace: str = "tim4rec", timeout_s: float = 2.0) -> None:
@@ -139,5 +139,7 @@ def _written(active: Active) -> bytes:
 
 def _read(stored: bytes) -> Active:
     found = json.loads(stored)
-    arms = {name: None if found[name] is None else Arm(**found[name]) for name in ("base", "trial")}
-    return Active(**found | arms)
+    variants = {
+        name: None if found[name] is None else Variant(**found[name]) for name in ("base", "trial")
+    }
+    return Active(**found | variants)
