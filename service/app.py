@@ -51,9 +51,8 @@ from service.keys import Keys
 from service.lifecycle import STARTUP_FAILURE, Drain
 from service.models.deployer import Deployer
 from service.models.deployment import Deployment
-from service.models.model_folder import ModelFolder
 from service.models.registry import ModelRegistry
-from service.models.served_model import ServingContext
+from service.models.serving_context import ServingContext
 from service.observe import logs, metrics
 from service.settings import Settings, SettingsError, read_settings, secrets
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
@@ -105,7 +104,7 @@ def create_app(settings: Settings | None = None) -> Application:
                 now = app.state.services
                 app.state.services = replace(now, deployment=deployment, served=deployment.base)
 
-            await stack.enter_async_context(app.state.services.deployer.followed(show))
+            await stack.enter_async_context(app.state.services.deployer.following(show))
             yield {"drain": drain, "gate": gate}
             app.state.services = None
 
@@ -230,13 +229,14 @@ async def _assemble(
             timeout_s=settings.store_timeout_s,
         )
         await stack.enter_async_context(outcomes.running())
-    context = ServingContext(settings, device, log, records, popularity, outcomes, drain)
-    active = ModelRegistry(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
-    folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
-    models = Deployer(context, active, folder, poll_s=settings.model_poll_s)
-    stack.push_async_callback(models.close)
-    await models.open()
-    served = models.deployment.base
+    context = ServingContext(settings, device, log, records, popularity, outcomes, seal, drain)
+    registry = ModelRegistry(
+        store, namespace=settings.namespace, timeout_s=settings.store_timeout_s
+    )
+    deployer = Deployer(context, registry)
+    stack.push_async_callback(deployer.close)
+    await deployer.open()
+    served = deployer.deployment.base
     metrics.READY.set(1)
     config = served.artefact.model.config
     logger.info(
@@ -246,7 +246,7 @@ async def _assemble(
         config.time,
         device,
     )
-    return Services(settings, log, popularity, models, models.deployment, served, seal)
+    return Services(context, deployer, deployer.deployment, served)
 
 
 @asynccontextmanager

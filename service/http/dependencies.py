@@ -25,6 +25,7 @@ from service.http.problems import ProblemError
 from service.models.deployer import Deployer
 from service.models.deployment import Deployment
 from service.models.served_model import ServedModel
+from service.models.serving_context import ServingContext
 from service.observe import metrics
 from service.settings import Settings
 from service.store.event_log import EventLog
@@ -32,19 +33,32 @@ from service.store.event_log import EventLog
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of a running process, as a request is answered by them.
+    """What answers a request.
 
     Attributes:
         served: the model that answers; of no user, the base.
     """
 
-    settings: Settings
-    log: EventLog
-    popularity: Popularity
+    context: ServingContext
     deployer: Deployer
     deployment: Deployment
     served: ServedModel
-    seal: Seal
+
+    @property
+    def settings(self) -> Settings:
+        return self.context.settings
+
+    @property
+    def log(self) -> EventLog:
+        return self.context.log
+
+    @property
+    def popularity(self) -> Popularity:
+        return self.context.popularity
+
+    @property
+    def seal(self) -> Seal:
+        return self.context.seal
 
     @property
     def engine(self) -> Engine:

@@ -1,4 +1,4 @@
-"""The models of a process as the store wants them: opened beside the old ones, then switched to.
+"""Deploys what the registry says: the new models are opened beside the old ones, then switched to.
 
 A request is answered to its end by the models that it began with. A model that can't be opened
 changes nothing but what is said of it: the ones before serve on, and it is tried again.
@@ -18,8 +18,12 @@ import torch
 from model.artefact import ArtefactError
 from service.models.deployment import Deployment
 from service.models.model_folder import ModelFolder, ModelNameError
-from service.models.registry import Active, ModelRegistry, Variant
-from service.models.served_model import ServedModel, ServingContext, open_model
+from service.models.moves import Moves
+from service.models.open_models import OpenModels
+from service.models.registry import ModelRegistry
+from service.models.served_model import ServedModel
+from service.models.serving_context import ServingContext
+from service.models.traffic_split import TrafficSplit
 from service.observe import metrics
 from service.store.store import StoreError
 
@@ -30,43 +34,26 @@ REPORT_EVERY_S = 5.0
 
 
 class Deployer:
-    """Args:
+    """Attributes:
     folder: where models may come from; None: what the process was started with stays.
-    poll_s: how often the store is asked.
-
-    Attributes:
-        fault: why something else serves than is set; None: it does not.
+    deployment: what serves now, once `open` has returned.
+    fault: why something else serves than is set; None: it does not.
     """
 
-    def __init__(
-        self,
-        context: ServingContext,
-        active: ModelRegistry,
-        folder: ModelFolder | None,
-        *,
-        poll_s: float = 1.0,
-    ) -> None:
-        self.registry, self.folder = active, folder
+    deployment: Deployment
+
+    def __init__(self, context: ServingContext, registry: ModelRegistry) -> None:
+        settings = context.settings
+        self.registry = registry
+        self.folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
         self.fault: str | None = None
-        self._context, self._poll_s = context, poll_s
-        self._deployment: Deployment | None = None
-        self._wanted: Active | None = None  # what was tried last
-        self._taken = 0
-        self._own: str | None = None  # the identity of what the process was started with
-        self._open: dict[str, ServedModel] = {}
-        self._leaving: set[Deployment] = set()
+        self._context = context
+        self._open_models = OpenModels(context, self.folder)
+        self._tried: TrafficSplit | None = None
         self._retiring: set[asyncio.Task[None]] = set()
-        self._lock = asyncio.Lock()  # opens and closes
-        self._moving: dict[str, ServedModel] = {}
-        self._moved = 0
+        self._moves = Moves()
         self._reported: dict[str, Any] | None = None
         self._report_at = self._retry_at = 0.0
-
-    @property
-    def deployment(self) -> Deployment:
-        """What serves now, once `open` has returned."""
-        assert self._deployment is not None
-        return self._deployment
 
     async def open(self) -> None:
         """Opens what is set; if that can't be, what the process was started with.
@@ -77,26 +64,26 @@ class Deployer:
         """
         if self.folder is not None:
             await self.registry.serving()  # forgets those that are gone
-            if await self._follow():
+            new = await self._followed()
+            if new is not None:
+                self.deployment = new
                 return
-        self._deployment = Deployment(await self._opened(None))
+        self.deployment = Deployment(TrafficSplit(), await self._open_models.open(None))
 
     async def close(self) -> None:
         """Ends all models, whoever still holds them."""
         for task in self._retiring:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
-        for model in list(self._open.values()):
-            await model.close()
-        self._open.clear()
+        await self._open_models.close_all()
 
     @asynccontextmanager
-    async def followed(self, show: Callable[[Deployment], None]) -> AsyncIterator[None]:
-        """Follows the store meanwhile. `show` is called with what begins to serve."""
+    async def following(self, show: Callable[[Deployment], None]) -> AsyncIterator[None]:
+        """Follows the registry meanwhile. `show` is called with what begins to serve."""
         if self.folder is None:
             yield
             return
-        task = asyncio.create_task(self._keep_following(show))
+        task = asyncio.create_task(self._follow(show))
         try:
             yield
         finally:
@@ -109,26 +96,27 @@ class Deployer:
 
     def serving(self) -> dict[str, Any]:
         """What this process says of itself, as JSON values."""
-        deployment = self.deployment
+        now = self.deployment
         return {
-            "version": self._taken,
-            "base": _described(deployment.base),
-            "trial": None if deployment.trial is None else _described(deployment.trial),
-            "share": deployment.share,
+            "version": now.split.version,
+            "base": _described(now.base),
+            "trial": None if now.trial is None else _described(now.trial),
+            "share": now.split.share,
             "fault": self.fault,
-            "moved_users": self._moved,
-            "waiting_users": len(self._moving),
+            "moved_users": self._moves.moved,
+            "waiting_users": self._moves.waiting,
         }
 
-    # -- following -----------------------------------------------------------------------
-
-    async def _keep_following(self, show: Callable[[Deployment], None]) -> None:
+    async def _follow(self, show: Callable[[Deployment], None]) -> None:
         reading = True
         while True:
             try:
-                if await self._follow():
-                    show(self.deployment)
-                self._count_moved()
+                new = await self._followed()
+                if new is not None:
+                    self._switch(new)
+                    show(new)
+                    del new
+                self._moves.count()
                 await self._report()
                 reading = True
             except StoreError as error:
@@ -137,74 +125,43 @@ class Deployer:
                 reading = False
             except Exception:
                 logger.exception("models not followed")
-            await asyncio.sleep(self._poll_s)
+            await asyncio.sleep(self._context.settings.model_poll_s)
 
-    async def _follow(self) -> bool:
-        """Takes over what is set; whether something else serves now."""
+    async def _followed(self) -> Deployment | None:
+        """What is set, where it is not what serves; None: it is, or can't be served."""
         try:
-            wanted = await self.registry.read()
+            split = await self.registry.read()
         except ValueError as error:
             self._fail(str(error))
-            return False
+            return None
         due = self.fault is not None and time.monotonic() >= self._retry_at
-        if wanted == self._wanted and not due:
-            return False
-        self._wanted = wanted
+        if split == self._tried and not due:
+            return None
+        self._tried = split
         try:
-            return await self._take_over(wanted)
+            new = await self._opened(split)
         except StoreError:
-            self._wanted = None
+            self._tried = None
             raise
         except Exception as error:
             if not isinstance(error, ArtefactError | ModelNameError):
-                logger.exception("version %d of the models can't be served", wanted.version)
-            self._fail(f"version {wanted.version} can't be served: {error}")
-            return False
-
-    async def _take_over(self, wanted: Active) -> bool:
-        async with self._lock:
-            opened: list[ServedModel] = []
-            try:
-                base = await self._opened(wanted.base)
-                opened.append(base)
-                trial = None
-                if wanted.trial is not None:
-                    trial = await self._opened(wanted.trial)
-                    opened.append(trial)
-            except BaseException:
-                await self._close_unused(opened)
-                raise
-            old, self._deployment = self._deployment, Deployment(base, trial, wanted.share)
-            self._taken, self.fault = wanted.version, None
+                logger.exception("version %d of the models can't be served", split.version)
+            self._fail(f"version {split.version} can't be served: {error}")
+            return None
+        self.fault = None
         metrics.MODEL_BEHIND.set(0)
         metrics.MODEL_CHANGES["taken"].inc()
-        if old is not None:
-            logger.info(
-                "version %d of the models: %s",
-                wanted.version,
-                ", ".join(f"{one.name} {one.identity}" for one in self.deployment.models),
-            )
-            self._begin_moving(old)
-            self._leaving.add(old)
-            task = asyncio.create_task(self._retire(old))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
-        return True
+        return new
 
-    async def _opened(self, variant: Variant | None) -> ServedModel:
-        """The model of a variant; None: the one that the process was started with."""
-        identity = self._own if variant is None else variant.identity
-        if identity is not None and identity in self._open:
-            return self._open[identity]
-        if variant is None:
-            model = await open_model(self._context.settings.artefact, self._context)
-            self._own = model.artefact.identity
-        else:
-            assert self.folder is not None
-            path = await asyncio.to_thread(self.folder.find, variant.name)
-            model = await open_model(path, self._context, variant.identity)
-        self._open[model.artefact.identity] = model
-        return model
+    async def _opened(self, split: TrafficSplit) -> Deployment:
+        base = await self._open_models.open(split.base)
+        if split.trial is None:
+            return Deployment(split, base)
+        try:
+            return Deployment(split, base, await self._open_models.open(split.trial))
+        except BaseException:
+            await self._open_models.close(base)
+            raise
 
     def _fail(self, fault: str) -> None:
         self._retry_at = time.monotonic() + RETRY_EVERY_S
@@ -214,46 +171,23 @@ class Deployer:
             logger.error("%s; the models before serve on", fault)
         self.fault = fault
 
-    # -- the old ones --------------------------------------------------------------------
+    def _switch(self, new: Deployment) -> None:
+        named = ", ".join(f"{one.name} {one.identity}" for one in new.models)
+        logger.info("version %d of the models: %s", new.split.version, named)
+        self._moves.begin(self.deployment, new)
+        task = asyncio.create_task(self._retire(self.deployment))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        self.deployment = new
 
     async def _retire(self, old: Deployment) -> None:
         await old.retire()
-        self._leaving.discard(old)
-        async with self._lock:
-            await self._close_unused(old.models)
-        del old  # the last that holds its models
-        if self._context.device.startswith("cuda"):  # what torch keeps for itself is not free
+        models = list(old.models)
+        del old
+        while models:  # of an ended one nothing is kept here, so that its memory is free
+            await self._open_models.close(models.pop())
+        if self._context.device.startswith("cuda"):  # what torch keeps for itself is not
             await asyncio.to_thread(torch.cuda.empty_cache)
-
-    async def _close_unused(self, models: tuple[ServedModel, ...] | list[ServedModel]) -> None:
-        deployments = [*self._leaving, *([self._deployment] if self._deployment else [])]
-        used = {model for deployment in deployments for model in deployment.models}
-        for model in models:
-            identity = model.artefact.identity
-            if model not in used and self._open.get(identity) is model:
-                del self._open[identity]
-                await model.close()
-                logger.info("model %s is served no more", model.identity)
-
-    # -- what is told --------------------------------------------------------------------
-
-    def _begin_moving(self, old: Deployment) -> None:
-        """From now on the users are waited for whose states another model has now."""
-        self._moving, self._moved = {}, 0
-        for model in old.models:
-            for user in model.engine.pool.users():
-                now = self.deployment.of(user)
-                if now is not model and old.of(user) is model:
-                    self._moving[user] = now
-
-    def _count_moved(self) -> None:
-        residents = {model: set(model.engine.pool.users()) for model in self.deployment.models}
-        there = [u for u, now in self._moving.items() if u in residents.get(now, ())]
-        for user in there:
-            del self._moving[user]
-        self._moved += len(there)
-        metrics.MOVED_USERS["moved"].set(self._moved)
-        metrics.MOVED_USERS["waiting"].set(len(self._moving))
 
     async def _report(self) -> None:
         serving, now = self.serving(), time.monotonic()

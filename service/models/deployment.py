@@ -1,25 +1,25 @@
-"""The models that answer requests, who is answered by which, and until when."""
+"""The models that answer requests by a traffic split, until the last of these requests is answered.
+
+A new split makes a new deployment; each answers to the end what began with it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 
 from service.models.served_model import ServedModel
+from service.models.traffic_split import TrafficSplit
 
 
 class Deployment:
-    """One model, or two side by side. Never changed: another choice makes a new one.
-
-    Args:
-        base: answers everybody whom the other one does not, and what is of no user.
-        trial: answers `share` of the users.
+    """Args:
+    base: answers everybody whom the trial does not, and what is of no user.
     """
 
     def __init__(
-        self, base: ServedModel, trial: ServedModel | None = None, share: float = 0.0
+        self, split: TrafficSplit, base: ServedModel, trial: ServedModel | None = None
     ) -> None:
-        self.base, self.trial, self.share = base, trial, share
+        self.split, self.base, self.trial = split, base, trial
         self._under_way = 0
         self._retired = False
         self._left = asyncio.Event()
@@ -29,11 +29,8 @@ class Deployment:
         return (self.base,) if self.trial is None else (self.base, self.trial)
 
     def of(self, user_id: str) -> ServedModel:
-        """The model that answers a user, the same as long as the trial lasts: a larger share
-        moves users to the trial, and none back."""
-        if self.trial is None or place_of(user_id, self.trial.artefact.identity) >= self.share:
-            return self.base
-        return self.trial
+        """The model that answers a user."""
+        return self.trial if self.trial is not None and self.split.tries(user_id) else self.base
 
     def hold(self) -> None:
         """Keeps the models open until `release`."""
@@ -50,9 +47,3 @@ class Deployment:
         self._retired = True
         if self._under_way:
             await self._left.wait()
-
-
-def place_of(user_id: str, trial: str) -> float:
-    """Where from 0 to 1 a user stands in a trial; another trial mixes users anew."""
-    digest = hashlib.blake2b(f"{trial}\0{user_id}".encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") / 2**64

@@ -4,43 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.artefact import Artefact, ArtefactError, load_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
 from service.catalogue.catalogue import Catalogue
-from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import open_retrieval
 from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.engine.engine import Engine
-from service.engine.exactness import LATEST, ExactnessSampler
+from service.engine.exactness import ExactnessSampler
 from service.engine.explanation import Explainer
-from service.feedback.outcomes import Outcomes
-from service.feedback.popularity import Popularity
-from service.lifecycle import Drain
+from service.models.serving_context import ServingContext
 from service.observe import metrics
-from service.settings import Settings
-from service.store.event_log import EventLog
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class ServingContext:
-    """What the models of a process have in common."""
-
-    settings: Settings
-    device: str
-    log: EventLog
-    records: ItemStore
-    popularity: Popularity
-    outcomes: Outcomes | None
-    drain: Drain
-    differences: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from model import artefact as artefacts
 from model.artefact import CONFIG, WEIGHTS, Artefact
 from service.models import deployer, model_folder
 from service.models.model_folder import ModelFolder, ModelNameError
-from service.models.registry import Active, Variant
+from service.models.traffic_split import TrafficSplit, Variant
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 from tests.waited import LONG_S
@@ -380,7 +380,7 @@ def test_who_may_choose_what(
             ]
             await choose(client, "two", share=0.2)
             services = client._transport.app.api.state.services  # type: ignore[attr-defined]
-            stale = Active()
+            stale = TrafficSplit()
             variant = Variant("two", two.identity)
             assert not await services.deployer.registry.replace(stale, stale.chosen(variant, 1))
         async with in_process(folder / "one", valkey.url) as client:

@@ -13,7 +13,7 @@ from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.times import iso
 from service.models.model_folder import LISTED, ModelFolder, ModelNameError
-from service.models.registry import Active, Variant
+from service.models.traffic_split import TrafficSplit, Variant
 
 router = APIRouter(prefix="/admin/model", tags=["operation"])
 
@@ -112,11 +112,11 @@ async def clear_model(services: ServicesDep) -> ModelsSet:
 async def get_model(services: ServicesDep) -> ModelsServed:
     """What is set, what may be, and what each process serves."""
     folder = _folder(services)
-    active = await _read(services)
+    split = await _read(services)
     serving = await services.deployer.registry.serving()
     available = await asyncio.to_thread(folder.available)
     return ModelsServed(
-        **_shown(active).model_dump(),
+        **_shown(split).model_dump(),
         available=[SetModel(name=name, identity=which) for name, which in available.items()],
         processes=[
             Process(process=process, said_at=iso(1000 * said.pop("at")), **said)
@@ -134,32 +134,24 @@ def _folder(services: Services) -> ModelFolder:
     return folder
 
 
-async def _read(services: Services) -> Active:
+async def _read(services: Services) -> TrafficSplit:
     try:
         return await services.deployer.registry.read()
     except ValueError as error:
         raise ProblemError(409, f"{error}: delete it, and set a model again") from None
 
 
-async def _set(services: Services, before: Active, after: Active) -> ModelsSet:
+async def _set(services: Services, before: TrafficSplit, after: TrafficSplit) -> ModelsSet:
     if not await services.deployer.registry.replace(before, after):
         raise ProblemError(409, "another change came first: look at what is set now")
     return _shown(after)
 
 
-def _base_identity(services: Services, active: Active) -> str:
-    if active.base is not None:
-        return active.base.identity
+def _base_identity(services: Services, split: TrafficSplit) -> str:
+    if split.base is not None:
+        return split.base.identity
     return services.deployment.base.artefact.identity
 
 
-def _shown(active: Active) -> ModelsSet:
-    def variant(one: Variant | None) -> SetModel | None:
-        return None if one is None else SetModel(name=one.name, identity=one.identity)
-
-    return ModelsSet(
-        version=active.version,
-        base=variant(active.base),
-        trial=variant(active.trial),
-        share=active.share,
-    )
+def _shown(split: TrafficSplit) -> ModelsSet:
+    return ModelsSet.model_validate(split, from_attributes=True)
