@@ -22,6 +22,7 @@ from service import vitals
 from service.addresses import networks
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
+from service.environment import SettingsError, read_settings
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.http import problems
@@ -54,7 +55,7 @@ from service.models.deployment import Deployment
 from service.models.registry import ModelRegistry
 from service.models.serving_context import ServingContext
 from service.observe import logs, metrics
-from service.settings import Settings, SettingsError, read_settings, secrets
+from service.settings import Settings, secrets
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.event_log import EventLog
 from service.store.shared_settings import SettingsDiffer, SharedSettings, tell_changes

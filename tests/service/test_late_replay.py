@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.settings import SettingsError, read_settings
+from service.environment import SettingsError, read_settings
 from service.store.event_log import ORIGIN, Event, EventLog, LogReply, NewEvent, new_uid
 from service.store.store import RecordDamaged, Store
 from tests.depth import examples
