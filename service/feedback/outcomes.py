@@ -7,7 +7,6 @@ What is shown and done waits in memory and goes to the store together, off the w
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import time
@@ -21,6 +20,7 @@ from zlib import crc32
 
 from service.observe import metrics
 from service.store.calls import Calls, raised
+from service.store.follower import Follower
 from service.store.store import Command, Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -121,32 +121,17 @@ class Outcomes:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Flushes meanwhile, and at the end."""
-        task = asyncio.create_task(self._keep_flushing())
+        follower = Follower(
+            self.flush, FLUSH_EVERY_S, "outcomes are not counted", metrics.OUTCOME_FAILURES.inc
+        )
         try:
-            yield
+            async with follower:
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             try:
                 await self.flush()
             except StoreError as error:
                 logger.warning("the last outcomes are not counted: %s", error)
-
-    async def _keep_flushing(self) -> None:
-        working = True
-        while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            try:
-                await self.flush()
-                working = True
-            except StoreError as error:
-                metrics.OUTCOME_FAILURES.inc()
-                if working:  # said once, not four times a second
-                    logger.warning("outcomes are not counted: %s", error)
-                working = False
-            except Exception:
-                metrics.OUTCOME_FAILURES.inc()
-                logger.exception("outcomes are not counted")
 
     def _add(self, user_id: str, command: Command, kind: str | None = None) -> None:
         if len(self._waiting) >= WAITING:

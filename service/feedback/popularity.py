@@ -16,11 +16,10 @@ What an erased user's interactions had added is taken back, by the same arithmet
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from model.kinds import HEAVIEST
 from service.catalogue.retrieval import ExactRetrieval
 from service.observe import metrics
 from service.store.calls import Calls, raised
+from service.store.follower import Follower
 from service.store.store import Command, Store, StoreError
 
 logger = logging.getLogger(__name__)
@@ -268,33 +268,15 @@ class Popularity:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Flushes and refreshes meanwhile, and flushes at the end."""
-        tasks = [
-            asyncio.create_task(self._repeat(self.flush, FLUSH_EVERY_S)),
-            asyncio.create_task(self._repeat(self.refresh, self._refresh_s)),
-        ]
+        failing, failed = "popularity is not kept", metrics.POPULARITY_FAILURES.inc
         try:
-            yield
+            async with (
+                Follower(self.flush, FLUSH_EVERY_S, failing, failed),
+                Follower(self.refresh, self._refresh_s, failing, failed),
+            ):
+                yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             try:
                 await self.flush(settled=True)
             except StoreError as error:
                 logger.warning("the last interactions are not counted as popularity: %s", error)
-
-    async def _repeat(self, act: Callable[[], Awaitable[None]], every_s: float) -> None:
-        working = True
-        while True:
-            try:
-                await act()
-                working = True
-            except StoreError as error:
-                metrics.POPULARITY_FAILURES.inc()
-                if working:  # said once
-                    logger.warning("popularity is not kept: %s", error)
-                working = False
-            except Exception:
-                metrics.POPULARITY_FAILURES.inc()
-                logger.exception("popularity is not kept")
-            await asyncio.sleep(every_s)
