@@ -25,6 +25,7 @@ from service.models.served_model import ServedModel
 from service.models.serving_context import ServingContext
 from service.models.traffic_split import TrafficSplit
 from service.observe import metrics
+from service.store.follower import Follower
 from service.store.store import StoreError
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Deployer:
         """
         if self.folder is not None:
             await self.registry.serving()  # forgets those that are gone
-            new = await self._followed()
+            new = await self._changed()
             if new is not None:
                 self.deployment = new
                 return
@@ -83,12 +84,20 @@ class Deployer:
         if self.folder is None:
             yield
             return
-        task = asyncio.create_task(self._follow(show))
+
+        async def follow() -> None:
+            new = await self._changed()
+            if new is not None:
+                self._switch(new)
+                show(new)
+            self._moves.count()
+            await self._report()
+
+        every_s = self._context.settings.model_poll_s
         try:
-            yield
+            async with Follower(follow, every_s, "which model is to be served is not known"):
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             try:
                 await self.registry.leave()
             except StoreError as error:
@@ -107,27 +116,7 @@ class Deployer:
             "waiting_users": self._moves.waiting,
         }
 
-    async def _follow(self, show: Callable[[Deployment], None]) -> None:
-        reading = True
-        while True:
-            try:
-                new = await self._followed()
-                if new is not None:
-                    self._switch(new)
-                    show(new)
-                    del new
-                self._moves.count()
-                await self._report()
-                reading = True
-            except StoreError as error:
-                if reading:  # said once, not every second
-                    logger.warning("which model is to be served is not known: %s", error)
-                reading = False
-            except Exception:
-                logger.exception("models not followed")
-            await asyncio.sleep(self._context.settings.model_poll_s)
-
-    async def _followed(self) -> Deployment | None:
+    async def _changed(self) -> Deployment | None:
         """What is set, where it is not what serves; None: it is, or can't be served."""
         try:
             split = await self.registry.read()
