@@ -58,11 +58,8 @@ class Value:
     def get(self) -> float:
         return self._number
 
-    def set_exemplar(self, exemplar: object) -> None:
-        """Exemplars are not kept."""
-
     def get_exemplar(self) -> None:
-        return None
+        """Exemplars are not kept."""
 
     def _open(self, kind: Any) -> None:
         self._file = kind(*self._described, **self._options)
