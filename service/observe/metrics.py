@@ -59,16 +59,19 @@ def _histograms_of(name: str, meaning: str, *labels: str) -> Callable[..., Histo
     return cache(Histogram(name, meaning, labels, buckets=SECONDS, registry=_ours).labels)
 
 
-_Over = Literal["livesum", "livemin", "livemax", "livemostrecent"]
-"""What is exported of the values of all living workers."""
+def _gauge(
+    over: Literal["livesum", "livemin", "livemax", "livemostrecent"],
+) -> Callable[..., Gauge]:
+    """Makes gauges. `over`: what is exported of the values of all living workers."""
+
+    def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, multiprocess_mode=over, registry=_ours)
+
+    return gauge
 
 
-def _gauge(over: _Over, name: str, meaning: str, *labels: str) -> Gauge:
-    return Gauge(name, meaning, labels, multiprocess_mode=over, registry=_ours)
-
-
-def _sum(name: str, meaning: str) -> Gauge:
-    return _gauge("livesum", name, meaning)
+_sum, _least, _most = _gauge("livesum"), _gauge("livemin"), _gauge("livemax")
+_latest = _gauge("livemostrecent")
 
 
 class Part:
@@ -144,12 +147,10 @@ ACKS_MISSED = _counter(
     "tim4rec_replica_acks_missed",
     "Writes that too few replicas had in time (replica_acks): refused, though they may be there",
 )
-STORE_UP = _gauge("livemin", "tim4rec_store_up", "1: every node of the store answers every worker")
-STORE_MEMORY = _gauge("livemostrecent", "tim4rec_store_memory_bytes", "Memory the store uses")
-STORE_MEMORY_LIMIT = _gauge(
-    "livemostrecent",
-    "tim4rec_store_memory_limit_bytes",
-    "Memory the store may use; 0: no limit is set",
+STORE_UP = _least("tim4rec_store_up", "1: every node of the store answers every worker")
+STORE_MEMORY = _latest("tim4rec_store_memory_bytes", "Memory the store uses")
+STORE_MEMORY_LIMIT = _latest(
+    "tim4rec_store_memory_limit_bytes", "Memory the store may use; 0: no limit is set"
 )
 
 # -- interactions, states, recommendations -----------------------------------------------
@@ -166,8 +167,7 @@ kinds = _counters_of(
 UNKNOWN_ITEMS = _counter(
     "tim4rec_unknown_items", "Logged interactions with an item that the model does not know"
 )
-_catalogue_items = _gauge(
-    "livemostrecent",
+_catalogue_items = _latest(
     "tim4rec_catalogue_items",
     "Items with a record; those the model does not know; those that may not be returned now",
     "kind",
@@ -222,8 +222,7 @@ SNAPSHOTS = _counters(
     ("written", "failed", "unfit", "unsound", "outdated"),
 )
 SNAPSHOT_BYTES = _counter("tim4rec_snapshot_bytes", "Size of the snapshots written")
-EXACTNESS_DIFFERENCE = _gauge(
-    "livemax",
+EXACTNESS_DIFFERENCE = _most(
     "tim4rec_exactness_difference",
     "Largest recent difference of a score between states in the pool and their recomputation",
 )
@@ -236,8 +235,7 @@ EXACTNESS_SAMPLES = _counters(
 
 # -- models ------------------------------------------------------------------------------
 
-MODEL = _gauge(
-    "livemax",
+MODEL = _most(
     "tim4rec_model_info",
     "1: the model is served; 0: not any more",
     "identity",
@@ -246,8 +244,7 @@ MODEL = _gauge(
     "items",
     "precision",
 )
-MODEL_BEHIND = _gauge(
-    "livemax",
+MODEL_BEHIND = _most(
     "tim4rec_model_behind",
     "1: a worker can't serve the models that are set, and serves those before",
 )
@@ -257,9 +254,7 @@ MODEL_CHANGES = _counters(
     "result",
     ("taken", "failed"),
 )
-_model_users = _gauge(
-    "livesum", "tim4rec_model_users", "States in the pool, by the model they are of", "model"
-)
+_model_users = _sum("tim4rec_model_users", "States in the pool, by the model they are of", "model")
 _model_recommendations = _counters_of(
     "tim4rec_model_recommendations",
     "Recommendations answered, popular items included, by the user's model",
@@ -283,8 +278,7 @@ outcomes = _counters_of(
 OUTCOME_FAILURES = _counter(
     "tim4rec_outcome_failures", "Times that recommended items or outcomes were not sent"
 )
-_moved_users = _gauge(
-    "livesum",
+_moved_users = _sum(
     "tim4rec_moved_users",
     "Users in the pool whose model the last change changed, by whether they have its state",
     "state",
@@ -293,25 +287,17 @@ MOVED_USERS = {state: _moved_users.labels(state) for state in ("moved", "waiting
 
 # -- processes ---------------------------------------------------------------------------
 
-BUILD = _gauge(
-    "livemax",
-    "tim4rec_build_info",
-    "The software that serves; always 1",
-    "version",
-    "torch",
-    "device",
+BUILD = _most(
+    "tim4rec_build_info", "The software that serves; always 1", "version", "torch", "device"
 )
-READY = _gauge(
-    "livemin", "tim4rec_ready", "1: every worker is warm; 0: one is starting or draining"
-)
+READY = _least("tim4rec_ready", "1: every worker is warm; 0: one is starting or draining")
 WORKERS = _sum("tim4rec_workers", "Worker processes")
 WORKER_STARTS = _counter("tim4rec_worker_starts", "Starts of worker processes")
 RESIDENT_MEMORY = _sum("tim4rec_resident_memory_bytes", "Memory of the processes")
 DEVICE_MEMORY = _sum("tim4rec_device_memory_bytes", "Memory the processes hold on the GPU")
 OPEN_FILES = _sum("tim4rec_open_files", "Files and connections the processes hold open")
 CPU = _counter("tim4rec_cpu_seconds", "CPU time of the processes")
-EVENT_LOOP_LAG = _gauge(
-    "livemax",
+EVENT_LOOP_LAG = _most(
     "tim4rec_event_loop_lag_seconds",
     "How late the last timer of an event loop was; of the latest worker",
 )
