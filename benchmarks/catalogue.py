@@ -37,6 +37,7 @@ from rich.table import Table
 from cli.console import CommandError, err, errors_without_traceback, out
 from model.artefact import Artefact, Items, load_artefact
 from service.catalogue import item_index
+from service.catalogue.ask import Ask
 from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval
 from training import dataset
 from training.batches import gather_padded
@@ -224,7 +225,7 @@ class Case:
     vectors: str
     embedding: torch.Tensor
     queries: torch.Tensor
-    masked: list[NDArray[np.int32]]
+    asks: list[Ask]
     best: list[set[int]]
 
 
@@ -232,16 +233,16 @@ def make_case(name: str, vectors_VD: Float32s, queries_QD: Float32s) -> Case:
     embedding = torch.from_numpy(np.concatenate([np.zeros_like(vectors_VD[:1]), vectors_VD]))
     queries = torch.from_numpy(queries_QD)
     draw = np.random.default_rng(1)
-    masked, best = [], []
+    asks, best = [], []
     for start in range(0, len(queries), WAVE):
         near = (queries[start : start + WAVE] @ embedding[1:].T).topk(
             MASKED_FROM + 10, dim=1
         ).indices.numpy() + 1
         for row in near:
             barred = draw.choice(row[:MASKED_FROM], MASKED, replace=False)
-            masked.append(barred.astype(np.int32))
+            asks.append(Ask(10, barred.astype(np.int32)))
             best.append(set(row[~np.isin(row, barred)][:10].tolist()))
-    return Case(name, embedding, queries, masked, best)
+    return Case(name, embedding, queries, asks, best)
 
 
 def measure(case: Case, way: str) -> Row:
@@ -291,7 +292,7 @@ def _timed(case: Case, retrieval: ExactRetrieval, batch: int) -> Iterator[tuple[
         for start in range(0, len(case.queries) - batch + 1, batch):
             part = slice(start, start + batch)
             began = time.perf_counter()
-            rankings = retrieval.top(case.queries[part], case.masked[part], [10] * batch)
+            rankings = retrieval.answer(case.queries[part], case.asks[part])
             yield time.perf_counter() - began, rankings
             done += 1
             if time.perf_counter() > until and done >= LEAST_WAVES:

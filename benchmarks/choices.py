@@ -27,6 +27,7 @@ from rich.table import Table
 from cli.console import err, errors_without_traceback, out
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, Items
+from service.catalogue.ask import Ask
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.choice import Choice
 from service.catalogue.item_store import ItemStore
@@ -34,7 +35,7 @@ from service.catalogue.retrieval import ExactRetrieval
 from service.store.embedded import EmbeddedStore
 from service.store.store import Store
 
-BATCH, K, MASKED, AT_ONCE = 64, 10, 30, 1000
+BATCH, K, HIDDEN, AT_ONCE = 64, 10, 30, 1000
 WORDS = ["red", "oak", "sea", "star", "night", "glass", "river", "gold", "silent", "north"]
 
 
@@ -74,34 +75,28 @@ async def waves(retrieval: ExactRetrieval, catalogue: Catalogue, repeats: int) -
     """A wave's time by what it asks."""
     width = retrieval.vectors(np.array([1])).shape[1]
     query = torch.randn(BATCH, width, generator=torch.Generator().manual_seed(1))
-    masked = [np.arange(1, MASKED + 1, dtype=np.int32)] * BATCH
+    hidden = np.arange(1, HIDDEN + 1, dtype=np.int32)
 
-    def wave(choice: Choice) -> None:
-        best = retrieval.top(query, masked, [choice.depth(K)] * BATCH, [choice.selection] * BATCH)
-        if choice.promoted is None:
-            for one in best:
-                choice.arrange(one, None, K, retrieval)
-            return
-        promoted = retrieval.top(query, masked, [K] * BATCH, [choice.promoted] * BATCH)
-        for one, other in zip(best, promoted, strict=True):
-            choice.arrange(one, other, K, retrieval)
+    def wave(choice: Choice | None = None) -> float:
+        asks = [Ask(K, hidden, choice=choice)] * BATCH
+        return cpu_ms(lambda: retrieval.answer(query, asks), repeats)
 
     half = await catalogue.matching("price < 50")
     few = await catalogue.matching('brand = "brand 7"')
     sale = await catalogue.matching("has(sale)")
     shelf = retrieval.shelf
     times = {
-        "plain": cpu_ms(lambda: retrieval.top(query, masked, [K] * BATCH), repeats),
-        "filter, half of the items": cpu_ms(lambda: wave(Choice(half)), repeats),
-        "filter, 1 item in 200": cpu_ms(lambda: wave(Choice(few)), repeats),
-        "promotion": cpu_ms(lambda: wave(Choice(promoted=sale, share=0.2)), repeats),
-        "diversity": cpu_ms(lambda: wave(Choice(diversity=0.5)), repeats),
+        "plain": wave(),
+        "filter, half of the items": wave(Choice(half)),
+        "filter, 1 item in 200": wave(Choice(few)),
+        "promotion": wave(Choice(promoted=sale, share=0.2)),
+        "diversity": wave(Choice(diversity=0.5)),
     }
     blocked = np.random.default_rng(0).random(shelf.size + 1) < 0.1
     retrieval.shelf = replace(shelf, blocked=blocked)
-    hidden = cpu_ms(lambda: retrieval.top(query, masked, [K] * BATCH), repeats)
+    some_blocked = wave()
     retrieval.shelf = shelf
-    return {"plain": times.pop("plain"), "plain, 1 item in 10 hidden": hidden, **times}
+    return {"plain": times.pop("plain"), "plain, 1 item in 10 hidden": some_blocked, **times}
 
 
 async def measured(size: int, repeats: int) -> dict[str, float]:

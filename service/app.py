@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from model.kinds import KindRules
 from service import vitals
 from service.addresses import networks
 from service.catalogue.cursor import shared_seal
@@ -217,6 +218,7 @@ async def _assemble(
         copied=settings.max_k,
         least=settings.popular_least,
         heaviest=settings.max_weight,
+        kinds=KindRules.parse(settings.kinds),
         refresh_s=settings.popular_refresh_s,
         timeout_s=settings.store_timeout_s,
     )
@@ -227,6 +229,7 @@ async def _assemble(
             store,
             namespace=settings.namespace,
             window_s=settings.outcome_window_s,
+            kinds=KindRules.parse(settings.kinds),
             timeout_s=settings.store_timeout_s,
         )
         await stack.enter_async_context(outcomes.running())

@@ -17,7 +17,7 @@ from model.kernels import Choice
 from model.kinds import HEAVIEST, KindRules
 from model.state import Precision
 from service import addresses
-from service.engine.wave import StoreAway
+from service.engine.requests import StoreAway
 from service.observe import logs
 from service.setting_types import (
     Folder,
@@ -30,7 +30,7 @@ from service.setting_types import (
     Retrieval,
     Secrets,
     Tracing,
-)  # fmt: skip
+)
 from service.store.event_log import LatePolicy
 from service.store.url import StoreUrl
 

@@ -3,14 +3,15 @@ each other, and what was shown before."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from service.catalogue.diversity import POOL, spread
-from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking
+from service.catalogue.ranking import NO_ITEMS, Ranking
 from service.catalogue.view import Selection
 
 
@@ -37,13 +38,21 @@ class Choice:
         return max(k, POOL) if self.diversity else k
 
     def arrange(
-        self, best: Ranking, promoted: Ranking | None, k: int, retrieval: ExactRetrieval
+        self,
+        best: Ranking,
+        promoted: Ranking | None,
+        k: int,
+        vectors_of: Callable[[NDArray[np.int64]], Tensor],
     ) -> Ranking:
-        """k items of `depth(k)` best ones and of k promoted ones."""
+        """k items of `depth(k)` best ones and of k promoted ones.
+
+        Args:
+            vectors_of: (len(rows), D) the vectors of rows.
+        """
         if self.diversity:
             pool = best.items[:POOL]
-            before = retrieval.vectors(self.shown.astype(np.int64)).float().cpu().numpy()
-            vectors = retrieval.vectors(pool).float().cpu().numpy()
+            before = vectors_of(self.shown.astype(np.int64)).float().cpu().numpy()
+            vectors = vectors_of(pool).float().cpu().numpy()
             order = spread(best.scores[:POOL], vectors, self.diversity, k, before)
             order = np.concatenate([order, np.arange(len(pool), len(best.items))])
             best = replace(best, items=best.items[order], scores=best.scores[order])

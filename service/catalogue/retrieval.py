@@ -1,4 +1,4 @@
-"""The best items for a query, some masked: exactly by one matrix product, or found by an index.
+"""The best items for a query, some hidden: exactly by one matrix product, or found by an index.
 
 An index proposes candidates. What may not be returned is taken out of them, what is left gets its
 exact score, and who is left with too few asks for more, in the end of the whole catalogue.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from model.artefact import Artefact, Items
 from service.catalogue import numba_scores, numba_top
+from service.catalogue.ask import Ask
+from service.catalogue.ranking import NO_ITEMS, Ranking
 from service.catalogue.view import CatalogueView, Flags, Selection
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 How = Literal["auto", "exact", "index"]
-
-NO_ITEMS: NDArray[np.int32] = np.empty(0, np.int32)
 
 INDEX_FROM = 100_000
 """Catalogues of so many items have an index by default; `python -m benchmarks.catalogue` is why."""
@@ -43,19 +43,6 @@ APART_BELOW = 4
 SURE_PART = 3
 """What is returned must be in the best third of the candidates: further down, items that an
 index took for worse than they are may be missing."""
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """The best items of one request, best first: their rows and scores. `indexed`: an index found
-    them; `recent`: they are what is popular of late, by their numbers."""
-
-    items: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    indexed: bool = False
-    recent: bool = False
-    promoted: NDArray[np.bool_] | None = None
-    """Which have their places by a promotion; None: none."""
 
 
 class ExactRetrieval:
@@ -83,34 +70,62 @@ class ExactRetrieval:
     def __len__(self) -> int:
         return len(self._popular)
 
-    def top(
+    def answer(
         self,
-        query_BD: Tensor,
-        masked: Sequence[NDArray[np.int32]],
-        ks: Sequence[int],
-        selections: Sequence[Selection | None] | None = None,
-        had: Sequence[NDArray[np.int32]] | None = None,
-        there: tuple[Tensor, Tensor] | None = None,
+        query_BD: Tensor | None,
+        asks: Sequence[Ask],
+        there: Sequence[Tensor] | None = None,
     ) -> list[Ranking]:
-        """The best `ks[i]` items of each query, fewer where so many are not left.
+        """What each ask is for.
 
         Args:
-            masked: for each query, rows that must not be returned.
-            selections: for each query, what only may be returned; None: everything.
-            had: for each query, items that the user has had, to be weighed; None: of none.
-            there: `places` of `masked` and `had`, where they are on the device already.
+            query_BD: None: nothing is known of these users, who get what is popular.
+            there: `places(asks)`, where they are on the device already.
         """
-        return self._top(self.shelf, query_BD, masked, ks, selections, had, there)
+        lists = [(place, own) for place, ask in enumerate(asks) for own in ask.searches()]
+        searches = [own for _, own in lists]
+        if query_BD is None:
+            found = iter([self.popular(own) for own in searches])
+        else:
+            rows = [place for place, _ in lists]
+            queries = query_BD if rows == list(range(len(asks))) else query_BD[rows]
+            found = iter(self.top(queries, searches, there) if searches else [])
+        return [
+            self._arranged(ask, found)
+            if ask.candidates is None
+            else self.rank(None if query_BD is None else query_BD[place], ask)
+            for place, ask in enumerate(asks)
+        ]
+
+    def _arranged(self, ask: Ask, found: Iterator[Ranking]) -> Ranking:
+        """The answer made of the next of the lists found."""
+        best, choice = next(found), ask.choice
+        if choice is None:
+            return best
+        promoted = None if choice.promoted is None else next(found)
+        return choice.arrange(best, promoted, ask.k, self.vectors)
+
+    def places(self, asks: Sequence[Ask]) -> list[NDArray[np.int64]]:
+        """(2, n) places of hidden and of seen items among the scores that `answer` looks at."""
+        return self._places([own for ask in asks for own in ask.searches()])
+
+    def _places(self, searches: Sequence[Ask]) -> list[NDArray[np.int64]]:
+        seen = [own.seen for own in searches] if self.repeat_bias else []
+        return [_row_and_column([own.hidden for own in searches]), _row_and_column(seen)]
+
+    def top(
+        self, query_BD: Tensor, asks: Sequence[Ask], there: Sequence[Tensor] | None = None
+    ) -> list[Ranking]:
+        """The best items of each query, fewer than k where so many are not left; `there`: as for
+        `answer`."""
+        return self._top(self.shelf, query_BD, asks, there)
 
     def _top(
         self,
         shelf: CatalogueView,
         query_BD: Tensor,
-        masked: Sequence[NDArray[np.int32]],
-        ks: Sequence[int],
-        selections: Sequence[Selection | None] | None,
-        had: Sequence[NDArray[np.int32]] | None = None,
-        there: tuple[Tensor, Tensor] | None = None,
+        asks: Sequence[Ask],
+        there: Sequence[Tensor] | None = None,
     ) -> list[Ranking]:
         scores = self._products(query_BD)
         if shelf.vectors is not None:
@@ -118,24 +133,27 @@ class ExactRetrieval:
         if shelf.blocked is not None:
             scores += self._bias(shelf)
         outside: dict[int, Tensor] = {}  # many ask for the same
-        for row, selection in enumerate(selections or ()):
-            if selection is not None:
+        for row, ask in enumerate(asks):
+            if (selection := ask.selection) is not None:
                 if id(selection) not in outside:
                     out = torch.from_numpy(~selection.on(shelf))
                     outside[id(selection)] = out.to(scores.device)
                 scores[row].masked_fill_(outside[id(selection)], -torch.inf)
-        if not self.repeat_bias:
-            had = None
+        ks = [ask.k for ask in asks]
         if there is None and scores.device.type == "cpu":
-            best = numba_top.top(scores.numpy(), masked, had, self.repeat_bias, ks)
+            hidden = [ask.hidden for ask in asks]
+            seen = [ask.seen for ask in asks] if self.repeat_bias else None
+            best = numba_top.top(scores.numpy(), hidden, seen, self.repeat_bias, ks)
             return [Ranking(*one) for one in best]
         scores[:, 0] = -torch.inf
-        masked_at, had_at = _on(scores.device, masked, had) if there is None else there
-        if had_at.shape[1]:
-            at = had_at[0], had_at[1]
+        if there is None:
+            there = [torch.from_numpy(own).to(scores.device) for own in self._places(asks)]
+        hidden_at, seen_at = there
+        if seen_at.shape[1]:
+            at = seen_at[0], seen_at[1]
             scores[at] = scores[at] + self.repeat_bias  # once where one stands there twice
-        if masked_at.shape[1]:
-            scores[masked_at[0], masked_at[1]] = -torch.inf
+        if hidden_at.shape[1]:
+            scores[hidden_at[0], hidden_at[1]] = -torch.inf
         widest = min(max(ks), scores.shape[1])
         values, indices = _brought(*scores.topk(widest, dim=1))
         if (values[:, 1:] == values[:, :-1]).any():
@@ -166,14 +184,11 @@ class ExactRetrieval:
             self._biased = shelf, torch.from_numpy(shelf.bias).to(self._embedding.device)
         return self._biased[1]
 
-    def rank(
-        self,
-        query_D: Tensor | None,
-        candidates: NDArray[np.int32],
-        had: NDArray[np.int32] = NO_ITEMS,
-    ) -> Ranking:
-        """All of these items, best first by their exact scores; without a query by popularity.
-        Equal ones are in the order of the item index. `had`: what the user has had."""
+    def rank(self, query_D: Tensor | None, ask: Ask) -> Ranking:
+        """All candidates that are not hidden, best first by their exact scores; without a query by
+        popularity. Equal ones are in the order of the item index."""
+        assert ask.candidates is not None
+        candidates = np.setdiff1d(ask.candidates, ask.hidden)
         if query_D is None:
             ever = self._counts(candidates)
             recent, counted = self._recent
@@ -183,21 +198,15 @@ class ExactRetrieval:
             scores = scores if numbers else ever
             return Ranking(candidates[order].astype(np.int64), scores[order], recent=bool(numbers))
         scores = (self.vectors(candidates.astype(np.int64)) @ query_D).cpu().numpy()
-        scores += np.float32(self.repeat_bias) * np.isin(candidates, had)
+        scores += np.float32(self.repeat_bias) * np.isin(candidates, ask.seen)
         order = np.lexsort((candidates, -scores))
         return Ranking(candidates[order].astype(np.int64), scores[order])
 
-    def popular(
-        self,
-        masked: NDArray[np.int32],
-        k: int,
-        selection: Selection | None = None,
-        *,
-        in_training: bool = False,
-    ) -> Ranking:
+    def popular(self, ask: Ask, *, in_training: bool = False) -> Ranking:
         """The most popular items: of late, if that is known (and wanted), then of the training
         part. The score is the number of interactions, the recent one if that is known. Items that
         came after the training have none there, the newest of them first."""
+        selection = ask.selection
         order, shelf, (recent, numbers) = self._popular, self.shelf, self._recent
         if in_training:
             recent, numbers = recent[:0], numbers[:0]
@@ -208,14 +217,14 @@ class ExactRetrieval:
             flags = shelf.open if selection is None else selection.on(shelf)
             order, left = order[flags[order]], flags[recent]
             recent, numbers = recent[left], numbers[left]
-        head = order[: k + len(masked) + len(recent)]
+        head = order[: ask.k + len(ask.hidden) + len(recent)]
         scores = self._counts(head)
         if by_recent:
             head = np.concatenate([recent, head[~np.isin(head, recent)]])
             scores = np.zeros(len(head), np.float32)
             scores[: len(numbers)] = numbers
-        left = ~np.isin(head, masked)
-        return Ranking(head[left][:k], scores[left][:k], recent=by_recent)
+        left = ~np.isin(head, ask.hidden)
+        return Ranking(head[left][: ask.k], scores[left][: ask.k], recent=by_recent)
 
     def similar(
         self,
@@ -274,74 +283,62 @@ class IndexRetrieval(ExactRetrieval):
         self._vectors = self._embedding.cpu()
         self._index = index
         self._most = min(MOST_CANDIDATES, len(self) // 4)
-        self._is_masked = np.zeros(len(self) + 1, np.bool_)
+        self._is_hidden = np.zeros(len(self) + 1, np.bool_)
 
     def top(
-        self,
-        query_BD: Tensor,
-        masked: Sequence[NDArray[np.int32]],
-        ks: Sequence[int],
-        selections: Sequence[Selection | None] | None = None,
-        had: Sequence[NDArray[np.int32]] | None = None,
-        there: tuple[Tensor, Tensor] | None = None,
+        self, query_BD: Tensor, asks: Sequence[Ask], there: Sequence[Tensor] | None = None
     ) -> list[Ranking]:
         query, shelf = query_BD.float().cpu(), self.shelf
-        chosen = selections or [None] * len(ks)
-        if had is not None and self.repeat_bias and any(map(len, had)):
+        if self.repeat_bias and any(len(ask.seen) for ask in asks):
             # No index knows where a bias puts an item: those are looked at one by one.
-            apart = [np.concatenate(both) for both in zip(masked, had, strict=True)]
+            apart = [
+                replace(ask, hidden=np.concatenate([ask.hidden, ask.seen]), seen=NO_ITEMS)
+                for ask in asks
+            ]
             return [
-                _merged(
-                    new, self._weighed(shelf, query[row], had[row], masked[row], chosen[row], k), k
-                )
-                for row, (new, k) in enumerate(
-                    zip(self.top(query_BD, apart, ks, selections), ks, strict=True)
-                )
+                _merged(new, self._weighed(shelf, query[row], ask), ask.k)
+                for row, (new, ask) in enumerate(zip(self.top(query_BD, apart), asks, strict=True))
             ]
         # What may be returned of the shelf; None: everything.
         everybodys = None if shelf.blocked is None else shelf.open
+        chosen = [ask.selection for ask in asks]
         flags = [everybodys if one is None else one.on(shelf) for one in chosen]
         found: dict[int, Ranking] = {}
         waiting: dict[int, list[int]] = defaultdict(list)
-        for row, k in enumerate(ks):
+        for row, ask in enumerate(asks):
             own = None if chosen[row] is None else flags[row]
             if own is not None and np.count_nonzero(own) <= self._most:
                 few = np.flatnonzero(own)
-                found[row] = self._best(shelf, query[row], few, masked[row], k)
+                found[row] = self._best(shelf, query[row], few, ask)
             else:
-                waiting[_power_of_two(max(LEAST_CANDIDATES, SURE_PART * k))].append(row)
+                waiting[_power_of_two(max(LEAST_CANDIDATES, SURE_PART * ask.k))].append(row)
         while waiting:
             count = min(waiting)
             rows = waiting.pop(count)
             if count > self._most:
                 rows = sorted(sum(waiting.values(), rows))
-                exact = self._top(
-                    shelf,
-                    query_BD[rows],
-                    [masked[r] for r in rows],
-                    [ks[r] for r in rows],
-                    [chosen[r] for r in rows],
-                )
+                exact = self._top(shelf, query_BD[rows], [asks[row] for row in rows])
                 found.update(zip(rows, exact, strict=True))
                 break
             items, scores, allowed = self._candidates(
-                query[rows], [masked[row] for row in rows], [flags[row] for row in rows], count
+                query[rows], [asks[row] for row in rows], [flags[row] for row in rows], count
             )
             near = allowed[:, : count // SURE_PART].sum(1)
             for place, row in enumerate(rows):
-                if near[place] < ks[row]:
+                k = asks[row].k
+                if near[place] < k:
                     waiting[4 * count].append(row)
                     continue
-                best = np.flatnonzero(allowed[place])[: ks[row]]
+                best = np.flatnonzero(allowed[place])[:k]
                 ranking = Ranking(items[place, best], scores[place, best], indexed=True)
                 if shelf.vectors is not None:
                     newer = np.arange(len(self) + 1, shelf.size + 1)
                     if (own := flags[row]) is not None:
                         newer = newer[own[newer]]
-                    late = self._best(shelf, query[row], newer, masked[row], ks[row])
-                    ranking = _merged(ranking, late, ks[row])
+                    late = self._best(shelf, query[row], newer, asks[row])
+                    ranking = _merged(ranking, late, k)
                 found[row] = ranking
-        return [found[row] for row in range(len(ks))]
+        return [found[row] for row in range(len(asks))]
 
     def _products(self, query_BD: Tensor) -> Tensor:
         if self._embedding.device.type != "cpu":
@@ -364,38 +361,26 @@ class IndexRetrieval(ExactRetrieval):
         return super()._around(query_D, k, flags)
 
     def _best(
-        self,
-        shelf: CatalogueView,
-        query_D: Tensor,
-        rows: NDArray[np.int64],
-        masked: NDArray[np.int32],
-        k: int,
+        self, shelf: CatalogueView, query_D: Tensor, rows: NDArray[np.int64], ask: Ask
     ) -> Ranking:
-        """The best k of these rows, each looked at."""
-        rows = rows[~np.isin(rows, masked)]
+        """The best of these rows, each looked at."""
+        rows = rows[~np.isin(rows, ask.hidden)]
         scores = (self.vectors(rows, shelf).float().cpu() @ query_D).numpy()
-        order = np.lexsort((rows, -scores))[:k]
+        order = np.lexsort((rows, -scores))[: ask.k]
         return Ranking(rows[order], scores[order])
 
-    def _weighed(
-        self,
-        shelf: CatalogueView,
-        query_D: Tensor,
-        had: NDArray[np.int32],
-        masked: NDArray[np.int32],
-        selection: Selection | None,
-        k: int,
-    ) -> Ranking:
+    def _weighed(self, shelf: CatalogueView, query_D: Tensor, ask: Ask) -> Ranking:
         """The best of what the user has had."""
-        rows = np.unique(had).astype(np.int64)
+        rows = np.unique(ask.seen).astype(np.int64)
+        selection = ask.selection
         rows = rows[(shelf.open if selection is None else selection.on(shelf))[rows]]
-        best = self._best(shelf, query_D, rows, masked, k)
+        best = self._best(shelf, query_D, rows, ask)
         return replace(best, scores=best.scores + np.float32(self.repeat_bias))
 
     def _candidates(
         self,
         query_BD: Tensor,
-        masked: Sequence[NDArray[np.int32]],
+        asks: Sequence[Ask],
         flags: Sequence[Flags | None],
         count: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.bool_]]:
@@ -405,11 +390,11 @@ class IndexRetrieval(ExactRetrieval):
         scores: NDArray[np.float32] = torch.bmm(vectors, query_BD[:, :, None])[:, :, 0].numpy()
         allowed = items > 0
         scores[~allowed] = -np.inf
-        for row, mask in enumerate(masked):
-            mask = mask[mask <= len(self)]  # the index has no newer ones
-            self._is_masked[mask] = True
-            allowed[row] &= ~self._is_masked[items[row]]
-            self._is_masked[mask] = False
+        for row, ask in enumerate(asks):
+            hidden = ask.hidden[ask.hidden <= len(self)]  # the index has no newer ones
+            self._is_hidden[hidden] = True
+            allowed[row] &= ~self._is_hidden[items[row]]
+            self._is_hidden[hidden] = False
             open_rows = flags[row]
             if open_rows is not None:
                 allowed[row] &= open_rows[items[row]]
@@ -460,21 +445,12 @@ def open_retrieval(artefact: Artefact, how: How, folder: Path) -> ExactRetrieval
     return ExactRetrieval(weight, artefact.items, artefact.model.repeat_bias)
 
 
-def places(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
-    """(2, n) row and column of each."""
+def _row_and_column(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    """(2, n) of each."""
     sizes = [len(some) for some in columns]
     if not any(sizes):
         return np.empty((2, 0), np.int64)
     return np.stack([np.repeat(np.arange(len(columns)), sizes), np.concatenate(columns)])
-
-
-def _on(
-    device: torch.device,
-    masked: Sequence[NDArray[np.int32]],
-    had: Sequence[NDArray[np.int32]] | None,
-) -> tuple[Tensor, Tensor]:
-    both = places(masked), places(had or ())
-    return torch.from_numpy(both[0]).to(device), torch.from_numpy(both[1]).to(device)
 
 
 def _brought(values: Tensor, indices: Tensor) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""What an engine's waves come to, in the metrics."""
+"""What an engine's batches come to, in the metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.store.event_log import Verdict
 
 
 class Tally:
-    """Sums of a wave, which becomes metrics as a whole: a metric costs more than a sum.
+    """Sums of a batch, which become metrics as a whole: a metric costs more than a sum.
 
     Args:
         identity: of the model.

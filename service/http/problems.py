@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.engine.engine import Overloaded
+from service.engine.requests import Overloaded
 from service.http import faults
 from service.http.schemas import Problem
 from service.observe import request_context

@@ -88,8 +88,7 @@ async def open_model(
             snapshot_precision=settings.snapshot_precision,
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
-            popularity=context.popularity,
-            outcomes=context.outcomes,
+            listeners=[one for one in (context.popularity, context.outcomes) if one is not None],
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
         )
@@ -100,7 +99,7 @@ async def open_model(
     name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
-        retrieval = engine.computer.retrieval
+        retrieval = engine.runner.retrieval
         context.popularity.show(retrieval, catalogue.row)
         stack.callback(context.popularity.forget, retrieval)
 

@@ -30,7 +30,8 @@ from service.catalogue.cursor import (
     write_shown,
 )
 from service.catalogue.diversity import POOL, spread
-from service.catalogue.retrieval import ExactRetrieval, Ranking
+from service.catalogue.ranking import Ranking
+from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.view import Selection
 from service.http.schemas import MOST_LISTED
 from service.store.store import Store
@@ -75,7 +76,7 @@ def test_promoted_items_get_their_share_on_every_page(
     while left:
         choice = Choice(promoted=EVERYTHING, share=share, places=len(shown))
         those = [row for row in own if row in left]
-        page = choice.arrange(ranking(left[:k]), ranking(those[:k]), k, NOTHING)
+        page = choice.arrange(ranking(left[:k]), ranking(those[:k]), k, NOTHING.vectors)
         assert page.promoted is not None
         shown += page.items.tolist()
         flags += page.promoted.tolist()
@@ -138,8 +139,8 @@ def test_spread_goes_on_from_what_was_shown() -> None:
     table = np.array([[0, 0], [1, 0], [1, 0.01], [0, 1]], np.float32)
     retrieval, best = retrieval_of(table), ranking([2, 3])
     choice = Choice(diversity=0.9, shown=np.array([1], np.int32), places=1)
-    assert choice.arrange(best, None, 2, retrieval).items.tolist() == [3, 2]
-    assert Choice(diversity=0.9).arrange(best, None, 2, retrieval).items.tolist() == [2, 3]
+    assert choice.arrange(best, None, 2, retrieval.vectors).items.tolist() == [3, 2]
+    assert Choice(diversity=0.9).arrange(best, None, 2, retrieval.vectors).items.tolist() == [2, 3]
 
 
 def test_who_comes_after_the_pool_keeps_the_place() -> None:
@@ -148,7 +149,7 @@ def test_who_comes_after_the_pool_keeps_the_place() -> None:
     choice = Choice(diversity=0.5)
     k = rows
     assert choice.depth(10) == POOL
-    found = choice.arrange(ranking(list(range(1, rows + 1))), None, k, retrieval_of(table))
+    found = choice.arrange(ranking(list(range(1, rows + 1))), None, k, retrieval_of(table).vectors)
     assert sorted(found.items.tolist()) == list(range(1, rows + 1))
     assert found.items.tolist()[POOL:] == list(range(POOL + 1, rows + 1))
     assert found.items.tolist()[:POOL] != list(range(1, POOL + 1))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from model.artefact import Artefact, Items
 from service.catalogue import item_index, retrieval
+from service.catalogue.ask import Ask
 from service.catalogue.item_index import open_index
 from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, open_retrieval
 from tests.service.processes import BASE_MS, ROOT, Service, make_artefact, offline_scores
@@ -66,7 +67,7 @@ def test_it_finds_nearly_all_of_the_best(both: Both, hidden: int, k: int) -> Non
     """Also where the very best may not be returned."""
     nothing = np.empty(0, np.int32)
     masks = [np.array(best(row, nothing, hidden), np.int32) for row in both.scores]
-    found = both.indexed.top(both.queries, masks, [k] * len(masks))
+    found = both.indexed.answer(both.queries, [Ask(k, mask) for mask in masks])
     hits = 0
     for row, mask, ranking in zip(both.scores, masks, found, strict=True):
         items = ranking.items.tolist()
@@ -86,7 +87,7 @@ def test_k_are_returned_while_so_many_are_left(both: Both) -> None:
     masks = [(draw.permutation(SIZE)[:size] + 1).astype(np.int32) for size in sizes]
     masks[1] = np.repeat(masks[1], 5)
     ks = [1, 10, 400, 25, 10, 10, 50, SIZE + 7]
-    found = both.indexed.top(both.queries[: len(ks)], masks, ks)
+    found = both.indexed.answer(both.queries[: len(ks)], list(map(Ask, ks, masks)))
     for place, (mask, k, ranking) in enumerate(zip(masks, ks, found, strict=True)):
         items = ranking.items.tolist()
         assert len(set(items)) == len(items) == min(k, SIZE - len(set(mask.tolist())))
@@ -124,7 +125,7 @@ def test_what_the_user_has_had_is_weighed(both: Both, bias: float) -> None:
     ]
     masks = [own[:1] for own in had]
     masks[1], had[2] = nothing, nothing
-    found = indexed.top(both.queries, masks, [20] * len(masks), had=had)
+    found = indexed.answer(both.queries, list(map(Ask, [20] * len(masks), masks, had)))
     hits = 0
     for row, mask, own, ranking in zip(both.scores, masks, had, found, strict=True):
         weighed = row.copy()

@@ -416,11 +416,11 @@ def test_a_request_ends_by_the_model_it_began_with(
             await choose(client, "two")
             await taken(client, 1)
             await check(client, "ann", events, two)
-            assert not engine._stopping
+            assert not engine.queue.closed
             held.set()
             assert (await waiting).json()["status"] == "applied"
             async with asyncio.timeout(LONG_S):
-                while engine._loops:  # noqa: ASYNC110
+                while engine.scheduler._loops:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 
     run(go())

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import Items
+from service.catalogue.ask import Ask
 from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.view import CatalogueView
 
@@ -43,12 +44,11 @@ def test_top_is_the_sorted_catalogue_without_the_masked(
     came_since = data.draw(st.lists(st.integers(size + 1, size + 10**6), max_size=3))
     items = Items([f"i{i}" for i in range(size)], np.zeros(size, np.int64))
     retrieval = ExactRetrieval(torch.from_numpy(embedding), items, float(bias))
-    found = retrieval.top(
-        torch.from_numpy(queries),
-        [np.array([*m, *came_since], np.int32) for m in masks],
-        ks,
-        had=[np.array(h, np.int32) for h in had],
-    )
+    asks = [
+        Ask(k, np.array([*mask, *came_since], np.int32), np.array(own, np.int32))
+        for k, mask, own in zip(ks, masks, had, strict=True)
+    ]
+    found = retrieval.answer(torch.from_numpy(queries), asks)
     for query, mask, own, k, ranking in zip(queries, masks, had, ks, found, strict=True):
         scores = {
             i: float(query @ embedding[i]) + bias * (i in own)
@@ -69,7 +69,8 @@ def test_popular_is_sorted_by_popularity_then_index(counts: list[int], data: st.
     k = data.draw(st.integers(1, size + 3))
     items = Items([f"i{i}" for i in range(size)], np.array(counts))
     retrieval = ExactRetrieval(torch.zeros(size + 1, 2), items)
-    ranking = retrieval.popular(np.array(mask, np.int32), k)
+    ask = Ask(k, np.array(mask, np.int32))
+    (ranking,) = retrieval.answer(None, [ask])
     left = [i for i in range(1, size + 1) if i not in mask]
     expected = sorted(left, key=lambda i: (-counts[i - 1], i))[:k]
     assert ranking.items.tolist() == expected
@@ -93,7 +94,8 @@ def test_what_is_popular_of_late_comes_first(
         flags[list(blocked)] = True
         retrieval.shelf = CatalogueView(size, flags)
     retrieval.show_recent(sorted(recent.items(), key=lambda pair: -pair[1]))
-    ranking = retrieval.popular(np.array(mask, np.int32), k)
+    ask = Ask(k, np.array(mask, np.int32))
+    (ranking,) = retrieval.answer(None, [ask])
     left = [i for i in range(1, size + 1) if i not in mask and i not in blocked]
     in_order = sorted(left, key=lambda i: -recent.get(i, 0))
     assert ranking.recent
@@ -103,12 +105,12 @@ def test_what_is_popular_of_late_comes_first(
     assert set(ranking.items.tolist()) <= set(left)
     others = [i for i in ranking.items.tolist() if i not in recent]
     assert others == sorted(others, key=lambda i: (-counts[i - 1], i))
-    trained = retrieval.popular(np.array(mask, np.int32), k, in_training=True)
+    trained = retrieval.popular(ask, in_training=True)
     assert trained.items.tolist() == sorted(left, key=lambda i: (-counts[i - 1], i))[:k]
-    ranked = retrieval.rank(None, np.array(left, np.int32))
+    ranked = retrieval.rank(None, Ask(k, candidates=np.array(left, np.int32)))
     assert ranked.scores.tolist() == [recent.get(i, 0) for i in in_order]
     retrieval.show_recent([])
-    assert retrieval.popular(np.array(mask, np.int32), k).items.tolist() == trained.items.tolist()
+    assert retrieval.popular(ask).items.tolist() == trained.items.tolist()
 
 
 @given(requests(), st.data())

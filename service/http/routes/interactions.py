@@ -8,7 +8,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 
-from service.engine.engine import Overloaded
+from service.engine.requests import Overloaded
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.schemas import (
@@ -79,7 +79,7 @@ async def post_interaction(body: Interaction, services: ServicesDep) -> Interact
         user_id=body.user_id,
         item_id=body.item_id,
         version=outcome.version,
-        status=_status(services.engine.computer.vocabulary, body.item_id, outcome.verdict),
+        status=_status(services.engine.runner.vocabulary, body.item_id, outcome.verdict),
         timestamp=iso(outcome.time_ms),
     )
 
@@ -116,7 +116,7 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
                 except (StoreError, Overloaded) as error:
                     failed.append((own, error))
                     continue
-                vocabulary = of_user.engine.computer.vocabulary
+                vocabulary = of_user.engine.runner.vocabulary
                 for place, outcome in zip(own[start : start + step], outcomes, strict=True):
                     results[place] = _batch_result(vocabulary, body.interactions[place], outcome)
                 if len(own) > start + step:

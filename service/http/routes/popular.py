@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from service.catalogue.retrieval import NO_ITEMS
+from service.catalogue.ask import Ask
 from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.times import iso
@@ -48,7 +48,7 @@ async def get_popular(
     found = counts.all if window == "all" else counts.recent
     if not (counts.all if window == "all" else popularity.enough):
         source = "training"
-        best = services.engine.computer.retrieval.popular(NO_ITEMS, k, in_training=True)
+        best = services.engine.runner.retrieval.popular(Ask(k), in_training=True)
         found = [
             (catalogue.ids[index - 1], score)
             for index, score in zip(best.items.tolist(), best.scores.tolist(), strict=True)

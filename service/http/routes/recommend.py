@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from service.catalogue.retrieval import NO_ITEMS
+from service.catalogue.ranking import NO_ITEMS
 from service.http import wishes
 from service.http.answers import because, recommended
 from service.http.dependencies import Services, ServicesDep
@@ -141,7 +141,7 @@ async def _answer(services: Services, asking: Asking, wanted: Wanted) -> Recomme
         model=services.engine.identity,
         next=wishes.following(services, wanted.shown, found.ranking.items, k),
     )
-    outcomes = services.engine.outcomes
+    outcomes = services.context.outcomes
     if outcomes is not None and found.source == "model":
         outcomes.shown(asking.user_id, answer.model, (item.item_id for item in answer.items))
     if at is not None and asking.explain and found.source == "model":

@@ -64,7 +64,7 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
     settings = services.settings
     if body.k > settings.max_k:
         raise ProblemError(422, f"k: at most {settings.max_k}, not {body.k}", field="k")
-    vocabulary, events = services.engine.computer.vocabulary, _events(body, services)
+    vocabulary, events = services.engine.runner.vocabulary, _events(body, services)
     wanted = await wishes.wanted(services, body)
     found = await services.engine.recommend_session(
         events,
