@@ -38,7 +38,7 @@ from cli.console import CommandError, err, errors_without_traceback, out
 from model.artefact import Artefact, Items, load_artefact
 from service.catalogue import item_index
 from service.catalogue.ask import Ask
-from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval
+from service.catalogue.retrieval import Retrieval
 from training import dataset
 from training.batches import gather_padded
 from training.dataset import Histories, build_dataset
@@ -251,14 +251,9 @@ def measure(case: Case, way: str) -> Row:
     items = Items([str(n) for n in range(size)], np.zeros(size, np.int64))
     make = WAYS[way]
     started = time.perf_counter()
-    retrieval, nbytes = ExactRetrieval(case.embedding, items), 0
-    if make is not None:
-        source = make(case.embedding.numpy()[1:])
-        nbytes = source.nbytes
-        build_s = time.perf_counter() - started
-        retrieval = IndexRetrieval(case.embedding, items, source)  # type: ignore[arg-type]
-    else:
-        build_s = 0.0
+    source = None if make is None else make(case.embedding.numpy()[1:])
+    build_s, nbytes = (0.0, 0) if source is None else (time.perf_counter() - started, source.nbytes)
+    retrieval = Retrieval(case.embedding, items, index=source)  # type: ignore[arg-type]
     found = []
     waves, first = [], True
     for seconds, rankings in _timed(case, retrieval, WAVE):
@@ -284,7 +279,7 @@ def measure(case: Case, way: str) -> Row:
     )
 
 
-def _timed(case: Case, retrieval: ExactRetrieval, batch: int) -> Iterator[tuple[float, list[Any]]]:
+def _timed(case: Case, retrieval: Retrieval, batch: int) -> Iterator[tuple[float, list[Any]]]:
     """Every query once and on from the start, until MEASURE_S are over; the seconds of each."""
     until = time.perf_counter() + MEASURE_S
     done = 0

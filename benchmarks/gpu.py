@@ -38,7 +38,7 @@ from model.compiled_stepper import CompiledStepper
 from model.device_stepper import DeviceStepper
 from model.kernels import choose
 from service.catalogue.ask import Ask
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.engine.batch_runner import DEVICE_PREFILL_CELLS
 from training.dataset import Protocol, build_dataset
 from training.interactions import read_log
@@ -195,7 +195,7 @@ class Bench:
         )
         popularity = np.arange(N_ITEMS, 0, -1)
         items = Items([str(i) for i in range(N_ITEMS)], popularity)
-        retrieval = ExactRetrieval(self.model.item_embedding.weight, items)
+        retrieval = Retrieval(self.model.item_embedding.weight, items)
         one = np.array([3])
         seen = np.stack([np.zeros(50, np.int64), np.arange(1, 51)])
         none = np.empty((2, 0), np.int64)
@@ -236,7 +236,7 @@ class Bench:
         found, count, d = [], self.sizes.items, self.model.config.d_model
         table = torch.randn(count + 1, d, device=self.device)
         names = Items([str(i) for i in range(count)], np.ones(count, np.int64))
-        retrieval = ExactRetrieval(table, names)
+        retrieval = Retrieval(table, names)
         for wave in self.sizes.waves:
             query = torch.randn(wave, d, device=self.device)
             asks = [

@@ -28,7 +28,7 @@ from fastapi import FastAPI, Query
 from model.artefact import Artefact, load_artefact
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.http.schemas import Id, Interaction, RecommendedItem
 
 Asked = tuple[list[Any], int, asyncio.Future[Ranking]]
@@ -43,7 +43,7 @@ class Recomputing:
     def __init__(self, artefact: Artefact) -> None:
         self.model = artefact.model
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
-        self.retrieval = ExactRetrieval(
+        self.retrieval = Retrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
         self.waiting: asyncio.Queue[Asked] = asyncio.Queue()

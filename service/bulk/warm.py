@@ -13,9 +13,11 @@ from model.state import Precision
 from service.engine import snapshots
 from service.engine.engine import Engine
 from service.engine.history import Fetched, whole
-from service.store.event_log import ORIGIN, EventLog, LogRequest
+from service.store.errors import RecordDamaged, StoreError
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import ORIGIN
 from service.store.shards import ALL, Shard
-from service.store.store import RecordDamaged, StoreError
+from service.store.snapshot_store import SnapshotStore
 
 BATCH = 256
 """Users in one exchange and one pass of arithmetic."""
@@ -178,7 +180,7 @@ class Warmer:
         packed = dict(work.snapshots)  # of several of a user, the newest
         self.result.unfit += len(lacking) - len(packed)
         marks = [snapshots.mark(data) for data in packed.values()]
-        written = await self.log.write_snapshots(
+        written = await SnapshotStore(self.log).write(
             self.engine.identity, list(packed.items()), self.snapshot_ttl_s, marks
         )
         self.result.written += written

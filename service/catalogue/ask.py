@@ -20,7 +20,7 @@ class Ask:
         k: how many, at most.
         hidden: what must not be returned.
         seen: what the user has had and may be given again, with another score for it.
-        candidates: what only may be returned, and all of it; None: anything.
+        candidates: what only may be returned, each looked at; None: anything.
         choice: what the list must be beside good; None: nothing.
     """
 

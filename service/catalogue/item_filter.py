@@ -17,8 +17,7 @@ import numpy as np
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
 from lark.exceptions import VisitError
 
-from service.catalogue.item import Scalar
-from service.catalogue.item_columns import Column, Comparison
+from service.catalogue.item_columns import Column, Comparison, Value
 from service.catalogue.turns import Steps
 from service.catalogue.view import Flags
 
@@ -69,40 +68,17 @@ Columns = Callable[[str], Steps[Column]]
 
 @dataclass(frozen=True)
 class Comparing:
+    """`value`: of `in` several, of `has` none."""
+
     name: str
     comparison: Comparison
-    value: Scalar
-    arrays = 1
-
-    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
-        column = yield from columns(self.name)
-        if self.comparison != "==" and isinstance(self.value, str):
-            yield from column.sort()
-        yield
-        return column.compare(self.comparison, self.value, size)
-
-
-@dataclass(frozen=True)
-class Among:
-    name: str
-    values: tuple[str | bool, ...]
+    value: Value
     arrays = 1
 
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         column = yield from columns(self.name)
         yield
-        return column.among(self.values, size)
-
-
-@dataclass(frozen=True)
-class Having:
-    name: str
-    arrays = 1
-
-    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
-        column = yield from columns(self.name)
-        yield
-        return column.present(size)
+        return (yield from column.compare(self.comparison, self.value, size))
 
 
 @dataclass(frozen=True)
@@ -140,14 +116,14 @@ class Joined:
         return found
 
 
-Expression = Comparing | Among | Having | Not | Joined
+Expression = Comparing | Not | Joined
 """`flags(columns, size)`: (size + 1,) of which rows it holds, the caller's own; that of row 0 says
 nothing. `arrays`: so many of them there are at once meanwhile."""
 
 
 def _order(expression: Expression) -> tuple[int, str]:
     """With what needs most first, all together needs least; and one column after the other."""
-    name = "" if isinstance(expression, Not | Joined) else expression.name
+    name = expression.name if isinstance(expression, Comparing) else ""
     return -expression.arrays, name
 
 
@@ -182,13 +158,13 @@ class _Builder(Transformer[Token, Any]):
         name, *values = parts
         alike = tuple(value for value in values if isinstance(value, str | bool))
         numbers = [Comparing(name, "==", value) for value in values if isinstance(value, float)]
-        return _joined(False, [Among(name, alike), *numbers] if alike else numbers)
+        return _joined(False, [Comparing(name, "in", alike), *numbers] if alike else numbers)
 
     def not_among(self, parts: list[Any]) -> Expression:
         return Not(self.among(parts))
 
     def presence(self, parts: list[str]) -> Expression:
-        return Having(parts[0])
+        return Comparing(parts[0], "has", None)
 
     def negation(self, parts: list[Expression]) -> Expression:
         (part,) = parts

@@ -21,7 +21,7 @@ from model.state import State
 from model.steppers import open_stepper
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.engine import snapshots
 from service.engine.history import Fetched, History, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
@@ -29,7 +29,7 @@ from service.engine.requests import Read, Recommendation
 from service.engine.snapshots import Snapshot, SnapshotFormat, own_versions
 from service.observe import stages
 from service.observe.stages import Span
-from service.store.event_log import ORIGIN, Event
+from service.store.events import ORIGIN, Event
 
 SMALL_EVENTS = 32
 SMALL_SCORES = 2**18
@@ -87,12 +87,12 @@ class BatchRunner:
         pool: StatePool,
         snapshots: SnapshotFormat,
         kinds: KindRules,
-        retrieval: ExactRetrieval | None = None,
+        retrieval: Retrieval | None = None,
     ) -> None:
         self.model, self.pool, self.snapshots, self.kinds = artefact.model, pool, snapshots, kinds
         self.stepper = open_stepper(self.model, pool.states)
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
-        self.retrieval = retrieval or ExactRetrieval(
+        self.retrieval = retrieval or Retrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
         on_gpu = pool.device.type == "cuda"
@@ -135,7 +135,7 @@ class BatchRunner:
             return False
         asks = [read.ask for fetched in batch for read in fetched.reads]
         return (
-            len(asks) * self.retrieval.shelf.size <= SMALL_SCORES
+            len(asks) * self.retrieval.view.size <= SMALL_SCORES
             and all(ask.candidates is None and ask.choice is None for ask in asks)
             and all(_is_at_hand(fetched) for fetched in batch)
             and sum(len(f.reply.events) for f in batch if f.reply is not None) <= SMALL_EVENTS
@@ -197,20 +197,19 @@ class BatchRunner:
 
     def _place(self, fetched: Fetched, work: Work) -> Ready | None:
         """A pinned row for the user and the events it lacks, or None: the history is needed."""
-        reply, history, row = fetched.reply, fetched.history, self.pool.pin(fetched.user_id)
-        if reply is None and history is None:
-            if row is None and fetched.away:
-                row = Row(fetched.user_id, -1, pins=1)  # of nothing, and not in the pool
-            return None if row is None else Ready(fetched, row)
-        due = reply is not None and self.snapshots.is_due(reply.outcomes)
-        if history is not None and reply is not None:  # it took what a snapshot would have saved
+        reply, history = fetched.reply, fetched.history
+        if reply is None:
+            return self._without_reply(fetched)
+        due = self.snapshots.is_due(reply.outcomes)
+        if history is not None:  # it took as many events as a snapshot would have saved
             due |= len(history.events) >= self.snapshots.every
-        if row is not None and reply is not None:
+        row = self.pool.pin(fetched.user_id)
+        if row is not None:
             events = lacking(row.mark, fetched.known, reply)
             if events is not None:
                 return Ready(fetched, row, events, due)
             self.pool.unpin(row)
-        if history is None and reply is not None:
+        if history is None:
             base = self.snapshots.read(reply.snapshot)
             work.unsound += base is None and reply.snapshot is not None
             history = whole(base, reply)
@@ -218,9 +217,20 @@ class BatchRunner:
             return None
         if history.base is not None:
             work.from_snapshot += 1
-        elif reply is not None and len(history.events) > len(own_versions(reply.outcomes)):
+        elif len(history.events) > len(own_versions(reply.outcomes)):
             work.from_log += 1  # more than what the user has just begun with
         return Ready(fetched, self._begun(fetched.user_id, history), history.events, due)
+
+    def _without_reply(self, fetched: Fetched) -> Ready | None:
+        """Of a session, or of a user whose row will do as it is."""
+        if fetched.history is not None:
+            row = self._begun(fetched.user_id, fetched.history)
+            return Ready(fetched, row, fetched.history.events)
+        wanted = fetched.row is not None or fetched.away
+        there = self.pool.pin(fetched.user_id) if wanted else None
+        if there is None and fetched.away:
+            there = Row(fetched.user_id, -1, pins=1)  # of nothing, and not in the pool
+        return None if there is None else Ready(fetched, there)
 
     def _begun(self, user_id: str, history: History) -> Row:
         """A new row at the base of a history."""

@@ -19,11 +19,10 @@ from model.state import Precision
 from service.catalogue.ask import Ask
 from service.catalogue.choice import Choice
 from service.catalogue.ranking import NO_ITEMS, Ranking
-from service.catalogue.retrieval import ExactRetrieval
-from service.catalogue.view import Selection
+from service.catalogue.retrieval import Retrieval
 from service.engine import erasure
 from service.engine.batch_runner import BatchRunner
-from service.engine.erasure import Erasures
+from service.engine.erasure import ErasureFollower
 from service.engine.history import HistoryReader
 from service.engine.listener import Listener
 from service.engine.log_exchange import LogExchange
@@ -34,8 +33,8 @@ from service.engine.scheduler import Scheduler
 from service.engine.snapshot_writer import SnapshotWriter
 from service.engine.snapshots import Snapshot, SnapshotFormat
 from service.engine.tally import Tally
-from service.observe import metrics
-from service.store.event_log import Event, EventLog, NewEvent, Outcome
+from service.store.event_log import EventLog
+from service.store.events import Event, NewEvent, Outcome
 from service.store.follower import Follower
 
 
@@ -60,7 +59,7 @@ class Engine:
         snapshot_ttl_s: int = 30 * 86_400,
         snapshot_precision: Precision = "float32",
         erasure_poll_s: float = 0.25,
-        retrieval: ExactRetrieval | None = None,
+        retrieval: Retrieval | None = None,
         listeners: Sequence[Listener] = (),
         kinds: KindRules | None = None,
         store_away: StoreAway = "refuse",
@@ -73,12 +72,14 @@ class Engine:
         self.snapshots = SnapshotFormat(
             model.state_layout, self.identity, snapshot_every, snapshot_precision
         )
-        self.log, self.listeners, self._kinds = log, listeners, kinds
+        self.log, self.listeners = log, listeners
         self.pool = StatePool(model.state_layout, pool_capacity, model.device)
         self.runner = BatchRunner(artefact, self.pool, self.snapshots, kinds, retrieval)
         self.vocabulary = self.runner.vocabulary
         self.history = HistoryReader(log, self.pool, self.snapshots)
-        self.erasures, self._erasure_poll_s = Erasures(log, self.pool, listeners), erasure_poll_s
+        self.erasures = ErasureFollower(log, self.pool, listeners)
+        hear, failing = self.erasures.hear, "erasures are not read"
+        self._following = Follower(hear, erasure_poll_s, failing)
         self.writer = SnapshotWriter(
             self.history, ttl_s=snapshot_ttl_s, max_users=max_queue, at_once=max_batch
         )
@@ -88,30 +89,10 @@ class Engine:
             max_queue=max_queue,
             max_wait_s=max_wait_s,
         )
-        self.tally = Tally(self.identity)
-        exchange = LogExchange(
-            self.history,
-            self.writer,
-            self.tally,
-            vocabulary=self.vocabulary,
-            kinds=kinds,
-            listeners=listeners,
-            store_away=store_away,
-        )
-        self.scheduler = Scheduler(
-            self.queue,
-            exchange,
-            self.writer,
-            self.runner,
-            self.tally,
-            ahead=model.kernels is not None,
-        )
+        self.tally = Tally(self.identity, self.vocabulary, kinds)
+        self.exchange = LogExchange(self.history, self.writer, self.tally, listeners, store_away)
+        self.scheduler = Scheduler(self.queue, self.exchange, self.writer, self.runner, self.tally)
         self._sessions = itertools.count()
-        self._sizes = {
-            metrics.Part(metrics.QUEUE_CAPACITY): max_queue,
-            metrics.Part(metrics.POOL_CAPACITY): pool_capacity,
-            metrics.Part(metrics.POOL_BYTES): pool_capacity * self.pool.layout.nbytes(),
-        }
 
     async def start(self) -> None:
         """Warms the arithmetic up and begins to answer.
@@ -119,20 +100,16 @@ class Engine:
         Raises:
             StoreError: the store does not answer.
         """
-        for part, size in self._sizes.items():
-            part.set(size)
-        self.tally.begin(self._kinds.labels)
+        self.tally.begin(self.queue.max_queue, self.pool)
         await self.erasures.hear()
         await self.scheduler.aside(self.runner.warm_up, self.queue.max_batch)
-        hear, every_s = self.erasures.hear, self._erasure_poll_s
-        self.scheduler.start(Follower(hear, every_s, "erasures are not read").run())
+        self.scheduler.start(self._following.run())
 
     async def stop(self) -> None:
         """Finishes what is queued and under way, then ends."""
         self.queue.closed = True
         await self.scheduler.stop()
-        for part in self._sizes:
-            part.set(0)
+        self.tally.end()
 
     # -- requests ------------------------------------------------------------------------
 
@@ -216,16 +193,9 @@ class Engine:
         self.queue.put(read)
         return await read.done
 
-    async def similar(
-        self,
-        row: int,
-        k: int,
-        masked: NDArray[np.int32] = NO_ITEMS,
-        selection: Selection | None = None,
-    ) -> Ranking:
+    async def similar(self, row: int, k: int) -> Ranking:
         """The items most like that of a row, without itself; between two batches."""
-        similar = self.runner.retrieval.similar
-        return await self.scheduler.aside(similar, row, k, masked, selection)
+        return await self.scheduler.aside(self.runner.retrieval.similar, row, Ask(k))
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""

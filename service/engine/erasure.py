@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 from service.engine.listener import Listener
 from service.engine.pool import StatePool
-from service.store.event_log import ERASURES_KEPT_S, EventLog
-from service.store.store import HistoryChanged, StoreError, StoreUnavailable
+from service.store.erasures import ERASURES_KEPT_S, Erasures
+from service.store.errors import HistoryChanged, StoreError, StoreUnavailable
+from service.store.event_log import EventLog
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +34,14 @@ async def erase(log: EventLog, user_id: str, listeners: Sequence[Listener]) -> b
     Raises:
         StoreUnavailable: it is to be sent again.
     """
-    existed = False
+    erasures, existed = Erasures(log), False
     for _ in range(ATTEMPTS if listeners else 0):
         try:
             events = [event async for page in log.events(user_id) for event in page]
             if not events:
                 break
             existed = True
-            removed = await log.remove(user_id, events[-1].mark)
+            removed = await erasures.remove(user_id, events[-1].mark)
         except HistoryChanged:
             continue
         except StoreUnavailable:
@@ -53,16 +54,16 @@ async def erase(log: EventLog, user_id: str, listeners: Sequence[Listener]) -> b
             listener.removed([*events, *removed.after])
         if removed.missed is not None:
             raise removed.missed
-        await log.forget(user_id)
+        await erasures.forget(user_id)
         return True
-    return await log.erase(user_id) or existed
+    return await erasures.erase(user_id) or existed
 
 
-class Erasures:
-    """Those of users, by this process or others, as they are announced."""
+class ErasureFollower:
+    """Hears of erasures, by this process or others."""
 
     def __init__(self, log: EventLog, pool: StatePool, listeners: Sequence[Listener]) -> None:
-        self._log, self._pool, self._listeners = log, pool, listeners
+        self._erasures, self._pool, self._listeners = Erasures(log), pool, listeners
         self._cursor, self._heard_at = "$", time.monotonic()
         self._erased: deque[tuple[float, str]] = deque()
 
@@ -73,7 +74,7 @@ class Erasures:
             StoreError: the store does not answer.
         """
         while True:
-            self._cursor, users = await self._log.erasures(self._cursor)
+            self._cursor, users = await self._erasures.since(self._cursor)
             until = time.monotonic() + DROP_AGAIN_S
             self._erased.extend((until, user_id) for user_id in users)
             for user_id in users:

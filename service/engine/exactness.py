@@ -16,7 +16,7 @@ from model.state import State
 from service.engine.engine import Engine
 from service.engine.snapshots import Snapshot
 from service.observe import metrics
-from service.store.event_log import Event
+from service.store.events import Event
 from service.store.follower import Follower
 
 logger = logging.getLogger(__name__)

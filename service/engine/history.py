@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from service.engine.pool import Row, StatePool
 from service.engine.requests import Read
 from service.engine.snapshots import Snapshot, SnapshotFormat
-from service.store.event_log import ORIGIN, Event, EventLog, LogReply, LogRequest, Mark
-from service.store.store import HistoryChanged, StoreError
+from service.store.errors import HistoryChanged, StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN, Event, Mark
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Fetched:
     Attributes:
         row: the user's, pinned until the batch is computed; None: there was none.
         known: what the log was told that the row stands for.
-        reply: None: the log was not asked, or is away.
+        reply: None: the log was not asked, or is away; the row as it is will do.
         history: where the reply is not enough.
         away: the log did not answer: the reads are answered without it.
         since: since when its arithmetic could begin, time.perf_counter.
@@ -127,9 +128,7 @@ class HistoryReader:
                 events=events[-1:],
                 complete=True,
             )
-        return replace(
-            fetched, row=None, known=known, reply=reply, history=history, since=time.perf_counter()
-        )
+        return Fetched(user_id, fetched.reads, None, known, reply, history)
 
     async def _from(self, user_id: str, base: Snapshot | None) -> History:
         for _ in range(MAX_ATTEMPTS):

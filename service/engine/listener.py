@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from service.store.event_log import Event, NewEvent
+from service.store.events import Event, NewEvent
 
 
 class Listener(Protocol):

@@ -3,79 +3,62 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 
-from model.kinds import KindRules
 from service.engine.history import Fetched, History, HistoryReader
 from service.engine.listener import Listener
 from service.engine.pool import Row
 from service.engine.request_queue import Asked
 from service.engine.requests import Read, StoreAway, reject, resolve
 from service.engine.snapshot_writer import SnapshotWriter
+from service.engine.snapshots import LOGGED
 from service.engine.tally import Tally
 from service.observe import stages
 from service.observe.stages import Stages
-from service.store.event_log import LogRequest, Outcome, Verdict
-from service.store.store import (
+from service.store.errors import (
     AcksMissed,
     InvalidRequest,
     RecordDamaged,
     StoreError,
     StoreUnavailable,
 )
-
-
-@dataclass(frozen=True)
-class Exchanged:
-    """The users of a batch whose states are needed. `refused`: the store took no events, but may
-    well be read."""
-
-    fetched: list[Fetched] = field(default_factory=list)
-    refused: list[Fetched] = field(default_factory=list)
+from service.store.event_log import LogRequest
+from service.store.events import Outcome
 
 
 class LogExchange:
-    """Asks the log for all of a batch in one call, and answers its appends.
-
-    Args:
-        vocabulary: the items that the model knows.
-    """
+    """Asks the log for all of a batch in one call, and answers its appends."""
 
     def __init__(
         self,
         history: HistoryReader,
         writer: SnapshotWriter,
         tally: Tally,
-        *,
-        vocabulary: Container[str],
-        kinds: KindRules,
         listeners: Sequence[Listener],
         store_away: StoreAway,
     ) -> None:
         self.history, self._writer, self._tally = history, writer, tally
         self._pool, self._snapshots = history.pool, history.snapshots
-        self._vocabulary, self._kinds, self._listeners = vocabulary, kinds, listeners
-        self._store_away = store_away
+        self._listeners, self._store_away = listeners, store_away
 
-    async def run(self, batch: Sequence[Asked]) -> Exchanged:
-        """Logs and reads. Users of whom no state is needed are done with."""
+    async def run(self, batch: Sequence[Asked]) -> list[Fetched]:
+        """Logs and reads; the users whose states are needed, the others are done with."""
         rows = {a.user_id: self._pool.pin(a.user_id) for a in batch if a.session is None}
-        found = Exchanged()
+        found: list[Fetched] = []
         try:
             await self._run(batch, rows, found)
         except BaseException:
-            found.fetched.clear()
+            found.clear()
             raise
         finally:
-            kept = {fetched.user_id for fetched in found.fetched}
+            kept = {fetched.user_id for fetched in found if fetched.row is not None}
             for user_id, row in rows.items():
                 if user_id not in kept:
                     self._pool.unpin(row)
         return found
 
     async def _run(
-        self, batch: Sequence[Asked], rows: dict[str, Row | None], found: Exchanged
+        self, batch: Sequence[Asked], rows: dict[str, Row | None], found: list[Fetched]
     ) -> None:
         self._tally.show_lookups(len(rows), sum(row is not None for row in rows.values()))
         started = time.perf_counter()
@@ -86,9 +69,9 @@ class LogExchange:
             row = rows.get(one.user_id)
             if one.session is not None:
                 history = History(None, list(one.session))
-                found.fetched.append(Fetched(one.user_id, one.reads, history=history))
+                found.append(Fetched(one.user_id, one.reads, history=history))
             elif row is not None and one.takes_stale:
-                found.fetched.append(Fetched(one.user_id, one.reads, row))
+                found.append(Fetched(one.user_id, one.reads, row))
             else:
                 asked.append((one, self._request(one, row)))
         if not asked:
@@ -105,7 +88,7 @@ class LogExchange:
             self._answer(one, reply.outcomes)
             if not self._is_unread(one, row):
                 fetched = Fetched(one.user_id, one.reads, row, request.known, reply)
-                found.fetched.append(fetched)
+                found.append(fetched)
             elif self._snapshots.is_due(reply.outcomes):
                 self._writer.remember(one.user_id, reply.outcomes)
         self._tally.show_appends()
@@ -131,27 +114,23 @@ class LogExchange:
             own = list(outcomes[place : place + len(append.events)])
             place += len(append.events)
             for event, outcome in zip(append.events, own, strict=True):
-                self._tally.verdicts[outcome.verdict] += 1
-                logged = outcome.verdict in (Verdict.APPLIED, Verdict.LATE)
-                if not logged or outcome.time_ms is None:
-                    continue
-                self._tally.unknown_items += event.item_id not in self._vocabulary
-                self._tally.kinds[self._kinds.label(event.kind)] += 1
-                for listener in self._listeners:
-                    listener.logged(asked.user_id, event, outcome.time_ms)
+                self._tally.count(event, outcome.verdict)
+                if outcome.verdict in LOGGED and outcome.time_ms is not None:
+                    for listener in self._listeners:
+                        listener.logged(asked.user_id, event, outcome.time_ms)
             resolve(append.done, own)
 
     def _go_on_without(
-        self, asked: Asked, row: Row | None, error: Exception, found: Exchanged
+        self, asked: Asked, row: Row | None, error: Exception, found: list[Fetched]
     ) -> None:
+        left: Fetched | None
         if asked.appends and asked.reads and _refuses_writes(error):
-            reject(asked.appends, error)
-            found.refused.append(Fetched(asked.user_id, asked.reads))
-            return
-        away = self.without_store(asked.user_id, asked.reads, row, error)
-        reject(asked.requests if away is None else asked.appends, error)
-        if away is not None:
-            found.fetched.append(away)
+            left = Fetched(asked.user_id, asked.reads)  # to be read by itself
+        else:
+            left = self.without_store(asked.user_id, asked.reads, row, error)
+        reject(asked.requests if left is None else asked.appends, error)
+        if left is not None:
+            found.append(left)
 
     def without_store(
         self, user_id: str, reads: Sequence[Read], row: Row | None, error: Exception

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from service.engine.pace import Pace
 from service.engine.requests import Append, Overloaded, Read
 from service.observe import metrics
-from service.store.event_log import Event
+from service.store.events import Event
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
 from service.observe import stages
 from service.observe.stages import Stages
-from service.store.event_log import Event, Mark, NewEvent, Outcome
+from service.store.events import Event, Mark, NewEvent, Outcome
 
 T = TypeVar("T")
 

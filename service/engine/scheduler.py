@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from service.engine.batch_runner import BatchRunner, Work
 from service.engine.history import MAX_ATTEMPTS, Fetched
 from service.engine.log_exchange import LogExchange
-from service.engine.request_queue import Asked, RequestQueue
+from service.engine.request_queue import RequestQueue
 from service.engine.requests import Append, Read, Recommendation, reject, resolve
 from service.engine.snapshot_writer import SnapshotWriter
 from service.engine.tally import Tally
-from service.observe import metrics, stages
-from service.store.store import HistoryChanged, StoreError
+from service.observe import stages
+from service.store.errors import HistoryChanged, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,7 @@ end, be it only to be refused."""
 
 
 class Scheduler:
-    """Runs batches one after the other, and behind them what they leave to be done.
-
-    Args:
-        ahead: a batch is exchanged with the log while the one before computes; else, on the same
-            CPU, only if it would be full.
-    """
+    """Runs batches one after the other, and behind them what they leave to be done."""
 
     def __init__(
         self,
@@ -44,19 +39,16 @@ class Scheduler:
         writer: SnapshotWriter,
         runner: BatchRunner,
         tally: Tally,
-        *,
-        ahead: bool,
     ) -> None:
         self._queue, self._exchange, self._writer = queue, exchange, writer
         self._runner, self._tally = runner, tally
-        self._ahead = ahead
+        self._on_device = runner.model.kernels is not None
         self._computing: asyncio.Queue[list[Fetched]] = asyncio.Queue(maxsize=1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self._in_thread = 0  # calls that wait for the thread, or are in it
         self._busy = 0  # batches between leaving the queue and the end of their arithmetic
         self._loops: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
-        self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
 
     @property
     def is_idle(self) -> bool:
@@ -78,8 +70,6 @@ class Scheduler:
         await asyncio.gather(*self._loops, return_exceptions=True)
         self._loops.clear()  # where they were cancelled, they keep all of this alive
         self._thread.shutdown()
-        for part in (self._waiting, self._users, self._tally.of_model.users):
-            part.set(0)
 
     async def aside(self, work: Callable[..., T], *arguments: Any) -> T:
         """In the thread of the arithmetic, between two batches."""
@@ -98,35 +88,28 @@ class Scheduler:
             self._queue.arrived.clear()
             began = time.perf_counter()
             while self._queue:
-                self._waiting.set(len(self._queue))
+                self._tally.show_waiting(len(self._queue))
                 batch = self._queue.take()
                 if not batch:
                     continue
                 self._busy += 1
                 try:
-                    fetched = await self.exchange(batch)
+                    fetched = await self._exchange.run(batch)
                 except Exception as error:
                     self._busy -= 1
                     _give_up([request for asked in batch for request in asked.requests], error)
                     continue
-                if self._ahead or len(self._queue) >= self._queue.max_batch:
+                if self._on_device or len(self._queue) >= self._queue.max_batch:
                     await self._computing.put(fetched)
                 else:
                     # On a CPU both want the same one, and a batch that begins later is a larger
-                    # one, which costs less a request.
+                    # one, which costs less a request; unless it would be full now.
                     await self._computing.join()
                     await self._compute(fetched)
                 ended = time.perf_counter()
                 self._queue.pace.add(sum(len(a.requests) for a in batch), ended - began)
                 began = ended
-            self._waiting.set(0)
-
-    async def exchange(self, batch: Sequence[Asked]) -> list[Fetched]:
-        """Has the log take and tell what it should; those whose states are to be computed."""
-        found = await self._exchange.run(batch)
-        for refused in found.refused:
-            self._spawn(self._resolve(refused))
-        return found.fetched
+            self._tally.show_waiting(0)
 
     async def _compute_loop(self) -> None:
         while True:
@@ -177,8 +160,7 @@ class Scheduler:
         self.conclude(work)
         if work.snapshots:
             self._spawn(self._writer.write(work.snapshots))
-        for part in (self._users, self._tally.of_model.users):
-            part.set(len(self._runner.pool))
+        self._tally.show_users(len(self._runner.pool))
         return work.unresolved
 
     def conclude(self, work: Work) -> None:
@@ -194,9 +176,8 @@ class Scheduler:
         """Reads the history and computes again, as long as it changes meanwhile."""
         for _ in range(MAX_ATTEMPTS):
             started = time.perf_counter()
-            resolved: Fetched | None
             try:
-                resolved = await self._exchange.history.resolve(fetched)
+                resolved: Fetched | None = await self._exchange.history.resolve(fetched)
             except StoreError as error:
                 resolved = self._without_store(fetched, error)
             ended = time.perf_counter()
@@ -205,8 +186,7 @@ class Scheduler:
                     read.stages.add(stages.LOG, started, ended)
             if resolved is None:
                 return
-            unresolved = await self._run([replace(resolved, since=ended)])
-            if not unresolved:
+            if not await self._run([replace(resolved, since=ended)]):
                 return
         reject(fetched.reads, HistoryChanged("the user's history kept changing: try again"))
 

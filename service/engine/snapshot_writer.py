@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from service.engine import snapshots
 from service.engine.history import Fetched, HistoryReader
 from service.observe import metrics
-from service.store.event_log import LogReply, LogRequest, Outcome
-from service.store.store import StoreError
+from service.store.errors import StoreError
+from service.store.event_log import LogReply, LogRequest
+from service.store.events import Outcome
+from service.store.snapshot_store import SnapshotStore
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ class SnapshotWriter:
     """
 
     def __init__(self, history: HistoryReader, *, ttl_s: int, max_users: int, at_once: int) -> None:
-        self._history, self._ttl_s = history, ttl_s
+        self._history, self._store, self._ttl_s = history, SnapshotStore(history.log), ttl_s
         self._max_users, self._at_once = max_users, at_once
         self._due: dict[str, Sequence[Outcome]] = {}
         self.some_due = asyncio.Event()
@@ -60,7 +62,7 @@ class SnapshotWriter:
         newest = list(dict(packed).items())
         marks = [snapshots.mark(data) for _, data in newest]
         try:
-            written = await self._history.log.write_snapshots(
+            written = await self._store.write(
                 self._history.snapshots.identity, newest, self._ttl_s, marks
             )
         except StoreError as error:

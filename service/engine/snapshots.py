@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from model.state import HEADER_BYTES, Precision, State, StateBytesError, StateLayout
 from service.engine.pool import Seen
-from service.store.event_log import Mark, Outcome, Verdict
+from service.store.events import Mark, Outcome, Verdict
+
+LOGGED = (Verdict.APPLIED, Verdict.LATE)
+"""What is said of an event that is a new one in the log."""
 
 _HEAD = struct.Struct("<8sq8sq")  # model, version, uid, known events
 # Then int32 each: the seen items, and the hidden ones below zero.
@@ -95,5 +98,4 @@ class SnapshotFormat:
 
 def own_versions(outcomes: Sequence[Outcome]) -> list[int]:
     """The versions that the events of an append have become."""
-    logged = (Verdict.APPLIED, Verdict.LATE)
-    return [one.version for one in outcomes if one.verdict in logged and one.version]
+    return [one.version for one in outcomes if one.verdict in LOGGED and one.version]

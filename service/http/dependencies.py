@@ -79,11 +79,11 @@ class Services:
         return self if served is self.served else replace(self, served=served)
 
     async def write_items(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
-        """`Catalogue.write`; all models of this process know when it returns."""
-        before = await self.catalogue.write(records)
+        """`FollowedRecords.write`; all models of this process know when it returns."""
+        before = await self.catalogue.records.write(records)
         for other in self.deployment.models:
             if other is not self.served:
-                await other.catalogue.refresh()
+                await other.catalogue.records.refresh()
         return before
 
 

@@ -89,7 +89,7 @@ async def _wanted(services: Services, wishes: Wishes) -> Wanted:
         parts.append(await _matching(services, "promote", wishes.promote))
         promoted = _joined(parts)
     if hashes is not None and len(hashes):
-        rows = await catalogue.shown(hashes)
+        rows = catalogue.shown(hashes)
         masked = np.concatenate([masked, rows])
     if selection is None and promoted is None and not wishes.diversity and not len(rows):
         return Wanted(masked, None, hashes)

@@ -25,8 +25,8 @@ from service.models.served_model import ServedModel
 from service.models.serving_context import ServingContext
 from service.models.traffic_split import TrafficSplit
 from service.observe import metrics
+from service.store.errors import StoreError
 from service.store.follower import Follower
-from service.store.store import StoreError
 
 logger = logging.getLogger(__name__)
 

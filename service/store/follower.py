@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Self
 
-from service.store.store import StoreError
+from service.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -56,4 +56,4 @@ class Follower:
     async def __aexit__(self, *exc_info: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        del self._task  # its cancellation has a traceback, and that this object
+        del self._task  # cancelled, it would keep all of this alive

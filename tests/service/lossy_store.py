@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from service.store.store import Command, Node, Store, StoreUnavailable
+from service.store.client import Store
+from service.store.errors import StoreUnavailable
+from service.store.node import Node
+from service.store.script import Command
 from tests.waited import PATIENT_S
 
 
@@ -14,8 +17,8 @@ class LossyStore(Store):
     `unsent` it never arrives; something to call happens before the command arrives. When nothing
     is planned, everything works."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
         self.plan: list[str | Callable[[], Awaitable[object]]] = []
         self.carried_out = 0
 

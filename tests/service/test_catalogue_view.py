@@ -14,7 +14,7 @@ from service.catalogue.ask import Ask
 from service.catalogue.choice import Choice
 from service.catalogue.item_index import open_index
 from service.catalogue.ranking import Ranking
-from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.view import CatalogueView, Flags, Selection
 from tests.service.test_item_index import MODEL, SIZE, WIDTH, vectors
 
@@ -38,10 +38,10 @@ def test_exact_is_the_definition(data: st.DataObject) -> None:
     table = torch.tensor(data.draw(matrix), dtype=torch.float32)
     counts = data.draw(st.lists(st.integers(0, 3), min_size=trained, max_size=trained))
     items = Items([f"i{i}" for i in range(trained)], np.array(counts))
-    retrieval = ExactRetrieval(table[: trained + 1], items)
+    retrieval = Retrieval(table[: trained + 1], items)
     blocked = data.draw(st.none() | st.builds(lambda: drawn(data.draw, rows + 1)))
-    retrieval.shelf = CatalogueView(rows, blocked, table[trained + 1 :] if newer else None)
-    # A selection may be older than the shelf: newer rows are then not in it.
+    retrieval.view = CatalogueView(rows, blocked, table[trained + 1 :] if newer else None)
+    # A selection may be older than the view: newer rows are then not in it.
     selection = st.integers(1, rows + 1).map(lambda flags: Selection(drawn(data.draw, flags)))
     chosen = [data.draw(st.none() | selection) for _ in range(3)]
     masks = [np.array(data.draw(st.lists(st.integers(1, rows))), np.int32) for _ in chosen]
@@ -64,7 +64,7 @@ def test_exact_is_the_definition(data: st.DataObject) -> None:
         best = sorted(left, key=lambda row: -score[row])[: ask.k]
         assert ranking.scores.tolist() == [score[row] for row in best]
         assert sorted(ranking.items, key=lambda row: (-score[row], row)) == ranking.items.tolist()
-        popular = retrieval.popular(ask)
+        (popular,) = retrieval.answer(None, [ask])
         count = {row: counts[row - 1] if row <= trained else 0 for row in left}
         old = sorted((row for row in left if row <= trained), key=lambda row: (-count[row], row))
         new = sorted((row for row in left if row > trained), reverse=True)
@@ -81,11 +81,11 @@ def table() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def indexed(table: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> IndexRetrieval:
+def indexed(table: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Retrieval:
     items = Items([str(n) for n in range(SIZE)], np.zeros(SIZE, np.int64))
     own = np.ascontiguousarray(table[1 : SIZE + 1].numpy())
     index = open_index(tmp_path_factory.mktemp("index"), MODEL, own)
-    return IndexRetrieval(table[: SIZE + 1], items, index)
+    return Retrieval(table[: SIZE + 1], items, index=index)
 
 
 def expected(scores: np.ndarray, flags: Flags, mask: np.ndarray, k: int) -> list[int]:
@@ -95,11 +95,11 @@ def expected(scores: np.ndarray, flags: Flags, mask: np.ndarray, k: int) -> list
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.4, 1.0])
 def test_an_index_finds_what_there_is(
-    indexed: IndexRetrieval, table: torch.Tensor, share: float
+    indexed: Retrieval, table: torch.Tensor, share: float
 ) -> None:
     draw = np.random.default_rng(0)
     blocked = draw.random(ROWS + 1) < 0.2
-    indexed.shelf = CatalogueView(ROWS, blocked, table[SIZE + 1 :])
+    indexed.view = CatalogueView(ROWS, blocked, table[SIZE + 1 :])
     queries = torch.from_numpy(vectors(40, seed=1))
     scores = (queries @ table.T).numpy()
     flags = [draw.random(ROWS + 1) < share for _ in queries]
@@ -137,9 +137,9 @@ def assert_sound(
     assert (np.diff(ranking.scores) <= 0).all()
 
 
-def test_the_best_of_an_index_may_be_newer_rows(indexed: IndexRetrieval) -> None:
+def test_the_best_of_an_index_may_be_newer_rows(indexed: Retrieval) -> None:
     query = torch.from_numpy(vectors(1, seed=2))
-    indexed.shelf = CatalogueView(SIZE + 2, None, torch.cat([query * 9, -query]))
+    indexed.view = CatalogueView(SIZE + 2, None, torch.cat([query * 9, -query]))
     (ranking,) = indexed.answer(query, [Ask(5)])
     assert ranking.items[0] == SIZE + 1
     assert SIZE + 2 not in ranking.items

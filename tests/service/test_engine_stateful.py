@@ -42,17 +42,11 @@ from service.engine.history import Fetched
 from service.engine.request_queue import Asked
 from service.engine.requests import Read, Recommendation
 from service.engine.snapshots import Snapshot
-from service.store.event_log import (
-    Event,
-    EventLog,
-    LatePolicy,
-    LogRequest,
-    NewEvent,
-    Outcome,
-    Verdict,
-    new_uid,
-)
-from service.store.store import Store
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.event_log import EventLog, LatePolicy, LogRequest
+from service.store.events import Event, NewEvent, Outcome, Verdict, new_uid
+from service.store.snapshot_store import SnapshotStore
 from tests.depth import examples
 from tests.service.lossy_store import LossyStore
 
@@ -114,14 +108,13 @@ class Exchanged:
 class Worker:
     def __init__(self, url: str, which: int, precision: Precision, policy: LatePolicy) -> None:
         self.which, self.precision = which, precision
-        self.store = LossyStore(url)
+        self.store = LossyStore(url, timeout_s=0.3)
         self.log = EventLog(
             self.store,
             page=PAGE,
             dedup_window=1000,
             late_policy=policy,
             replay_limit=REPLAY_LIMIT,
-            timeout_s=0.3,
         )
         self.engine = Engine(
             ARTEFACTS[which],
@@ -277,7 +270,7 @@ class Workers(RuleBasedStateMachine):
             return
         worker.store.plan = list(fates) if self.faults else []
         before = worker.store.carried_out
-        fetched = self.run(worker.engine.scheduler.exchange(batch))
+        fetched = self.run(worker.engine.exchange.run(batch))
         worker.store.plan = []
         reached = worker.store.carried_out > before
         found, saw = {one.user_id: one for one in fetched}, {}
@@ -493,7 +486,7 @@ class Workers(RuleBasedStateMachine):
         if isinstance(fate, int):
 
             async def erase() -> None:
-                await self.truth.erase(one[0])
+                await Erasures(self.truth).erase(one[0])
                 self.forget(one[0])
 
             worker.store.plan = [*["answered"] * fate, erase]
@@ -534,7 +527,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS))
     def back_up(self, user: str) -> None:
-        (dump,) = self.run(self.own.execute([("DUMP", self.truth._record(user))], 5))
+        (dump,) = self.run(self.own.execute([("DUMP", self.truth.keys.record(user))], 5))
         if dump is not None:
             self.backups[user] = (dump, list(self.logs[user]))
 
@@ -543,7 +536,7 @@ class Workers(RuleBasedStateMachine):
     def restore(self, which: int) -> None:
         user = sorted(self.backups)[which % len(self.backups)]
         dump, log = self.backups[user]
-        key = self.truth._record(user)
+        key = self.truth.keys.record(user)
         self.run(self.own.execute([("RESTORE", key, 0, dump, "REPLACE")], 5))
         self.logs[user] = list(log)
         self.erased -= {event.uid for event in log}
@@ -553,7 +546,7 @@ class Workers(RuleBasedStateMachine):
     )
     def damage_snapshot(self, user: str, damage: str) -> None:
         for worker in self.workers:
-            key = self.truth._snapshot(worker.engine.identity, user)
+            key = self.truth.keys.snapshot(worker.engine.identity, user)
             (data,) = self.run(self.own.execute([("GET", key)], 5))
             if not data:
                 continue
@@ -563,7 +556,7 @@ class Workers(RuleBasedStateMachine):
             if damage == "another's":  # sound, of this user, but of another model
                 for other in self.workers:
                     if other.engine.identity != worker.engine.identity:
-                        at = self.truth._snapshot(other.engine.identity, user)
+                        at = self.truth.keys.snapshot(other.engine.identity, user)
                         self.run(self.own.execute([("SET", at, data)], 5))
                 continue
             place = random.Random(len(data) + len(self.sent)).randrange(len(data))
@@ -669,7 +662,7 @@ class Workers(RuleBasedStateMachine):
             self.loop.close()
 
     def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
-        (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
+        (data,) = self.run(SnapshotStore(worker.log).read(worker.engine.identity, [user]))
         snapshot = worker.engine.snapshots.read(data)
         if snapshot is not None:
             assert snapshot.mark.uid not in self.erased, "it outlived its user"

@@ -19,8 +19,8 @@ from model.kinds import KindRules
 from service.feedback import outcomes
 from service.feedback.outcomes import ITEMS, LISTS, Outcomes
 from service.observe import metrics
-from service.store.event_log import NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.events import NewEvent, new_uid
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact
@@ -137,8 +137,8 @@ def test_an_outage_costs_counts_and_nothing_else(
     async def go() -> None:
         model = uuid4().hex
         failures = metrics.OUTCOME_FAILURES._value.get()
-        async with Store(durable_valkey.url) as connection:
-            tried = Outcomes(connection, timeout_s=0.2)
+        async with Store(durable_valkey.url, timeout_s=0.2) as connection:
+            tried = Outcomes(connection)
             for n in range(5):
                 tried.shown(f"user{n}", model, ["i1"])
             assert metrics.OUTCOME_FAILURES._value.get() == failures + 2

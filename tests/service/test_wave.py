@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from service.catalogue.ask import Ask
 from service.engine.request_queue import RequestQueue
 from service.engine.requests import Append, Read
-from service.store.event_log import NewEvent
+from service.store.events import NewEvent
 
 MAX_EVENTS = 6
 

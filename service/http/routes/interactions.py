@@ -19,8 +19,8 @@ from service.http.schemas import (
     InteractionResult,
 )
 from service.http.times import iso
-from service.store.event_log import NewEvent, Outcome, Verdict, new_uid
-from service.store.store import StoreError
+from service.store.errors import StoreError
+from service.store.events import NewEvent, Outcome, Verdict, new_uid
 
 router = APIRouter(prefix="/interactions", tags=["interactions"])
 
@@ -79,7 +79,7 @@ async def post_interaction(body: Interaction, services: ServicesDep) -> Interact
         user_id=body.user_id,
         item_id=body.item_id,
         version=outcome.version,
-        status=_status(services.engine.runner.vocabulary, body.item_id, outcome.verdict),
+        status=_status(services.engine.vocabulary, body.item_id, outcome.verdict),
         timestamp=iso(outcome.time_ms),
     )
 
@@ -116,7 +116,7 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
                 except (StoreError, Overloaded) as error:
                     failed.append((own, error))
                     continue
-                vocabulary = of_user.engine.runner.vocabulary
+                vocabulary = of_user.engine.vocabulary
                 for place, outcome in zip(own[start : start + step], outcomes, strict=True):
                     results[place] = _batch_result(vocabulary, body.interactions[place], outcome)
                 if len(own) > start + step:

@@ -102,7 +102,7 @@ async def put_item(item_id: ItemId, body: ItemRecord, services: ServicesDep) -> 
 @router.get("/{item_id}", responses=declared(404, 422, 503))
 async def get_item(item_id: ItemId, services: ServicesDep) -> CatalogueItem:
     """What is known of an item."""
-    stored = await services.catalogue.read(item_id)
+    stored = await services.catalogue.records.read(item_id)
     row = services.catalogue.row(item_id)
     if stored is None and (row is None or row > services.catalogue.trained):
         raise ProblemError(404, f"item_id: nothing is known of {item_id!r}", field="item_id")

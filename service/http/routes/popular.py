@@ -48,7 +48,7 @@ async def get_popular(
     found = counts.all if window == "all" else counts.recent
     if not (counts.all if window == "all" else popularity.enough):
         source = "training"
-        best = services.engine.runner.retrieval.popular(Ask(k), in_training=True)
+        best = services.engine.runner.retrieval.popular_in_training(Ask(k))
         found = [
             (catalogue.ids[index - 1], score)
             for index, score in zip(best.items.tolist(), best.scores.tolist(), strict=True)

@@ -16,7 +16,7 @@ from service.http.json_shape import AtMost
 from service.http.problems import ProblemError, declared
 from service.http.schemas import Id, Kind, RecommendedItem, Time
 from service.http.wishes import Wishes
-from service.store.event_log import Event, new_uid
+from service.store.events import Event, new_uid
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])
 
@@ -64,7 +64,7 @@ async def recommend_session(body: Session, services: ServicesDep) -> SessionReco
     settings = services.settings
     if body.k > settings.max_k:
         raise ProblemError(422, f"k: at most {settings.max_k}, not {body.k}", field="k")
-    vocabulary, events = services.engine.runner.vocabulary, _events(body, services)
+    vocabulary, events = services.engine.vocabulary, _events(body, services)
     wanted = await wishes.wanted(services, body)
     found = await services.engine.recommend_session(
         events,
