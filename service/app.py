@@ -23,6 +23,7 @@ from service import vitals
 from service.addresses import networks
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
+from service.environment import SettingsError, read_settings
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.http import problems
@@ -50,13 +51,12 @@ from service.http.schemas import Problem
 from service.http.timing import TimeRequests
 from service.keys import Keys
 from service.lifecycle import STARTUP_FAILURE, Drain
-from service.models.active import ActiveModels
-from service.models.lineup import Lineup
-from service.models.model_folder import ModelFolder
-from service.models.models import Models
-from service.models.served_model import ServingContext
+from service.models.deployer import Deployer
+from service.models.deployment import Deployment
+from service.models.registry import ModelRegistry
+from service.models.serving_context import ServingContext
 from service.observe import logs, metrics
-from service.settings import Settings, SettingsError, read_settings, secrets
+from service.settings import Settings, secrets
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore
 from service.store.errors import StoreError
@@ -102,12 +102,12 @@ def create_app(settings: Settings | None = None) -> Application:
                 app.state.fault = str(error)
                 raise
 
-            def show(lineup: Lineup) -> None:
+            def show(deployment: Deployment) -> None:
                 # Of the ones before nothing may be kept: they hold models.
                 now = app.state.services
-                app.state.services = replace(now, lineup=lineup, served=lineup.base)
+                app.state.services = replace(now, deployment=deployment, served=deployment.base)
 
-            await stack.enter_async_context(app.state.services.models.followed(show))
+            await stack.enter_async_context(app.state.services.deployer.following(show))
             yield {"drain": drain, "gate": gate}
             app.state.services = None
 
@@ -231,13 +231,11 @@ async def _assemble(
             kinds=KindRules.parse(settings.kinds),
         )
         await stack.enter_async_context(outcomes.running())
-    around = ServingContext(settings, device, log, records, popularity, outcomes, drain)
-    active = ActiveModels(store, namespace=settings.namespace)
-    folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
-    models = Models(around, active, folder, poll_s=settings.model_poll_s)
-    stack.push_async_callback(models.close)
-    await models.open()
-    served = models.lineup.base
+    context = ServingContext(settings, device, log, records, popularity, outcomes, seal, drain)
+    deployer = Deployer(context, ModelRegistry(store, namespace=settings.namespace))
+    stack.push_async_callback(deployer.close)
+    await deployer.open()
+    served = deployer.deployment.base
     metrics.READY.set(1)
     config = served.artefact.model.config
     logger.info(
@@ -247,7 +245,7 @@ async def _assemble(
         config.time,
         device,
     )
-    return Services(settings, log, popularity, models, models.lineup, served, seal)
+    return Services(context, deployer, deployer.deployment, served)
 
 
 @asynccontextmanager

@@ -23,9 +23,10 @@ from service.engine.requests import Overloaded
 from service.feedback.popularity import Popularity
 from service.http.faults import LONGEST_NAME, clipped
 from service.http.problems import ProblemError
-from service.models.lineup import Lineup
-from service.models.models import Models
+from service.models.deployer import Deployer
+from service.models.deployment import Deployment
 from service.models.served_model import ServedModel
+from service.models.serving_context import ServingContext
 from service.observe import metrics
 from service.settings import Settings
 from service.store.event_log import EventLog
@@ -33,19 +34,32 @@ from service.store.event_log import EventLog
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of a running process, as a request is answered by them.
+    """What answers a request.
 
     Attributes:
         served: the model that answers; of no user, the base.
     """
 
-    settings: Settings
-    log: EventLog
-    popularity: Popularity
-    models: Models
-    lineup: Lineup
+    context: ServingContext
+    deployer: Deployer
+    deployment: Deployment
     served: ServedModel
-    seal: Seal
+
+    @property
+    def settings(self) -> Settings:
+        return self.context.settings
+
+    @property
+    def log(self) -> EventLog:
+        return self.context.log
+
+    @property
+    def popularity(self) -> Popularity:
+        return self.context.popularity
+
+    @property
+    def seal(self) -> Seal:
+        return self.context.seal
 
     @property
     def engine(self) -> Engine:
@@ -61,13 +75,13 @@ class Services:
 
     def of(self, user_id: str) -> Services:
         """With the model that answers this user."""
-        served = self.lineup.of(user_id)
+        served = self.deployment.of(user_id)
         return self if served is self.served else replace(self, served=served)
 
     async def write_items(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
         """`FollowedRecords.write`; all models of this process know when it returns."""
         before = await self.catalogue.records.write(records)
-        for other in self.lineup.models:
+        for other in self.deployment.models:
             if other is not self.served:
                 await other.catalogue.records.refresh()
         return before
@@ -104,11 +118,11 @@ class HoldModels:
             await self.app(scope, receive, send)
             return
         scope[_HELD] = services
-        services.lineup.hold()
+        services.deployment.hold()
         try:
             await self.app(scope, receive, send)
         finally:
-            services.lineup.release()
+            services.deployment.release()
 
 
 async def _services(request: Request) -> Services:

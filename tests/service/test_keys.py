@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import keys
+from service.environment import SettingsError, read_settings
 from service.http import problems
 from service.http.doors import Doors
 from service.keys import Keys
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings
 from tests.service.processes import Service, make_artefact
 from tests.waited import until
 

@@ -15,8 +15,8 @@ from model.kinds import Effect, KindRules
 from service.bulk.warm import Warmer
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
+from service.environment import SettingsError, read_settings
 from service.feedback.popularity import Popularity
-from service.settings import SettingsError, read_settings
 from service.store.client import Store
 from service.store.event_log import EventLog
 from service.store.events import NewEvent, new_uid

@@ -163,7 +163,9 @@ def folder(tmp_path: Path) -> Path:
 def test_a_trial_is_compared_by_what_its_users_do(
     folder: Path, valkey: ValkeyServer, run: Any
 ) -> None:
-    arms = {name: make_artefact(folder / name, CATALOGUE, seed) for seed, name in enumerate("cd")}
+    variants = {
+        name: make_artefact(folder / name, CATALOGUE, seed) for seed, name in enumerate("cd")
+    }
 
     async def go() -> None:
         options: dict[str, Any] = {"models_dir": folder, "admin_keys": (SecretStr("admin"),)}
@@ -181,9 +183,11 @@ def test_a_trial_is_compared_by_what_its_users_do(
                 return answer["model"], [item["item_id"] for item in answer["items"]]
 
             await client.post("/admin/model", json={"model": "d", "share": 0.5}, headers=admin)
-            await until(lambda: len(client._transport.app.api.state.services.lineup.models) == 2)
+            await until(
+                lambda: len(client._transport.app.api.state.services.deployment.models) == 2
+            )
             shown, done = Counter[str](), Counter[tuple[str, str]]()
-            before = {one.identity: counted(one.identity) for one in arms.values()}
+            before = {one.identity: counted(one.identity) for one in variants.values()}
             old = {m: metrics.of_model(m).shown._value.get() for m in before}
             for n in range(12):
                 user = f"user{n}"
@@ -208,7 +212,7 @@ def test_a_trial_is_compared_by_what_its_users_do(
                     for model in shown
                 )
             )
-            assert set(shown) == {one.identity for one in arms.values()}
+            assert set(shown) == {one.identity for one in variants.values()}
             for model in shown:
                 assert metrics.of_model(model).shown._value.get() - old[model] == shown[model]
                 grown = counted(model) - before[model]

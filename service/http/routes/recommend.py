@@ -141,7 +141,7 @@ async def _answer(services: Services, asking: Asking, wanted: Wanted) -> Recomme
         model=services.engine.identity,
         next=wishes.following(services, wanted.shown, found.ranking.items, k),
     )
-    outcomes = services.served.outcomes
+    outcomes = services.context.outcomes
     if outcomes is not None and found.source == "model":
         outcomes.shown(asking.user_id, answer.model, (item.item_id for item in answer.items))
     if at is not None and asking.explain and found.source == "model":
