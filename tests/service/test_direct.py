@@ -14,9 +14,10 @@ import pytest
 from fastapi import APIRouter, FastAPI, Query
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.http import problems
+from service.http.bodies import ReadBodies
 from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
 from service.http.doors import Doors
@@ -38,27 +39,28 @@ called: list[str] = []
 answering = 0
 
 
+class Options(BaseModel):
+    name: Id
+    k: int = Field(10, ge=1)
+    several: list[str] | None = None
+    flag: bool = True
+    at: Time | None = None
+
+
 @router.get("/things", response_model_exclude_none=True)
-async def things(
-    services: ServicesDep,
-    name: Annotated[Id, Query()],
-    k: Annotated[int, Query(ge=1)] = 10,
-    several: Annotated[list[str] | None, Query()] = None,
-    flag: Annotated[bool, Query()] = True,
-    at: Annotated[Time | None, Query()] = None,
-) -> Echo:
-    called.append(name)
-    return Echo(said=repr((name, k, several, flag, at, services.settings.max_k)))
+async def things(query: Annotated[Options, Query()], services: ServicesDep) -> Echo:
+    called.append(query.name)
+    return Echo(said=f"{query!r} {services.settings.max_k}")
 
 
 @router.post("/things", status_code=201)
-async def add(body: Interaction, services: ServicesDep, k: Annotated[int, Query()] = 1) -> Echo:
+async def add(body: Interaction, services: ServicesDep) -> Echo:
     called.append(body.user_id)
     if body.item_id == "full":
         raise ProblemError(409, "item_id: full", field="item_id")
     if body.item_id == "away":
         raise StoreUnavailable("the store is away")
-    return Echo(said=f"{body!r} {k}")
+    return Echo(said=repr(body))
 
 
 @router.post("/many")
@@ -80,6 +82,7 @@ def app(direct: bool, *keys: str) -> FastAPI:
     if direct:
         made.add_middleware(Counting)
         made.add_middleware(AnswerDirectly, owner=made, routers=[router])
+    made.add_middleware(ReadBodies, settings=Settings(artefact=Path()), routers=[router])
     made.add_middleware(
         Doors, settings=Settings(artefact=Path()), keys=Keys(keys), admin_keys=Keys()
     )
@@ -221,6 +224,8 @@ async def _answer(one: FastAPI, pieces: list[bytes | None]) -> int:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/things", "query_string": b"",
-             "headers": [(b"content-type", b"application/json")], "root_path": ""}  # fmt: skip
+             "headers": [(b"content-type", b"application/json"),
+                         (b"transfer-encoding", b"chunked")],
+             "root_path": ""}  # fmt: skip
     await one(scope, receive, send)
     return int(sent[0]["status"])

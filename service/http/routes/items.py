@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 
 from service.catalogue.cursor import CursorError, read_place, write_place
 from service.catalogue.turns import Steps
-from service.http.dependencies import Services, ServicesDep, waiting_bounded
+from service.http.dependencies import Services, ServicesDep
 from service.http.item_schemas import (
     CatalogueItem,
     ItemBatch,
@@ -60,14 +60,13 @@ async def list_items(
         place = None if after is None else read_place(services.seal, after)
     except CursorError as error:
         raise ProblemError(422, str(error), field="after") from None
-    with waiting_bounded():
-        found, last = await services.catalogue.listed(
-            q,
-            limit=limit,
-            after=place,
-            categories=frozenset(category or ()),
-            unavailable=unavailable,
-        )
+    found, last = await services.catalogue.listed(
+        q,
+        limit=limit,
+        after=place,
+        categories=frozenset(category or ()),
+        unavailable=unavailable,
+    )
     return ItemPage(
         items=[ListedItem(**_listed(services, row)) for row in found],
         next=None if last is None else write_place(services.seal, last),
@@ -85,8 +84,7 @@ async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
             yield
         return found
 
-    with waiting_bounded():
-        records = await services.catalogue.turns.run(object(), stored)
+    records = await services.catalogue.turns.run(object(), stored)
     await services.write_items(records)
     return ItemsWritten(written=len(records))
 

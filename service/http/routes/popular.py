@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from service.catalogue.retrieval import NO_ITEMS
-from service.http.dependencies import ServicesDep
-from service.http.problems import ProblemError, declared
+from service.http.dependencies import ServicesDep, check_k
+from service.http.problems import declared
 from service.http.times import iso
 
 router = APIRouter(tags=["recommendations"])
@@ -40,8 +40,7 @@ async def get_popular(
     k: Annotated[int, Query(ge=1, description="how many items")] = 10,
 ) -> PopularItems:
     """What everybody interacts with, counted live over all processes of the service."""
-    if k > services.settings.max_k:
-        raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
+    check_k(services, k)
     popularity, catalogue = services.popularity, services.catalogue
     counts = popularity.counts
     source: Literal["all", "recent", "training"] = window

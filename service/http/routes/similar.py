@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, BeforeValidator, Field
 
-from service.http.dependencies import ServicesDep
+from service.http.dependencies import ServicesDep, check_k
 from service.http.problems import ProblemError, declared
 from service.http.routes.users import decoded
 from service.http.schemas import Id
@@ -38,8 +38,7 @@ async def get_similar(
     k: Annotated[int, Query(ge=1, description="how many items")] = 10,
 ) -> SimilarItems:
     """The items that people interact with as they do with this one."""
-    if k > services.settings.max_k:
-        raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
+    check_k(services, k)
     catalogue = services.catalogue
     rows = catalogue.rows([item_id]).tolist()
     if not rows or not catalogue.exists(rows[0]):
