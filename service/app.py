@@ -25,10 +25,10 @@ from service.catalogue.item_store import ItemStore
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.http import problems
+from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
 from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
-from service.http.doors import Doors
 from service.http.identify import IdentifyRequests
 from service.http.load_shedder import LoadShedder
 from service.http.request_line import ReadRequestLine, UnderPrefix
@@ -137,7 +137,7 @@ def create_app(settings: Settings | None = None) -> Application:
     front: ASGIApp = AnswerDirectly(UnderPrefix(app), owner=app, routers=routers)
     front = HoldModels(front, owner=app)
     front = ReadBodies(front, settings=chosen, routers=routers)
-    front = Doors(
+    front = AccessControl(
         front,
         settings=chosen,
         keys=Keys(secrets(chosen.api_keys), chosen.api_keys_file),

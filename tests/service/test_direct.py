@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
 from service.http import problems
+from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
 from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
-from service.http.doors import Doors
 from service.http.problems import ProblemError
 from service.http.schemas import Id, Interaction, InteractionBatch, Time
 from service.keys import Keys
@@ -84,7 +84,7 @@ def app(direct: bool, *keys: str) -> FastAPI:
         made.add_middleware(AnswerDirectly, owner=made, routers=[router])
     made.add_middleware(ReadBodies, settings=Settings(artefact=Path()), routers=[router])
     made.add_middleware(
-        Doors, settings=Settings(artefact=Path()), keys=Keys(keys), admin_keys=Keys()
+        AccessControl, settings=Settings(artefact=Path()), keys=Keys(keys), admin_keys=Keys()
     )
     return made
 

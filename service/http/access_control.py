@@ -27,7 +27,7 @@ KNOWN_HOSTS = 256
 _KEY, _HOST = b"x-api-key", b"host"
 
 
-class Doors:
+class AccessControl:
     """Who comes to which path, at which port.
 
     With a port for operations, nothing else is on it, and `/metrics` only there. Probes and the
