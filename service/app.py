@@ -106,7 +106,7 @@ def create_app(settings: Settings | None = None) -> Application:
                 app.state.services = replace(now, lineup=lineup, served=lineup.base)
 
             await stack.enter_async_context(app.state.services.models.followed(show))
-            yield {"drain": drain, "gate": gate}
+            yield {"drain": drain, "load_shedder": load_shedder}
             app.state.services = None
 
     app = FastAPIOffline(  # its documentation page needs no network
@@ -121,7 +121,9 @@ def create_app(settings: Settings | None = None) -> Application:
     guarded = [declared_key, Depends(require_known_query)]
     nouns = (interactions, recommend, rank, session, items, popular, similar, users)
     routers = [noun.router for noun in nouns]
-    gate = LoadShedder(app, [noun.router for noun in (interactions, recommend, rank, session)])
+    load_shedder = LoadShedder(
+        app, [noun.router for noun in (interactions, recommend, rank, session)]
+    )
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
     app.include_router(

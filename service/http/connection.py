@@ -115,7 +115,7 @@ class _Connection(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self.held = b""
         """Received, and still to be parsed."""
-        self._gate: LoadShedder | None = self.app_state.get("gate")
+        self._load_shedder: LoadShedder | None = self.app_state.get("load_shedder")
         self._refused_at = 0.0
 
     # -- bytes ---------------------------------------------------------------------------
@@ -166,8 +166,8 @@ class _Connection(HttpToolsProtocol):
         if before == _BETWEEN:
             idle = self.cycle is None or self.cycle.response_complete
             quick = idle and not self.flow.write_paused  # else nobody reads what is answered
-            if quick and self._gate is not None and self._gate.refuses_whole(data):
-                self.transport.write(self._gate.answer)
+            if quick and self._load_shedder is not None and self._load_shedder.refuses_whole(data):
+                self.transport.write(self._load_shedder.answer)
                 self._stay()
                 return
             self._unread, self._is_counted = 0, True
@@ -278,11 +278,11 @@ class _Connection(HttpToolsProtocol):
         idle = self.cycle is None or self.cycle.response_complete
         plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
         plain = plain and not self.flow.write_paused
-        gate, method = self._gate, self.parser.get_method()
-        if gate is not None and plain and gate.refuses(method, self.url):
+        load_shedder, method = self._load_shedder, self.parser.get_method()
+        if load_shedder is not None and plain and load_shedder.refuses(method, self.url):
             refused: Any = _Refused()
             self.cycle = refused
-            self.transport.write(gate.answer)
+            self.transport.write(load_shedder.answer)
             self.on_response_complete()
         else:
             super().on_headers_complete()  # it raises, for one thing, where a URL is too long
