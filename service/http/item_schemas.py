@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
 from service.http.json_shape import AtMost
-from service.http.schemas import MOST_LISTED, Id, Time
+from service.http.schemas import MOST_LISTED, Body, Id, Time
 
 _FAR = 16
 
 
-class ItemRecord(BaseModel):
+class ItemRecord(Body):
     """What is said of an item, in place of all that was said before."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     title: str | None = Field(None, description="none: what the model's artefact says")
     categories: list[Id] | None = Field(
@@ -84,10 +82,8 @@ class NewItem(ItemRecord):
     item_id: Id
 
 
-class ItemBatch(BaseModel):
+class ItemBatch(Body):
     """Items, each with all that is to be said of it."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     items: Annotated[list[NewItem], AtMost("max_batch_items")] = Field(min_length=1)
 

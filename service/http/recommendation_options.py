@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.catalogue.choice import Choice
 from service.catalogue.cursor import CursorError, Hashes, read_shown, write_shown
@@ -18,16 +18,14 @@ from service.catalogue.retrieval import NO_ITEMS
 from service.catalogue.view import Selection
 from service.http.dependencies import Services
 from service.http.problems import ProblemError
-from service.http.schemas import MOST_LISTED, Id, Time
+from service.http.schemas import MOST_LISTED, Body, Id, Time
 
 _Listed = Field(max_length=MOST_LISTED)
 _REPEATED = "in a URL, repeat it for several"
 
 
-class RecommendationOptions(BaseModel):
+class RecommendationOptions(Body):
     """Each may be left out."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     k: int = Field(10, ge=1, description="how many items")
     exclude: Annotated[list[str], _Listed] = Field(

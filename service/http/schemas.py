@@ -55,11 +55,13 @@ Weight = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What a caller sends as JSON: no other fields, no values of other types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Interaction(_Body):
+class Interaction(Body):
     """One user interacted with one item."""
 
     user_id: Id
@@ -72,7 +74,7 @@ class Interaction(_Body):
     weight: Weight | None = None
 
 
-class InteractionBatch(_Body):
+class InteractionBatch(Body):
     """Interactions in order; the order of each user's is kept."""
 
     interactions: Annotated[list[Interaction], AtMost("max_batch_events")] = Field(min_length=1)

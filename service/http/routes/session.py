@@ -7,7 +7,7 @@ from bisect import bisect_right
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.http.answers import recommended
 from service.http.dependencies import Services, ServicesDep, check_k
@@ -18,16 +18,14 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import Id, Kind, RecommendedItem, Time
+from service.http.schemas import Body, Id, Kind, RecommendedItem, Time
 from service.store.event_log import Event, new_uid
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])
 
 
-class SessionEvent(BaseModel):
+class SessionEvent(Body):
     """One interaction of a session."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     item_id: Id
     timestamp: Time | None = Field(None, description="when; none: now, by the process's clock")
