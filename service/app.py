@@ -164,9 +164,10 @@ class Application:
         self.api, self._front = api, front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            send = partial(self._tell, send)
-        await self._front(scope, receive, send)
+        if scope["type"] == "http":
+            await self._front(scope, receive, send)
+        else:
+            await self.api(scope, receive, partial(self._tell, send))
 
     async def _tell(self, send: Send, message: Message) -> None:
         """What can be mended is one line; of anything else the server logs a traceback."""

@@ -43,10 +43,7 @@ class ReadBodies:
         json_shape.warm()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
-            await self.app(scope, receive, send)
-            return
-        length, coding = _said(scope)
+        length, coding = _said(scope) if scope["method"] in _WITH_BODY else (0, None)
         if length == 0:
             await self.app(scope, receive, send)
             return

@@ -93,7 +93,7 @@ class HoldModels:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services | None = self.owner.state.services
-        if scope["type"] != "http" or services is None:
+        if services is None:
             await self.app(scope, receive, send)
             return
         scope[_HELD] = services

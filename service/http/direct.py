@@ -46,9 +46,7 @@ class AnswerDirectly:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        direct = None
-        if scope["type"] == "http":
-            direct = self._routes.get((scope["method"], scope["path"]))
+        direct = self._routes.get((scope["method"], scope["path"]))
         services = services_of(scope, self.owner)
         if direct is None or services is None:
             await self.app(scope, receive, send)

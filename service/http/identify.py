@@ -49,9 +49,6 @@ class IdentifyRequests:
         self.logged_from = {"all": 0, "errors": 500, "none": 1000}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         context = _context(scope)
         span = self.tracing.begin(scope, context) if self.tracing else None
         # Never reset: what the server logs of this task afterwards is about this request, too.

@@ -24,9 +24,6 @@ class TimeRequests:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         status = 500
         timeline = scope["tim4rec.stages"] = stages.Stages()
 
