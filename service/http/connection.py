@@ -8,6 +8,7 @@ head that offers an upgrade would be taken for another request, a body included.
 from __future__ import annotations
 
 import asyncio
+import http
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,19 +32,13 @@ FRAMING = 8
 WHOLE = "tim4rec.whole"
 """In a request's scope, once its body has been received."""
 
-_REASONS = {
-    400: (
-        b"400 Bad Request",
-        "what was sent is no HTTP request, or has a Transfer-Encoding other than chunked",
-    ),
-    408: (b"408 Request Timeout", "the request's head took longer than read_timeout_s"),
-    431: (
-        b"431 Request Header Fields Too Large",
-        "the request's head, or the fields behind its body, are over max_head_bytes or "
-        "max_header_fields",
-    ),
-}
 Refusal = Literal[400, 408, 431]
+_DETAILS: dict[Refusal, str] = {
+    400: "what was sent is no HTTP request, or has a Transfer-Encoding other than chunked",
+    408: "the request's head took longer than read_timeout_s",
+    431: "the request's head, or the fields behind its body, are over max_head_bytes or "
+    "max_header_fields",
+}
 
 
 def bounded(
@@ -378,13 +373,12 @@ class _Connection(HttpToolsProtocol):
         self._refusal = None
         if self.transport.is_closing():
             return
-        line, detail = _REASONS[status]
-        title = line.decode().partition(" ")[2]
-        problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-        content = json.dumps(problem).encode()
+        title = http.HTTPStatus(status).phrase
+        problem = {"type": "about:blank", "title": title, "status": status}
+        content = json.dumps(problem | {"detail": _DETAILS[status]}).encode()
         self.transport.write(
-            b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%s" % (line, len(content), content)
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (status, title.encode(), len(content), content)
         )
         # Closed while more of it comes, a connection is reset, and the answer may be lost.
         self.transport.write_eof()

@@ -54,7 +54,7 @@ async def list_items(
     """
     if item_id is not None:
         rows = map(services.catalogue.row, dict.fromkeys(item_id))
-        listed = [ListedItem(**_listed(services, row)) for row in rows if row is not None]
+        listed = [_listed(services, row) for row in rows if row is not None]
         return ItemPage(items=listed, next=None)
     try:
         place = None if after is None else read_place(services.seal, after)
@@ -68,7 +68,7 @@ async def list_items(
         unavailable=unavailable,
     )
     return ItemPage(
-        items=[ListedItem(**_listed(services, row)) for row in found],
+        items=[_listed(services, row) for row in found],
         next=None if last is None else write_place(services.seal, last),
     )
 
@@ -121,15 +121,15 @@ def _stored(services: Services, record: ItemRecord, field: str) -> bytes:
         raise ProblemError(422, f"{field}: {error}", field=field) from None
 
 
-def _listed(services: Services, row: int) -> dict[str, Any]:
+def _listed(services: Services, row: int) -> ListedItem:
     catalogue = services.catalogue
-    return {
-        "item_id": catalogue.ids[row - 1],
-        "title": catalogue.titles[row - 1],
-        "categories": list(catalogue.categories(row)),
-        "available": catalogue.is_open(row),
-        "known": row <= catalogue.trained,
-    }
+    return ListedItem(
+        item_id=catalogue.ids[row - 1],
+        title=catalogue.titles[row - 1],
+        categories=list(catalogue.categories(row)),
+        available=catalogue.is_open(row),
+        known=row <= catalogue.trained,
+    )
 
 
 def _described(services: Services, item_id: str, stored: bytes | None) -> CatalogueItem:
