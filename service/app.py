@@ -29,8 +29,8 @@ from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
 from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
-from service.http.identify import IdentifyRequests
 from service.http.load_shedder import LoadShedder
+from service.http.observer import ObserveRequests
 from service.http.request_line import ReadRequestLine, UnderPrefix
 from service.http.routes import (
     admin,
@@ -46,7 +46,6 @@ from service.http.routes import (
     users,
 )
 from service.http.schemas import Problem
-from service.http.timing import TimeRequests
 from service.keys import Keys
 from service.lifecycle import STARTUP_FAILURE, Drain
 from service.models.active import ActiveModels
@@ -145,8 +144,7 @@ def create_app(settings: Settings | None = None) -> Application:
         keys=Keys(secrets(chosen.api_keys), chosen.api_keys_file),
         admin_keys=Keys(secrets(chosen.admin_keys), chosen.admin_keys_file),
     )
-    front = TimeRequests(front)
-    front = IdentifyRequests(front, log_requests=chosen.log_requests, tracing=tracing)
+    front = ObserveRequests(front, log_requests=chosen.log_requests, tracing=tracing)
     named: Any = front
     named = ProxyHeadersMiddleware(named, trusted_hosts=list(chosen.trusted_proxies))
     trusted = networks(chosen.trusted_proxies)

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.addresses import host_name, is_local
-from service.http.identify import PROBES
+from service.http.observer import PROBES
 from service.http.problems import problem
 from service.keys import Keys
 
