@@ -42,7 +42,6 @@ from service.http.routes import (
     rank,
     recommend,
     session,
-    similar,
     users,
 )
 from service.http.schemas import Problem
@@ -118,7 +117,7 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     app.state.services, app.state.drain, app.state.fault = None, drain, None
     guarded = [declared_key, Depends(require_known_query)]
-    nouns = (interactions, recommend, rank, session, items, popular, similar, users)
+    nouns = (interactions, recommend, rank, session, items, popular, users)
     routers = [noun.router for noun in nouns]
     load_shedder = LoadShedder(
         app, [noun.router for noun in (interactions, recommend, rank, session)]

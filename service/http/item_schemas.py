@@ -121,3 +121,17 @@ class ItemsWritten(BaseModel):
 class ItemDeleted(BaseModel):
     item_id: str
     deleted: bool = Field(description="false: it had no record")
+
+
+class SimilarItem(BaseModel):
+    item_id: str
+    score: float = Field(description="cosine of the two items' vectors, at most 1")
+    title: str | None = None
+
+
+class SimilarItems(BaseModel):
+    """The items most like one, the most like first."""
+
+    item_id: str
+    items: list[SimilarItem]
+    model: str = Field(description="identity of the model")

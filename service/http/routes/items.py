@@ -1,4 +1,4 @@
-"""The catalogue: PUT, GET and DELETE /items/{id}, POST /items/batch, GET /items."""
+"""/items: the catalogue, and which of its items are alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BeforeValidator
 
 from service.catalogue.cursor import CursorError, read_place, write_place
 from service.catalogue.turns import Steps
-from service.http.dependencies import Services, ServicesDep
+from service.http.dependencies import Services, ServicesDep, check_k
 from service.http.item_schemas import (
     CatalogueItem,
     ItemBatch,
@@ -20,6 +20,8 @@ from service.http.item_schemas import (
     ItemRecord,
     ItemsWritten,
     ListedItem,
+    SimilarItem,
+    SimilarItems,
 )
 from service.http.problems import ProblemError, declared
 from service.http.routes.users import decoded
@@ -112,6 +114,33 @@ async def delete_item(item_id: ItemId, services: ServicesDep) -> ItemDeleted:
     """Removes an item's record: what the model's artefact says of it, if anything, holds again."""
     before = await services.write_items({item_id: None})
     return ItemDeleted(item_id=item_id, deleted=before[item_id])
+
+
+@router.get(
+    "/{item_id}/similar", responses=declared(404, 422, 503), response_model_exclude_none=True
+)
+async def get_similar(
+    item_id: ItemId,
+    services: ServicesDep,
+    k: Annotated[int, Query(ge=1, description="how many items")] = 10,
+) -> SimilarItems:
+    """The items that people interact with as they do with this one."""
+    check_k(services, k)
+    catalogue = services.catalogue
+    rows = catalogue.rows([item_id]).tolist()
+    if not rows or not catalogue.exists(rows[0]):
+        raise ProblemError(404, f"item_id: there is no item {item_id!r}", field="item_id")
+    found = await services.engine.similar(rows[0], k)
+    return SimilarItems(
+        item_id=item_id,
+        items=[
+            SimilarItem(
+                item_id=catalogue.ids[place - 1], score=score, title=catalogue.titles[place - 1]
+            )
+            for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
+        ],
+        model=services.engine.identity,
+    )
 
 
 def _stored(services: Services, record: ItemRecord, field: str) -> bytes:
