@@ -101,7 +101,7 @@ class _DirectRoute:
         self.takes_body = route.body_field is not None
         self._validator = TypeAdapter(hint).validator
         fields = _plain(hint).model_fields
-        self._lists = {name for name, field in fields.items() if _is_list(field.annotation)}
+        self._is_list = {name: _is_list(field.annotation) for name, field in fields.items()}
         serializer, exclude_none = TypeAdapter(answer).serializer, route.response_model_exclude_none
         self.written: Callable[[BaseModel], bytes] = lambda answer: serializer.to_json(
             answer, exclude_none=exclude_none
@@ -129,7 +129,10 @@ class _DirectRoute:
         except ValueError:  # no UTF-8
             return None
         for name, value in pairs:
-            if name in self._lists:
+            is_list = self._is_list.get(name)
+            if is_list is None:
+                return None
+            if is_list:
                 values.setdefault(name, []).append(value)
             else:
                 values[name] = value

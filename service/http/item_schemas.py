@@ -88,6 +88,19 @@ class ItemBatch(Body):
     items: Annotated[list[NewItem], AtMost("max_batch_items")] = Field(min_length=1)
 
 
+class ItemQuery(BaseModel):
+    item_id: list[Id] | None = Field(
+        None, max_length=1000, description="these items, and no others: repeat it"
+    )
+    q: str = Field("", max_length=256, description="part of a title, in any case")
+    category: list[str] | None = Field(
+        None, max_length=MOST_LISTED, description="one of several: repeat it"
+    )
+    limit: int = Field(20, ge=1, le=1000)
+    after: str | None = Field(None, description="`next` of the page before")
+    unavailable: bool = Field(False, description="also those that no answer may hold now")
+
+
 class ListedItem(BaseModel):
     item_id: str
     title: str | None = None

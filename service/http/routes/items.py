@@ -17,6 +17,7 @@ from service.http.item_schemas import (
     ItemBatch,
     ItemDeleted,
     ItemPage,
+    ItemQuery,
     ItemRecord,
     ItemsWritten,
     ListedItem,
@@ -25,7 +26,7 @@ from service.http.item_schemas import (
 )
 from service.http.problems import ProblemError, declared
 from service.http.routes.users import decoded
-from service.http.schemas import MOST_LISTED, Id
+from service.http.schemas import Id
 from service.http.times import iso
 
 router = APIRouter(prefix="/items", tags=["items"])
@@ -34,40 +35,25 @@ ItemId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encod
 
 
 @router.get("", responses=declared(422, 503))
-async def list_items(
-    services: ServicesDep,
-    item_id: Annotated[
-        list[Id] | None,
-        Query(max_length=1000, description="these items, and no others: repeat it"),
-    ] = None,
-    q: Annotated[str, Query(max_length=256, description="part of a title, in any case")] = "",
-    category: Annotated[
-        list[str] | None, Query(max_length=MOST_LISTED, description="one of several: repeat it")
-    ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-    after: Annotated[str | None, Query(description="`next` of the page before")] = None,
-    unavailable: Annotated[
-        bool, Query(description="also those that no answer may hold now")
-    ] = False,
-) -> ItemPage:
+async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep) -> ItemPage:
     """Items by title, or whose titles hold `q`: first those that begin with it.
 
     With `item_id`, those of the items that there are, in the order given; the rest does not count.
     """
-    if item_id is not None:
-        rows = map(services.catalogue.row, dict.fromkeys(item_id))
+    if query.item_id is not None:
+        rows = map(services.catalogue.row, dict.fromkeys(query.item_id))
         listed = [_listed(services, row) for row in rows if row is not None]
         return ItemPage(items=listed, next=None)
     try:
-        place = None if after is None else read_place(services.seal, after)
+        place = None if query.after is None else read_place(services.seal, query.after)
     except CursorError as error:
         raise ProblemError(422, str(error), field="after") from None
     found, last = await services.catalogue.listed(
-        q,
-        limit=limit,
+        query.q,
+        limit=query.limit,
         after=place,
-        categories=frozenset(category or ()),
-        unavailable=unavailable,
+        categories=frozenset(query.category or ()),
+        unavailable=query.unavailable,
     )
     return ItemPage(
         items=[_listed(services, row) for row in found],

@@ -15,6 +15,11 @@ from service.http.times import iso
 router = APIRouter(tags=["recommendations"])
 
 
+class PopularQuery(BaseModel):
+    window: Literal["all", "recent"] = Field("recent", description="of all time, or of late")
+    k: int = Field(10, ge=1, description="how many items")
+
+
 class PopularItem(BaseModel):
     item_id: str
     count: float = Field(description="interactions; recent ones count less the older they are")
@@ -33,13 +38,10 @@ class PopularItems(BaseModel):
 
 @router.get("/popular", responses=declared(422, 503), response_model_exclude_none=True)
 async def get_popular(
-    services: ServicesDep,
-    window: Annotated[
-        Literal["all", "recent"], Query(description="of all time, or of late")
-    ] = "recent",
-    k: Annotated[int, Query(ge=1, description="how many items")] = 10,
+    query: Annotated[PopularQuery, Query()], services: ServicesDep
 ) -> PopularItems:
     """What everybody interacts with, counted live over all processes of the service."""
+    window, k = query.window, query.k
     check_k(services, k)
     popularity, catalogue = services.popularity, services.catalogue
     counts = popularity.counts
