@@ -150,7 +150,7 @@ bodies = st.dictionaries(
     st.fixed_dictionaries({"user_id": texts, "item_id": texts}) | bodies,
     st.sampled_from(["application/json", "Application/JSON; charset=utf-8", "text/plain", None,
                      "application/problem+json", "json"]),
-    st.sampled_from(["", "?k=2", "?k=x", "?unknown=1"]),
+    st.sampled_from(["", "?k=2", "?k=x", "?unknown=1", "?&"]),
 )  # fmt: skip
 def test_any_body(body: dict[str, Any], content_type: str | None, query: str) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
@@ -199,6 +199,19 @@ def test_well_formed_requests_do_not_reach_the_framework() -> None:
     assert answering == 0
     ask(one, "GET", "/users/u")
     assert answering == 1
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/@ +json; a=b"])
+@pytest.mark.parametrize("query", ["", "?&&"])
+def test_faults_beyond_number_do_not_reach_the_framework(content_type: str, query: str) -> None:
+    global answering
+    answering = 0
+    content = json.dumps({"interactions": [{}] * 500}).encode()
+    headers = {"Content-Type": content_type}
+    status, _, answer = ask(app(True), "POST", f"/many{query}", headers=headers, content=content)
+    assert status == 422
+    assert json.loads(answer)["more_errors"] == 980
+    assert answering == 0
 
 
 def test_a_body_in_pieces_and_one_cut_short() -> None:
