@@ -16,15 +16,18 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import Id, Recommendations
+from service.http.schemas import Body, Id, Recommendations
 
 router = APIRouter(tags=["recommendations"])
 
 
-class RecommendationRequest(RecommendationOptions):
+class _OfUser(Body):
+    user_id: Id
+
+
+class RecommendationRequest(RecommendationOptions, _OfUser):  # the user's id is the first field
     """The parameters of GET /recommend, for more of them than a URL holds."""
 
-    user_id: Id
     allow_stale: bool = Field(
         False, description="a state in memory will do: faster, may miss the newest events"
     )
