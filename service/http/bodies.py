@@ -75,10 +75,12 @@ class ReadBodies:
         Raises:
             ProblemError: it is not to be had.
         """
-        received = self._receive(receive, parts)
         try:
-            # What is here needs no watch, which costs more than all else that is done for it.
-            await (received if WHOLE in scope else asyncio.wait_for(received, self.timeout_s))
+            if WHOLE in scope:  # it needs no watch, which costs more than all else done for it
+                await self._receive(receive, parts)
+            else:
+                async with asyncio.timeout(self.timeout_s):
+                    await self._receive(receive, parts)
         except TimeoutError:
             raise ProblemError(
                 408,
