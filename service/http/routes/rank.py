@@ -90,7 +90,7 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         )
     ]
     ranked += [
-        RankedItem(item_id=item, known=False, score=None)
+        RankedItem(item_id=item, known=False)
         for item, row in rows.items()
         if row is None or not catalogue.exists(row)
     ]
