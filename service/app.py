@@ -27,12 +27,12 @@ from service.environment import SettingsError, read_settings
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.http import problems
+from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
 from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
-from service.http.doors import Doors
-from service.http.identify import IdentifyRequests
 from service.http.load_shedder import LoadShedder
+from service.http.observer import ObserveRequests
 from service.http.request_line import ReadRequestLine, UnderPrefix
 from service.http.routes import (
     admin,
@@ -44,11 +44,9 @@ from service.http.routes import (
     rank,
     recommend,
     session,
-    similar,
     users,
 )
 from service.http.schemas import Problem
-from service.http.timing import TimeRequests
 from service.keys import Keys
 from service.lifecycle import STARTUP_FAILURE, Drain
 from service.models.deployer import Deployer
@@ -108,7 +106,7 @@ def create_app(settings: Settings | None = None) -> Application:
                 app.state.services = replace(now, deployment=deployment, served=deployment.base)
 
             await stack.enter_async_context(app.state.services.deployer.following(show))
-            yield {"drain": drain, "gate": gate}
+            yield {"drain": drain, "load_shedder": load_shedder}
             app.state.services = None
 
     app = FastAPIOffline(  # its documentation page needs no network
@@ -121,9 +119,11 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     app.state.services, app.state.drain, app.state.fault = None, drain, None
     guarded = [declared_key, Depends(require_known_query)]
-    nouns = (interactions, recommend, rank, session, items, popular, similar, users)
+    nouns = (interactions, recommend, rank, session, items, popular, users)
     routers = [noun.router for noun in nouns]
-    gate = LoadShedder(app, [noun.router for noun in (interactions, recommend, rank, session)])
+    load_shedder = LoadShedder(
+        app, [noun.router for noun in (interactions, recommend, rank, session)]
+    )
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
     app.include_router(
@@ -139,14 +139,13 @@ def create_app(settings: Settings | None = None) -> Application:
     front: ASGIApp = AnswerDirectly(UnderPrefix(app), owner=app, routers=routers)
     front = HoldModels(front, owner=app)
     front = ReadBodies(front, settings=chosen, routers=routers)
-    front = Doors(
+    front = AccessControl(
         front,
         settings=chosen,
         keys=Keys(secrets(chosen.api_keys), chosen.api_keys_file),
         admin_keys=Keys(secrets(chosen.admin_keys), chosen.admin_keys_file),
     )
-    front = TimeRequests(front)
-    front = IdentifyRequests(front, log_requests=chosen.log_requests, tracing=tracing)
+    front = ObserveRequests(front, log_requests=chosen.log_requests, tracing=tracing)
     named: Any = front
     named = ProxyHeadersMiddleware(named, trusted_hosts=list(chosen.trusted_proxies))
     trusted = networks(chosen.trusted_proxies)
@@ -164,9 +163,10 @@ class Application:
         self.api, self._front = api, front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            send = partial(self._tell, send)
-        await self._front(scope, receive, send)
+        if scope["type"] == "http":
+            await self._front(scope, receive, send)
+        else:
+            await self.api(scope, receive, partial(self._tell, send))
 
     async def _tell(self, send: Send, message: Message) -> None:
         """What can be mended is one line; of anything else the server logs a traceback."""

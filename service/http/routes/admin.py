@@ -6,11 +6,12 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from model.artefact import ArtefactError, load_artefact
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
+from service.http.schemas import Body
 from service.http.times import iso
 from service.models.model_folder import LISTED, ModelFolder, ModelNameError
 from service.models.traffic_split import TrafficSplit, Variant
@@ -18,10 +19,8 @@ from service.models.traffic_split import TrafficSplit, Variant
 router = APIRouter(prefix="/admin/model", tags=["operation"])
 
 
-class ModelChoice(BaseModel):
+class ModelChoice(Body):
     """A model for everybody, or on trial for a share of the users."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str = Field(
         min_length=1, max_length=255, description="name of a folder in the setting `models_dir`"
