@@ -19,7 +19,7 @@ from service.catalogue.retrieval import Retrieval
 from service.catalogue.turns import Steps, in_turns
 from service.catalogue.view import CatalogueView
 from service.observe import metrics
-from service.store.store import StoreError
+from service.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
