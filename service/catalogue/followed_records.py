@@ -20,6 +20,7 @@ from service.catalogue.turns import Steps, in_turns
 from service.catalogue.view import CatalogueView
 from service.observe import metrics
 from service.store.errors import StoreError
+from service.store.follower import Follower
 
 logger = logging.getLogger(__name__)
 
@@ -92,38 +93,17 @@ class FollowedRecords:
     async def followed(self, poll_s: float) -> AsyncIterator[None]:
         """Loads the records and follows their changes until the context ends."""
         await self.load()
-        tasks = [
-            asyncio.create_task(self._follow(poll_s)),
-            asyncio.create_task(self._keep_time(poll_s)),
-        ]
-        try:
+        async with (
+            Follower(self.refresh, poll_s, "changes of the catalogue are not read"),
+            # By itself: what is over is over while the store is silent, too.
+            Follower(self._keep_time, poll_s, "what is over stays in the catalogue"),
+        ):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, poll_s: float) -> None:
-        reading = True
-        while True:
-            await asyncio.sleep(poll_s)
-            try:
-                await self.refresh()
-                reading = True
-            except StoreError as error:
-                if reading:  # said once, not four times a second
-                    logger.warning("changes of the catalogue not read: %s", error)
-                reading = False
-            except Exception:
-                logger.exception("changes of the catalogue not taken over")
-
-    async def _keep_time(self, poll_s: float) -> None:
-        """By itself: what is over is over while the store is silent, too."""
-        while True:
-            await asyncio.sleep(poll_s)
-            if _now_ms() >= self._border_ms:
-                view = self._retrieval.view
-                self._put_up(view.size, view.vectors)
+    async def _keep_time(self) -> None:
+        if _now_ms() >= self._border_ms:
+            view = self._retrieval.view
+            self._put_up(view.size, view.vectors)
 
     async def _load(self) -> None:
         cursor = await self._store.newest()  # before the records: what changes meanwhile is seen
