@@ -31,8 +31,8 @@ from service.catalogue.catalogue import Catalogue
 from service.catalogue.choice import Choice
 from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import ExactRetrieval
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
-from service.store.store import Store
 
 BATCH, K, MASKED, AT_ONCE = 64, 10, 30, 1000
 WORDS = ["red", "oak", "sea", "star", "night", "glass", "river", "gold", "silent", "north"]
@@ -115,8 +115,8 @@ async def measured(size: int, repeats: int) -> dict[str, float]:
         tempfile.TemporaryDirectory() as folder,
         EmbeddedStore(Path(folder), fsync="everysec") as url,
     ):
-        async with Store(url) as store:
-            written = ItemStore(store, timeout_s=30)
+        async with Store(url, timeout_s=30) as store:
+            written = ItemStore(store)
             for start in range(0, size, AT_ONCE):
                 await written.write({item: record(draw) for item in ids[start : start + AT_ONCE]})
             catalogue = Catalogue(artefact, written, retrieval)

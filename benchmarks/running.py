@@ -21,9 +21,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.history_cost import free_port, wait_until_ready
 from service.bulk.importer import Importer, UserHistory
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
 from service.store.event_log import EventLog
-from service.store.store import Store
 
 HOUR_MS = 3_600_000
 
@@ -93,8 +93,8 @@ def fill(url: str, items: Sequence[str], users: int, lengths: tuple[int, int]) -
     apart up to now. Returns the number of events."""
 
     async def write() -> int:
-        async with Store(url) as opened:
-            log = EventLog(opened, page=1, timeout_s=60)
+        async with Store(url, timeout_s=60) as opened:
+            log = EventLog(opened, page=1)
             done = await Importer(log, log).run(histories(items, users, lengths), lambda _: None)
             assert not done.refused
             return done.written

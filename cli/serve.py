@@ -34,9 +34,10 @@ from service.lifecycle import STARTUP_FAILURE
 from service.observe import logs
 from service.observe.values import MULTIPROC_DIR, clear
 from service.settings import Settings
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.client import Store
+from service.store.embedded import EmbeddedStore
+from service.store.errors import EmbeddedStoreError, StoreError
 from service.store.shared_settings import Difference, tell_changes
-from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 

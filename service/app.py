@@ -56,10 +56,11 @@ from service.models.models import Models
 from service.models.served_model import ServingContext
 from service.observe import logs, metrics
 from service.settings import Settings, SettingsError, read_settings, secrets
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.client import Store
+from service.store.embedded import EmbeddedStore
+from service.store.errors import StoreError
 from service.store.event_log import EventLog
 from service.store.shared_settings import SettingsDiffer, SharedSettings, tell_changes
-from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ def create_app(settings: Settings | None = None) -> Application:
                 stack.push_async_callback(tracing.close)
             try:
                 app.state.services = await _assemble(chosen, drain, stack, alone)
-            except (EmbeddedStoreError, SettingsDiffer, StoreError) as error:
+            except (SettingsDiffer, StoreError) as error:
                 app.state.fault = str(error)
                 raise
 
@@ -185,7 +186,9 @@ async def _assemble(
     if url is None:
         embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
         url = stack.enter_context(embedded)
-    store = await stack.enter_async_context(Store(url, replica_acks=settings.replica_acks))
+    store = await stack.enter_async_context(
+        Store(url, timeout_s=settings.store_timeout_s, replica_acks=settings.replica_acks)
+    )
     await store.check()
     if compare:
         shared = SharedSettings(store, namespace=settings.namespace)
@@ -200,25 +203,21 @@ async def _assemble(
         future_tolerance_ms=round(settings.future_tolerance_s * 1000),
         idle_ttl_s=settings.idle_ttl_s,
         history_limit=settings.history_limit,
-        timeout_s=settings.store_timeout_s,
     )
     await stack.enter_async_context(vitals.reported(log, device))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
-    seal = await shared_seal(
-        store, namespace=settings.namespace, timeout_s=settings.store_timeout_s
-    )
-    records = ItemStore(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
+    seal = await shared_seal(store, namespace=settings.namespace)
+    records = ItemStore(store, namespace=settings.namespace)
     popularity = Popularity(
         store,
-        namespace=log.namespace,
+        namespace=log.keys.namespace,
         half_life_s=settings.popular_half_life_s,
         most_items=settings.popular_items,
         copied=settings.max_k,
         least=settings.popular_least,
         heaviest=settings.max_weight,
         refresh_s=settings.popular_refresh_s,
-        timeout_s=settings.store_timeout_s,
     )
     await stack.enter_async_context(popularity.running())
     outcomes = None
@@ -227,11 +226,10 @@ async def _assemble(
             store,
             namespace=settings.namespace,
             window_s=settings.outcome_window_s,
-            timeout_s=settings.store_timeout_s,
         )
         await stack.enter_async_context(outcomes.running())
     around = ServingContext(settings, device, log, records, popularity, outcomes, drain)
-    active = ActiveModels(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
+    active = ActiveModels(store, namespace=settings.namespace)
     folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
     models = Models(around, active, folder, poll_s=settings.model_poll_s)
     stack.push_async_callback(models.close)
@@ -257,7 +255,7 @@ async def _kept_running(embedded: EmbeddedStore, log: EventLog) -> AsyncIterator
     async def watch() -> None:
         while not leaving.is_set():
             try:
-                await log.ping()
+                await log.store.ping()
             except StoreError as error:
                 logger.warning("starting the embedded store again: %s", error)
                 try:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model.kinds import KindRules
-from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, Verdict
-from service.store.store import InvalidRequest, RecordDamaged, StoreError
+from service.store.errors import InvalidRequest, RecordDamaged, StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN, Mark, NewEvent, Verdict
 
 if TYPE_CHECKING:
     from service.feedback.popularity import Popularity

@@ -15,9 +15,11 @@ from service.engine.batch_runner import missing
 from service.engine.engine import Engine
 from service.engine.snapshots import Snapshot
 from service.engine.wave import Entry, History
-from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest
+from service.store.errors import RecordDamaged, StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN
 from service.store.shards import ALL, Shard
-from service.store.store import RecordDamaged, StoreError
+from service.store.snapshot_store import SnapshotStore
 
 BATCH = 256
 """Users in one exchange and one pass of arithmetic."""
@@ -188,7 +190,7 @@ class Warmer:
         packed = dict(work.snapshots)  # of several of a user, the newest
         self.result.unfit += len(lacking) - len(packed)
         marks = [snapshots.mark(data) for data in packed.values()]
-        written = await self.log.write_snapshots(
+        written = await SnapshotStore(self.log).write(
             self.engine.identity, list(packed.items()), self.snapshot_ttl_s, marks
         )
         self.result.written += written

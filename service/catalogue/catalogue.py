@@ -33,7 +33,7 @@ from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.turns import Shared, Steps, Turns, at_once, in_turns
 from service.catalogue.view import CatalogueView, Flags, Selection
 from service.observe import metrics
-from service.store.store import StoreError
+from service.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
 

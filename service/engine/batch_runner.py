@@ -30,7 +30,8 @@ from service.engine.snapshots import Snapshot
 from service.engine.wave import Entry, History, Read, Recommendation
 from service.observe import stages
 from service.observe.stages import Span
-from service.store.event_log import ORIGIN, Event, LogReply, Mark, Verdict
+from service.store.event_log import LogReply
+from service.store.events import ORIGIN, Event, Mark, Verdict
 
 STEPS = 8
 """Without a CPU's stepper, a row that lacks more events than this has them in one pass."""

@@ -47,18 +47,8 @@ from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.observe import metrics, stages
 from service.observe.stages import Stages
-from service.store.event_log import (
-    ERASURES_KEPT_S,
-    ORIGIN,
-    Event,
-    EventLog,
-    LogReply,
-    LogRequest,
-    NewEvent,
-    Outcome,
-    Verdict,
-)
-from service.store.store import (
+from service.store.erasures import ERASURES_KEPT_S, Erasures
+from service.store.errors import (
     AcksMissed,
     HistoryChanged,
     InvalidRequest,
@@ -66,6 +56,9 @@ from service.store.store import (
     StoreError,
     StoreUnavailable,
 )
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN, Event, NewEvent, Outcome, Verdict
+from service.store.snapshot_store import SnapshotStore
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +158,7 @@ class Engine:
         for part, size in self._sizes.items():
             part.set(size)
         self.tally.begin(self.kinds.labels)
-        self._erased, _ = await self.log.erasures("$")
+        self._erased, _ = await Erasures(self.log).since("$")
         await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
         self._loops = [
             asyncio.create_task(self._log_loop()),
@@ -645,7 +638,7 @@ class Engine:
         try:
             newest = list(dict(packed).items())
             marks = [snapshots.mark(data) for _, data in newest]
-            written = await self.log.write_snapshots(
+            written = await SnapshotStore(self.log).write(
                 self.identity, newest, self.snapshot_ttl_s, marks
             )
             metrics.SNAPSHOTS["written"].inc(written)
@@ -679,7 +672,7 @@ class Engine:
             StoreError: the store does not answer.
         """
         while True:
-            self._erased, users = await self.log.erasures(self._erased)
+            self._erased, users = await Erasures(self.log).since(self._erased)
             until = time.monotonic() + DROP_AGAIN_S
             self._forgotten.extend((until, user_id) for user_id in users)
             if self.outcomes is not None:

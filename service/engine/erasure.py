@@ -12,8 +12,10 @@ from collections.abc import Iterable
 
 from model.kinds import KindRules
 from service.feedback.popularity import Popularity, Sums
-from service.store.event_log import ORIGIN, Event, EventLog
-from service.store.store import HistoryChanged, StoreError, StoreUnavailable
+from service.store.erasures import Erasures
+from service.store.errors import HistoryChanged, StoreError, StoreUnavailable
+from service.store.event_log import EventLog
+from service.store.events import ORIGIN, Event
 
 ATTEMPTS = 3
 """How often a record may change under our hands before it is deleted without being read."""
@@ -27,7 +29,7 @@ async def erase(
     Raises:
         StoreUnavailable: it is to be sent again.
     """
-    existed = False
+    erasures, existed = Erasures(log), False
     for _ in range(0 if popularity is None else ATTEMPTS):
         assert popularity is not None
         sums, mark = Sums(float), ORIGIN
@@ -38,7 +40,7 @@ async def erase(
             if mark == ORIGIN:
                 break
             existed = True
-            removed = await log.remove(user_id, mark)
+            removed = await erasures.remove(user_id, mark)
         except HistoryChanged:
             continue
         except StoreUnavailable:
@@ -51,9 +53,9 @@ async def erase(
         popularity.take_back(sums)
         if removed.missed is not None:
             raise removed.missed
-        await log.forget(user_id)
+        await erasures.forget(user_id)
         return True
-    return await log.erase(user_id) or existed
+    return await erasures.erase(user_id) or existed
 
 
 def _add(popularity: Popularity, sums: Sums, events: Iterable[Event], kinds: KindRules) -> None:

@@ -18,8 +18,8 @@ from model.state import State
 from service.engine.engine import Engine
 from service.engine.snapshots import Snapshot
 from service.observe import metrics
-from service.store.event_log import Event
-from service.store.store import StoreError
+from service.store.errors import StoreError
+from service.store.events import Event
 
 logger = logging.getLogger(__name__)
 

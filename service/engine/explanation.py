@@ -17,8 +17,8 @@ from model.recommender import Recommender
 from service.engine.engine import Engine, Overloaded
 from service.engine.wave import Recommendation
 from service.observe import metrics, stages
-from service.store.event_log import Event
-from service.store.store import HistoryChanged
+from service.store.errors import HistoryChanged
+from service.store.events import Event
 
 PIECE = 512
 """Events of one parallel pass."""

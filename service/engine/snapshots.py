@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.state import HEADER_BYTES, State, StateBytesError, StateLayout
 from service.engine.pool import Seen
-from service.store.event_log import Mark
+from service.store.events import Mark
 
 _HEAD = struct.Struct("<8sq8sq")  # model, version, uid, known events
 # Then int32 each: the seen items, and the hidden ones below zero.

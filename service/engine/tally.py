@@ -8,7 +8,7 @@ from functools import cached_property
 
 from service.engine.batch_runner import Work
 from service.observe import metrics
-from service.store.event_log import Verdict
+from service.store.events import Verdict
 
 
 class Tally:

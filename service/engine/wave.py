@@ -16,7 +16,8 @@ from service.catalogue.retrieval import Ranking
 from service.engine.pool import Row
 from service.engine.snapshots import Snapshot
 from service.observe.stages import Stages
-from service.store.event_log import Event, LogReply, Mark, NewEvent, Outcome
+from service.store.event_log import LogReply
+from service.store.events import Event, Mark, NewEvent, Outcome
 
 StoreAway = Literal["refuse", "pool", "popular"]
 """What reads get while the store does not answer: nothing, an answer from the state in the pool if

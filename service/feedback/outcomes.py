@@ -7,21 +7,20 @@ What is shown and done waits in memory and goes to the store together, off the w
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from urllib.parse import quote
 from zlib import crc32
 
 from service.observe import metrics
-from service.store.calls import Calls, raised
+from service.store.client import Store
+from service.store.errors import StoreError, raised
 from service.store.follower import Follower
-from service.store.store import Command, Store, StoreError
+from service.store.script import Command, Script
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +35,8 @@ _AT_ONCE = 1000
 _BARRED_S = 10.0
 """So long nothing is kept of an erased user: a request that had begun before may still end."""
 
-_SCRIPTS = {
-    hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(): source
-    for source in (
-        files("service.feedback").joinpath(f"{name}.lua").read_text("utf-8")
-        for name in ("shown", "outcome")
-    )
-}
-_SHOWN, _OUTCOME = _SCRIPTS
+_SHOWN = Script.read("shown", "service.feedback")
+_OUTCOME = Script.read("outcome", "service.feedback")
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,10 @@ class Outcomes:
         *,
         namespace: str = "tim4rec",
         window_s: int = 3600,
-        timeout_s: float = 2.0,
     ) -> None:
         self._prefix = f"{quote(namespace, safe='')}:shown:"
         self._window_ms = 1000 * window_s
-        self._calls = Calls(store, timeout_s, _SCRIPTS)
+        self._store = store
         self._waiting: deque[_Waiting] = deque()
         self._barred: dict[str, float] = {}
 
@@ -85,16 +77,13 @@ class Outcomes:
         if not hashes or self._is_barred(user_id):
             return
         metrics.of_model(model).shown.inc(len(hashes))
-        last = self._window_ms, LISTS
-        self._add(
-            user_id,
-            ("EVALSHA", _SHOWN, 1, self._key(user_id), model, b"".join(hashes), *last),
-        )
+        key, packed = self._key(user_id), b"".join(hashes)
+        self._add(user_id, _SHOWN.call(key, model, packed, self._window_ms, LISTS))
 
     def interacted(self, user_id: str, item_id: str, kind: str) -> None:
         """An interaction was logged. `kind`: as its metric's label says."""
-        key = self._key(user_id)
-        self._add(user_id, ("EVALSHA", _OUTCOME, 1, key, _hash(item_id), self._window_ms), kind)
+        call = _OUTCOME.call(self._key(user_id), _hash(item_id), self._window_ms)
+        self._add(user_id, call, kind)
 
     def forget(self, user_id: str) -> None:
         """The user was erased, here or elsewhere."""
@@ -112,7 +101,7 @@ class Outcomes:
         """
         while self._waiting:
             part = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
-            answers = await self._calls([one.command for one in part])
+            answers = await self._store.pipeline([one.command for one in part])
             for one, answer in zip(part, answers, strict=True):
                 if one.kind is not None and isinstance(answer, bytes):
                     metrics.outcomes(answer.decode(), one.kind).inc()

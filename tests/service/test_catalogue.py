@@ -20,7 +20,7 @@ from service.catalogue.item_listing import Listing
 from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.turns import at_once
-from service.store.store import Store
+from service.store.client import Store
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
@@ -38,7 +38,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
 
 def opened(artefact: Artefact, store: Store) -> Catalogue:
     retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
-    return Catalogue(artefact, ItemStore(store, timeout_s=30), retrieval)
+    return Catalogue(artefact, ItemStore(store), retrieval)
 
 
 async def shown(catalogue: Catalogue) -> dict[str, Any]:
@@ -91,8 +91,8 @@ def test_one_that_followed_is_like_one_loaded_anew(
     """Whatever is written, in whatever portions it is heard of, or when too much was missed."""
 
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            followed, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
+        async with Store(valkey.url, timeout_s=30) as store:
+            followed, writer = opened(artefact, store), ItemStore(store)
             await followed.load()
             for step in steps:
                 if step == "look":
@@ -121,8 +121,8 @@ def test_a_process_that_missed_announcements_reads_all(
     run: Run, valkey: ValkeyServer, artefact: Artefact
 ) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            writer, behind = ItemStore(store, timeout_s=30), opened(artefact, store)
+        async with Store(valkey.url, timeout_s=30) as store:
+            writer, behind = ItemStore(store), opened(artefact, store)
             await writer.write({"n0": b"{}", "i1": b'{"hidden":true}'})
             await behind.load()
             await writer.write({"n0": None, "n1": b'{"title":"One"}'})
@@ -146,8 +146,8 @@ def test_a_damaged_record_leaves_the_item_as_it_was(
     run: Run, valkey: ValkeyServer, artefact: Artefact, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            catalogue, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
+        async with Store(valkey.url, timeout_s=30) as store:
+            catalogue, writer = opened(artefact, store), ItemStore(store)
             await catalogue.load()
             for damaged in (b"{", b"[]", b"\xff", b'{"attributes":{"a":NaN}}'):
                 await writer.write({"i1": damaged, "i2": b'{"title":"Two"}'})
@@ -163,8 +163,8 @@ def test_a_store_that_is_gone_for_a_while_is_followed_again(
     run: Run, durable_valkey: ValkeyServer, artefact: Artefact
 ) -> None:
     async def main() -> None:
-        async with Store(durable_valkey.url) as store:
-            records = ItemStore(store, timeout_s=5)
+        async with Store(durable_valkey.url, timeout_s=5) as store:
+            records = ItemStore(store)
             retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
             catalogue = Catalogue(artefact, records, retrieval)
             async with catalogue.followed(0.02):
@@ -186,8 +186,8 @@ def test_what_is_over_is_over_while_the_store_is_silent(
     run: Run, durable_valkey: ValkeyServer, artefact: Artefact
 ) -> None:
     async def main() -> None:
-        async with Store(durable_valkey.url) as store:
-            records = ItemStore(store, timeout_s=60)
+        async with Store(durable_valkey.url, timeout_s=60) as store:
+            records = ItemStore(store)
             retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
             over = round(time.time() * 1000) + 2000
             await records.write({"i0": b'{"available_until":%d}' % over})

@@ -33,7 +33,7 @@ from service.catalogue.diversity import POOL, spread
 from service.catalogue.retrieval import ExactRetrieval, Ranking
 from service.catalogue.view import Selection
 from service.http.schemas import MOST_LISTED
-from service.store.store import Store
+from service.store.client import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores, popular
 from tests.service.test_api import problem
@@ -195,14 +195,12 @@ def test_a_longer_cursor_than_there_is_is_not_decoded(monkeypatch: pytest.Monkey
 
 def test_all_processes_of_a_store_have_one_seal(run: Run, valkey: ValkeyServer) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            seals = await asyncio.gather(
-                *(shared_seal(store, timeout_s=PATIENT_S) for _ in range(5))
-            )
-            seals.append(await shared_seal(store, timeout_s=PATIENT_S))
+        async with Store(valkey.url, timeout_s=PATIENT_S) as store:
+            seals = await asyncio.gather(*(shared_seal(store) for _ in range(5)))
+            seals.append(await shared_seal(store))
             texts = {write_place(seal, (0, "a", "b")) for seal in seals}
             assert len(texts) == 1
-            another = await shared_seal(store, namespace="another", timeout_s=PATIENT_S)
+            another = await shared_seal(store, namespace="another")
             with pytest.raises(CursorError):
                 read_place(another, texts.pop())
 
@@ -216,8 +214,8 @@ def test_a_full_store_leaves_each_process_its_own_seal(
     server.start()
 
     async def main() -> None:
-        async with Store(server.url) as store:
-            seal = await shared_seal(store, timeout_s=PATIENT_S)
+        async with Store(server.url, timeout_s=PATIENT_S) as store:
+            seal = await shared_seal(store)
             assert read_place(seal, write_place(seal, (0, "a", "b"))) == (0, "a", "b")
 
     try:

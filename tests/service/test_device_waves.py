@@ -17,8 +17,9 @@ from model.device_stepper import DeviceStepper
 from model.kernels import Kernels
 from service.engine.capacity import ON_CPU, SHARE_OF_TWO, pool_rows, rows_within
 from service.engine.engine import Engine
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
 from tests.model.conftest import device, kernels  # noqa: F401
 from tests.service.processes import BASE_MS, make_artefact
 

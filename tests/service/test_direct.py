@@ -24,7 +24,7 @@ from service.http.problems import ProblemError
 from service.http.schemas import Id, Interaction, InteractionBatch, Time
 from service.keys import Keys
 from service.settings import Settings
-from service.store.store import StoreUnavailable
+from service.store.errors import StoreUnavailable
 from tests.depth import examples
 
 

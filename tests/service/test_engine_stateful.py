@@ -41,17 +41,14 @@ from service.engine import snapshots
 from service.engine.engine import Engine
 from service.engine.snapshots import Snapshot
 from service.engine.wave import Entry, Read, Recommendation
-from service.store.event_log import (
-    Event,
-    EventLog,
-    LatePolicy,
-    LogRequest,
-    NewEvent,
-    Outcome,
-    Verdict,
-    new_uid,
-)
-from service.store.store import Command, Node, Store, StoreUnavailable
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.errors import StoreUnavailable
+from service.store.event_log import EventLog, LatePolicy, LogRequest
+from service.store.events import Event, NewEvent, Outcome, Verdict, new_uid
+from service.store.node import Node
+from service.store.script import Command
+from service.store.snapshot_store import SnapshotStore
 from tests.depth import examples
 
 torch.set_num_threads(1)
@@ -91,8 +88,8 @@ class LossyStore(Store):
     `unsent` it never arrives; something to call happens before the command arrives. When nothing
     is planned, everything works."""
 
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
         self.plan: list[str | Callable[[], Awaitable[object]]] = []
         self.carried_out = 0
 
@@ -137,14 +134,13 @@ class Exchanged:
 class Worker:
     def __init__(self, url: str, which: int, precision: Precision, policy: LatePolicy) -> None:
         self.which, self.precision = which, precision
-        self.store = LossyStore(url)
+        self.store = LossyStore(url, timeout_s=0.3)
         self.log = EventLog(
             self.store,
             page=PAGE,
             dedup_window=1000,
             late_policy=policy,
             replay_limit=REPLAY_LIMIT,
-            timeout_s=0.3,
         )
         self.engine = Engine(
             ARTEFACTS[which],
@@ -511,7 +507,7 @@ class Workers(RuleBasedStateMachine):
         if isinstance(fate, int):
 
             async def erase() -> None:
-                await self.truth.erase(one[0])
+                await Erasures(self.truth).erase(one[0])
                 self.forget(one[0])
 
             worker.store.plan = [*["answered"] * fate, erase]
@@ -552,7 +548,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS))
     def back_up(self, user: str) -> None:
-        (dump,) = self.run(self.own.execute([("DUMP", self.truth._record(user))], 5))
+        (dump,) = self.run(self.own.execute([("DUMP", self.truth.keys.record(user))], 5))
         if dump is not None:
             self.backups[user] = (dump, list(self.logs[user]))
 
@@ -561,7 +557,7 @@ class Workers(RuleBasedStateMachine):
     def restore(self, which: int) -> None:
         user = sorted(self.backups)[which % len(self.backups)]
         dump, log = self.backups[user]
-        key = self.truth._record(user)
+        key = self.truth.keys.record(user)
         self.run(self.own.execute([("RESTORE", key, 0, dump, "REPLACE")], 5))
         self.logs[user] = list(log)
         self.erased -= {event.uid for event in log}
@@ -571,7 +567,7 @@ class Workers(RuleBasedStateMachine):
     )
     def damage_snapshot(self, user: str, damage: str) -> None:
         for worker in self.workers:
-            key = self.truth._snapshot(worker.engine.identity, user)
+            key = self.truth.keys.snapshot(worker.engine.identity, user)
             (data,) = self.run(self.own.execute([("GET", key)], 5))
             if not data:
                 continue
@@ -581,7 +577,7 @@ class Workers(RuleBasedStateMachine):
             if damage == "another's":  # sound, of this user, but of another model
                 for other in self.workers:
                     if other.engine.identity != worker.engine.identity:
-                        at = self.truth._snapshot(other.engine.identity, user)
+                        at = self.truth.keys.snapshot(other.engine.identity, user)
                         self.run(self.own.execute([("SET", at, data)], 5))
                 continue
             place = random.Random(len(data) + len(self.sent)).randrange(len(data))
@@ -687,7 +683,7 @@ class Workers(RuleBasedStateMachine):
             self.loop.close()
 
     def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
-        (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
+        (data,) = self.run(SnapshotStore(worker.log).read(worker.engine.identity, [user]))
         snapshot = snapshots.read(worker.engine.pool.layout, worker.engine.computer.stamp, data)
         if snapshot is not None:
             assert snapshot.mark.uid not in self.erased, "it outlived its user"

@@ -19,8 +19,12 @@ from model.kinds import KindRules
 from service.engine import erasure
 from service.engine.engine import Engine
 from service.feedback.popularity import EPOCH, Popularity
-from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
-from service.store.store import AcksMissed, Command, Node, Store, StoreError, StoreUnavailable
+from service.store.client import Store
+from service.store.errors import AcksMissed, StoreError, StoreUnavailable
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import NewEvent, new_uid
+from service.store.node import Node
+from service.store.script import Command
 from tests.depth import examples
 from tests.service.conftest import ValkeyCluster, ValkeyServer
 from tests.service.processes import in_process, make_artefact
@@ -359,11 +363,14 @@ def test_missing_replicas_do_not_keep_it_from_being_taken_back(
     async def go() -> None:
         clock = Clock()
         world = World(clock)
-        async with Store(valkey.url) as alone, Store(valkey.url, replica_acks=1) as waiting:
+        async with (
+            Store(valkey.url) as alone,
+            Store(valkey.url, replica_acks=1, timeout_s=1.0) as waiting,
+        ):
             counting = popularity(alone, clock)
             for user in ("stays", "goes"):
                 await fill(event_log(alone), counting, world, user, some(12, clock))
-            log = event_log(waiting, timeout_s=1.0)
+            log = event_log(waiting)
             for _ in range(2):
                 with pytest.raises(AcksMissed):
                     await erasure.erase(log, "goes", counting, RULES)

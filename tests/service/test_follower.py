@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
+from service.store.errors import StoreError
 from service.store.follower import Follower
-from service.store.store import StoreError
 
 
 class Acting:

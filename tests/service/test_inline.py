@@ -13,8 +13,9 @@ import pytest
 
 from service.engine.batch_runner import SMALL_EVENTS, Work
 from service.engine.engine import Engine
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
 from tests.waited import LONG_S

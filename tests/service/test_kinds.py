@@ -16,8 +16,9 @@ from service.bulk.warm import Warmer
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
 from service.settings import SettingsError, read_settings
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 
 if TYPE_CHECKING:

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.settings import SettingsError, read_settings
-from service.store.event_log import ORIGIN, Event, EventLog, LogReply, NewEvent, new_uid
-from service.store.store import RecordDamaged, Store
+from service.store.client import Store
+from service.store.errors import RecordDamaged
+from service.store.event_log import EventLog, LogReply
+from service.store.events import ORIGIN, Event, NewEvent, new_uid
 from tests.depth import examples
 from tests.service.processes import (
     BASE_MS,

@@ -22,9 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.artefact import Artefact
 from service.observe import metrics, values
-from service.store.calls import Operation
-from service.store.event_log import EventLog, LogRequest, NewEvent, Verdict, new_uid
-from service.store.store import Store
+from service.store.client import Operation, Store
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import NewEvent, Verdict, new_uid
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, alive, in_process, make_artefact, user_path
 from tests.waited import LONG_S, until

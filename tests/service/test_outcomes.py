@@ -18,7 +18,7 @@ from model.artefact import Artefact
 from service.feedback import outcomes
 from service.feedback.outcomes import ITEMS, LISTS, Outcomes
 from service.observe import metrics
-from service.store.store import Store
+from service.store.client import Store
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact
@@ -129,8 +129,8 @@ def test_an_outage_costs_counts_and_nothing_else(
     async def go() -> None:
         model = uuid4().hex
         failures = metrics.OUTCOME_FAILURES._value.get()
-        async with Store(durable_valkey.url) as connection:
-            tried = Outcomes(connection, timeout_s=0.2)
+        async with Store(durable_valkey.url, timeout_s=0.2) as connection:
+            tried = Outcomes(connection)
             for n in range(5):
                 tried.shown(f"user{n}", model, ["i1"])
             assert metrics.OUTCOME_FAILURES._value.get() == failures + 2

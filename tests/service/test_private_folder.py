@@ -17,7 +17,8 @@ import redis
 
 from cli.spool import spooled_log
 from service.catalogue.item_index import LEAST_ITEMS, open_index
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.embedded import EmbeddedStore
+from service.store.errors import EmbeddedStoreError
 from service.store.private_folder import FolderError, private_folder
 from service.store.shards import ALL
 from tests.service.processes import ROOT, Service, make_artefact

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from service.settings import SHARED, Settings
+from service.store.client import Store
+from service.store.errors import StoreError
 from service.store.shared_settings import Difference, SettingsDiffer, SharedSettings
-from service.store.store import Store, StoreError
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import ROOT, Service, free_port, make_artefact
 from tests.waited import LONG_S, until
@@ -63,8 +64,8 @@ def shared(**settings: Any) -> dict[str, str]:
 async def agree(
     url: str, mine: dict[str, str], namespace: str = "tim4rec", change: bool = False
 ) -> list[Difference]:
-    async with Store(url) as store:
-        noted = SharedSettings(store, namespace=namespace, timeout_s=LONG_S)
+    async with Store(url, timeout_s=LONG_S) as store:
+        noted = SharedSettings(store, namespace=namespace)
         return await noted.agree(mine, change=change)
 
 

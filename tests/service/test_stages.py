@@ -20,8 +20,9 @@ from model.artefact import Artefact
 from service.engine.engine import Engine
 from service.observe import stages
 from service.observe.stages import HTTP, LOG, PREFILL, QUEUE, RETRIEVE, SNAPSHOT, STEP, Stages
-from service.store.event_log import EventLog, LogRequest, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import in_process, make_artefact, user_path
 
@@ -195,8 +196,8 @@ def test_an_answer_says_where_its_time_went(
 
 @pytest.fixture
 def engine(artefact: Artefact, valkey: ValkeyServer, run: Run) -> Iterator[Engine]:
-    store = Store(valkey.url)
-    log = EventLog(store, page=16, timeout_s=30)
+    store = Store(valkey.url, timeout_s=30)
+    log = EventLog(store, page=16)
     one = Engine(artefact, log, pool_capacity=8, max_batch=2, snapshot_every=1000)
     run(one.start())
     yield one

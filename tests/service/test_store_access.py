@@ -13,8 +13,11 @@ from urllib.parse import quote
 import pytest
 import uvloop
 
-from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
-from service.store.store import Store, StoreError
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.errors import StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer, free_ports
 from tests.service.processes import Service, make_artefact
 
@@ -41,15 +44,15 @@ def url(host: str, user: str, password: str, scheme: str = "redis") -> str:
 
 
 async def works(store_url: str, **options: Any) -> None:
-    async with Store(store_url, **options) as store:
+    async with Store(store_url, **options, timeout_s=10) as store:
         await store.check()
-        log = EventLog(store, timeout_s=10)
+        log = EventLog(store)
         users = [f"{number}" for number in range(12)]
         requests = [LogRequest(user, None, [NewEvent(new_uid(), "item")]) for user in users]
         for reply in await log.exchange(requests):
             assert isinstance(reply, LogReply), reply
         assert {user async for page in log.users() for user in page} == set(users)
-        assert await log.erase("1")
+        assert await Erasures(log).erase("1")
 
 
 async def refusal(store_url: str) -> str:

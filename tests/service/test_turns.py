@@ -27,9 +27,9 @@ from service.catalogue.item_columns import Column
 from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import ExactRetrieval
 from service.catalogue.turns import Shared, Steps, TooManyWait, Turns, at_once
-from service.store.store import Store
+from service.store.client import Store
 from tests.service.conftest import ValkeyServer
-from tests.waited import LONG_S, PATIENT_S
+from tests.waited import LONG_S
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -212,7 +212,7 @@ def large() -> Artefact:
 
 def opened(artefact: Artefact, store: Store | None) -> Catalogue:
     retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
-    records = ItemStore(store, timeout_s=PATIENT_S) if store is not None else None
+    records = ItemStore(store) if store is not None else None
     return Catalogue(artefact, records, retrieval)  # type: ignore[arg-type]
 
 

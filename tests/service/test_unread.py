@@ -9,8 +9,10 @@ import pytest
 
 from service.engine import snapshots
 from service.engine.engine import Engine
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
+from service.store.snapshot_store import SnapshotStore
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
 
@@ -42,7 +44,7 @@ def test_a_user_whom_nobody_reads(valkey: ValkeyServer, tmp_path: Path, at_once:
                     await asyncio.sleep(0.001)
                 if version < EVERY:
                     continue
-                kept = await log.read_snapshots(engine.identity, USERS)
+                kept = await SnapshotStore(log).read(engine.identity, USERS)
                 for data in kept:
                     found = snapshots.read(engine.pool.layout, engine.computer.stamp, data)
                     assert found is not None
@@ -65,6 +67,6 @@ def test_what_is_due_is_done_before_the_end(valkey: ValkeyServer, tmp_path: Path
             for _ in range(2):
                 await engine.append("ann", [NewEvent(new_uid(), ITEMS[0])])
             await engine.stop()
-            assert await log.read_snapshots(engine.identity, ["ann"]) != [None]
+            assert await SnapshotStore(log).read(engine.identity, ["ann"]) != [None]
 
     asyncio.run(run())

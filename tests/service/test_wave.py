@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.catalogue.retrieval import NO_ITEMS
 from service.engine.wave import Append, Read, collect
-from service.store.event_log import NewEvent
+from service.store.events import NewEvent
 
 MAX_EVENTS = 6
 

@@ -19,8 +19,8 @@ from service.http.schemas import (
     InteractionResult,
 )
 from service.http.times import iso
-from service.store.event_log import NewEvent, Outcome, Verdict, new_uid
-from service.store.store import StoreError
+from service.store.errors import StoreError
+from service.store.events import NewEvent, Outcome, Verdict, new_uid
 
 router = APIRouter(prefix="/interactions", tags=["interactions"])
 

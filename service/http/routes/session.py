@@ -16,7 +16,7 @@ from service.http.json_shape import AtMost
 from service.http.problems import ProblemError, declared
 from service.http.schemas import Id, Kind, RecommendedItem, Time
 from service.http.wishes import Wishes
-from service.store.event_log import Event, new_uid
+from service.store.events import Event, new_uid
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])
 
