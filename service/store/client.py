@@ -10,36 +10,22 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any, Literal, Self
 
-from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    NoScriptError,
-    ReadOnlyError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import AskError, ClusterDownError, NoScriptError, ResponseError
 
 from service.observe import metrics, stages
 from service.store import server_info
-from service.store.errors import (
-    AcksMissed,
-    NodeDown,
-    RecordDamaged,
-    StoreError,
-    StoreUnavailable,
-    one_line,
-)
+from service.store.errors import AcksMissed, NodeDown, StoreError, StoreUnavailable, one_line
 from service.store.node import Node
+from service.store.pending import Pending, refusal
 from service.store.script import Command, ScriptCall
 from service.store.topology import Topology
-from service.store.url import StoreUrl, UrlError
+from service.store.url import StoreUrl
 
 Operation = Literal["exchange", "snapshot", "erasures", "catalogue", "popularity", "ping", "other"]
 """What a round trip to the store is for."""
 
 _REDIRECTS = 5
 """Most times that one call follows a key to another node."""
-_PASSING = (ReadOnlyError, TryAgainError, ClusterDownError)  # over once a failover is
 _CHECKED_WITHIN_S = 5.0
 _MEMORY: Command = ("INFO", "memory")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
@@ -62,15 +48,11 @@ class Store:
         *,
         timeout_s: float = 2.0,
         connections: int = 16,
-        connect_timeout_s: float = 1.0,
         replica_acks: int = 0,
     ) -> None:
-        try:
-            found = StoreUrl(url)
-        except UrlError as error:
-            raise StoreError(str(error)) from None
+        found = StoreUrl(url)
         self.url, self.timeout_s, self.replica_acks = found.shown, timeout_s, replica_acks
-        self._topology = Topology(found, connections, connect_timeout_s, replica_acks)
+        self._topology = Topology(found, connections, replica_acks)
 
     async def request(
         self, command: Command, operation: Operation = "other", at: Node | None = None
@@ -82,10 +64,7 @@ class Store:
         return reply
 
     async def pipeline(
-        self,
-        commands: Sequence[Command],
-        operation: Operation = "other",
-        at: Node | None = None,
+        self, commands: Sequence[Command], operation: Operation = "other", at: Node | None = None
     ) -> list[Any]:
         """Each command's reply, or a StoreError in its place.
 
@@ -109,60 +88,37 @@ class Store:
         """
         sent = [c._replace(with_source=True) if isinstance(c, ScriptCall) else c for c in commands]
         replies = await self._attempt(sent, self.timeout_s, operation, None)
-        return [_refusal(r) if isinstance(r, ResponseError) else r for r in replies]
+        return [refusal(r) if isinstance(r, ResponseError) else r for r in replies]
 
     async def _until_answered(
         self, commands: Sequence[Command], operation: Operation, at: Node | None
     ) -> list[Any]:
-        answers: list[Any] = [None] * len(commands)
-        waiting = dict(enumerate(commands))
+        pending = [Pending(command) for command in commands]
+        waiting, pause = pending, _FIRST_PAUSE_S
         deadline = time.monotonic() + self.timeout_s
-        pause = _FIRST_PAUSE_S
-        unsure: set[int] = set()  # sent once without an answer, so perhaps carried out
-        causes: dict[int, str] = {}  # the first says most: the last attempt has little time left
         while waiting:
             left = deadline - time.monotonic()
             if left <= 0:
-                for i in waiting:
-                    answers[i] = StoreUnavailable(f"{causes[i]} ({self.timeout_s:g} s in all)")
+                for one in waiting:
+                    one.give_up(self.timeout_s)
                 break
-            none_answered = False
+            sent, none_answered = [one.command for one in waiting], False
             try:
                 # Half the time for one attempt: a dead connection leaves time for another.
-                replies = await self._attempt(
-                    list(waiting.values()), min(left, self.timeout_s / 2), operation, at
-                )
+                replies = await self._attempt(sent, min(left, self.timeout_s / 2), operation, at)
             except StoreError as error:
-                if isinstance(error, NodeDown) and not causes:
+                if isinstance(error, NodeDown) and not any(one.cause for one in pending):
                     return [error] * len(commands)  # who waits already goes on
-                none_answered, replies = True, [error] * len(waiting)
-            again: dict[int, Command] = {}
-            failed = False
-            for (i, command), reply in zip(waiting.items(), replies, strict=True):
-                if not isinstance(reply, Exception):
-                    answers[i] = reply
-                elif isinstance(reply, NoScriptError) and isinstance(command, ScriptCall):
-                    # It goes to the very node that lacks it.
-                    again[i] = command._replace(with_source=True)
-                    causes.setdefault(i, one_line(reply))
-                elif _is_passing(reply, command, none_answered):
-                    again[i], failed = command, True
-                    causes.setdefault(i, one_line(reply))
-                    if isinstance(reply, StoreUnavailable) and not isinstance(reply, NodeDown):
-                        unsure.add(i)
-                elif isinstance(reply, ResponseError):
-                    refusal = _refusal(reply)
-                    if i in unsure and not isinstance(refusal, RecordDamaged):
-                        refusal = StoreUnavailable(f"{causes[i]}; then {refusal}")
-                    answers[i] = refusal
-                else:
-                    answers[i] = reply
-            waiting = again
-            if failed:
+                replies, none_answered = [error] * len(sent), True
+            failed = [
+                one.take(reply, none_answered) for one, reply in zip(waiting, replies, strict=True)
+            ]
+            waiting = [one for one in waiting if one.waiting]
+            if any(failed):
                 left = max(0.0, deadline - time.monotonic())
                 await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-        return answers
+        return [one.answer for one in pending]
 
     async def _attempt(
         self,
@@ -315,22 +271,3 @@ class Store:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
-
-
-def _is_passing(reply: Any, command: Command, none_answered: bool) -> bool:
-    """Whether the command is to be sent again after a while."""
-    if isinstance(reply, ResponseError):
-        return isinstance(reply, _PASSING) or str(reply).startswith(("BUSY ", "NOREPLICAS"))
-    if not isinstance(reply, StoreUnavailable):
-        return False
-    # In a Cluster, one that has failed for a while holds nobody up, nor does that of a snapshot,
-    # and replicas that are slow are not quicker when asked again.
-    own = isinstance(reply, NodeDown | AcksMissed) or command[0] == "GET"
-    return none_answered or not own
-
-
-def _refusal(error: ResponseError) -> StoreError:
-    text = one_line(error)
-    if text.startswith("DAMAGED"):
-        return RecordDamaged(text.removeprefix("DAMAGED").split(" script:")[0].strip())
-    return StoreError(f"the store refused: {text}")

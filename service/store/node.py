@@ -37,9 +37,9 @@ class Node:
         self.failing_since: float | None = None
         self.options = dict(options)
         self._kind: type[Connection] = self.options.pop("connection_class", Connection)
-        self._connections = connections
-        self._free = asyncio.Semaphore(connections)
-        self._idle: list[Wire] = []
+        self._free = asyncio.LifoQueue[Wire | None](connections)  # None: one may be opened
+        for _ in range(connections):
+            self._free.put_nowait(None)
         self._acks_missed = self._retired = False
 
     @property
@@ -107,54 +107,50 @@ class Node:
 
     async def _wire(self, timeout_s: float) -> Wire:
         """A connection to ask once; `_ended` gets it back."""
-        if self._idle and not self._free.locked():
-            await self._free.acquire()
-            return self._idle.pop()
+        if not self._free.empty():
+            wire = self._free.get_nowait()
+            if wire is not None and not wire.closed.done():
+                return wire
+            self._free.put_nowait(None)
         async with asyncio.timeout(timeout_s):
-            await self._free.acquire()
+            wire = await self._free.get()
+            if wire is not None and not wire.closed.done():
+                return wire
             try:
-                if self._idle:
-                    return self._idle.pop()
-                return await Wire.open(self._kind(**self.options), self._ended, self._lost)
+                return await Wire.open(self._kind(**self.options), self._ended)
             except BaseException:
-                self._free.release()
+                self._free.put_nowait(None)
                 raise
 
     def _ended(self, wire: Wire, replies: list[Any] | None) -> None:
-        self._free.release()
-        if replies is None:
-            return
-        # A primary no longer: the next connection may find the new one.
-        if self._retired or any(_ends_connection(reply) for reply in replies):
+        # Of a primary no longer: the next connection may find the new one.
+        sound = replies is not None and not self._retired and not any(map(_ends, replies))
+        if not sound:
             wire.close()
-        else:
-            self._idle.append(wire)
-
-    def _lost(self, wire: Wire) -> None:
-        if wire in self._idle:
-            self._idle.remove(wire)
+        self._free.put_nowait(wire if sound else None)
 
     async def retire(self) -> None:
         """Closes the idle connections, and the others after their pipelines."""
         self._retired = True
-        idle, self._idle = self._idle, []
-        for wire in idle:
-            wire.close()
-        await asyncio.gather(*(wire.closed for wire in idle))
+        await self._close([self._free.get_nowait() for _ in range(self._free.qsize())])
 
     async def close(self) -> None:
         """Closes all connections, after their pipelines."""
-        for _ in range(self._connections):
-            await self._free.acquire()
-        await self.retire()
-        for _ in range(self._connections):
-            self._free.release()
+        await self._close([await self._free.get() for _ in range(self._free.maxsize)])
+
+    async def _close(self, taken: list[Wire | None]) -> None:
+        for wire in taken:
+            if wire is not None:
+                wire.close()
+                await wire.closed
+            self._free.put_nowait(None)
 
 
 def _durable(command: Command) -> bool:
     return isinstance(command, ScriptCall) and command.script.durable
 
 
-def _ends_connection(reply: Any) -> bool:
+def _ends(reply: Any) -> bool:
+    """Whether a connection with this reply is of no use any more."""
     refused = isinstance(reply, RedisError)
     return refused and (isinstance(reply, ReadOnlyError) or not isinstance(reply, ResponseError))

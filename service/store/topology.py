@@ -24,6 +24,7 @@ from service.store.url import StoreUrl
 SLOTS = 16_384
 _PING: Command = ("PING",)
 _LAYOUT: Command = ("CLUSTER", "SLOTS")
+_CONNECTS_WITHIN_S = 1.0
 _LOOK_EVERY_S = 0.2
 
 
@@ -35,18 +36,15 @@ class Topology:
         clustered: whether it is a Cluster.
     """
 
-    def __init__(
-        self, url: StoreUrl, connections: int, connect_timeout_s: float, replica_acks: int
-    ) -> None:
+    def __init__(self, url: StoreUrl, connections: int, replica_acks: int) -> None:
         defaults: dict[str, Any] = {
             # A pipeline has one deadline of its own, and is sent again by who may do so.
             "socket_timeout": None,
-            "socket_connect_timeout": connect_timeout_s,
+            "socket_connect_timeout": _CONNECTS_WITHIN_S,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
         }
         self.url, self._limits = url.shown, (connections, replica_acks)
-        self._timeout_s = connect_timeout_s
         self._seeds = [Node(name, defaults | own, *self._limits) for name, own in url.hosts]
         self._options = defaults | url.hosts[0][1]
         for name in ("host", "port", "path"):
@@ -146,7 +144,7 @@ class Topology:
 
     async def _asked(self, node: Node, command: Command) -> Any:
         try:
-            return (await node.send([command], self._timeout_s))[0]
+            return (await node.send([command], _CONNECTS_WITHIN_S))[0]
         except StoreError:
             return None
 

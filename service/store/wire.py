@@ -19,22 +19,22 @@ from redis.exceptions import InvalidResponse
 _MORE = object()  # what the parser says when a reply is not whole yet
 
 
+Ended = Callable[["Wire", list[Any] | None], None]
+
+
 class Wire(asyncio.Protocol):
     """A connection that is logged in, for one pipeline at a time.
 
     Args:
         ended: called once after each `ask`, also where nobody waits for the replies any more;
             they are None when the connection was lost.
-        lost: called when the connection is closed, by whomever.
+
+    Attributes:
+        closed: done once the connection is closed, by whomever.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        ended: Callable[[Wire, list[Any] | None], None],
-        lost: Callable[[Wire], None],
-    ) -> None:
-        self._ended, self._lost = ended, lost
+    def __init__(self, connection: Connection, ended: Ended) -> None:
+        self._ended = ended
         self._writer, parse_error = _taken_from(connection)
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse, replyError=parse_error, notEnoughData=_MORE
@@ -48,23 +48,14 @@ class Wire(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def open(
-        cls,
-        connection: Connection,
-        ended: Callable[[Wire, list[Any] | None], None],
-        lost: Callable[[Wire], None],
-    ) -> Self:
-        """Connects and logs in.
-
-        Raises:
-            RedisError, OSError: it can't be.
-        """
+    async def open(cls, connection: Connection, ended: Ended) -> Self:
+        """Connects and logs in. Raises RedisError or OSError."""
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return cls(connection, ended, lost)
+        return cls(connection, ended)
 
     def ask(self, packed: bytes, count: int, timeout_s: float) -> asyncio.Future[list[Any]]:
         """Sends so many commands in one write. What comes of it: a reply each, an error that the
@@ -104,7 +95,6 @@ class Wire(asyncio.Protocol):
         self._end(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(self)
         self._fail(RedisConnectionError(str(exc) if exc else "the server closed the connection"))
         if not self.closed.done():
             self.closed.set_result(None)
