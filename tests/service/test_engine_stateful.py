@@ -48,8 +48,8 @@ from service.store.event_log import EventLog, LatePolicy, LogRequest
 from service.store.events import Event, NewEvent, Outcome, Verdict, new_uid
 from service.store.node import Node
 from service.store.script import Command
-from service.store.snapshot_store import SnapshotStore
 from tests.depth import examples
+from tests.service.record import read_snapshots
 
 torch.set_num_threads(1)
 
@@ -683,7 +683,7 @@ class Workers(RuleBasedStateMachine):
             self.loop.close()
 
     def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
-        (data,) = self.run(SnapshotStore(worker.log).read(worker.engine.identity, [user]))
+        (data,) = self.run(read_snapshots(worker.log, worker.engine.identity, [user]))
         snapshot = snapshots.read(worker.engine.pool.layout, worker.engine.computer.stamp, data)
         if snapshot is not None:
             assert snapshot.mark.uid not in self.erased, "it outlived its user"
