@@ -56,7 +56,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
-        reap(self.process)
+        reap(self.process.pid)
 
     def wait_answer(self) -> None:
         while True:

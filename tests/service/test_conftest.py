@@ -23,7 +23,7 @@ starter.join()
 group = subprocess.Popen(
     ["sh", "-c", "sleep 300 & echo $!; wait"], stdout=subprocess.PIPE, start_new_session=True
 )
-reap(group)
+reap(group.pid)
 child = group.stdout.readline().decode().strip()
 print(server._process.pid, group.pid, child, flush=True)
 time.sleep(300)

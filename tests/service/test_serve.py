@@ -142,6 +142,7 @@ def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
         folder / "out",
         "--data-dir",
         str(folder / "state"),
+        fresh=True,
         api_keys="a b,$c",
         public_docs=True,
     )

@@ -361,10 +361,12 @@ def test_another_model_on_the_same_store(
 
 
 def test_a_stopped_service_leaves_the_other_alone(pair: Pair) -> None:
-    """Last in this file: the second service is gone after it."""
     assert pair.services[1].stop() == 0
-    with pair.services[0].client() as client:
-        assert client.get("/readyz").is_success
-        body = {"user_id": "left behind", "item_id": "i1"}
-        assert client.post("/interactions", json=body).json()["version"] == 1
-    assert "Traceback" not in pair.services[1].said()
+    try:
+        with pair.services[0].client() as client:
+            assert client.get("/readyz").is_success
+            body = {"user_id": "left behind", "item_id": "i1"}
+            assert client.post("/interactions", json=body).json()["version"] == 1
+        assert "Traceback" not in pair.services[1].said()
+    finally:
+        pair.services[1].start()
