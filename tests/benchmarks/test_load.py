@@ -164,6 +164,7 @@ def run(main: Callable[..., None], *arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_service_load(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "load.json"
     short = ["--users", "40", "--rounds", "1", "--seconds", "0.2", "--in-flight", "4"]
@@ -182,6 +183,7 @@ def test_service_load(artefact: Path, tmp_path: Path) -> None:
     assert row["hits"] == 1.0
 
 
+@pytest.mark.slow
 def test_window_load(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "window.json"
     short = ["--users", "64", "--rounds", "1", "--seconds", "0.3", "--rate", "20"]
@@ -209,6 +211,7 @@ def test_the_other_service_recommends_the_same(artefact: Path) -> None:
     assert ranking.items.tolist() == best
 
 
+@pytest.mark.slow
 def test_step_vs_recompute(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "step.json"
     run(step_vs_recompute.main, str(artefact), "--length", "5", "--length", "600", "--rounds", "2",

@@ -54,6 +54,7 @@ def client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, retry=None)
 
 
+@pytest.mark.slow
 def test_nobody_else_can_read_what_a_service_leaves_on_disk(tmp_path: Path, folder: Path) -> None:
     artefact = make_artefact(tmp_path / "model", [f"i{n}" for n in range(LEAST_ITEMS)])
     state = folder / "deep" / "state"
@@ -212,6 +213,7 @@ done
 """
 
 
+@pytest.mark.slow
 @AS_ROOT
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 @pytest.mark.parametrize("mode", [0o700, 0o755])

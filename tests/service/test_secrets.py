@@ -159,6 +159,7 @@ STORE_COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORE_COMMANDS)
 def test_the_login_of_the_store(
     files: Path, guarded: str, name: str, monkeypatch: pytest.MonkeyPatch,
@@ -309,6 +310,7 @@ def test_headers_of_traces_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> 
 # -- a service -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embedded", [False, True])
 def test_a_running_service(files: Path, folder: Path, embedded: bool) -> None:
     """Its answers, its log and the arguments of its processes; also when the store goes away."""
