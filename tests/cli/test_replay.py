@@ -279,6 +279,7 @@ def test_a_user_who_keeps_failing_holds_nobody_else_up(
     assert "4 interactions are not in the service" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_service_loses_nothing_and_doubles_nothing(
     service: Service, valkey: ValkeyServer, write: Write
 ) -> None:

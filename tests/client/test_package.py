@@ -15,6 +15,7 @@ import pytest
 CLIENT = Path(__file__).parents[2] / "client"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("setuptools") is None, reason="needs setuptools")
 def test_it_installs_by_itself_and_needs_httpx_only(tmp_path: Path) -> None:
     source = shutil.copytree(CLIENT, tmp_path / "client")

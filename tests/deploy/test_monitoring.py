@@ -78,6 +78,7 @@ def names(expression: str) -> set[str]:
 # -- the files by themselves -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @promtool
 @pytest.mark.parametrize(
     "arguments",
@@ -301,6 +302,7 @@ async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
     return load.statuses
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is missing: Debian package prometheus"
 )

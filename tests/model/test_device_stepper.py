@@ -148,6 +148,7 @@ def test_everything_is_sent_at_once(
     assert uploads == [3 * 2 + 3 * 2 + 8]
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu_that_is_not_there(kernels: Kernels, tmp_path: Path) -> None:
     script = Path(__file__).with_name("compile_for_gpu.py")
     root = Path(model_package.__file__).parents[1]

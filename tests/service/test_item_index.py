@@ -216,6 +216,7 @@ open_index(folder / "index", MODEL, data)
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_builds(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

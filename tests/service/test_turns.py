@@ -225,6 +225,7 @@ def records(start: int, count: int) -> dict[str, bytes | None]:
     }
 
 
+@pytest.mark.slow
 def test_nothing_of_a_large_catalogue_holds_the_loop(
     run: Run, large: Artefact, valkey: ValkeyServer
 ) -> None:

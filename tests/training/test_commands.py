@@ -256,6 +256,7 @@ class Unreliable(httpx.AsyncBaseTransport):
         await self.real.aclose()
 
 
+@pytest.mark.slow
 def test_refused_and_lost_requests_change_no_rank(folder: Path, service: str) -> None:
     artefact = load_artefact(folder / "model")
     dataset = build_dataset(read_log(folder / "log.csv"), Protocol(), artefact.items.ids)
