@@ -132,8 +132,6 @@ class Client(_BaseClient):
     def _send(self, request: Request) -> Reply:
         try:
             return self._http.request(**request.arguments())
-        except httpx.UnsupportedProtocol:
-            raise
         except httpx.TransportError as error:
             return error
 
@@ -188,8 +186,6 @@ class AsyncClient(_BaseClient):
     async def _send(self, request: Request) -> Reply:
         try:
             return await self._http.request(**request.arguments())
-        except httpx.UnsupportedProtocol:
-            raise
         except httpx.TransportError as error:
             return error
 

@@ -89,23 +89,25 @@ def with_retries(request: Request, backoff: Backoff) -> Steps[Any]:
     Raises:
         Refused: the service won't do it.
         Unavailable: there was no time for another attempt.
+        httpx.UnsupportedProtocol: the service's URL is not of HTTP.
     """
     while True:
         reply = yield request
         assert reply is not None
-        at_least_s = 0.0
-        if isinstance(reply, httpx.Response):
-            if reply.is_success:
-                return reply.json()
-            detail, request_id = _detail(reply)
-            if reply.status_code not in _RETRIED:
-                raise Refused(detail, reply.status_code, request_id)
-            failure = Unavailable(detail, reply.status_code, request_id)
-            at_least_s = _seconds(reply.headers.get("Retry-After"))
-        else:
+        if isinstance(reply, httpx.UnsupportedProtocol):
+            raise reply
+        if isinstance(reply, httpx.TransportError):
             failure = Unavailable(f"{request.method} {request.path}: {_one_line(reply)}")
             failure.__cause__ = reply
-        yield backoff.after(failure, at_least_s)
+            yield backoff.after(failure)
+            continue
+        if reply.is_success:
+            return reply.json()
+        detail, request_id = _detail(reply)
+        if reply.status_code not in _RETRIED:
+            raise Refused(detail, reply.status_code, request_id)
+        failure = Unavailable(detail, reply.status_code, request_id)
+        yield backoff.after(failure, _seconds(reply.headers.get("Retry-After")))
 
 
 def _detail(reply: httpx.Response) -> tuple[str, str | None]:
