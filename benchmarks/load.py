@@ -109,7 +109,10 @@ class Load:
         await self._send("GET", "/recommend", params={"user_id": self._user(), "k": 10})
 
     async def explain(self) -> None:
-        await self._send("GET", "/recommend", params={"user_id": self._user(), "explain": True})
+        body = {"user_id": self._user(), "item_id": self._item()}  # so that there is a reason
+        await self._send("POST", "/interactions", json=body)
+        params = {"user_id": body["user_id"], "explain": True}
+        await self._send("GET", "/recommend", params=params)
 
     async def post(self) -> None:
         body = {"user_id": self._user(), "item_id": self._item(), "event_id": uuid4().hex}
