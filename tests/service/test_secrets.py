@@ -20,13 +20,13 @@ from cli.console import CommandError
 from cli.distributed import _apart
 from cli.main import app
 from cli.service_url import ServiceUrl
-from client import Client
 from service.environment import SettingsError, read_settings
 from service.store.url import StoreUrl, UrlError
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer, free_ports
 from tests.service.processes import Service, free_port, make_artefact
 from tests.waited import until
+from tim4rec_client import Client
 
 ODD = ["/", "#", "?", ":", "@", "%", "[", "]", " ", "é", "\\", "%2", ",", "&a=", "://"]
 FIRST, LAST = "kRx7QzWp", "Jm3TvHb9"
