@@ -25,7 +25,7 @@ from model.ssd import ssd_scan, ssd_step
 
 logger = logging.getLogger(__name__)
 
-Choice = Literal["auto", "reference", "triton"]
+KernelChoice = Literal["auto", "reference", "triton"]
 
 CHUNK = 64
 """Positions of a chunk. The kernels sum dt A over one in float32, so a short one is exacter."""
@@ -203,7 +203,7 @@ def _missing() -> str | None:
     return None
 
 
-def choose(choice: Choice, device: torch.device | str) -> Kernels | None:
+def choose(choice: KernelChoice, device: torch.device | str) -> Kernels | None:
     """The kernels, or None: the reference.
 
     `auto` is the kernels on a CUDA device where they run; where they don't, a warning says why.

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from model.kernels import Choice
+from model.kernels import KernelChoice
 from model.kinds import HEAVIEST
 from model.state import Precision
 from service.engine.kinds import KindRules
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
 
     artefact: Path = _model(description="folder of the model to serve")
     device: str = _model("auto", description="`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one")
-    kernels: Choice = _model(
+    kernels: KernelChoice = _model(
         "auto",
         description="what computes steps and scans: `triton` is mamba-ssm's kernels, of the extra "
         "`gpu`; `reference` plain torch; auto: triton on a GPU where it runs",

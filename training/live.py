@@ -16,7 +16,7 @@ import numpy as np
 
 from model import UNKNOWN_TIME, ModelConfig
 from training.dataset import Dataset, Histories, Int64s, Targets
-from training.evaluation import TOLERANCE, Interval, Ranking
+from training.evaluation import SEEN, TOLERANCE, Interval, Ranking, SeenItems
 from training.interactions import EPOCH, MILLISECONDS_ABOVE
 from training.metrics import MISS
 
@@ -89,10 +89,8 @@ class _Replay:
         self.tag = f"evaluate-{secrets.token_hex(4)}"
         self.index_of = {item: index for index, item in enumerate(dataset.item_ids, 1)}
         size = len(targets)
-        self.ranks = {seen: np.full(size, MISS, dtype=np.int64) for seen in ("kept", "masked")}
-        self.intervals = {
-            seen: Interval(np.full(size, MISS), np.full(size, MISS)) for seen in ("kept", "masked")
-        }
+        self.ranks = {seen: np.full(size, MISS, dtype=np.int64) for seen in SEEN}
+        self.intervals = {seen: Interval(np.full(size, MISS), np.full(size, MISS)) for seen in SEEN}
         self.scores = np.full(size, np.nan, dtype=np.float32)
         self.top_items = np.zeros((size, top), dtype=np.int64)
         self.top_scores = np.full((size, top), -np.inf, dtype=np.float32)
@@ -121,9 +119,9 @@ class _Replay:
         return Ranking(
             targets=self.targets,
             kept=self.ranks["kept"],
-            masked=self.ranks["masked"],
+            filtered=self.ranks["filtered"],
             kept_interval=self.intervals["kept"],
-            masked_interval=self.intervals["masked"],
+            filtered_interval=self.intervals["filtered"],
             scores=self.scores,
             top_items=self.top_items,
             top_scores=self.top_scores,
@@ -185,11 +183,11 @@ class _Replay:
         raise LiveError(f"the service keeps failing to log interactions: {result}")
 
     async def _rank(self, row: int) -> None:
-        for seen in ("kept", "masked"):
+        for seen in SEEN:
             query: dict[str, str | int] = {
                 "user_id": self._user(row),
                 "k": self.top,
-                "exclude_seen": "true" if seen == "masked" else "false",
+                "exclude_seen": "true" if seen == "filtered" else "false",
             }
             if self.at_target_time:
                 query["at"] = _timestamp(int(self.targets.times[row]))
@@ -200,7 +198,7 @@ class _Replay:
                 )
             self._note(row, seen, reply["items"])
 
-    def _note(self, row: int, seen: str, listed: Sequence[dict[str, Any]]) -> None:
+    def _note(self, row: int, seen: SeenItems, listed: Sequence[dict[str, Any]]) -> None:
         try:
             items = np.array([self.index_of[item["item_id"]] for item in listed], dtype=np.int64)
         except KeyError as error:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from model import UNKNOWN_TIME, ModelConfig
+from training.config import TrainingConfig
 from training.dataset import Dataset
-from training.trainer import TrainingConfig
 
 SHORT = 20
 """Mean length below which a log's histories are short: they overfit sooner."""

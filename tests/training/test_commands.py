@@ -69,7 +69,7 @@ def test_train_writes_a_whole_artefact(folder: Path) -> None:
     assert metrics["training"]["lr"] == 5e-3
     whole = [row for row in metrics["test"] if row["history"] == "whole"]
     assert {(row["seen"], row["request_time"]) for row in whole} == {
-        (seen, asked) for seen in ("kept", "masked") for asked in (False, True)
+        (seen, asked) for seen in ("kept", "filtered") for asked in (False, True)
     }
     card = (folder / "model" / "README.md").read_text()
     for row in whole:
@@ -95,6 +95,15 @@ def test_train_says_what_it_does(folder: Path, tmp_path: Path) -> None:
     same = load_artefact(tmp_path / "model").model.state_dict()
     for name, value in load_artefact(folder / "model").model.state_dict().items():
         assert torch.equal(value, same[name]), name
+
+
+def test_words_of_an_earlier_version_say_the_new_ones(tmp_path: Path) -> None:
+    missing = tmp_path / "none.csv"
+    result = tim4rec("train", missing, "--towers=2", "--validation-seen=masked", *QUICK)
+    assert "--towers is now --ensemble; the old name works in this version only" in result.output
+    assert "--validation-seen masked is now --validation-seen filtered;" in result.output
+    assert f"{missing}: No such file" in result.output
+    assert "masked" not in tim4rec("train", "--help").output
 
 
 def test_train_refuses_a_foreign_folder_before_training(folder: Path, tmp_path: Path) -> None:
@@ -224,7 +233,7 @@ def test_the_service_agrees_with_both_offline_modes(
         for row in found["results"]
         if row["history"] == "whole" and row["request_time"]
     }
-    for seen in ("kept", "masked"):
+    for seen in ("kept", "filtered"):
         assert by_mode["service", seen]["NDCG@10"] == pytest.approx(
             by_mode["parallel", seen]["NDCG@10"], abs=0.02
         )
