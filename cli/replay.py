@@ -22,7 +22,7 @@ from cli.progress import progress
 from cli.rows import read_rows
 from cli.service_url import ServiceUrl
 from model.artefact import LONGEST_ID
-from service.http.times import MILLISECONDS_FROM, iso
+from model.times import MILLISECONDS_FROM, iso
 from training.interactions import KIND_COLUMNS
 
 LISTED = 20

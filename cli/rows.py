@@ -10,7 +10,7 @@ import polars as pl
 from cli.console import say
 from model.artefact import LONGEST_ID
 from model.gaps import UNKNOWN_TIME
-from service.http.times import iso
+from model.times import iso
 from training.interactions import (
     KIND_COLUMNS,
     REPORTED_ROWS,

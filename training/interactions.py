@@ -2,8 +2,7 @@
 
 A log has the columns `user_id,item_id,timestamp`, in any order; `rating` is checked where there is
 one, and so are `kind` and `weight` where they are asked for; other columns are ignored.
-Ids are any strings. A timestamp is epoch seconds, epoch milliseconds (above 1e11), ISO 8601 (UTC
-where no offset is given), or empty: not known.
+Ids are any strings. A timestamp is a time as `model.times` says, or empty: not known.
 
     log = read_log(Path("interactions.csv.gz"))
     log.frame   # user_id, item_id, time_ms: by user, then time, then place in the file
@@ -17,7 +16,6 @@ import io
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
@@ -28,17 +26,14 @@ import polars as pl
 from model import UNKNOWN_TIME
 from model.kinds import HEAVIEST, KIND
 from model.plain_file import open_plain
+from model.time_columns import parse_times, time_fault
 
 REPORTED_ROWS = 20
 KIND_COLUMNS = ("kind", "weight")
 BLOCK_CHARACTERS = 1 << 24
 LONGEST_LINE = 1 << 20
 CHUNK_ROWS = 200_000
-MILLISECONDS_ABOVE = 1e11
-# Years 1 and 9999; microseconds and nanoseconds since 1970 fall outside.
-MIN_TIME_MS, MAX_TIME_MS = -62_135_596_800_000, 253_402_300_799_999
 COMPRESSION_FAULTS = (EOFError, gzip.BadGzipFile, zlib.error)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class InputError(ValueError):
@@ -112,14 +107,14 @@ def log_pieces(
     """
     optional = ["rating", *KIND_COLUMNS] if kinds else ["rating"]
     for raw, bad in _pieces(path, ["user_id", "item_id", "timestamp"], optional):
-        frame = raw.with_columns(_time_ms(raw["timestamp"]))
+        frame = raw.with_columns(parse_times(raw["timestamp"]).alias("time_ms"))
         for name in optional:
             if raw.schema.get(name, pl.String).is_nested():
                 raise InputError(f"{path}: {name} is {raw.schema[name]}; store a plain value")
         reason = pl.coalesce(
             _id_fault("user_id"),
             _id_fault("item_id"),
-            _time_fault(),
+            pl.when(pl.col("time_ms").is_null()).then(time_fault("timestamp")),
             _rating_fault(raw.schema.get("rating")),
             *((_kind_fault(raw.schema), _weight_fault(raw.schema, heaviest)) if kinds else ()),
         )
@@ -166,14 +161,6 @@ def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
         pl.when(title.str.strip_chars() != "").then(title).alias("title"),
         categories.alias("categories"),
     )
-
-
-def parse_time(text: str) -> int:
-    """Epoch milliseconds of an ISO 8601 text. Raises ValueError."""
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - EPOCH) // timedelta(milliseconds=1)
 
 
 def _pieces(
@@ -337,47 +324,6 @@ class _CsvTable:
         return f"{found} fields instead of {self.width}"
 
 
-def _time_ms(column: pl.Series) -> pl.Series:
-    """Epoch milliseconds; UNKNOWN_TIME where empty, null where it can't be read."""
-    name = "time_ms"
-    kind = column.dtype
-    if kind == pl.Date:
-        column = column.cast(pl.Datetime("ms"))
-        kind = column.dtype
-    if isinstance(kind, pl.Datetime):
-        return column.dt.epoch("ms").fill_null(UNKNOWN_TIME).alias(name)
-    if kind.is_numeric() or kind == pl.Null:
-        empty = column.is_null()
-        number = column.cast(pl.Float64)
-        iso = pl.Series([None] * 0, dtype=pl.Int64).extend_constant(None, len(column))
-    else:
-        text = column.cast(pl.String).str.strip_chars()
-        empty = text.is_null() | (text == "")
-        number = text.cast(pl.Float64, strict=False)
-        iso = _iso_times(text.set(number.is_not_null() | empty, None))
-    # Doubles are exact here: every time in range is below 2**53 ms.
-    frame = pl.DataFrame({"number": number, "iso": iso, "empty": empty})
-    value = pl.col("number")
-    ms = pl.when(value.abs() > MILLISECONDS_ABOVE).then(value).otherwise(value * 1000).round()
-    in_range = ms.is_between(MIN_TIME_MS, MAX_TIME_MS)
-    return frame.select(
-        pl.when("empty")
-        .then(pl.lit(UNKNOWN_TIME, pl.Int64))
-        .otherwise(pl.coalesce("iso", pl.when(in_range).then(ms).cast(pl.Int64)))
-        .alias(name)
-    ).to_series()
-
-
-def _iso_times(text: pl.Series) -> pl.Series:
-    times: dict[str, int] = {}
-    for value in text.drop_nulls().unique().to_list():
-        try:
-            times[value] = parse_time(value)
-        except (ValueError, OverflowError):
-            continue
-    return text.replace_strict(times, default=None, return_dtype=pl.Int64)
-
-
 def _id_fault(name: str) -> pl.Expr:
     value = pl.col(name)
     missing = value.is_null() | (value.str.strip_chars() == "")
@@ -386,24 +332,6 @@ def _id_fault(name: str) -> pl.Expr:
         .then(pl.lit(f"{name} is missing"))
         .when(value.str.contains("\ufffd", literal=True))
         .then(pl.lit(f"{name} is not valid UTF-8"))
-    )
-
-
-def _time_fault() -> pl.Expr:
-    value = pl.col("timestamp").cast(pl.String)
-    number = value.str.strip_chars().cast(pl.Float64, strict=False)
-    return pl.when(pl.col("time_ms").is_null()).then(
-        pl.when(number.is_null())
-        .then(
-            pl.format("timestamp '{}' is neither epoch seconds or milliseconds nor ISO 8601", value)
-        )
-        .when(number.is_finite())
-        .then(
-            pl.format(
-                "timestamp {} is outside the years 1 to 9999 in seconds and milliseconds", value
-            )
-        )
-        .otherwise(pl.format("timestamp {} is not finite", value))
     )
 
 

@@ -7,7 +7,6 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
@@ -15,9 +14,9 @@ import httpx
 import numpy as np
 
 from model import UNKNOWN_TIME, ModelConfig
+from model.times import MILLISECONDS_FROM, iso
 from training.dataset import Dataset, Histories, Int64s, Targets
 from training.evaluation import SEEN, TOLERANCE, Interval, Ranking, SeenItems
-from training.interactions import EPOCH, MILLISECONDS_ABOVE
 from training.metrics import MISS
 
 BATCH = 1000
@@ -249,6 +248,4 @@ def _pause(attempt: int) -> float:
 
 
 def _timestamp(ms: int) -> int | str:
-    if ms > MILLISECONDS_ABOVE:
-        return ms
-    return (EPOCH + timedelta(milliseconds=ms)).isoformat()  # else it would be read as seconds
+    return ms if ms >= MILLISECONDS_FROM else iso(ms)  # a smaller number would be read as seconds

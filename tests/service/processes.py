@@ -21,8 +21,8 @@ import torch
 
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, Items, load_artefact, save_artefact
+from model.times import parse_time
 from service.app import create_app
-from service.http.times import parse_time
 from service.settings import Settings
 from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S

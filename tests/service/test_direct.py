@@ -21,7 +21,8 @@ from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
 from service.http.doors import Doors
 from service.http.problems import ProblemError
-from service.http.schemas import Id, Interaction, InteractionBatch, Time
+from service.http.schemas import Id, Interaction, InteractionBatch
+from service.http.times import Time
 from service.keys import Keys
 from service.settings import Settings
 from service.store.store import StoreUnavailable

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from model.artefact import Artefact, Items, save_artefact
-from service.http.times import iso
+from model.times import iso
 from tests.service.conftest import ValkeyCluster, ValkeyServer
 from tests.service.processes import BASE_MS, Service, in_process, make_artefact
 from tests.service.test_api import problem

@@ -9,9 +9,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.artefact import ArtefactError, load_artefact
+from model.times import iso
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
-from service.http.times import iso
 from service.models.active import Active, Arm
 from service.models.model_folder import LISTED, ModelFolder, ModelNameError
 

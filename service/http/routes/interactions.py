@@ -8,6 +8,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 
+from model.times import iso
 from service.engine.engine import Overloaded
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
@@ -18,7 +19,6 @@ from service.http.schemas import (
     InteractionBatch,
     InteractionResult,
 )
-from service.http.times import iso
 from service.store.event_log import NewEvent, Outcome, Verdict, new_uid
 from service.store.store import StoreError
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from model.times import iso
 from service.catalogue.retrieval import NO_ITEMS
 from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError, declared
-from service.http.times import iso
 
 router = APIRouter(tags=["recommendations"])
 

@@ -13,7 +13,8 @@ from service.http import wishes
 from service.http.answers import because, recommended
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
-from service.http.schemas import MOST_LISTED, Id, Recommendations, Time
+from service.http.schemas import MOST_LISTED, Id, Recommendations
+from service.http.times import Time
 from service.http.wishes import Diversity, Share, Wanted, Wishes
 
 router = APIRouter(tags=["recommendations"])

@@ -14,7 +14,8 @@ from service.http.answers import recommended
 from service.http.dependencies import Services, ServicesDep
 from service.http.json_shape import AtMost
 from service.http.problems import ProblemError, declared
-from service.http.schemas import Id, Kind, RecommendedItem, Time
+from service.http.schemas import Id, Kind, RecommendedItem
+from service.http.times import Time
 from service.http.wishes import Wishes
 from service.store.event_log import Event, new_uid
 
