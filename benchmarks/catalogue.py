@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cli.console import CommandError, err, errors_without_traceback, out
-from model.artefact import Artefact, Items, load_artefact
+from model.artefact import Artefact, load_artefact
+from model.items import Items
 from service.catalogue import item_index
 from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval
 from training import dataset

@@ -28,8 +28,9 @@ from torch import Tensor
 
 from cli.console import CommandError, err, out
 from model import TiM4Rec
-from model.artefact import ArtefactError, Items, items_bytes, save_artefact
+from model.artefact import save_artefact
 from model.config import ConfigError
+from model.items import Items, ItemsError, items_bytes
 from model.official import OfficialWeightsError, load_official
 from model.plain_file import open_plain, read_bounded, read_plain
 from model.strict_json import parse, shown
@@ -340,7 +341,7 @@ def _read_items(path: Path, wanted: int) -> Items:
     counts = np.array(popularity or [0] * wanted, dtype=np.int64)
     try:
         return Items(ids, counts, columns.get("titles"), columns.get("categories"))
-    except ArtefactError as error:
+    except ItemsError as error:
         raise CommandError(f"{path}: {error}") from None
 
 

@@ -21,7 +21,7 @@ from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.rows import read_rows
 from cli.service_url import ServiceUrl
-from model.artefact import LONGEST_ID
+from model.items import LONGEST_ID
 from model.times import MILLISECONDS_FROM, iso
 from training.interactions import KIND_COLUMNS
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import polars as pl
 
 from cli.console import say
-from model.artefact import LONGEST_ID
 from model.gaps import UNKNOWN_TIME
+from model.items import LONGEST_ID
 from model.times import iso
 from training.interactions import (
     KIND_COLUMNS,

@@ -15,8 +15,9 @@ from cli.console import CommandError, err, out, say_renamed
 from cli.console import say as say_always
 from cli.device import choose_device, require_kernels
 from cli.steps import Kinds, read_steps
-from model.artefact import ArtefactError, Items, save_artefact
+from model.artefact import save_artefact
 from model.config import TimePath
+from model.items import Items, ItemsError
 from model.kernels import KernelChoice
 from training import parallel
 from training.card import model_card
@@ -321,7 +322,7 @@ def train(
     _require_artefact_folder(folder)
     try:
         vocabulary = _items(dataset, table)
-    except ArtefactError as error:
+    except ItemsError as error:
         raise CommandError(f"{log}: {error}") from None
     if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)

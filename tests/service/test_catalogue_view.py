@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.artefact import Items
+from model.items import Items
 from service.catalogue.item_index import open_index
 from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, Ranking
 from service.catalogue.view import CatalogueView, Flags, Selection

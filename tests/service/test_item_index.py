@@ -16,7 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue import item_index, retrieval
 from service.catalogue.item_index import open_index
 from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, open_retrieval

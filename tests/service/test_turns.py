@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue import catalogue as catalogue_module
 from service.catalogue import item_columns
 from service.catalogue import turns as turns_module
