@@ -47,9 +47,10 @@ from training.config import TrainingConfig
 from training.dataset import Dataset, Int64s, Protocol, build_dataset
 from training.ensemble import train_ensemble
 from training.evaluation import rank_targets
-from training.interactions import InputError, read_log
+from training.interactions import read_log
 from training.metrics import CUTOFFS
 from training.recipe import model_config, training_config
+from training.tables import InputError
 from training.trainer import DivergedError, Result, train_model
 
 SEEN = ("kept", "weighed", "filtered")

@@ -33,8 +33,8 @@ from rich.console import Console
 from benchmarks.quality import DATA, ERRORS, RUNS, TIES, load, run_folder
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
 from training.dataset import Dataset
-from training.interactions import InputError
 from training.metrics import ranking_metrics
+from training.tables import InputError
 
 WORKER = Path(__file__).with_name("recbole_worker.py")
 MODELS = ("SASRec", "GRU4Rec", "BERT4Rec", "Caser")

@@ -35,9 +35,9 @@ from training.evaluation import (
     rank_targets,
     rows_of,
 )
-from training.interactions import describe_bad_rows
 from training.live import rank_through_service, replayable
 from training.metrics import CUTOFFS
+from training.tables import describe_bad_rows
 
 
 class Mode(StrEnum):  # typer takes no list of a Literal

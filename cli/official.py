@@ -35,7 +35,8 @@ from model.official import OfficialWeightsError, load_official
 from model.plain_file import open_plain, read_bounded, read_plain
 from model.strict_json import parse, shown
 from training.card import TIME_PATHS
-from training.interactions import COMPRESSION_FAULTS, read_log
+from training.interactions import read_log
+from training.tables import COMPRESSION_FAULTS
 
 SETTINGS: dict[str, type] = {
     "hidden_size": int,

@@ -11,13 +11,8 @@ from cli.console import say
 from model.gaps import UNKNOWN_TIME
 from model.items import LONGEST_ID
 from model.times import iso
-from training.interactions import (
-    KIND_COLUMNS,
-    REPORTED_ROWS,
-    InputError,
-    describe_bad_rows,
-    read_log,
-)
+from training.interactions import KIND_COLUMNS, read_log
+from training.tables import REPORTED_ROWS, InputError, describe_bad_rows
 
 
 def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:

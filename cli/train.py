@@ -25,8 +25,9 @@ from training.config import ItemInit, Loss, TrainingConfig, TrainingPrecision, V
 from training.dataset import Dataset, Protocol, Split, build_dataset
 from training.ensemble import train_ensemble
 from training.evaluation import evaluate_offline
-from training.interactions import describe_bad_rows, read_items
+from training.item_table import read_items
 from training.recipe import model_config, training_config
+from training.tables import describe_bad_rows
 
 MODEL, LOOP, DATA = "Model", "Training", "Data"
 DEFAULTS = TrainingConfig()

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME
 from tests.depth import examples
-from training import interactions
-from training.interactions import InputError, read_items, read_log
+from training import tables
+from training.interactions import read_log
+from training.item_table import read_items
+from training.tables import InputError
 
 MOMENT = datetime(2011, 10, 18, 1, 2, 3, 456000, tzinfo=UTC)
 MOMENT_MS = 1_318_899_723_456
@@ -192,7 +194,7 @@ def test_any_csv_is_read_as_the_csv_module_reads_it(
     ending: str,
     block: int,
 ) -> None:
-    monkeypatch.setattr(interactions, "BLOCK_CHARACTERS", block)
+    monkeypatch.setattr(tables, "BLOCK_CHARACTERS", block)
     path = tmp_path / "log.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator=ending)
