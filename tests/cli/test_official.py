@@ -19,7 +19,7 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.official import Foreign
+from cli.official_checkpoint import Foreign
 from model import TiM4Rec
 from model.artefact import load_artefact
 from model.items import Items
