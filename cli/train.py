@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import polars as pl
 import typer
 
 from cli.console import CommandError, err, out, say_renamed
@@ -17,16 +16,16 @@ from cli.device import choose_device, require_kernels
 from cli.steps import Kinds, read_steps
 from model.artefact import save_artefact
 from model.config import TimePath
-from model.items import Items, ItemsError
+from model.items import ItemsError
 from model.kernels import KernelChoice
 from training import parallel
 from training.card import model_card
 from training.config import ItemInit, Loss, TrainingConfig, TrainingPrecision, ValidationSeen
-from training.dataset import Dataset, Protocol, Split, build_dataset
+from training.dataset import Protocol, Split, build_dataset
 from training.ensemble import train_ensemble
 from training.evaluation import evaluate_offline
-from training.item_table import read_items
-from training.recipe import model_config, training_config
+from training.item_table import items_of, read_items
+from training.recipe import Recipe, model_config, training_config
 from training.tables import describe_bad_rows
 
 MODEL, LOOP, DATA = "Model", "Training", "Data"
@@ -121,9 +120,22 @@ def train(
     window: Annotated[
         int, typer.Option(help="(sequence) Window length.", rich_help_panel=MODEL)
     ] = 50,
+    recipe: Annotated[
+        Recipe,
+        typer.Option(
+            help="full: until validation gets no better. quick: 5 epochs at a learning rate that "
+            "falls to 0, validated once; nearly as accurate, in a fraction of the time.",
+            rich_help_panel=LOOP,
+        ),
+    ] = "full",
     epochs: Annotated[
-        int, typer.Option(help="At most this many.", rich_help_panel=LOOP)
-    ] = DEFAULTS.max_epochs,
+        int | None,
+        typer.Option(
+            help="At most this many.",
+            show_default=f"{DEFAULTS.max_epochs}, or the recipe's",
+            rich_help_panel=LOOP,
+        ),
+    ] = None,
     patience: Annotated[
         int,
         typer.Option(
@@ -131,7 +143,14 @@ def train(
             rich_help_panel=LOOP,
         ),
     ] = DEFAULTS.patience,
-    lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=LOOP)] = DEFAULTS.lr,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate.",
+            show_default=f"{DEFAULTS.lr:g}, or the recipe's",
+            rich_help_panel=LOOP,
+        ),
+    ] = None,
     weight_decay: Annotated[
         float, typer.Option(help="AdamW's, on matrices.", rich_help_panel=LOOP)
     ] = DEFAULTS.weight_decay,
@@ -144,7 +163,7 @@ def train(
             min=0,
             max=0.9999,
             help="Decay of an average of the weights that is validated and kept; 0: none.",
-            show_default="0.995",
+            show_default="0.995, or the recipe's",
             rich_help_panel=LOOP,
         ),
     ] = None,
@@ -253,7 +272,7 @@ def train(
     that was killed goes on where it stopped when the same command is given again.
     """
     first = parallel.rank() == 0
-    say = say_always if first else _say_nothing
+    say = say_always if first else lambda line, console=None: None
     if towers is not None:
         say_renamed("--towers", "--ensemble")
         ensemble = towers
@@ -289,7 +308,7 @@ def train(
     require_kernels(kernels, device)
     config = training_config(
         dataset,
-        lr=lr,
+        recipe,
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
         loss=loss,
@@ -298,7 +317,6 @@ def train(
         targets=targets,
         max_len=max_len,
         context=context,
-        max_epochs=epochs,
         patience=patience,
         validation_users=validation_users,
         validation_seen=validation_seen,
@@ -308,6 +326,8 @@ def train(
         threads=threads,
         device=device,
         **_given(
+            lr=lr,
+            max_epochs=epochs,
             ema=ema,
             item_init=item_init,
             time_masking=time_masking,
@@ -322,9 +342,11 @@ def train(
     checkpoint = folder.with_name(f"{folder.name}.training")
     _require_artefact_folder(folder)
     try:
-        vocabulary = _items(dataset, table)
+        vocabulary = items_of(dataset, table)
     except ItemsError as error:
         raise CommandError(f"{log}: {error}") from None
+    if untitled := (vocabulary.titles or []).count(None):
+        say(f"{untitled} of {len(vocabulary)} items have no title in the item table")
     if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)
     result = train_ensemble(dataset, architecture, config, ensemble, checkpoint, console=err)
@@ -358,10 +380,6 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _say_nothing(message: object, console: object = None) -> None:
-    """In all processes of a run but the first."""
-
-
 def _name(log: Path) -> str:
     """The log's name without endings; its folder's where it is merely called interactions."""
     stem = log.name.split(".")[0]
@@ -374,22 +392,6 @@ def _require_artefact_folder(folder: Path) -> None:
         raise CommandError(f"--out {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise CommandError(f"--out {folder} is not empty and not an artefact: choose another")
-
-
-def _items(dataset: Dataset, table: pl.DataFrame | None) -> Items:
-    if table is None:
-        return Items(dataset.item_ids, dataset.popularity())
-    ids = pl.DataFrame({"item_id": dataset.item_ids}, schema={"item_id": pl.String})
-    joined = ids.join(table, on="item_id", how="left", maintain_order="left")
-    missing = joined["title"].null_count()
-    if missing:
-        say_always(f"{missing} of {len(joined)} items have no title in the item table")
-    return Items(
-        dataset.item_ids,
-        dataset.popularity(),
-        joined["title"].to_list(),
-        joined["categories"].fill_null([]).to_list(),
-    )
 
 
 def _command() -> str:

@@ -54,9 +54,10 @@ def model_card(
         "vocabulary are of the part before the first cut, an unseen target is a miss.",
     }[protocol.split]
     model_config = result.model.config
+    which = "the best" if config.schedule == "constant" else "the last"
     weights = (
-        f"the weights are those of epoch {result.best_epoch}, the best by validation NDCG@10 "
-        f"({result.best_ndcg:.4f})"
+        f"the weights are those of epoch {result.best_epoch}, {which}, with a validation NDCG@10 "
+        f"of {result.best_ndcg:.4f}"
     )
     if model_config.n_groups > 1:
         weights = (

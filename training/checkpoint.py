@@ -42,10 +42,15 @@ class Progress:
 
 
 def fingerprint(dataset: Dataset, model_config: Architecture, config: TrainingConfig) -> str:
-    """Names a run: what its weights depend on. More epochs or patience continue the same run."""
+    """Names a run: what its weights depend on.
+
+    More epochs or patience continue the same run, but where the rate falls until the last epoch.
+    """
     settings = config.to_dict()
-    for name in ("max_epochs", "patience", "device", "kernels"):
+    for name in ("patience", "device", "kernels"):
         del settings[name]
+    if config.schedule == "constant":
+        del settings["schedule"], settings["max_epochs"]
     if settings["validation_seen"] == "filtered":
         settings["validation_seen"] = "masked"  # as it was called: runs of that time go on
     if not config.shuffle_ties:

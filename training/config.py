@@ -11,6 +11,7 @@ ValidationSeen = Literal["auto", "kept", "filtered"]
 ItemInit = Literal["random", "cooccurrence"]
 Loss = Literal["full", "sampled"]
 TrainingPrecision = Literal["float32", "bfloat16"]
+Schedule = Literal["constant", "linear"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,9 @@ class TrainingConfig:
     """How a model is trained; the architecture is in `ModelConfig`.
 
     targets: of the loss in one step. max_len: longest window (a model that has one of its own
-    keeps to it). warmup: steps of linear growth of the learning rate. patience: epochs without a
+    keeps to it). warmup: steps of linear growth of the learning rate. schedule: after them it is
+    `constant`, and the epoch that is best in validation is kept; or it falls `linear` to 0 at the
+    end of `max_epochs`, whose weights are kept and validated once. patience: epochs without a
     better validation NDCG@10 before stopping. request_dropout: share of windows without request
     times.
     context: interactions before a window that starts within a history; the window begins with
@@ -47,6 +50,7 @@ class TrainingConfig:
     beta1: float = 0.9
     beta2: float = 0.98
     warmup: int = 100
+    schedule: Schedule = "constant"
     clip: float = 1.0
     label_smoothing: float = 0.0
     ema: float = 0.0
@@ -75,8 +79,9 @@ class TrainingConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         for name, choices in (
-            ("item_init", ItemInit), ("loss", Loss), ("precision", TrainingPrecision),
-            ("validation_seen", ValidationSeen), ("kernels", KernelChoice),
+            ("schedule", Schedule), ("item_init", ItemInit), ("loss", Loss),
+            ("precision", TrainingPrecision), ("validation_seen", ValidationSeen),
+            ("kernels", KernelChoice),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(

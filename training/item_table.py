@@ -6,6 +6,8 @@ from pathlib import Path
 
 import polars as pl
 
+from model.items import Items
+from training.dataset import Dataset
 from training.tables import BadRow, id_fault, read_pieces, refuse, split_off
 
 
@@ -46,4 +48,21 @@ def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
         "item_id",
         pl.when(title.str.strip_chars() != "").then(title).alias("title"),
         categories.alias("categories"),
+    )
+
+
+def items_of(dataset: Dataset, table: pl.DataFrame | None) -> Items:
+    """The vocabulary of a data set, with titles and categories where there is a table of them.
+
+    Raises ItemsError for an id that no vocabulary can have.
+    """
+    if table is None:
+        return Items(dataset.item_ids, dataset.popularity())
+    ids = pl.DataFrame({"item_id": dataset.item_ids}, schema={"item_id": pl.String})
+    joined = ids.join(table, on="item_id", how="left", maintain_order="left")
+    return Items(
+        dataset.item_ids,
+        dataset.popularity(),
+        joined["title"].to_list(),
+        joined["categories"].fill_null([]).to_list(),
     )

@@ -68,7 +68,7 @@ class Result(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Epoch(Generic[M]):
-    """One epoch: the weights that were validated, their NDCG@10, and what each part took."""
+    """One epoch: its weights, their NDCG@10 (0 where not validated), and what each part took."""
 
     model: M
     ndcg: float
@@ -163,6 +163,7 @@ class _Run(Generic[M]):
                 dataset.popularity(), config.negatives, config.negatives_power
             )
         self.optimizers = optimizers_of(self.model, config)
+        self.steps = config.max_epochs * n_batches(dataset, targets=config.targets)
         self.progress = Progress(fingerprint(dataset, self.model.config, config))
         self.best: dict[str, Tensor] = {}
         self.validation, self.seen = validation_of(config, dataset)
@@ -173,10 +174,10 @@ class _Run(Generic[M]):
                 self.best, self.progress = load_checkpoint(
                     self.checkpoint, self.model, self.average, self.optimizers, self.progress.run
                 )
+                best = f"NDCG@10 {self.progress.best_ndcg:.4f}, epoch {self.progress.best_epoch}"
                 console.print(
-                    f"Resumed after epoch {self.progress.epoch} "
-                    f"(best NDCG@10 {self.progress.best_ndcg:.4f}, "
-                    f"epoch {self.progress.best_epoch})"
+                    f"Resumed after epoch {self.progress.epoch}"
+                    + (f" (best {best})" if config.schedule == "constant" else "")
                 )
             if len(set(group.gather(self.progress.step))) > 1:
                 raise CheckpointError(
@@ -241,7 +242,7 @@ class _Run(Generic[M]):
                 bar.update(task, advance=1, metrics=shown)
             bar.update(task, description=f"epoch {epoch + 1}, validating")
             trained = time.perf_counter()
-            ranks = self._validate()
+            figures = self._validate()
         losses = self.group.sum(losses).cpu()
         if not bool(losses.isfinite()):
             raise DivergedError(
@@ -249,10 +250,10 @@ class _Run(Generic[M]):
                 "or raise warmup"
             )
         ranked = time.perf_counter()
-        found = ranking_metrics(ranks)
         p.epoch += 1
-        if found["NDCG@10"] > p.best_ndcg:
-            p.best_ndcg, p.best_epoch = found["NDCG@10"], p.epoch
+        ndcg = figures.get("NDCG@10", 0.0)
+        if ndcg > p.best_ndcg or self.config.schedule == "linear":
+            p.best_ndcg, p.best_epoch = ndcg, p.epoch
             kept = self.average or self.model
             self.best = {k: v.detach().clone() for k, v in kept.state_dict().items()}
         seconds = time.perf_counter() - began
@@ -262,14 +263,14 @@ class _Run(Generic[M]):
                 self.checkpoint, self.model, self.average, self.best, self.optimizers, p
             )
         waits = p.epoch - p.best_epoch
-        self.console.print(
-            f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
-            f"NDCG@10 {found['NDCG@10']:.4f}  HR@10 {found['HR@10']:.4f}  {seconds:.1f} s"
-            + ("  best" if not waits else f"  ({waits}/{self.config.patience} since the best)"),
-            highlight=False,
-        )
-        validated = self.average or self.model
-        return Epoch(validated, found["NDCG@10"], trained - began, ranked - trained)
+        line = f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
+        if figures:
+            line += f"NDCG@10 {ndcg:.4f}  HR@10 {figures['HR@10']:.4f}  "
+        line += f"{seconds:.1f} s"
+        if self.config.schedule == "constant":
+            line += "  best" if not waits else f"  ({waits}/{self.config.patience} since the best)"
+        self.console.print(line, highlight=False)
+        return Epoch(self.average or self.model, ndcg, trained - began, ranked - trained)
 
     def _step(self, batch: Batch) -> Tensor:
         """One step on a batch of all processes; returns this one's part of its mean loss."""
@@ -277,7 +278,7 @@ class _Run(Generic[M]):
         self.progress.step += 1
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = c.lr * min(1.0, self.progress.step / max(1, c.warmup))
+                group["lr"] = c.lr * self._rate()
             optimizer.zero_grad(set_to_none=True)
         mine = self.group.share(batch)
         negatives = None if self.sampler is None else self.sampler.draw(self.draws)
@@ -295,6 +296,15 @@ class _Run(Generic[M]):
             optimizer.step()
         self._follow()
         return loss.detach()
+
+    def _rate(self) -> float:
+        """The share of `lr` that this step has."""
+        c, step = self.config, self.progress.step
+        rate = min(1.0, step / max(1, c.warmup))
+        if c.schedule == "constant":
+            return rate
+        left = self.steps - step + 1
+        return min(rate, max(0.0, left / max(1, self.steps - c.warmup)))
 
     def _loss(self, batch: Batch, negatives: tuple[Tensor, Tensor] | None) -> Tensor:
         lower = self.config.precision == "bfloat16"
@@ -317,8 +327,13 @@ class _Run(Generic[M]):
         for name, value in self.average.state_dict().items():
             value.lerp_(now[name], share)
 
-    def _validate(self) -> np.typing.NDArray[np.int64]:
-        """Asked for at the target's own time where the model takes one."""
+    def _validate(self) -> dict[str, float]:
+        """Metrics of this epoch's weights; of a rate that falls, of the last epoch's alone.
+
+        Asked for at the target's own time where the model takes one.
+        """
+        if self.config.schedule == "linear" and self.progress.epoch + 1 < self.config.max_epochs:
+            return {}
         model = self.average or self.model
         asked = model.config.uses_request_time
         everyone = np.arange(len(self.validation))
@@ -327,7 +342,7 @@ class _Run(Generic[M]):
         ranks = np.empty_like(everyone)
         for number, part in enumerate(self.group.gather(getattr(ranking[asked], self.seen))):
             ranks[number :: self.group.size] = part
-        return ranks
+        return ranking_metrics(ranks)
 
 
 @torch.no_grad()

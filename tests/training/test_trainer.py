@@ -33,7 +33,7 @@ from training.evaluation import rank_targets
 from training.interactions import Log
 from training.metrics import ranking_metrics
 from training.recipe import model_config
-from training.trainer import DivergedError, train
+from training.trainer import DivergedError, Epoch, train
 
 SMALL = {"d_model": 32, "d_state": 16, "dropout": 0.1}
 FINGERPRINTS: dict[ValidationSeen, str] = {
@@ -191,7 +191,7 @@ from tests.training.logs import chain_log
 from training.dataset import Protocol, build_dataset
 from training.recipe import model_config
 from training.config import TrainingConfig
-from training.trainer import DivergedError, train
+from training.trainer import DivergedError, Epoch, train
 
 dataset = build_dataset(chain_log(), Protocol(core=1))
 config = TrainingConfig(**{RESUMED.to_dict()})
@@ -280,6 +280,42 @@ def test_more_epochs_go_on_with_the_same_run(dataset: Dataset, tmp_path: Path) -
     train(dataset, config, with_options(max_epochs=1), tmp_path)
     went_on = train(dataset, config, with_options(max_epochs=3), tmp_path)
     assert identical(went_on.model, train(dataset, config, with_options(max_epochs=3)).model)
+
+
+def test_a_rate_that_falls_ends_at_0_and_its_last_weights_are_kept(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = model_config(dataset, **SMALL)
+    options = with_options(max_epochs=3, warmup=3, schedule="linear")
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def spied(optimizer: torch.optim.AdamW) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        step(optimizer)
+
+    epochs: list[Epoch[TiM4Rec]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spied)
+        whole = train(dataset, config, options, after_epoch=epochs.append)
+    highest = rates.index(max(rates))
+    assert rates[: highest + 1] == sorted(rates[: highest + 1])
+    assert rates[highest:] == sorted(rates[highest:], reverse=True)
+    assert rates[-1] < 0.2 * options.lr < rates[highest] <= options.lr
+    assert [epoch.ndcg > 0 for epoch in epochs] == [False, False, True], "validated once"
+    assert (whole.best_epoch, whole.best_ndcg) == (3, epochs[-1].ndcg)
+
+    class Stop(Exception):
+        pass
+
+    def stop(epoch: Epoch[TiM4Rec]) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        train(dataset, config, options, tmp_path, after_epoch=stop)
+    assert identical(train(dataset, config, options, tmp_path).model, whole.model)
+    with pytest.raises(CheckpointError, match="other data or settings"):
+        train(dataset, config, replace(options, max_epochs=4), tmp_path)
 
 
 def test_runs_of_earlier_versions_go_on() -> None:
