@@ -10,17 +10,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cli.api_key import key_header
 from cli.console import CommandError, err, out, say
 from cli.device import choose_device
-from cli.service_url import ServiceUrl
+from cli.live import rank_through_service, replayable, require_model
+from cli.service_client import service_client
 from cli.steps import Kinds, read_steps
 from model.artefact import METRICS, Artefact, load_artefact
 from training.dataset import Dataset, Protocol, Targets, build_dataset
@@ -35,7 +34,6 @@ from training.evaluation import (
     rank_targets,
     rows_of,
 )
-from training.live import rank_through_service, replayable
 from training.metrics import CUTOFFS
 from training.tables import describe_bad_rows
 
@@ -183,26 +181,13 @@ def _through_service(
     if not len(fit):
         raise CommandError("no user is left to replay through the service")
     asked = config.uses_request_time
-    service, headers = ServiceUrl.parse(url), key_header(api_key)
 
     async def run(advance: Callable[[int], None]) -> Ranking:
-        limits = httpx.Limits(max_connections=64)
-        timeout = httpx.Timeout(60, pool=None)
-        async with httpx.AsyncClient(
-            base_url=service.base,
-            auth=service.login,
-            headers=headers,
-            limits=limits,
-            timeout=timeout,
-        ) as client:
+        async with service_client(url, api_key, retry_for_s=0) as once:
+            await require_model(once, loaded.identity)
+        async with service_client(url, api_key, retry_for_s=30) as client:
             return await rank_through_service(
-                client,
-                dataset,
-                fit,
-                at_target_time=asked,
-                identity=loaded.identity,
-                top=top,
-                progress=advance,
+                client, dataset, fit, at_target_time=asked, top=top, progress=advance
             )
 
     with _progress("service", len(fit)) as advance:

@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from cli import live
+from cli.live import rank_through_service
 from cli.main import app
+from client import AsyncClient
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
 from model.artefact import load_artefact, save_artefact
 from tests.training.logs import chain_log, make_log
-from training import live
 from training.dataset import Protocol, build_dataset
 from training.evaluation import Ranking, agreement, rank_targets
 from training.interactions import read_log
-from training.live import rank_through_service
 
 QUICK = ["--epochs=2", "--d-model=32", "--d-state=16", "--targets=128", "--lr=5e-3", "--threads=1"]
 
@@ -155,7 +156,7 @@ def test_evaluate_a_sample(folder: Path) -> None:
         (["model", "nothing.csv"], "No such file"),
         (["model", "log.csv", "--device=tpu9"], "--device tpu9 can't be used"),
         (["model", "log.csv", "--core=900"], "no interactions are left in the 900-core"),
-        (["model", "log.csv", "--mode=service", "--url=http://127.0.0.1:9"], "ConnectError"),
+        (["model", "log.csv", "--mode=service", "--url=http://127.0.0.1:9"], "GET /readyz: "),
     ],
 )
 def test_evaluate_ends_in_one_line(
@@ -271,7 +272,7 @@ def test_refused_and_lost_requests_change_no_rank(folder: Path, service: str) ->
     unreliable = Unreliable()
 
     async def run() -> Ranking:
-        async with httpx.AsyncClient(base_url=service, transport=unreliable) as client:
+        async with AsyncClient(service, transport=unreliable) as client:
             return await rank_through_service(client, dataset, dataset.test, at_target_time=True)
 
     offline = rank_targets(artefact.model, dataset.histories, dataset.test, at_target_time=(True,))[

@@ -1,26 +1,24 @@
-"""The `service` mode of evaluation: histories replayed through a running service over HTTP."""
+"""The `service` mode of evaluation: histories replayed through a running service."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
-from urllib.parse import quote
 
-import httpx
 import numpy as np
 
+from client import AsyncClient, Interaction, ServiceError
+from client.answers import RecommendedItem
 from model import UNKNOWN_TIME, ModelConfig
-from model.times import MILLISECONDS_FROM, iso
+from model.times import iso
 from training.dataset import Dataset, Histories, Int64s, Targets
 from training.evaluation import SEEN, TOLERANCE, Interval, Ranking, SeenItems
 from training.metrics import MISS
 
 BATCH = 1000
-ATTEMPTS = 8
 LANES = 8
 
 
@@ -43,37 +41,47 @@ def replayable(histories: Histories, targets: Targets, config: ModelConfig) -> T
     return targets.take(np.flatnonzero(fit))
 
 
+async def require_model(client: AsyncClient, identity: str) -> None:
+    """Raises LiveError unless this model is served."""
+    try:
+        served = (await client.ready())["model"]
+    except ServiceError as error:
+        raise LiveError(f"the service can't be evaluated: {error}") from error
+    # Rules for kinds change nothing for interactions without one.
+    if re.sub(r"-kinds-[0-9a-f]{8}$", "", served) != identity:
+        raise LiveError(f"the service serves model {served}, not {identity}")
+
+
 async def rank_through_service(
-    client: httpx.AsyncClient,
+    client: AsyncClient,
     dataset: Dataset,
     targets: Targets,
     *,
     at_target_time: bool,
-    identity: str | None = None,
     top: int = 100,
     progress: Callable[[int], None] | None = None,
 ) -> Ranking:
     """Posts each target's history under a user id of its own, asks for recommendations, deletes.
 
     Args:
-        client: its base URL is the service's, its headers carry the API key if there is one.
         at_target_time: ask for the recommendation at the target's own time; else now.
-        identity: the service must serve this model; None: any.
         top: ranks are known up to this K (at most V); it is the ranking's `limit`.
         progress: is told how many targets were ranked.
 
     Raises:
-        LiveError: the service refuses a request, does not answer, or has another model.
+        LiveError: the service refuses a request, or does not answer.
     """
     replay = _Replay(client, dataset, targets, at_target_time, min(top, dataset.n_items), progress)
-    await replay.check_model(identity)
-    return await replay.run()
+    try:
+        return await replay.run()
+    except ServiceError as error:
+        raise LiveError(f"the service can't be evaluated: {error}") from error
 
 
 class _Replay:
     def __init__(
         self,
-        client: httpx.AsyncClient,
+        client: AsyncClient,
         dataset: Dataset,
         targets: Targets,
         at_target_time: bool,
@@ -93,14 +101,6 @@ class _Replay:
         self.scores = np.full(size, np.nan, dtype=np.float32)
         self.top_items = np.zeros((size, top), dtype=np.int64)
         self.top_scores = np.full((size, top), -np.inf, dtype=np.float32)
-
-    async def check_model(self, identity: str | None) -> None:
-        served = (await self._ask("GET", "/readyz", attempts=1)).get("model")
-        # Rules for kinds change nothing for interactions without one.
-        if identity is not None and re.sub(r"-kinds-[0-9a-f]{8}$", "", str(served)) != identity:
-            raise LiveError(
-                f"the service at {self.client.base_url} serves model {served}, not {identity}"
-            )
 
     async def run(self) -> Ranking:
         lanes = asyncio.Semaphore(LANES)
@@ -138,66 +138,49 @@ class _Replay:
 
     async def _group(self, rows: Int64s) -> None:
         try:
-            events = [event for row in rows for event in self._events(row)]
-            for begin in range(0, len(events), BATCH):  # in turn: the order of a user is kept
-                await self._post(events[begin : begin + BATCH])
+            await self._post([event for row in rows for event in self._events(row)])
             await asyncio.gather(*(self._rank(row) for row in rows))
         except BaseException:
-            with suppress(LiveError):
-                await self._delete(rows, attempts=1)
+            with suppress(ServiceError):
+                await self._erase(rows)
             raise
-        await self._delete(rows)
+        await self._erase(rows)
         if self.progress is not None:
             self.progress(len(rows))
 
-    def _events(self, row: int) -> list[dict[str, Any]]:
+    def _events(self, row: int) -> Iterable[Interaction]:
         histories, user = self.dataset.histories, self._user(row)
         begin = histories.offsets[self.targets.users[row]]
-        events = []
         for place in range(int(begin), int(self.targets.ends[row])):
-            event = {
-                "user_id": user,
-                "item_id": self.dataset.item_ids[histories.items[place] - 1],
-                "event_id": f"{self.tag}-{place}",
-            }
-            if histories.times[place] != UNKNOWN_TIME:
-                event["timestamp"] = _timestamp(int(histories.times[place]))
-            events.append(event)
-        return events
+            time = int(histories.times[place])
+            yield Interaction(
+                user,
+                self.dataset.item_ids[histories.items[place] - 1],
+                None if time == UNKNOWN_TIME else iso(time),
+                event_id=f"{self.tag}-{place}",
+            )
 
-    async def _post(self, events: Sequence[dict[str, Any]]) -> None:
-        for attempt in range(ATTEMPTS):
-            reply = await self._ask("POST", "/interactions/batch", json={"interactions": events})
-            failed = []
-            for event, result in zip(events, reply["results"], strict=True):
-                if result["status"] == "failed":
-                    failed.append(event)
-                elif result["status"] not in self.accepted:
-                    raise LiveError(f"the service answered {result} to {event}")
-            if not failed:
-                return
-            # A user's later interactions fail with the first that does, so the order is kept.
-            events = failed
-            await asyncio.sleep(_pause(attempt))
-        raise LiveError(f"the service keeps failing to log interactions: {result}")
+    async def _post(self, events: Sequence[Interaction]) -> None:
+        results = await self.client.post_all(events, batch=BATCH)
+        for event, result in zip(events, results, strict=True):
+            if result["status"] not in self.accepted:
+                raise LiveError(f"the service answered {result} to {event}")
 
     async def _rank(self, row: int) -> None:
         for seen in SEEN:
-            query: dict[str, str | int] = {
-                "user_id": self._user(row),
-                "k": self.top,
-                "exclude_seen": "true" if seen == "filtered" else "false",
-            }
-            if self.at_target_time:
-                query["at"] = _timestamp(int(self.targets.times[row]))
-            reply = await self._ask("GET", "/recommend", params=query)
-            if reply["source"] != "model":
+            answer = await self.client.recommend(
+                self._user(row),
+                self.top,
+                at=iso(int(self.targets.times[row])) if self.at_target_time else None,
+                exclude_seen=seen == "filtered",
+            )
+            if answer["source"] != "model":
                 raise LiveError(
-                    f"the service recommends what is {reply['source']}, not from its model"
+                    f"the service recommends what is {answer['source']}, not from its model"
                 )
-            self._note(row, seen, reply["items"])
+            self._note(row, seen, answer["items"])
 
-    def _note(self, row: int, seen: SeenItems, listed: Sequence[dict[str, Any]]) -> None:
+    def _note(self, row: int, seen: SeenItems, listed: Sequence[RecommendedItem]) -> None:
         try:
             items = np.array([self.index_of[item["item_id"]] for item in listed], dtype=np.int64)
         except KeyError as error:
@@ -217,35 +200,5 @@ class _Replay:
             self.intervals[seen].best[row] = (scores > own + TOLERANCE).sum() + 1
             self.intervals[seen].worst[row] = (scores >= own - TOLERANCE).sum()
 
-    async def _delete(self, rows: Int64s, attempts: int = ATTEMPTS) -> None:
-        paths = [f"/users/{quote(self._user(row), safe='')}" for row in rows]
-        await asyncio.gather(*(self._ask("DELETE", path, attempts=attempts) for path in paths))
-
-    async def _ask(
-        self, method: str, path: str, *, attempts: int = ATTEMPTS, **content: Any
-    ) -> dict[str, Any]:
-        problem = ""
-        for attempt in range(attempts):
-            pause = _pause(attempt)
-            try:
-                response = await self.client.request(method, path, **content)
-            except httpx.TransportError as error:
-                problem = f"{type(error).__name__} {error}"
-            else:
-                if response.is_success:
-                    return dict(response.json())
-                problem = f"{response.status_code} {response.text[:300]}"
-                if response.status_code not in (429, 503):
-                    break
-                pause = float(response.headers.get("Retry-After", pause))
-            if attempt + 1 < attempts:
-                await asyncio.sleep(pause)
-        raise LiveError(f"{method} {str(self.client.base_url).rstrip('/')}{path}: {problem}")
-
-
-def _pause(attempt: int) -> float:
-    return 0.1 * 2.0**attempt
-
-
-def _timestamp(ms: int) -> int | str:
-    return ms if ms >= MILLISECONDS_FROM else iso(ms)  # a smaller number would be read as seconds
+    async def _erase(self, rows: Int64s) -> None:
+        await asyncio.gather(*(self.client.erase(self._user(row)) for row in rows))
