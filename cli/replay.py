@@ -20,7 +20,7 @@ from cli.service_client import service_client
 from cli.service_url import ServiceUrl
 from client import AsyncClient, Interaction, Refused, ServiceError, Unavailable
 from model.items import LONGEST_ID
-from model.times import iso
+from model.times import MILLISECONDS_FROM, iso, parse_time
 from training.interactions import KIND_COLUMNS
 
 LISTED = 20
@@ -141,7 +141,7 @@ class _Event:
     @property
     def content(self) -> _Content:
         sent = self.interaction
-        return sent.item_id, str(sent.timestamp), sent.kind, sent.weight
+        return sent.item_id, iso(parse_time(sent.timestamp)), sent.kind, sent.weight
 
     def __str__(self) -> str:
         sent = self.interaction
@@ -151,9 +151,13 @@ class _Event:
 def _events(rows: pl.DataFrame, tag: str) -> list[_Event]:
     columns = rows.select("user_id", "item_id", "time_ms", "row", *KIND_COLUMNS)
     return [
-        _Event(row, Interaction(user, item, iso(time_ms), f"{tag}:{row}", kind, weight))
+        _Event(row, Interaction(user, item, _written(time_ms), f"{tag}:{row}", kind, weight))
         for user, item, time_ms, row, kind, weight in columns.iter_rows()
     ]
+
+
+def _written(time_ms: int) -> int | str:
+    return time_ms if abs(time_ms) >= MILLISECONDS_FROM else iso(time_ms)
 
 
 async def _send(rows: pl.DataFrame, how: _Sending, advance: Callable[[int], None]) -> _Replay:
