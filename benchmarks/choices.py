@@ -26,7 +26,8 @@ from rich.table import Table
 
 from cli.console import err, errors_without_traceback, out
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue.ask import Ask
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.choice import Choice

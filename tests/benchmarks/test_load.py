@@ -21,7 +21,8 @@ from benchmarks import against, http_load, service_load, step_vs_recompute, wind
 from benchmarks.http_load import closed_loop, get, open_loop
 from benchmarks.window_app import Recomputing
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, load_artefact, save_artefact
+from model.artefact import load_artefact, save_artefact
+from model.items import Items
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import save_artefact
+from model.items import Items
 from tests.forked import Forked
 from tests.reaper import reap
 from tests.service.conftest import _shared_valkey, folder, patience, run, valkey

@@ -30,7 +30,7 @@ SMALL = {"n_items": 9, "d_model": 16, "head_dim": 16, "d_state": 16, "dropout": 
 CONFIGS = {
     "default": {},
     "product, silu, K 2": {"gap_mix": "product", "activation": "silu", "d_conv": 2},
-    "two towers": {"d_model": 32, "n_groups": 2},
+    "an ensemble of two": {"d_model": 32, "n_groups": 2},
     "one bare layer": {"n_layers": 1, "ffn": False, "gap_mix": "none", "request_time": False},
     "no time": {"time": "none", "d_model": 24, "head_dim": 12, "d_state": 5},
 }

@@ -35,11 +35,11 @@ from model.artefact import (
     WEIGHTS,
     Artefact,
     ArtefactError,
-    Items,
     load_artefact,
     save_artefact,
 )
 from model.config import SIZES
+from model.items import Items, ItemsError
 from tests.depth import examples
 from tests.waited import LONG_S
 
@@ -567,5 +567,5 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
         save_artefact(tmp_path / "m", TiM4Rec(SHAPE), vocabulary, {}, "")
     assert not list(tmp_path.iterdir())
     for popularity in (np.array([1, 2, 3, 4, -5]), np.ones(5)):
-        with pytest.raises(ArtefactError, match="popularity"):
+        with pytest.raises(ItemsError, match="popularity"):
             Items(VOCABULARY.ids, popularity)

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items, load_artefact, save_artefact
+from model.artefact import Artefact, load_artefact, save_artefact
+from model.items import Items
+from model.times import parse_time
 from service.app import create_app
-from service.http.times import parse_time
 from service.settings import Settings
 from tests.forked import Forked
 from tests.reaper import reap

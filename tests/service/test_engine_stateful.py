@@ -34,7 +34,8 @@ from hypothesis.stateful import (
 )
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from model.kinds import Effect, KindRules
 from model.state import Precision, State
 from service.engine.engine import Engine

@@ -16,7 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue import item_index, retrieval
 from service.catalogue.approximate_search import ApproximateSearch
 from service.catalogue.ask import Ask

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from model.artefact import Artefact, Items, save_artefact
-from service.http.times import iso
+from model.artefact import Artefact, save_artefact
+from model.items import Items
+from model.times import iso
 from tests.service.conftest import ValkeyCluster, ValkeyServer
 from tests.service.processes import BASE_MS, Service, in_process, make_artefact
 from tests.service.test_api import problem

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue import column_cache, item_columns, item_selector
 from service.catalogue import turns as turns_module
 from service.catalogue.catalogue import Catalogue
