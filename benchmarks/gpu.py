@@ -34,9 +34,9 @@ from benchmarks.http_load import closed_loop
 from cli.console import errors_without_traceback, out, say
 from model import ModelConfig, TiM4Rec
 from model.artefact import Items, load_artefact, save_artefact
+from model.compiled_stepper import CompiledStepper
 from model.device_stepper import DeviceStepper
 from model.kernels import choose
-from model.stepper import Stepper
 from service.catalogue.ask import Ask
 from service.catalogue.retrieval import Retrieval
 from service.engine.batch_runner import DEVICE_PREFILL_CELLS
@@ -154,11 +154,11 @@ class Bench:
         """A step of so many users of a pool, at places drawn at random."""
         found = []
         pool = self.model.new_state(self.sizes.pool)
-        stepper: Stepper | DeviceStepper | None = None
+        stepper: CompiledStepper | DeviceStepper | None = None
         if self.kernels is not None:
             stepper = DeviceStepper(self.model, pool, self.kernels, graphs=self.on_gpu)
         elif not self.on_gpu:
-            stepper = Stepper(self.model, pool)
+            stepper = CompiledStepper(self.model, pool)
         for batch in self.sizes.batches:
             repeat = max(1, 64 // batch)
             turns = [self._events(batch) for _ in range(8)]

@@ -35,6 +35,7 @@ from model.artefact import load_artefact
 from model.state import Precision, StateLayout
 from service.engine import snapshots
 from service.engine.pool import Seen
+from service.engine.snapshots import SnapshotFormat
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore
 from service.store.errors import StoreError
@@ -199,7 +200,7 @@ async def _miss(log: EventLog, crowd: Sequence[_User], layout: StateLayout) -> f
         wave = crowd[start : start + PIPELINE]
         requests = [LogRequest(user.name, None, (), MODEL) for user in wave]
         for reply in await _asked(log, requests):
-            base = snapshots.read(layout, STAMP, reply.snapshot)
+            base = SnapshotFormat(layout, MODEL).read(reply.snapshot)
             replayed += reply.newest.version - (base.mark.version if base else reply.oldest - 1)
     return replayed / len(crowd)
 

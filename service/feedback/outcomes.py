@@ -10,15 +10,17 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 from zlib import crc32
 
+from model.kinds import KindRules
 from service.observe import metrics
 from service.store.client import Store
 from service.store.errors import StoreError, raised
+from service.store.events import Event, NewEvent
 from service.store.follower import Follower
 from service.store.script import Command, Script
 
@@ -56,6 +58,7 @@ class Outcomes:
 
     Args:
         window_s: how soon after.
+        kinds: which of them an interaction's is counted as.
     """
 
     def __init__(
@@ -64,9 +67,11 @@ class Outcomes:
         *,
         namespace: str = "tim4rec",
         window_s: int = 3600,
+        kinds: KindRules | None = None,
     ) -> None:
         self._prefix = f"{quote(namespace, safe='')}:shown:"
         self._window_ms = 1000 * window_s
+        self._kinds = kinds or KindRules()
         self._store = store
         self._waiting: deque[_Waiting] = deque()
         self._barred: dict[str, float] = {}
@@ -80,18 +85,23 @@ class Outcomes:
         key, packed = self._key(user_id), b"".join(hashes)
         self._add(user_id, _SHOWN.call(key, model, packed, self._window_ms, LISTS))
 
-    def interacted(self, user_id: str, item_id: str, kind: str) -> None:
-        """An interaction was logged. `kind`: as its metric's label says."""
-        call = _OUTCOME.call(self._key(user_id), _hash(item_id), self._window_ms)
-        self._add(user_id, call, kind)
+    # -- as an engine's listener ---------------------------------------------------------
 
-    def forget(self, user_id: str) -> None:
-        """The user was erased, here or elsewhere."""
+    def logged(self, user_id: str, event: NewEvent, time_ms: int) -> None:
+        key, item = self._key(user_id), _hash(event.item_id)
+        self._add(user_id, _OUTCOME.call(key, item, self._window_ms), self._kinds.label(event.kind))
+
+    def removed(self, events: Sequence[Event]) -> None:
+        pass  # outcomes stay counted
+
+    def erased(self, user_id: str) -> None:
         now = time.monotonic()
         self._barred = {user: until for user, until in self._barred.items() if until > now}
         self._barred[user_id] = now + _BARRED_S
         self._waiting = deque(one for one in self._waiting if one.user_id != user_id)
         self._add(user_id, ("UNLINK", self._key(user_id)))
+
+    # -- sending -------------------------------------------------------------------------
 
     async def flush(self) -> None:
         """Sends what waits.

@@ -19,15 +19,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from model.kinds import HEAVIEST
+from model.kinds import HEAVIEST, KindRules
 from service.catalogue.retrieval import Retrieval
 from service.observe import metrics
 from service.store.client import Store
 from service.store.errors import StoreError, raised
+from service.store.events import Event, NewEvent
 from service.store.follower import Follower
 from service.store.script import Command, Script
 
@@ -96,6 +97,7 @@ class Popularity:
         copied: so many items are kept in memory; further down nothing is known.
         least: a smaller sum of recent interactions says nothing.
         heaviest: an interaction that weighs more counts for so much.
+        kinds: which events are interactions that count.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Popularity:
         copied: int = 1000,
         least: float = 100,
         heaviest: float = HEAVIEST,
+        kinds: KindRules | None = None,
         settled_s: float = SETTLED_S,
         refresh_s: float = 5.0,
         clock_ms: Callable[[], int] = _now_ms,
@@ -118,6 +121,7 @@ class Popularity:
         self._half_life_ms = half_life_s * 1000
         self._most_items, self._copied, self._least = most_items, copied, least
         self._heaviest, self._settled_s = heaviest, settled_s
+        self._kinds = kinds or KindRules()
         self._refresh_s, self._clock_ms = refresh_s, clock_ms
         self._waiting = Sums(float)
         self._taken = deque[tuple[float, Sums]]()  # with when they are to be sent
@@ -125,6 +129,24 @@ class Popularity:
         self._sizes: dict[str, int] = {}
         self._shown: list[tuple[Retrieval, Callable[[str], int | None]]] = []
         self.counts = Counts([], [], clock_ms())
+
+    # -- as an engine's listener ---------------------------------------------------------
+
+    def logged(self, user_id: str, event: NewEvent, time_ms: int) -> None:
+        if self._kinds.counts(event.kind):
+            at = time_ms if event.time_ms is None else event.time_ms
+            self.count(event.item_id, at, 1.0 if event.weight is None else event.weight)
+
+    def erased(self, user_id: str) -> None:
+        pass  # what is counted knows no users
+
+    def removed(self, events: Sequence[Event]) -> None:
+        sums = Sums(float)
+        for event in events:
+            if self._kinds.counts(event.kind):
+                at = event.time_ms if event.given_ms is None else event.given_ms
+                self.add(sums, event.item_id, at, 1.0 if event.weight is None else event.weight)
+        self.take_back(sums)
 
     # -- counting ------------------------------------------------------------------------
 

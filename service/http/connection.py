@@ -8,6 +8,7 @@ head that offers an upgrade would be taken for another request, a body included.
 from __future__ import annotations
 
 import asyncio
+import http
 import json
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,19 +32,13 @@ FRAMING = 8
 WHOLE = "tim4rec.whole"
 """In a request's scope, once its body has been received."""
 
-_REASONS = {
-    400: (
-        b"400 Bad Request",
-        "what was sent is no HTTP request, or has a Transfer-Encoding other than chunked",
-    ),
-    408: (b"408 Request Timeout", "the request's head took longer than read_timeout_s"),
-    431: (
-        b"431 Request Header Fields Too Large",
-        "the request's head, or the fields behind its body, are over max_head_bytes or "
-        "max_header_fields",
-    ),
-}
 Refusal = Literal[400, 408, 431]
+_DETAILS: dict[Refusal, str] = {
+    400: "what was sent is no HTTP request, or has a Transfer-Encoding other than chunked",
+    408: "the request's head took longer than read_timeout_s",
+    431: "the request's head, or the fields behind its body, are over max_head_bytes or "
+    "max_header_fields",
+}
 
 
 def bounded(
@@ -115,7 +110,7 @@ class _Connection(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self.held = b""
         """Received, and still to be parsed."""
-        self._gate: LoadShedder | None = self.app_state.get("gate")
+        self._load_shedder: LoadShedder | None = self.app_state.get("load_shedder")
         self._refused_at = 0.0
 
     # -- bytes ---------------------------------------------------------------------------
@@ -166,8 +161,8 @@ class _Connection(HttpToolsProtocol):
         if before == _BETWEEN:
             idle = self.cycle is None or self.cycle.response_complete
             quick = idle and not self.flow.write_paused  # else nobody reads what is answered
-            if quick and self._gate is not None and self._gate.refuses_whole(data):
-                self.transport.write(self._gate.answer)
+            if quick and self._load_shedder is not None and self._load_shedder.refuses_whole(data):
+                self.transport.write(self._load_shedder.answer)
                 self._stay()
                 return
             self._unread, self._is_counted = 0, True
@@ -278,11 +273,11 @@ class _Connection(HttpToolsProtocol):
         idle = self.cycle is None or self.cycle.response_complete
         plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
         plain = plain and not self.flow.write_paused
-        gate, method = self._gate, self.parser.get_method()
-        if gate is not None and plain and gate.refuses(method, self.url):
+        load_shedder, method = self._load_shedder, self.parser.get_method()
+        if load_shedder is not None and plain and load_shedder.refuses(method, self.url):
             refused: Any = _Refused()
             self.cycle = refused
-            self.transport.write(gate.answer)
+            self.transport.write(load_shedder.answer)
             self.on_response_complete()
         else:
             super().on_headers_complete()  # it raises, for one thing, where a URL is too long
@@ -378,13 +373,12 @@ class _Connection(HttpToolsProtocol):
         self._refusal = None
         if self.transport.is_closing():
             return
-        line, detail = _REASONS[status]
-        title = line.decode().partition(" ")[2]
-        problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-        content = json.dumps(problem).encode()
+        title = http.HTTPStatus(status).phrase
+        problem = {"type": "about:blank", "title": title, "status": status}
+        content = json.dumps(problem | {"detail": _DETAILS[status]}).encode()
         self.transport.write(
-            b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%s" % (line, len(content), content)
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (status, title.encode(), len(content), content)
         )
         # Closed while more of it comes, a connection is reset, and the answer may be lost.
         self.transport.write_eof()

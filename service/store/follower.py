@@ -56,3 +56,4 @@ class Follower:
     async def __aexit__(self, *exc_info: object) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        del self._task  # cancelled, it would keep all of this alive

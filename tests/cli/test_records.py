@@ -22,8 +22,8 @@ from model.artefact import Artefact, load_artefact
 from model.state import State
 from service.bulk.importer import Importer, UserHistory
 from service.bulk.warm import Warmer
-from service.engine import snapshots
 from service.engine.engine import Engine
+from service.engine.snapshots import SnapshotFormat
 from service.observe import metrics
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore
@@ -568,7 +568,7 @@ def close(found: State, expected: State, tolerance: float) -> None:
 
 def snapshot(client: redis.Redis, artefact: Artefact, model: str, user: str) -> Any:
     data = client.get(f"tim4rec:s:{model}:{user}")
-    return snapshots.read(artefact.model.state_layout, snapshots.stamp(model), data)  # type: ignore[arg-type]
+    return SnapshotFormat(artefact.model.state_layout, model).read(data)  # type: ignore[arg-type]
 
 
 def test_a_service_starts_from_the_snapshots_without_the_log(
@@ -702,14 +702,14 @@ def test_nothing_is_written_of_a_user_erased_meanwhile(
         async with Store(valkey.url, timeout_s=30) as store:
             log = EventLog(store)
             warmer = Warmer(artefact, log)
-            compute, loop = warmer.engine.computer.run, asyncio.get_running_loop()
+            compute, loop = warmer.engine.runner.run, asyncio.get_running_loop()
 
-            def erased_while_it_computes(entries: Any) -> Any:
-                if any(entry.user_id == "few" for entry in entries):
+            def erased_while_it_computes(batch: Any) -> Any:
+                if any(fetched.user_id == "few" for fetched in batch):
                     asyncio.run_coroutine_threadsafe(Erasures(log).erase("few"), loop).result()
-                return compute(entries)
+                return compute(batch)
 
-            warmer.engine.computer.run = erased_while_it_computes  # type: ignore[method-assign]
+            warmer.engine.runner.run = erased_while_it_computes  # type: ignore[method-assign]
             done: list[int] = []
             result = await warmer.run(done.append)
             assert (result.written, result.gone) == (4, 1)

@@ -530,7 +530,7 @@ def test_what_is_too_much_at_once_is_refused(
         ({"k": 101}, "k", "at most 100"),
     ],
 )
-def test_wrong_wishes(
+def test_wrong_options(
     run: Run, artefact: Artefact, valkey: ValkeyServer,
     query: dict[str, Any], field: str, said: str,
 ) -> None:  # fmt: skip

@@ -13,7 +13,7 @@ from service.bulk.importer import Importer, UserHistory
 from service.bulk.warm import Warmer
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
-from service.settings import SettingsError, read_settings
+from service.environment import SettingsError, read_settings
 from service.store.client import Store
 from service.store.event_log import EventLog, LogRequest
 from service.store.events import NewEvent, new_uid

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.settings import SettingsError, read_settings
+from service.environment import SettingsError, read_settings
 from service.store.client import Store
 from service.store.errors import RecordDamaged
 from service.store.event_log import EventLog, LogReply

@@ -181,6 +181,7 @@ def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
     grows_only(before, last)
     assert value(last, "tim4rec_workers") == WORKERS
     assert value(last, "tim4rec_worker_starts_total") == WORKERS + 1
+    assert len(pair.logged(message="a worker ended (SIGKILL): starting another")) == 1
     assert value(last, "tim4rec_queue_capacity_requests") == WORKERS * QUEUE
     assert sorted(file.name for file in folder.glob("*.db")) == files, "a file for every restart"
 

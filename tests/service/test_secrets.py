@@ -21,7 +21,7 @@ from cli.distributed import _apart
 from cli.main import app
 from cli.service_url import ServiceUrl
 from client import Client
-from service.settings import SettingsError, read_settings
+from service.environment import SettingsError, read_settings
 from service.store.url import StoreUrl, UrlError
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer, free_ports

@@ -229,7 +229,7 @@ def spans_of(run: Run, call: Callable[[], Any]) -> list[tuple[str, float, float]
 
 def test_the_time_line_of_a_request(engine: Engine, run: Run) -> None:
     async def settled() -> None:
-        while engine._due or engine._busy or engine._background:  # noqa: ASYNC110
+        while not engine.scheduler.is_idle:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     def post(user: str, n: int) -> list[tuple[str, float, float]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from service.engine import snapshots
 from service.engine.engine import Engine
 from service.store.client import Store
 from service.store.event_log import EventLog
@@ -40,13 +39,13 @@ def test_a_user_whom_nobody_reads(valkey: ValkeyServer, tmp_path: Path, at_once:
                 version += at_once
                 if version < EVERY:
                     assert not engine.pool.users(), "a state that nobody has asked for"
-                while engine._due or engine._busy or engine._background:  # noqa: ASYNC110
+                while not engine.scheduler.is_idle:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
                 if version < EVERY:
                     continue
                 kept = await SnapshotStore(log).read(engine.identity, USERS)
                 for data in kept:
-                    found = snapshots.read(engine.pool.layout, engine.computer.stamp, data)
+                    found = engine.snapshots.read(data)
                     assert found is not None
                     assert version - found.mark.version < EVERY
                 for user in engine.pool.users():

@@ -26,7 +26,7 @@ MAX_BODY, MAX_HEAD = 20_000, 4096
 
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
-    return make_artefact(tmp_path_factory.mktemp("doors") / "model", ["a", "b", "c"])
+    return make_artefact(tmp_path_factory.mktemp("access_control") / "model", ["a", "b", "c"])
 
 
 @pytest.fixture(scope="module")

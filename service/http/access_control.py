@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.addresses import host_name, is_local
-from service.http.identify import PROBES
+from service.http.observer import PROBES
 from service.http.problems import problem
 from service.keys import Keys
 
@@ -27,7 +27,7 @@ KNOWN_HOSTS = 256
 _KEY, _HOST = b"x-api-key", b"host"
 
 
-class Doors:
+class AccessControl:
     """Who comes to which path, at which port.
 
     With a port for operations, nothing else is on it, and `/metrics` only there. Probes and the
@@ -53,8 +53,7 @@ class Doors:
             self._open_below += tuple(f"{path}/" for path in DOCUMENTATION)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (refusal or self.app)(scope, receive, send)
+        await (self._refusal(scope) or self.app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> Response | None:
         path = scope["path"]
