@@ -143,10 +143,11 @@ class Store:
         finally:
             metrics.STORE_DURATION[operation].observe(time.perf_counter() - started)
         metrics.STORE_UP.set(0 if self.failing else 1)
-        metrics.count((metrics.ACKS_MISSED, sum(isinstance(r, AcksMissed) for r in replies)))
-        refused = [r for r in replies if isinstance(r, ResponseError | StoreError)]
-        if any(not isinstance(reply, NoScriptError) for reply in refused):
-            metrics.STORE_ERRORS[operation].inc()
+        failures = [reply for reply in replies if isinstance(reply, Exception)]
+        if failures:
+            metrics.count((metrics.ACKS_MISSED, sum(isinstance(f, AcksMissed) for f in failures)))
+            if not all(isinstance(failure, NoScriptError) for failure in failures):
+                metrics.STORE_ERRORS[operation].inc()
         return replies
 
     async def execute(

@@ -46,11 +46,12 @@ class Topology:
         }
         self.url, self._limits = url.shown, (connections, replica_acks)
         self._seeds = [Node(name, defaults | own, *self._limits) for name, own in url.hosts]
-        self._options = defaults | url.hosts[0][1]
-        for name in ("host", "port", "path"):
-            self._options.pop(name, None)
-        if self._options.get("connection_class") is UnixDomainSocketConnection:
-            del self._options["connection_class"]
+        where = ("host", "port", "path")
+        self._options = {
+            name: value
+            for name, value in (defaults | url.hosts[0][1]).items()
+            if name not in where and value is not UnixDomainSocketConnection
+        }
         self._nodes: dict[tuple[str, int], Node] = {}
         self._slots: list[Node | None] | None = None
         self.primaries: list[Node] = []
