@@ -224,7 +224,7 @@ class Importer:
         kind, weight = history.kinds[place] if history.kinds is not None else (None, None)
         if self.popularity is not None and self.kinds.counts(kind):
             item_id, time_ms = history.item_ids[place], history.times_ms[place]
-            self.popularity.count(item_id, time_ms, weight)
+            self.popularity.count(item_id, time_ms, 1.0 if weight is None else weight)
 
     def _refuse(self, user_id: str, fault: str) -> None:
         self.result.refused_count += 1

@@ -80,6 +80,10 @@ class Counts:
         return sum(number for _, number in self.recent)
 
 
+def _weight(event: NewEvent | Event) -> float:
+    return 1.0 if event.weight is None else event.weight
+
+
 def _now_ms() -> int:
     return round(time.time() * 1000)
 
@@ -135,7 +139,7 @@ class Popularity:
     def logged(self, user_id: str, event: NewEvent, time_ms: int) -> None:
         if self._kinds.counts(event.kind):
             at = time_ms if event.time_ms is None else event.time_ms
-            self.count(event.item_id, at, event.weight)
+            self.count(event.item_id, at, _weight(event))
 
     def erased(self, user_id: str) -> None:
         pass  # what is counted knows no users
@@ -145,20 +149,20 @@ class Popularity:
         for event in events:
             if self._kinds.counts(event.kind):
                 at = event.time_ms if event.given_ms is None else event.given_ms
-                self._add(sums, event.item_id, at, event.weight)
+                self._add(sums, event.item_id, at, _weight(event))
         if sums:
             self._taken.append((time.monotonic() + self._settled_s, sums))
 
     # -- counting ------------------------------------------------------------------------
 
-    def count(self, item_id: str, time_ms: int, weight: float | None = None) -> None:
-        """Counts an interaction that has just been logged; weight None: 1."""
+    def count(self, item_id: str, time_ms: int, weight: float = 1.0) -> None:
+        """Counts an interaction that has just been logged."""
         self._add(self._waiting, item_id, time_ms, weight)
 
-    def _add(self, sums: Sums, item_id: str, time_ms: int, weight: float | None) -> None:
+    def _add(self, sums: Sums, item_id: str, time_ms: int, weight: float) -> None:
         """Adds to `sums` what an interaction counts for: later the same as now, but for one that is
         ahead of this clock, which counts as of now."""
-        now, weight = self._clock_ms(), min(1.0 if weight is None else weight, self._heaviest)
+        now, weight = self._clock_ms(), min(weight, self._heaviest)
         time_ms = min(time_ms, now)
         sums[self._all, item_id] += weight
         epoch = self._epoch(time_ms)
