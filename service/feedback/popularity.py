@@ -230,7 +230,7 @@ class Popularity:
     # -- the copy ------------------------------------------------------------------------
 
     def show(self, retrieval: Retrieval, row: Callable[[str], int | None]) -> None:
-        """From now on `retrieval.popular` begins with what is popular of late; `row`: an item's."""
+        """From now on `retrieval` knows what is popular of late; `row`: an item's."""
         self._shown.append((retrieval, row))
         self._tell()
 
