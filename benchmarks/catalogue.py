@@ -37,7 +37,8 @@ from cli.console import CommandError, err, errors_without_traceback, out
 from model.artefact import Artefact, load_artefact
 from model.items import Items
 from service.catalogue import item_index
-from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval
+from service.catalogue.ask import Ask
+from service.catalogue.retrieval import Retrieval
 from training import dataset
 from training.batches import gather_padded
 from training.dataset import Histories, build_dataset
@@ -222,7 +223,7 @@ class Case:
     vectors: str
     embedding: torch.Tensor
     queries: torch.Tensor
-    masked: list[NDArray[np.int32]]
+    asks: list[Ask]
     best: list[set[int]]
 
 
@@ -230,16 +231,16 @@ def make_case(name: str, vectors_VD: Float32s, queries_QD: Float32s) -> Case:
     embedding = torch.from_numpy(np.concatenate([np.zeros_like(vectors_VD[:1]), vectors_VD]))
     queries = torch.from_numpy(queries_QD)
     draw = np.random.default_rng(1)
-    masked, best = [], []
+    asks, best = [], []
     for start in range(0, len(queries), WAVE):
         near = (queries[start : start + WAVE] @ embedding[1:].T).topk(
             MASKED_FROM + 10, dim=1
         ).indices.numpy() + 1
         for row in near:
             barred = draw.choice(row[:MASKED_FROM], MASKED, replace=False)
-            masked.append(barred.astype(np.int32))
+            asks.append(Ask(10, barred.astype(np.int32)))
             best.append(set(row[~np.isin(row, barred)][:10].tolist()))
-    return Case(name, embedding, queries, masked, best)
+    return Case(name, embedding, queries, asks, best)
 
 
 def measure(case: Case, way: str) -> Row:
@@ -248,14 +249,9 @@ def measure(case: Case, way: str) -> Row:
     items = Items([str(n) for n in range(size)], np.zeros(size, np.int64))
     make = WAYS[way]
     started = time.perf_counter()
-    retrieval, nbytes = ExactRetrieval(case.embedding, items), 0
-    if make is not None:
-        source = make(case.embedding.numpy()[1:])
-        nbytes = source.nbytes
-        build_s = time.perf_counter() - started
-        retrieval = IndexRetrieval(case.embedding, items, source)  # type: ignore[arg-type]
-    else:
-        build_s = 0.0
+    source = None if make is None else make(case.embedding.numpy()[1:])
+    build_s, nbytes = (0.0, 0) if source is None else (time.perf_counter() - started, source.nbytes)
+    retrieval = Retrieval(case.embedding, items, index=source)  # type: ignore[arg-type]
     found = []
     waves, first = [], True
     for seconds, rankings in _timed(case, retrieval, WAVE):
@@ -281,7 +277,7 @@ def measure(case: Case, way: str) -> Row:
     )
 
 
-def _timed(case: Case, retrieval: ExactRetrieval, batch: int) -> Iterator[tuple[float, list[Any]]]:
+def _timed(case: Case, retrieval: Retrieval, batch: int) -> Iterator[tuple[float, list[Any]]]:
     """Every query once and on from the start, until MEASURE_S are over; the seconds of each."""
     until = time.perf_counter() + MEASURE_S
     done = 0
@@ -289,7 +285,7 @@ def _timed(case: Case, retrieval: ExactRetrieval, batch: int) -> Iterator[tuple[
         for start in range(0, len(case.queries) - batch + 1, batch):
             part = slice(start, start + batch)
             began = time.perf_counter()
-            rankings = retrieval.top(case.queries[part], case.masked[part], [10] * batch)
+            rankings = retrieval.answer(case.queries[part], case.asks[part])
             yield time.perf_counter() - began, rankings
             done += 1
             if time.perf_counter() > until and done >= LEAST_WAVES:

@@ -1,9 +1,7 @@
 """RecBole's models on our split, scored by our rules: rows of `benchmarks.quality`.
 
-    python3.11 -m venv ENV
-    ENV/bin/pip install torch==2.13.0
-    ENV/bin/pip install --no-deps -r benchmarks/recbole.txt
-    python -m benchmarks.recbole_baseline --python ENV/bin/python --dataset amazon-beauty
+    make recbole
+    python -m benchmarks.recbole_baseline --python .recbole/bin/python --dataset amazon-beauty
     python -m benchmarks.quality --dataset amazon-beauty --rows
     python -m benchmarks.quality compare runs/quality/amazon-beauty/{recbole-SASRec,causal}
 

@@ -1,6 +1,6 @@
 """How fast ours and RecBole's SASRec learn, epoch by epoch in turn on one machine.
 
-    python -m benchmarks.training_speed --dataset amazon-beauty --python ENV/bin/python \\
+    python -m benchmarks.training_speed --dataset amazon-beauty --python .recbole/bin/python \\
         --minutes 10 --json runs/training_speed.json
 
 RecBole's environment is that of `benchmarks.recbole_baseline`; without --python ours runs alone.

@@ -10,10 +10,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from client import AsyncClient, Interaction, ServiceError
-from client.answers import RecommendedItem
 from model import UNKNOWN_TIME, ModelConfig
 from model.times import iso
+from tim4rec_client import AsyncClient, Interaction, ServiceError
+from tim4rec_client.answers import RecommendedItem
 from training.dataset import Dataset, Histories, Int64s, Targets
 from training.evaluation import SEEN, TOLERANCE, Interval, Ranking, SeenItems
 from training.metrics import MISS

@@ -18,9 +18,9 @@ from cli.progress import progress
 from cli.rows import read_rows
 from cli.service_client import service_client
 from cli.service_url import ServiceUrl
-from client import AsyncClient, Interaction, Refused, ServiceError, Unavailable
 from model.items import LONGEST_ID
 from model.times import MILLISECONDS_FROM, iso, parse_time
+from tim4rec_client import AsyncClient, Interaction, Refused, ServiceError, Unavailable
 from training.interactions import KIND_COLUMNS
 
 LISTED = 20

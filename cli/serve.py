@@ -29,14 +29,15 @@ from cli.settings import chosen_settings, takes_settings
 from cli.store import agreed, require_data_dir
 from model.artefact import load_artefact
 from model.kernels import why_not
-from service import server
+from service import supervisor
 from service.lifecycle import STARTUP_FAILURE
 from service.observe import logs
 from service.observe.values import MULTIPROC_DIR, clear
 from service.settings import Settings
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.client import Store
+from service.store.embedded import EmbeddedStore
+from service.store.errors import EmbeddedStoreError, StoreError
 from service.store.shared_settings import Difference, tell_changes
-from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def _serve(settings: Settings, example: str) -> int:
         os.environ[MULTIPROC_DIR] = scratch
     threading.Thread(target=_announce, args=(settings, example), daemon=True).start()
     try:
-        return server.serve(settings)
+        return supervisor.serve(settings)
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)

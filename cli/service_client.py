@@ -8,7 +8,7 @@ import httpx
 
 from cli.console import CommandError
 from cli.service_url import ServiceUrl
-from client import AsyncClient
+from tim4rec_client import AsyncClient
 
 TIMEOUT_S = 60.0
 """Of one attempt: what a command asks for may take the service long."""

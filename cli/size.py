@@ -19,7 +19,7 @@ from service.engine import snapshots
 from service.engine.capacity import pool_rows
 from service.engine.pool import Seen
 from service.settings import Settings
-from service.store.event_log import ORIGIN
+from service.store.events import ORIGIN
 
 # Bytes, measured on Valkey 9.1.2 with libc's malloc: the rest of what `benchmarks.store` and
 # `benchmarks.record_size` counted, once the keys, ids and states in it are taken away.

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model.config import TimeUse
+from model.gaps import UNKNOWN_TIME
 from model.state import State
+
+PREFILL_CHUNK = 512
+"""Interactions of a user in one parallel pass, which bounds its memory."""
 
 
 class Recommender(nn.Module, ABC):
@@ -57,6 +63,16 @@ class Recommender(nn.Module, ABC):
     def prefill(self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State) -> State:
         """The states after each row's first `lengths_B` interactions."""
 
+    def chunked_prefill(
+        self, histories: Sequence[Sequence[tuple[int, int]]], state: State
+    ) -> State:
+        """`prefill` of histories of any length, each of items with their times: so many
+        interactions in one pass."""
+        for start in range(0, max(map(len, histories)), PREFILL_CHUNK):
+            chunks = [history[start : start + PREFILL_CHUNK] for history in histories]
+            state = self.prefill(*_padded(chunks, self.device), state)
+        return state
+
     @abstractmethod
     def step(self, items_B: Tensor, times_B: Tensor, state: State) -> State:
         """The states after one more interaction each."""
@@ -70,6 +86,23 @@ class Recommender(nn.Module, ABC):
         scores = query @ self.item_embedding.weight.T
         scores[..., 0] = -torch.inf
         return scores
+
+
+def _padded(
+    histories: Sequence[Sequence[tuple[int, int]]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Items and times (B, L), and lengths (B)."""
+    lengths = [len(history) for history in histories]
+    items = np.zeros((len(histories), max(lengths)), np.int64)
+    times = np.full_like(items, UNKNOWN_TIME)
+    for i, history in enumerate(histories):
+        if history:
+            items[i, : len(history)], times[i, : len(history)] = np.array(history, np.int64).T
+    return (
+        torch.from_numpy(items).to(device),
+        torch.from_numpy(times).to(device),
+        torch.tensor(lengths, device=device),
+    )
 
 
 class Architecture(Protocol):

@@ -140,8 +140,8 @@ class Target:
             self.post("/interactions/batch", {"interactions": [user | item] * 1000})
             self.post("/rank", user | {"item_ids": [f"i{n}" for n in range(1000)]})
             self.post("/recommend/session", {"events": [item] * 100})
-            wishes = {"filter": 'brand = "b1" or title < "a"', "diversity": 0.5, "paged": True}
-            self.post("/recommend", user | wishes | {"k": 1000})
+            options = {"filter": 'brand = "b1" or title < "a"', "diversity": 0.5, "paged": True}
+            self.post("/recommend", user | options | {"k": 1000})
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 
 from model.times import iso
 from service.engine import explanation
-from service.engine.wave import Recommendation
+from service.engine.requests import Recommendation
 from service.http.dependencies import Services
 from service.http.schemas import Reason, RecommendedItem
 

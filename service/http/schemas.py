@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from model.items import LONGEST_ID
 from model.kinds import KIND
 from service.http import json_shape
 from service.http.json_shape import AtMost
@@ -14,12 +15,12 @@ from service.http.times import Time
 
 
 def _short(value: str) -> str:
-    if len(value.encode()) > 256:
-        raise ValueError("must be at most 256 bytes of UTF-8")
+    if len(value.encode()) > LONGEST_ID:
+        raise ValueError(f"must be at most {LONGEST_ID} bytes of UTF-8")
     return value
 
 
-Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_short)]
+Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(_short)]
 MOST_LISTED = json_shape.MOST_NESTED
 """Entries of one list in a query or a record."""
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
@@ -44,11 +45,13 @@ Weight = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What a caller sends as JSON: no other fields, no values of other types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Interaction(_Body):
+class Interaction(Body):
     """One user interacted with one item."""
 
     user_id: Id
@@ -61,7 +64,7 @@ class Interaction(_Body):
     weight: Weight | None = None
 
 
-class InteractionBatch(_Body):
+class InteractionBatch(Body):
     """Interactions in order; the order of each user's is kept."""
 
     interactions: Annotated[list[Interaction], AtMost("max_batch_events")] = Field(min_length=1)

@@ -172,6 +172,7 @@ def test_other_settings_never_pass_for_an_old_run(data: Path) -> None:
         run(data, "--rows")
 
 
+@pytest.mark.slow
 def test_seeds_of_other_lengths_are_not_averaged(data: Path) -> None:
     run(data, "--rows", "no-time", "--seeds", "2", "--epochs", "1")
     with pytest.raises(SystemExit, match=r"no-time/1: has other settings than the row's first"):

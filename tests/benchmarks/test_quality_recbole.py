@@ -107,7 +107,8 @@ def run(data: Path, *arguments: str) -> Path:
 @pytest.mark.parametrize("model", recbole_baseline.MODELS)
 def test_without_padding_a_model_computes_the_same(model: str, tmp_path: Path) -> None:
     command = [os.environ["RECBOLE_PYTHON"], "-c", DIFFERENCE, model]
-    environment = {**os.environ, "PYTHONPATH": str(Path(recbole_baseline.__file__).parents[1])}
+    root = str(Path(recbole_baseline.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True
     )

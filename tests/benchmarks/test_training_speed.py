@@ -117,6 +117,7 @@ def test_prefixes_are_as_long_as_recbole_takes_them(data: Path) -> None:
     assert training_speed.prefix_tokens(dataset) == short + sum(range(1, 51)) + 17 * 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

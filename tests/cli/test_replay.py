@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from client import attempts
 from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
 from tests.cli.test_records import contents, history, post, record
 from tests.waited import LONG_S
+from tim4rec_client import attempts
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyServer
@@ -282,6 +282,7 @@ def test_a_user_who_keeps_failing_holds_nobody_else_up(
     assert "4 interactions are not in the service" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_service_loses_nothing_and_doubles_nothing(
     service: Service, valkey: ValkeyServer, write: Write
 ) -> None:

@@ -131,6 +131,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded_by_the_rows_at_once_not_by_the_log(tmp_path: Path) -> None:
     def id_of(count: int) -> pl.Expr:

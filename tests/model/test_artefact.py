@@ -339,6 +339,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_readers_meet_the_old_or_the_new_even_if_the_writer_is_killed(tmp_path: Path) -> None:
     sources = [tmp_path / "0", tmp_path / "1"]
     seeds = {
@@ -455,6 +456,7 @@ def unsafe(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_is_pickled() -> None:
     files = [
         p for part in ("model", "training", "service", "cli") for p in (ROOT / part).rglob("*.py")

@@ -355,6 +355,7 @@ def changes(draw: st.DrawFn) -> Change:
     return make(draw)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None)
 @given(change=changes(), sealed=st.booleans())
 def test_it_is_loaded_as_it_was_saved_or_refused(
@@ -481,6 +482,7 @@ def test_hashes_that_lie(saved: Artefact) -> None:
         refused(folder, WEIGHTS, "hash")
 
 
+@pytest.mark.slow
 def test_an_outline_is_the_model_without_its_memory() -> None:
     code = """if True:
         import sys

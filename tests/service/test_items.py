@@ -196,6 +196,7 @@ def answers(client: httpx.Client) -> Iterator[tuple[str, list[str]]]:
         yield "listing", [item["item_id"] for item in listed]
 
 
+@pytest.mark.slow
 def test_what_is_hidden_or_over_is_in_no_answer_of_any_worker(client: httpx.Client) -> None:
     client.post("/interactions", json={"user_id": "known", "item_id": "i2"}).raise_for_status()
     for _, items in answers(client):

@@ -325,6 +325,7 @@ def test_on_a_phone(browser: Browser, service: Service, user: str) -> None:
         assert page.evaluate(width) == 360
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(browser: Browser, service: Service, user: str, scheme: Any) -> None:
     """axe has nothing to say, of contrast neither; each scheme has its own colours."""

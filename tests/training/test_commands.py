@@ -23,10 +23,10 @@ from typer.testing import CliRunner, Result
 from cli import live
 from cli.live import rank_through_service
 from cli.main import app
-from client import AsyncClient
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
 from model.artefact import load_artefact, save_artefact
 from tests.training.logs import chain_log, make_log
+from tim4rec_client import AsyncClient
 from training.dataset import Protocol, build_dataset
 from training.evaluation import Ranking, agreement, rank_targets
 from training.interactions import read_log
@@ -266,6 +266,7 @@ class Unreliable(httpx.AsyncBaseTransport):
         await self.real.aclose()
 
 
+@pytest.mark.slow
 def test_refused_and_lost_requests_change_no_rank(folder: Path, service: str) -> None:
     artefact = load_artefact(folder / "model")
     dataset = build_dataset(read_log(folder / "log.csv"), Protocol(), artefact.items.ids)

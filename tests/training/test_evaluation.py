@@ -143,6 +143,7 @@ def dataset() -> Dataset:
     return build_dataset(chain_log(users=80, length=40), Protocol(core=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", ["causal", "none", "sequence"])
 @pytest.mark.parametrize("last", [None, 5])
 def test_parallel_and_recurrent_give_the_same_ranks(

@@ -106,6 +106,7 @@ def test_the_first_process_alone_writes(together: tuple[Path, str]) -> None:
     assert (folder / "full" / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_train_under_torchrun_writes_one_artefact(tmp_path: Path) -> None:
     chain_log(users=30).frame.select("user_id", "item_id", timestamp="time_ms").write_csv(
         tmp_path / "log.csv"

@@ -167,6 +167,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_a_million_items_train_in_bounded_memory() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", BIG],
@@ -207,6 +208,7 @@ train(dataset, model_config(dataset, **{SMALL}), config, Path("run"), console=Co
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
     dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -477,6 +479,7 @@ def gap_log(decides: str, users: int = 200, length: int = 16, items: int = 12) -
     return make_log(rows)
 
 
+@pytest.mark.slow
 def test_shuffled_gaps_of_a_trained_model_lower_its_ndcg() -> None:
     dataset = build_dataset(gap_log("before"), Protocol(core=1))
     options = with_options(max_epochs=7)
@@ -538,6 +541,7 @@ def test_losses_are_named() -> None:
         with_options(loss="sampled", label_smoothing=0.1)
 
 
+@pytest.mark.slow
 def test_a_short_run_on_movielens(ml_100k: Log) -> None:
     some = ml_100k.frame["user_id"].unique(maintain_order=True)[:250]
     log = Log(ml_100k.frame.filter(pl.col("user_id").is_in(some.implode())))

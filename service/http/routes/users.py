@@ -12,7 +12,7 @@ from model.times import iso
 from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.schemas import Erased, HistoryPage, Id, LoggedEvent, User
-from service.store.event_log import Event
+from service.store.events import Event
 
 router = APIRouter(prefix="/users", tags=["users"])
 
