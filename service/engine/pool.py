@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.state import State, StateLayout
-from service.store.event_log import ORIGIN, Mark
+from service.store.events import ORIGIN, Mark
 
 
 class PoolFull(RuntimeError):
@@ -142,15 +142,6 @@ class StatePool:
         """Forgets the user's row. The slot of a pinned one is free when its last holder lets go."""
         with self._lock:
             self._drop(user_id)
-
-    def evict(self, user_id: str) -> bool:
-        """Forgets the row unless it is pinned."""
-        with self._lock:
-            row = self._rows.get(user_id)
-            if row is None or row.pins:
-                return False
-            self._drop(user_id)
-            return True
 
     def users(self) -> list[str]:
         with self._lock:
