@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from model import UNKNOWN_TIME
 from training.dataset import Int64s, k_core
-from training.interactions import InputError, Log
+from training.interactions import Log
+from training.tables import InputError
 
 Bools = npt.NDArray[np.bool_]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,72 +15,14 @@ from rich.console import Console
 
 from benchmarks.walk_forward import Walk
 from benchmarks.walk_models import Served
-from model import ModelConfig, TiM4Rec
-from model.config import TimeUse
+from model import TiM4Rec
 from training.dataset import Dataset, build_dataset
 from training.interactions import Log
 from training.recipe import model_config, training_config
-from training.trainer import train
+from training.trainer import train, train_model
 
 RETRAINING = {"max_epochs": 2, "lr": 1e-3, "item_init": "random"}
-"""Against the default recipe. `random`: what items start at whose vectors are not kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class WarmStart:
-    """An architecture whose fresh weights are those of a trained model.
-
-    config: for the items `item_ids`. Vectors of items that the trained model lacks are drawn at
-    random.
-    """
-
-    config: ModelConfig
-    item_ids: Sequence[str]
-    trained: Served
-
-    @classmethod
-    def of(cls, trained: Served, item_ids: Sequence[str]) -> WarmStart:
-        config = replace(trained.model.config, n_items=len(item_ids))
-        return cls(config, item_ids, trained)
-
-    @property
-    def n_items(self) -> int:
-        return self.config.n_items
-
-    @property
-    def max_len(self) -> int:
-        return self.config.max_len
-
-    @property
-    def time_use(self) -> TimeUse:
-        return self.config.time_use
-
-    @property
-    def uses_request_time(self) -> bool:
-        return self.config.uses_request_time
-
-    def to_dict(self) -> dict[str, Any]:
-        """Names the weights as well: a run from others is another run."""
-        digest = hashlib.blake2b("\n".join(self.trained.item_ids).encode(), digest_size=16)
-        for name, value in self.trained.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(value.cpu().contiguous().numpy().tobytes())
-        return self.config.to_dict() | {"start": digest.hexdigest()}
-
-    @torch.no_grad()
-    def build(self) -> TiM4Rec:
-        model = self.config.build()
-        table = model.item_embedding.weight
-        place = {item: row for row, item in enumerate(self.trained.item_ids, 1)}
-        rows = torch.tensor([place.get(item, 0) for item in self.item_ids])
-        kept = rows.nonzero()[:, 0]
-        weights = dict(self.trained.model.state_dict())
-        weights["item_embedding.weight"] = table.clone()
-        weights["item_embedding.weight"][kept + 1] = self.trained.model.item_embedding.weight[
-            rows[kept]
-        ]
-        model.load_state_dict(weights)
-        return model
+"""Against the default recipe. `random`: vectors that are kept stay as they are."""
 
 
 def frozen_model(log: Log, walk: Walk, folder: Path, console: Console, **options: Any) -> Served:
@@ -95,24 +38,41 @@ def frozen_model(log: Log, walk: Walk, folder: Path, console: Console, **options
 
 
 def retrained_models(
-    log: Log,
-    walk: Walk,
-    frozen: Served,
-    folder: Path,
-    console: Console,
-    **options: Any,
+    log: Log, walk: Walk, frozen: Served, folder: Path, console: Console, **options: Any
 ) -> list[Served]:
     """What is served in each period: the frozen model in the first, then at each border the model
     before it trained on, on every interaction until the border."""
     served = [frozen]
     for period in range(1, len(walk.borders)):
         dataset = _every_row(build_dataset(_before(log, walk, period)))
-        start = WarmStart.of(served[-1], dataset.item_ids)
         console.print(f"border {period}: {dataset.n_items} items", highlight=False)
-        training = training_config(dataset, **(options | RETRAINING))
-        result = train(dataset, start, training, folder / str(period), console=console)
+        start = partial(warm_started, served[-1], dataset.item_ids)
+        config = training_config(dataset, **(options | RETRAINING))
+        # A checkpoint does not say which weights its run started from: its folder does.
+        place = folder / f"{period}-{_digest(served[-1])}"
+        result = train_model(dataset, start, config, place, console=console)
         served.append(Served(result.model, dataset.item_ids))
     return served
+
+
+@torch.no_grad()
+def warm_started(trained: Served, item_ids: Sequence[str]) -> TiM4Rec:
+    """A model for other items with the weights of `trained`; vectors of items that it lacks are
+    drawn at random."""
+    model = TiM4Rec(replace(trained.model.config, n_items=len(item_ids)))
+    place = {item: row for row, item in enumerate(trained.item_ids, 1)}
+    rows = torch.tensor([0, *(place.get(item, 0) for item in item_ids)])
+    old = trained.model.item_embedding.weight[rows]
+    table = torch.where(rows[:, None] > 0, old, model.item_embedding.weight)
+    model.load_state_dict(trained.model.state_dict() | {"item_embedding.weight": table})
+    return model
+
+
+def _digest(served: Served) -> str:
+    found = hashlib.blake2b(digest_size=4)
+    for value in served.model.state_dict().values():
+        found.update(value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _before(log: Log, walk: Walk, period: int) -> Log:
