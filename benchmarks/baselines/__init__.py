@@ -1,4 +1,5 @@
-"""Published models in our own code, trained and ranked like ours by `benchmarks.quality`."""
+"""What ours are compared with: published models in our own code, trained and ranked like ours by
+`benchmarks.quality`, and counts, ranked by `benchmarks.over_time`."""
 
 from benchmarks.baselines.lrurec import LRURec, LRURecConfig
 from benchmarks.baselines.mamba4rec import Mamba4Rec, Mamba4RecConfig

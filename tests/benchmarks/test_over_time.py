@@ -6,7 +6,7 @@ import gzip
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ from benchmarks.walk_models import (
 from benchmarks.walk_summary import interval, summarise
 from benchmarks.walk_training import frozen_model, retrained_models, warm_started
 from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
+from training.cooccurrence import cooccurrence_vectors
+from training.dataset import build_dataset
 from training.interactions import Log
 from training.metrics import MISS
 from training.tables import InputError
@@ -185,7 +187,7 @@ def test_ties_count_against_the_policy(name: str) -> None:
 # -- models --------------------------------------------------------------------------------
 
 
-def small_model(vocabulary: str, *, request_time: bool = True) -> Served:
+def small_model(vocabulary: Sequence[str], *, request_time: bool = True) -> Served:
     torch.manual_seed(0)
     config = ModelConfig(
         n_items=len(vocabulary), d_model=8, head_dim=8, d_state=4, n_layers=2,
@@ -343,13 +345,21 @@ def test_a_retrained_model_is_trained_on_what_came_before_the_border(tmp_path: P
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_warm_start_keeps_the_weights_and_the_vectors_of_items_by_id() -> None:
-    trained = small_model("bdf")
-    model = warm_started(trained, list("abcdef"))
-    old, new = trained.model.item_embedding.weight, model.item_embedding.weight
-    assert new.shape == (7, 8)
-    assert torch.equal(new[[2, 4, 6]], old[[1, 2, 3]])
-    assert not torch.equal(new[1], old[1])
+def test_a_warm_start_keeps_weights_and_vectors_by_id_and_maps_those_of_new_items() -> None:
+    dataset = build_dataset(log_of(ring()))
+    vectors, met = cooccurrence_vectors(dataset, 8, seed=3)
+    assert met.all()
+    new = [row for row, item in enumerate(dataset.item_ids) if item in ("i3", "i4")]
+    old = [row for row in reversed(range(dataset.n_items)) if row not in new]
+    trained = small_model([dataset.item_ids[row] for row in old])
+    mapped = vectors @ torch.randn(8, 8)
+    with torch.no_grad():
+        trained.model.item_embedding.weight[1:] = mapped[old]
+    model = warm_started(trained, dataset, 3)
+    assert torch.equal(model.item_embedding.weight[1:][old], mapped[old])
+    assert torch.allclose(model.item_embedding.weight[1:][new], mapped[new], atol=1e-2)
+    padding = trained.model.item_embedding.weight[0]
+    assert torch.equal(model.item_embedding.weight[0], padding)
     for name, value in trained.model.state_dict().items():
         if name != "item_embedding.weight":
             assert torch.equal(model.state_dict()[name], value), name
