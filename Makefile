@@ -9,7 +9,7 @@ OVERLAY ?=
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 OLDEST_TESTS ?= tests/model/test_state.py tests/model/test_artefact.py tests/client/test_client.py \
 	$(addprefix tests/training/test_,batches.py dataset.py interactions.py) \
-	$(addprefix tests/service/test_,admission.py api.py direct.py event_log.py keys.py items.py logs.py \
+	$(addprefix tests/service/test_,load_shedder.py api.py direct.py event_log.py keys.py items.py logs.py \
 	metrics.py page.py plain_request.py pool.py retrieval.py settings.py tracing.py wave.py wire.py) \
 	$(addprefix tests/cli/test_,console.py data.py main.py replay.py steps.py)
 
