@@ -22,10 +22,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import faiss
 import numpy as np
@@ -35,7 +34,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cli.console import CommandError, err, errors_without_traceback, out
-from model.artefact import Artefact, Items, load_artefact
+from model.artefact import Artefact, load_artefact
+from model.items import Items
 from service.catalogue import item_index
 from service.catalogue.ask import Ask
 from service.catalogue.retrieval import Retrieval
@@ -56,9 +56,7 @@ LINKS, BUILD_LINKS = 32, 64
 LEAST_WAVES, MEASURE_S = 15, 6.0
 
 
-class Vectors(StrEnum):
-    GROWN = "grown"
-    GAUSSIAN = "gaussian"
+Vectors = Literal["grown", "gaussian"]
 
 
 class Source(Protocol):
@@ -299,7 +297,7 @@ def main(
     log: Annotated[Path, typer.Argument(help="Log of interactions with its items.")],
     items: Annotated[list[int] | None, typer.Option(min=2000, help="Sizes.")] = None,
     ways: Annotated[list[str] | None, typer.Option("--way", help=f"Of {', '.join(WAYS)}.")] = None,
-    vectors: Annotated[Vectors, typer.Option(help="Which catalogue.")] = Vectors.GROWN,
+    vectors: Annotated[Vectors, typer.Option(help="Which catalogue.")] = "grown",
     queries: Annotated[int, typer.Option(min=64, help="How many queries.")] = 960,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Add the figures to this file.")
@@ -308,7 +306,7 @@ def main(
     """Compare ways to search catalogues of several sizes."""
     torch.set_num_threads(1)
     columns = "items", "way", "recall", "build, s", "MB", "one", "p99", "wave", "p99"
-    table = Table(*columns, title=vectors.value, box=None, padding=(0, 2, 0, 0))
+    table = Table(*columns, title=vectors, box=None, padding=(0, 2, 0, 0))
     for column in table.columns:
         column.no_wrap = True
     chosen = ways or [way for way in WAYS if "usearch" not in way or find_spec("usearch")]
@@ -321,14 +319,14 @@ def main(
         asked = queries_of(loaded, _histories(log, loaded), queries)
     rows = []
     for size in items or [10_000, 100_000, 1_000_000]:
-        if vectors is Vectors.GROWN:
-            case = make_case(vectors.value, grow(own, size), asked)
+        if vectors == "grown":
+            case = make_case(vectors, grow(own, size), asked)
         else:
             draw = np.random.default_rng(0)
             shapes = (size, own.shape[1]), asked.shape
-            case = make_case(vectors.value, *(draw.standard_normal(s, np.float32) for s in shapes))
+            case = make_case(vectors, *(draw.standard_normal(s, np.float32) for s in shapes))
         for way in chosen:
-            err.print(f"{size:,} {vectors.value} {way} ...", highlight=False)
+            err.print(f"{size:,} {vectors} {way} ...", highlight=False)
             with torch.inference_mode():
                 row = measure(case, way)
             rows.append(row)

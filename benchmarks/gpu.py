@@ -33,9 +33,10 @@ from benchmarks import http_load, running
 from benchmarks.http_load import closed_loop
 from cli.console import errors_without_traceback, out, say
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, load_artefact, save_artefact
+from model.artefact import load_artefact, save_artefact
 from model.compiled_stepper import CompiledStepper
 from model.device_stepper import DeviceStepper
+from model.items import Items
 from model.kernels import choose
 from service.catalogue.ask import Ask
 from service.catalogue.retrieval import Retrieval

@@ -12,12 +12,12 @@ import polars as pl
 import typer
 
 from cli.console import CommandError, out, say
+from cli.device import choose_device
 from cli.progress import progress
 from cli.rows import describe_rows
 from cli.settings import chosen_settings
 from cli.spool import SpooledLog, spooled_log
 from cli.store import agreed, opened, require_data_dir
-from cli.train import choose_device
 from model.artefact import load_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules

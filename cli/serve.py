@@ -80,9 +80,9 @@ def serve(given: dict[str, Any]) -> None:
 
 def _embedded(settings: Settings, held: ExitStack) -> str:
     """The URL of an embedded store that runs until `held` is closed, also when a signal does it."""
-    told: list[int] = []
+    received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.signal(number, lambda number, _: told.append(number))
+        before = signal.signal(number, lambda number, _: received.append(number))
         held.callback(signal.signal, number, before)
     try:
         url = held.enter_context(EmbeddedStore(settings.data_dir, fsync=settings.fsync))
@@ -91,8 +91,8 @@ def _embedded(settings: Settings, held: ExitStack) -> str:
         raise typer.Exit(STARTUP_FAILURE) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    if told:
-        _leave(told[0], None)
+    if received:
+        _leave(received[0], None)
     return url
 
 

@@ -14,7 +14,7 @@ from model.ssd import ssd_scan, ssd_step
 
 logger = logging.getLogger(__name__)
 
-Choice = Literal["auto", "reference", "triton"]
+KernelChoice = Literal["auto", "reference", "triton"]
 
 CHUNK = 64
 """Positions of a chunk. The kernels sum dt A over one in float32, so a short one is exacter."""
@@ -180,7 +180,7 @@ def _missing() -> str | None:
     return package and f"{package} is not installed: pip install 'tim4rec[gpu]'"
 
 
-def choose(choice: Choice, device: torch.device | str) -> Kernels | None:
+def choose(choice: KernelChoice, device: torch.device | str) -> Kernels | None:
     """The kernels, or None: the reference.
 
     `auto` is the kernels on a CUDA device where they run; where they don't, a warning says why.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Recommender(nn.Module, ABC):
     batches are padded on the right.
     """
 
-    config: Architecture[Recommender]
+    config: Architecture
     item_embedding: nn.Embedding
     """(V+1, D): scores are products of a query with its rows, so these are as wide as a query."""
     repeat_bias: float = 0.0
@@ -105,10 +105,7 @@ def _padded(
     )
 
 
-Built = TypeVar("Built", bound=Recommender, covariant=True)
-
-
-class Architecture(Protocol[Built]):
+class Architecture(Protocol):
     """Everything that decides a model's shape and arithmetic."""
 
     @property
@@ -125,6 +122,3 @@ class Architecture(Protocol[Built]):
     def uses_request_time(self) -> bool: ...
 
     def to_dict(self) -> dict[str, Any]: ...
-
-    def build(self) -> Built:
-        """The model with fresh weights, drawn from torch's default generator."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model.kernels import Choice
+from model.kernels import KernelChoice
 from model.kinds import HEAVIEST, KindRules
 from model.state import Precision
 from service import addresses
@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     """folder of the model to serve"""
     device: str = _model("auto")
     """`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one"""
-    kernels: Choice = _model("auto")
+    kernels: KernelChoice = _model("auto")
     """what computes steps and scans: `triton` is mamba-ssm's kernels, of the extra `gpu`;
     `reference` plain torch; auto: triton on a GPU where it runs"""
     threads: int = _model(1, ge=1)

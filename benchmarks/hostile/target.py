@@ -20,7 +20,8 @@ import torch
 from benchmarks import running
 from benchmarks.hostile.wire import Answer, Connection
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import save_artefact
+from model.items import Items
 from service.settings import Settings
 
 KEY, ADMIN_KEY, NO_KEY = "attacks-key", "attacks-admin-key", ""

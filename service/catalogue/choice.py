@@ -3,7 +3,8 @@ each other, and what was shown before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -61,17 +62,19 @@ class Choice:
         return replace(best, items=best.items[:k], scores=best.scores[:k])
 
     def _with(self, promoted: Ranking, best: Ranking, k: int) -> Ranking:
-        own, other = _Queue(best), _Queue(promoted)
+        own, other = _pairs(best), _pairs(promoted)
         items: dict[int, float] = {}
         moved: list[bool] = []
         while len(items) < k:
-            following = own.first(items)
-            raised = other.first(items) if self._is_promoted(self.places + len(items)) else None
-            taken = following if raised is None else raised
-            if taken is None:
+            for pairs in (own, other):
+                while pairs and pairs[0][0] in items:
+                    pairs.popleft()
+            raised = bool(other) and self._is_promoted(self.places + len(items))
+            if not raised and not own:
                 break
-            items[taken[0]] = taken[1]
-            moved.append(taken is raised and (following is None or taken[0] != following[0]))
+            row, score = other[0] if raised else own[0]
+            items[row] = score
+            moved.append(raised and (not own or own[0][0] != row))
         return replace(
             best,
             items=np.array(list(items), np.int64),
@@ -84,13 +87,5 @@ class Choice:
         return int((place + 1) * self.share + 1e-9) > int(place * self.share + 1e-9)
 
 
-class _Queue:
-    def __init__(self, ranking: Ranking) -> None:
-        self._pairs = list(zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True))
-        self._place = 0
-
-    def first(self, taken: Container[int]) -> tuple[int, float] | None:
-        """The first that is not taken, now or at any later call."""
-        while self._place < len(self._pairs) and self._pairs[self._place][0] in taken:
-            self._place += 1
-        return self._pairs[self._place] if self._place < len(self._pairs) else None
+def _pairs(ranking: Ranking) -> deque[tuple[int, float]]:
+    return deque(zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True))

@@ -20,6 +20,7 @@ from service.catalogue.turns import Steps, in_turns
 from service.catalogue.view import CatalogueView
 from service.observe import metrics
 from service.store.errors import StoreError
+from service.store.follower import Follower
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class FollowedRecords:
         self._store, self._table = store, table
         self._vectors, self._retrieval = vectors, retrieval
         self._border_ms = NEVER
-        self._cursor = "0-0"
+        self._cursor: str | None = None
         self._lock = asyncio.Lock()
 
     async def write(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
@@ -53,28 +54,22 @@ class FollowedRecords:
         """The item's record in the store."""
         return (await self._store.read([item_id]))[item_id]
 
-    async def load(self) -> None:
-        """Takes over all records.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        async with self._lock:
-            await self._load()
-
     async def refresh(self) -> None:
-        """Takes over what has changed in the store.
+        """Takes over what has changed in the store, at first all of it.
 
         Raises:
             StoreError: the store does not answer.
         """
         async with self._lock:
             while True:
+                if self._cursor is None:
+                    await self._load()
+                    return
                 changes = await self._store.changes(self._cursor)
                 if changes is None:
                     logger.warning("too many changes of the catalogue at once: reading all of it")
-                    await self._load()
-                    return
+                    self._cursor = None
+                    continue
                 cursor, items = changes
                 if not items:
                     return
@@ -91,39 +86,18 @@ class FollowedRecords:
     @asynccontextmanager
     async def followed(self, poll_s: float) -> AsyncIterator[None]:
         """Loads the records and follows their changes until the context ends."""
-        await self.load()
-        tasks = [
-            asyncio.create_task(self._follow(poll_s)),
-            asyncio.create_task(self._keep_time(poll_s)),
-        ]
-        try:
+        await self.refresh()
+        async with (
+            Follower(self.refresh, poll_s, "changes of the catalogue are not read"),
+            # By itself: what is over is over while the store is silent, too.
+            Follower(self._keep_time, poll_s, "what is over stays in the catalogue"),
+        ):
             yield
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, poll_s: float) -> None:
-        reading = True
-        while True:
-            await asyncio.sleep(poll_s)
-            try:
-                await self.refresh()
-                reading = True
-            except StoreError as error:
-                if reading:  # said once, not four times a second
-                    logger.warning("changes of the catalogue not read: %s", error)
-                reading = False
-            except Exception:
-                logger.exception("changes of the catalogue not taken over")
-
-    async def _keep_time(self, poll_s: float) -> None:
-        """By itself: what is over is over while the store is silent, too."""
-        while True:
-            await asyncio.sleep(poll_s)
-            if _now_ms() >= self._border_ms:
-                view = self._retrieval.view
-                self._put_up(view.size, view.vectors)
+    async def _keep_time(self) -> None:
+        if _now_ms() >= self._border_ms:
+            view = self._retrieval.view
+            self._put_up(view.size, view.vectors)
 
     async def _load(self) -> None:
         cursor = await self._store.newest()  # before the records: what changes meanwhile is seen

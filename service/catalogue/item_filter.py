@@ -73,7 +73,7 @@ class Comparing:
     name: str
     comparison: Comparison
     value: Value
-    arrays = 1
+    arrays = depth = 1
 
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         column = yield from columns(self.name)
@@ -89,6 +89,10 @@ class Not:
     def arrays(self) -> int:
         return self.part.arrays
 
+    @property
+    def depth(self) -> int:
+        return self.part.depth + 1
+
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         found = yield from self.part.flags(columns, size)
         return np.logical_not(found, out=found)
@@ -102,23 +106,27 @@ class Joined:
     parts: tuple[Expression, ...]
 
     @cached_property
+    def depth(self) -> int:
+        return 1 + max(part.depth for part in self.parts)
+
+    @cached_property
     def arrays(self) -> int:
         needed = sorted((part.arrays for part in self.parts), reverse=True)
         return max(needed[0], *(own + 1 for own in needed[1:]), 1)
 
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         join = np.logical_and if self.all else np.logical_or
-        found: Flags | None = None
-        for part in sorted(self.parts, key=_order):
+        first, *others = sorted(self.parts, key=_order)
+        found = yield from first.flags(columns, size)
+        for part in others:
             own = yield from part.flags(columns, size)
-            found = own if found is None else join(found, own, out=found)
-        assert found is not None
+            join(found, own, out=found)
         return found
 
 
 Expression = Comparing | Not | Joined
 """`flags(columns, size)`: (size + 1,) of which rows it holds, the caller's own; that of row 0 says
-nothing. `arrays`: so many of them there are at once meanwhile."""
+nothing. `arrays`: so many of them there are at once meanwhile. `depth`: of its nesting."""
 
 
 def _order(expression: Expression) -> tuple[int, str]:
@@ -181,7 +189,7 @@ def _joined(every: bool, parts: Sequence[Expression]) -> Expression:
     if len(parts) == 1:
         return parts[0]
     found = Joined(every, tuple(parts))
-    _ = found.arrays  # while those of its parts are known: later the nesting may be too deep
+    _ = found.arrays, found.depth  # while its parts' are known: later the nesting may be too deep
     return found
 
 
@@ -214,7 +222,7 @@ def parse(text: str) -> Expression:
         if isinstance(error.orig_exc, FilterError):
             raise error.orig_exc from None
         raise
-    if _depth(expression) > DEEPEST:
+    if expression.depth > DEEPEST:
         raise FilterError(f"at 1: nested more than {DEEPEST} deep")
     return expression
 
@@ -222,17 +230,3 @@ def parse(text: str) -> Expression:
 def _wrong(place: int, seen: str, expected: set[str] | None) -> str:
     words = sorted({_WORDS[name] for name in expected or () if name in _WORDS})
     return f"at {place + 1}: {', '.join(words) or 'something else'} was expected, not {seen}"
-
-
-def _depth(expression: Expression) -> int:
-    deepest, level = 0, [expression]
-    while level:
-        deepest += 1
-        inner: list[Expression] = []
-        for one in level:
-            if isinstance(one, Not):
-                inner.append(one.part)
-            elif isinstance(one, Joined):
-                inner += one.parts
-        level = inner
-    return deepest

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.artefact import Items
+from model.items import Items
 from service.catalogue.hash_index import HashIndex
 from service.catalogue.item import FIELDS, Item, Scalar
 from service.catalogue.view import Flags

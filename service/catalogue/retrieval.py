@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue.approximate_search import ApproximateSearch
 from service.catalogue.ask import Ask
 from service.catalogue.exact_search import ExactSearch

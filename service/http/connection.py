@@ -1,8 +1,8 @@
 """One connection's HTTP, with bounds on what a caller may send before being answered.
 
 The server has none of its own. A head without an end would be kept for ever, and grow; so would the
-fields behind a chunked body, and the requests of a caller who reads no answers. And what follows a
-head that offers an upgrade would be taken for another request, a body included.
+fields behind a chunked body. And what follows a head that offers an upgrade would be taken for
+another request, a body included.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import http
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.http.paced_protocol import PacedProtocol
 
 if TYPE_CHECKING:
     from service.http.load_shedder import LoadShedder
@@ -24,8 +25,6 @@ GRACE_S = 5.0
 """After the time for a body, for the answer that says so, and for what is still sent of it."""
 LINGER_S = 1.0
 """For what is still sent after a refusal."""
-SLICE = 16_384
-"""Bytes that are parsed in one turn of the event loop: some hundred small requests."""
 FRAMING = 8
 """Bytes for each of a body's own that its chunks may be framed by, beside max_head_bytes."""
 
@@ -73,21 +72,7 @@ class _Refused:
         self.message_event = asyncio.Event()
 
 
-class _Flow(FlowControl):
-    """Reads no more while there are requests that nobody has begun to answer: the body of the one
-    that is answered is here, then."""
-
-    def __init__(self, transport: asyncio.Transport, connection: _Connection) -> None:
-        super().__init__(transport)
-        self._connection = connection
-
-    def resume_reading(self) -> None:
-        one = self._connection
-        if not (one.pipeline or one.held or one.transport.is_closing()):
-            super().resume_reading()
-
-
-class _Connection(HttpToolsProtocol):
+class _Connection(PacedProtocol):
     timeout_s: float
     max_head: int
     max_fields: int
@@ -108,8 +93,6 @@ class _Connection(HttpToolsProtocol):
         """Bytes of a body's framing and of itself, as far as counted, and in what is parsed."""
         self._upgrading = self._is_coded = False
         self._refusal: Refusal | None = None
-        self.held = b""
-        """Received, and still to be parsed."""
         self._load_shedder: LoadShedder | None = self.app_state.get("load_shedder")
         self._refused_at = 0.0
 
@@ -117,44 +100,13 @@ class _Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport, self)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_waiting()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self.held:  # it was on its way
-            self.held += data
-            return
-        if len(data) <= SLICE:
-            self._take(data)
-            return
-        self._take(data[:SLICE])
-        self.held = data[SLICE:]
-        self.flow.pause_reading()
-        self.loop.call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        """With the next slice, once all that was asked before is being answered."""
-        if self.transport.is_closing() or self._place == _REFUSED:
-            self.held = b""
-        if not self.held or self.pipeline or self.flow.write_paused:
-            return
-        data, self.held = self.held[:SLICE], self.held[SLICE:]
-        self._take(data)
-        cycle = self.cycle
-        if self.held:
-            self.loop.call_soon(self._go_on)
-        elif cycle is None or cycle.response_complete or len(cycle.body) <= HIGH_WATER_LIMIT:
-            self.flow.resume_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._go_on()
-
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         before = self._place
         if before == _REFUSED:
             return
@@ -257,7 +209,10 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._place == _REFUSED:
             return
-        if len(self.headers) > self.max_fields or self._is_head_too_large():
+        small = self._is_counted and max(self._unread, self._read) <= self.max_head
+        if len(self.headers) > self.max_fields or not (
+            small or _head_bytes(self.parser.get_method(), self.url, self.headers) <= self.max_head
+        ):
             self._refuse(431)
             return
         if self._is_coded:
@@ -304,20 +259,11 @@ class _Connection(HttpToolsProtocol):
             # It was answered before its end; what came of it since has ended the wait for another.
             self._stay()
 
-    def _is_head_too_large(self) -> bool:
-        if self._is_counted and max(self._unread, self._read) <= self.max_head:
-            return False
-        fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        line = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n")
-        return line + fields + len(b"\r\n") > self.max_head
-
     # -- answers -------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         last = not self.pipeline
         super().on_response_complete()
-        if self.held and not self.pipeline:
-            self.loop.call_soon(self._go_on)
         if last and self._refusal is not None:
             self._answer(self._refusal)
 
@@ -350,6 +296,7 @@ class _Connection(HttpToolsProtocol):
         place, self._place = self._place, _REFUSED
         if place == _REFUSED:
             return
+        self.held = b""
         self._end_waiting()
         cycle = self.cycle
         if place == _BODY and cycle is not None:  # of which the application may have begun
@@ -383,3 +330,8 @@ class _Connection(HttpToolsProtocol):
         # Closed while more of it comes, a connection is reset, and the answer may be lost.
         self.transport.write_eof()
         self._waiting = self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _head_bytes(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> int:
+    fields = sum(len(name) + len(value) + 4 for name, value in headers)
+    return len(method) + len(url) + len(b"  HTTP/1.1\r\n") + fields + len(b"\r\n")

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
 from service.http.json_shape import AtMost
-from service.http.schemas import MOST_LISTED, Body, Id, Time
+from service.http.schemas import MOST_LISTED, Body, Id
+from service.http.times import Time
 
 _FAR = 16
 

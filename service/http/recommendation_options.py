@@ -18,7 +18,8 @@ from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
 from service.http.dependencies import Services
 from service.http.problems import ProblemError
-from service.http.schemas import MOST_LISTED, Body, Id, Time
+from service.http.schemas import MOST_LISTED, Body, Id
+from service.http.times import Time
 
 _Listed = Field(max_length=MOST_LISTED)
 _REPEATED = "in a URL, repeat it for several"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from model.artefact import LONGEST_ID
+from model.items import LONGEST_ID
 from model.kinds import KIND
 from service.http import json_shape
 from service.http.json_shape import AtMost
-from service.http.times import parse_time
+from service.http.times import Time
 
 
 def _short(value: str) -> str:
@@ -24,17 +24,6 @@ Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(_
 MOST_LISTED = json_shape.MOST_NESTED
 """Entries of one list in a query or a record."""
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
-Time = Annotated[
-    int,
-    BeforeValidator(parse_time),
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}],
-            "description": "ISO 8601, or epoch seconds (from 1e11 on: milliseconds)",
-            "examples": ["2026-01-31T12:00:00Z", 1769860800],
-        }
-    ),
-]
 
 
 Kind = Annotated[

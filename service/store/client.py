@@ -71,6 +71,8 @@ class Store:
         One without a reply is sent again as it is until the deadline, so it must be one that may
         be carried out twice. A caller may leave: what is sent is carried out.
         """
+        if not commands:
+            return []
         started = time.perf_counter()
         try:
             return await self._until_answered(commands, operation, at)
@@ -86,30 +88,28 @@ class Store:
         Raises:
             StoreError: whether any was carried out is unknown.
         """
-        sent = [c._replace(with_source=True) if isinstance(c, ScriptCall) else c for c in commands]
+        sent = [c.with_source() if isinstance(c, ScriptCall) else c for c in commands]
         replies = await self._attempt(sent, self.timeout_s, operation, None)
         return [refusal(r) if isinstance(r, ResponseError) else r for r in replies]
 
     async def _until_answered(
         self, commands: Sequence[Command], operation: Operation, at: Node | None
     ) -> list[Any]:
-        pending = [Pending(command) for command in commands]
-        waiting, pause = pending, _FIRST_PAUSE_S
-        deadline = time.monotonic() + self.timeout_s
-        while waiting:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                for one in waiting:
-                    one.give_up(self.timeout_s)
-                break
-            sent, none_answered = [one.command for one in waiting], False
+        deadline, pause = time.monotonic() + self.timeout_s, _FIRST_PAUSE_S
+        pending: list[Pending] = []
+        sent, left, none_answered = commands, self.timeout_s, False
+        while True:
             try:
                 # Half the time for one attempt: a dead connection leaves time for another.
                 replies = await self._attempt(sent, min(left, self.timeout_s / 2), operation, at)
+                if not pending and not any(isinstance(reply, Exception) for reply in replies):
+                    return replies
             except StoreError as error:
                 if isinstance(error, NodeDown) and not any(one.cause for one in pending):
                     return [error] * len(commands)  # who waits already goes on
                 replies, none_answered = [error] * len(sent), True
+            pending = pending or [Pending(command) for command in commands]
+            waiting = [one for one in pending if one.waiting]
             failed = [
                 one.take(reply, none_answered) for one, reply in zip(waiting, replies, strict=True)
             ]
@@ -118,7 +118,12 @@ class Store:
                 left = max(0.0, deadline - time.monotonic())
                 await asyncio.sleep(min(left, pause * random.uniform(0.5, 1.0)))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
-        return [one.answer for one in pending]
+            left = deadline - time.monotonic()
+            if not waiting or left <= 0:
+                for one in waiting:
+                    one.give_up(self.timeout_s)
+                return [one.answer for one in pending]
+            sent, none_answered = [one.command for one in waiting], False
 
     async def _attempt(
         self,
@@ -138,10 +143,11 @@ class Store:
         finally:
             metrics.STORE_DURATION[operation].observe(time.perf_counter() - started)
         metrics.STORE_UP.set(0 if self.failing else 1)
-        metrics.count((metrics.ACKS_MISSED, sum(isinstance(r, AcksMissed) for r in replies)))
-        refused = [r for r in replies if isinstance(r, ResponseError | StoreError)]
-        if any(not isinstance(reply, NoScriptError) for reply in refused):
-            metrics.STORE_ERRORS[operation].inc()
+        failures = [reply for reply in replies if isinstance(reply, Exception)]
+        if failures:
+            metrics.count((metrics.ACKS_MISSED, sum(isinstance(f, AcksMissed) for f in failures)))
+            if not all(isinstance(failure, NoScriptError) for failure in failures):
+                metrics.STORE_ERRORS[operation].inc()
         return replies
 
     async def execute(
@@ -158,15 +164,12 @@ class Store:
             StoreUnavailable: any reply of the one server is missing after `timeout_s`: it may or
                 may not have carried the commands out.
         """
-        if not commands:
-            return []
         until = time.monotonic() + timeout_s
-        if not self._topology.known:
+        if not self._topology.primaries:
             await self._topology.find(timeout_s)
         if self._topology.clustered:
             return await self._execute_by_slot(commands, until, at)
-        (server,) = self._topology.primaries
-        replies = await self._send(commands, server, False, until)
+        replies = await self._send(commands, self._topology.primaries[0], False, until)
         if any(isinstance(reply, AskError) for reply in replies):
             raise StoreError(
                 f"store {self.url} is a Cluster but does not answer CLUSTER SLOTS: "
@@ -234,14 +237,14 @@ class Store:
 
     async def nodes(self) -> list[Node]:
         """The server, or the primaries of the Cluster."""
-        if not self._topology.known:
+        if not self._topology.primaries:
             await self._topology.find(self.timeout_s)
         return self._topology.primaries
 
     async def check(self) -> None:
         """Asks the servers what they are. Raises StoreError if one is too old; logs risky
         settings."""
-        if not self._topology.known:
+        if not self._topology.primaries:
             await self._topology.find(_CHECKED_WITHIN_S)
         for node in self._topology.primaries:
             (reply,) = await self.execute([("INFO",)], _CHECKED_WITHIN_S, node)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 from service.store.client import Operation, Store
-from service.store.errors import HistoryChanged, InvalidRequest, RecordDamaged, StoreError, raised
+from service.store.errors import HistoryChanged, InvalidRequest, StoreError, raised
 from service.store.events import Event, Mark, NewEvent, Outcome, Verdict, packed, unpacked
 from service.store.record_keys import RecordKeys
 from service.store.script import Command, Script, ScriptCall
@@ -137,23 +137,30 @@ class EventLog:
         """
         if len({request.user_id for request in requests}) < len(requests):
             raise ValueError("an exchange takes at most one request a user")
-        asked = [self._commands(request) for request in requests]
-        sent = [command for one in asked if not isinstance(one, InvalidRequest) for command in one]
-        answers = iter(await self.store.pipeline(sent, operation))
-        return [
-            one if isinstance(one, InvalidRequest) else _answered([next(answers) for _ in one])
-            for one in asked
-        ]
-
-    def _commands(self, request: LogRequest) -> list[Command] | InvalidRequest:
-        try:
-            script = self._script(request)
-            if request.snapshot_of is None:
-                return [script]
-            # Before the script: the record read after it covers the snapshot.
-            return [("GET", self.keys.snapshot(request.snapshot_of, request.user_id)), script]
-        except InvalidRequest as error:
-            return error
+        replies: list[LogReply | StoreError | None] = [None] * len(requests)
+        commands: list[Command] = []
+        sent: list[tuple[int, LogRequest]] = []
+        for position, request in enumerate(requests):
+            try:
+                script = self._script(request)
+                if request.snapshot_of is not None:
+                    # Before the script: the record read after it covers the snapshot.
+                    key = self.keys.snapshot(request.snapshot_of, request.user_id)
+                    commands.append(("GET", key))
+                commands.append(script)
+                sent.append((position, request))
+            except InvalidRequest as error:
+                replies[position] = error
+        answers = iter(await self.store.pipeline(commands, operation))
+        for position, request in sent:
+            snapshot = next(answers) if request.snapshot_of is not None else None
+            try:
+                # A snapshot is a cache: one that cannot be read is a miss.
+                found = (snapshot or None) if isinstance(snapshot, bytes) else None
+                replies[position] = _reply(raised(next(answers)), found)
+            except StoreError as error:
+                replies[position] = error
+        return [reply for reply in replies if reply is not None]
 
     async def events(self, user_id: str, after: Mark | int = 0) -> AsyncIterator[list[Event]]:
         """Pages of the events after a mark, or after a version whose uid is not known. They
@@ -219,18 +226,6 @@ class EventLog:
             *self._settings,
             *map(packed, request.events),
         )
-
-
-def _answered(answers: Sequence[Any]) -> LogReply | StoreError:
-    *snapshots, answer = answers
-    if isinstance(answer, StoreError):
-        return answer
-    # A snapshot is a cache: one that cannot be read is a miss.
-    found = [snapshot for snapshot in snapshots if isinstance(snapshot, bytes) and snapshot]
-    try:
-        return _reply(answer, found[0] if found else None)
-    except RecordDamaged as error:
-        return error
 
 
 def _reply(answer: Any, snapshot: bytes | None = None) -> LogReply:

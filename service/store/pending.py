@@ -48,7 +48,7 @@ class Pending:
         """
         if isinstance(reply, NoScriptError) and isinstance(self.command, ScriptCall):
             # It goes to the very node that lacks it.
-            self.command, self.cause = self.command._replace(with_source=True), one_line(reply)
+            self.command, self.cause = self.command.with_source(), one_line(reply)
             return False
         if isinstance(reply, Exception) and self._is_passing(reply, none_answered):
             self.cause = self.cause or one_line(reply)

@@ -37,28 +37,24 @@ class Script:
         return hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def call(self, key: str, *arguments: Word) -> ScriptCall:
-        return ScriptCall(self, key, arguments)
+        return ScriptCall(self, ("EVALSHA", self.sha, 1, key, *arguments))
 
 
 class ScriptCall(NamedTuple):
-    """`with_source`: for a server that may not know the script."""
+    """`words`: what is sent."""
 
     script: Script
-    key: str
-    arguments: tuple[Word, ...]
-    with_source: bool = False
+    words: tuple[Word, ...]
 
-    @property
-    def words(self) -> tuple[Word, ...]:
-        script = self.script
-        how = ("EVAL", script.source) if self.with_source else ("EVALSHA", script.sha)
-        return (*how, 1, self.key, *self.arguments)
+    def with_source(self) -> ScriptCall:
+        """For a server that may not know the script."""
+        return ScriptCall(self.script, ("EVAL", self.script.source, *self.words[2:]))
 
 
 Command = Sequence[Word] | ScriptCall
 
 _KEYLESS = frozenset({"PING", "WAIT", "INFO", "SCAN", "FLUSHALL", "CLUSTER"})
-_KEY_AT = {"EVAL": 3, "MEMORY": 2}
+_KEY_AT = {"EVAL": 3, "EVALSHA": 3, "MEMORY": 2}
 
 
 def words(command: Command) -> tuple[Word, ...]:
@@ -68,10 +64,9 @@ def words(command: Command) -> tuple[Word, ...]:
 
 def key(command: Command) -> bytes | None:
     """The key it is about, which decides the node of a Cluster; None: it has none."""
-    if isinstance(command, ScriptCall):
-        return command.key.encode()
-    name = str(command[0])
+    sent = words(command)
+    name = str(sent[0])
     if name in _KEYLESS:
         return None
-    found = command[_KEY_AT.get(name, 1)]
+    found = sent[_KEY_AT.get(name, 1)]
     return found if isinstance(found, bytes) else str(found).encode()

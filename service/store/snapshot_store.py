@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.store.errors import RecordDamaged, StoreError, raised
+from service.store.errors import RecordDamaged, raised
 from service.store.event_log import EventLog, LogReply, LogRequest
 from service.store.events import Mark
 from service.store.script import Script
@@ -65,10 +65,3 @@ class SnapshotStore:
         ]
         by = min((reply.now_ms for _, reply in sound), default=0) + _LANDS_WITHIN_MS
         return [pair for pair, reply in sound if reply.known_is_current_history], by
-
-    async def read(self, model: str, user_ids: Sequence[str]) -> list[bytes | None]:
-        """The users' snapshots, None where there is none."""
-        commands = [("GET", self._keys.snapshot(model, user)) for user in user_ids]
-        answers: list[bytes | StoreError | None] = await self._store.pipeline(commands, "snapshot")
-        raised(*answers)
-        return [answer if isinstance(answer, bytes) and answer else None for answer in answers]

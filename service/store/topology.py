@@ -46,23 +46,17 @@ class Topology:
         }
         self.url, self._limits = url.shown, (connections, replica_acks)
         self._seeds = [Node(name, defaults | own, *self._limits) for name, own in url.hosts]
-        self._options = defaults | url.hosts[0][1]
-        for name in ("host", "port", "path"):
-            self._options.pop(name, None)
-        if self._options.get("connection_class") is UnixDomainSocketConnection:
-            del self._options["connection_class"]
+        where = ("host", "port", "path")
+        self._options = {
+            name: value
+            for name, value in (defaults | url.hosts[0][1]).items()
+            if name not in where and value is not UnixDomainSocketConnection
+        }
         self._nodes: dict[tuple[str, int], Node] = {}
         self._slots: list[Node | None] | None = None
         self.primaries: list[Node] = []
+        self.clustered = False
         self._watching: asyncio.Task[None] | None = None
-
-    @property
-    def clustered(self) -> bool:
-        return self._slots is not None
-
-    @property
-    def known(self) -> bool:
-        return self.clustered or bool(self.primaries)
 
     @property
     def failing(self) -> list[Node]:
@@ -70,7 +64,9 @@ class Topology:
         return [node for node in self.primaries if node.failing_since is not None]
 
     async def find(self, timeout_s: float) -> None:
-        """Asks what this is. Raises StoreError when no host answers."""
+        """Asks what this is, once. Raises StoreError when no host answers."""
+        if self.clustered:
+            return
         layout: Any = None
         for seed in self._seeds:
             try:
@@ -154,7 +150,7 @@ class Topology:
         for first, last, (host, port, *_), *_ in layout:
             node = self._node_at(host.decode() if host else _host(told_by), port)
             slots[first : last + 1] = [node] * (last + 1 - first)
-        self._slots = slots
+        self._slots, self.clustered = slots, True
         self.primaries = list(dict.fromkeys(node for node in slots if node is not None))
 
     def _node_at(self, host: str, port: int) -> Node:

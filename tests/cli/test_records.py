@@ -138,6 +138,7 @@ def test_rows_appended_to_the_log_are_added(valkey: ValkeyServer, write: Write) 
     assert contents(valkey.url, "ann") == plain(rows, "ann")
 
 
+@pytest.mark.slow
 def test_a_killed_import_goes_on_exactly(valkey: ValkeyServer, write: Write) -> None:
     rows = [row for n in range(20) for row in history(f"u{n:02}", 1000)]
     log = write(rows)

@@ -30,7 +30,7 @@ SMALL = {"n_items": 9, "d_model": 16, "head_dim": 16, "d_state": 16, "dropout": 
 CONFIGS = {
     "default": {},
     "product, silu, K 2": {"gap_mix": "product", "activation": "silu", "d_conv": 2},
-    "two towers": {"d_model": 32, "n_groups": 2},
+    "an ensemble of two": {"d_model": 32, "n_groups": 2},
     "one bare layer": {"n_layers": 1, "ffn": False, "gap_mix": "none", "request_time": False},
     "no time": {"time": "none", "d_model": 24, "head_dim": 12, "d_state": 5},
 }
@@ -148,6 +148,7 @@ def test_everything_is_sent_at_once(
     assert uploads == [3 * 2 + 3 * 2 + 8]
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu_that_is_not_there(kernels: Kernels, tmp_path: Path) -> None:
     script = Path(__file__).with_name("compile_for_gpu.py")
     root = Path(model_package.__file__).parents[1]

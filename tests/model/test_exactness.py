@@ -81,6 +81,7 @@ def assert_same(a: State, b: State, tolerance: float) -> None:
             assert torch.equal(part, b[name]), name
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40))
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_forward_is_prefill_is_steps(data: st.DataObject, model: TiM4Rec, single: bool) -> None:
@@ -217,6 +218,7 @@ def test_a_sequence_model_has_no_output_per_position() -> None:
         model(torch.tensor([[1]]), torch.tensor([[0]]))
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40))
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, single: bool) -> None:
@@ -249,6 +251,7 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
         assert_same(others, model.new_state(17 - len(rows)), 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_several_interactions_of_several_users_are_steps(
@@ -281,6 +284,7 @@ def test_several_interactions_of_several_users_are_steps(
         assert_same(others, model.new_state(7 - len(rows)), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 64, 300])
 def test_many_interactions_of_a_user(length: int) -> None:
     torch.manual_seed(length)

@@ -56,7 +56,7 @@ class ValkeyServer:
             stdout=subprocess.DEVNULL,
             env=self._environment,
         )
-        reap(self._process)
+        reap(self._process.pid)
         deadline = time.monotonic() + LONG_S
         while True:
             try:

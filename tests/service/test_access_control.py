@@ -221,6 +221,7 @@ def test_a_body_may_pause(service: Service) -> None:
         assert slow.socket.recv(65_536).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_an_answer_that_takes_long_is_not_cut(
     artefact: Artefact, folder: Path, durable_valkey: ValkeyServer
 ) -> None:

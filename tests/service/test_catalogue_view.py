@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.artefact import Items
+from model.items import Items
 from service.catalogue.ask import Ask
 from service.catalogue.choice import Choice
 from service.catalogue.item_index import open_index

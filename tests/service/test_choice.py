@@ -18,7 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.artefact import Artefact, Items, save_artefact
+from model.artefact import Artefact, save_artefact
+from model.items import Items
 from service.catalogue.choice import Choice
 from service.catalogue.cursor import (
     CursorError,

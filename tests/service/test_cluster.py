@@ -282,6 +282,7 @@ def test_a_key_that_is_asked_for_elsewhere(run: Run, valkey_cluster: ValkeyClust
 # A node that dies.
 
 
+@pytest.mark.slow
 def test_a_replica_takes_over(run: Run, folder: Path) -> None:
     """kill -9 of a primary: what was acknowledged and replicated is there once, and the same store
     goes on with the replica."""

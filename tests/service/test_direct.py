@@ -22,7 +22,8 @@ from service.http.bodies import ReadBodies
 from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
 from service.http.problems import ProblemError
-from service.http.schemas import Id, Interaction, InteractionBatch, Time
+from service.http.schemas import Id, Interaction, InteractionBatch
+from service.http.times import Time
 from service.keys import Keys
 from service.settings import Settings
 from service.store.errors import StoreUnavailable

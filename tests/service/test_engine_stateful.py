@@ -34,7 +34,8 @@ from hypothesis.stateful import (
 )
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from model.kinds import Effect, KindRules
 from model.state import Precision, State
 from service.engine.engine import Engine
@@ -46,9 +47,9 @@ from service.store.client import Store
 from service.store.erasures import Erasures
 from service.store.event_log import EventLog, LatePolicy, LogRequest
 from service.store.events import Event, NewEvent, Outcome, Verdict, new_uid
-from service.store.snapshot_store import SnapshotStore
 from tests.depth import examples
 from tests.service.lossy_store import LossyStore
+from tests.service.record import read_snapshots
 from tests.service.test_pool import evict
 
 torch.set_num_threads(1)
@@ -663,7 +664,7 @@ class Workers(RuleBasedStateMachine):
             self.loop.close()
 
     def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
-        (data,) = self.run(SnapshotStore(worker.log).read(worker.engine.identity, [user]))
+        (data,) = self.run(read_snapshots(worker.log, worker.engine.identity, [user]))
         snapshot = worker.engine.snapshots.read(data)
         if snapshot is not None:
             assert snapshot.mark.uid not in self.erased, "it outlived its user"

@@ -31,7 +31,7 @@ from service.store.node import Node
 from service.store.script import Command
 from service.store.snapshot_store import SnapshotStore
 from tests.depth import examples
-from tests.service.record import Record
+from tests.service.record import Record, read_snapshots
 from tests.waited import waited
 
 if TYPE_CHECKING:
@@ -587,7 +587,7 @@ def test_any_user_id_has_a_record_of_its_own(
                 assert isinstance(reply, LogReply)
                 assert verdicts(reply) == [("applied", 1)]
             await SnapshotStore(log).write("{m}:x", [(user, user.encode()) for user in users], 60)
-            assert await SnapshotStore(log).read("{m}:x", users) == [u.encode() for u in users]
+            assert await read_snapshots(log, "{m}:x", users) == [u.encode() for u in users]
             listed = [user async for page in log.users() for user in page]
             assert set(listed) == set(users)
             with either.client() as client:
@@ -645,8 +645,8 @@ def test_snapshots(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
             await SnapshotStore(log).write("m1", [("u", value), ("v", b"v")], 60)
             await SnapshotStore(log).write("m2", [("u", b"other")], None)
             await SnapshotStore(log).write("m3", [], 60)
-            assert await SnapshotStore(log).read("m1", ["v", "nobody", "u"]) == [b"v", None, value]
-            assert await SnapshotStore(log).read("m1", []) == []
+            assert await read_snapshots(log, "m1", ["v", "nobody", "u"]) == [b"v", None, value]
+            assert await read_snapshots(log, "m1", []) == []
             replies = await log.exchange(
                 [
                     LogRequest("u", None, [new()], snapshot_of="m1"),
@@ -685,7 +685,7 @@ def test_erase(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
                 await SnapshotStore(log).write("m1", [(user, b"1")], 60)
                 await SnapshotStore(log).write("m2", [(user, b"2")], 60)
             assert await Erasures(log).erase("u")
-            assert await SnapshotStore(log).read("m1", ["u", "v"]) == [None, b"1"]
+            assert await read_snapshots(log, "m1", ["u", "v"]) == [None, b"1"]
             await asyncio.sleep(1)
             with either.client() as client:
                 left = {key for key in client.scan_iter() if b":models" not in key}
@@ -725,10 +725,10 @@ def test_a_snapshot_is_not_written_of_another_history(
                 client.hset("tim4rec:u:d", "n", 3)  # damaged
             every = list(zip("abcd", [b"s"] * 4, strict=True))
             assert await SnapshotStore(log).write("m", every, 60, marks) == 1
-            assert await SnapshotStore(log).read("m", list("abcd")) == [b"s", None, None, None]
+            assert await read_snapshots(log, "m", list("abcd")) == [b"s", None, None, None]
             later = [("a", b"t"), ("c", b"t")]
             assert await SnapshotStore(log).write("m", later, 60, [old, again]) == 2
-            assert await SnapshotStore(log).read("m", list("abcd")) == [b"t", None, b"t", None]
+            assert await read_snapshots(log, "m", list("abcd")) == [b"t", None, b"t", None]
 
     run(main())
 
@@ -755,7 +755,7 @@ def test_no_snapshot_outlives_an_erasure(
             store.before = [None] * trip + [erase]
             assert await SnapshotStore(log).write("m", [("u", b"s")], 60, [mark]) == 0
             assert store.before == []
-            assert await SnapshotStore(log).read("m", ["u"]) == [None]
+            assert await read_snapshots(log, "m", ["u"]) == [None]
             await asyncio.sleep(1)
             with either.client() as client:
                 assert not list(client.scan_iter("tim4rec:s:*:u"))
@@ -858,7 +858,7 @@ def test_a_full_store_erases(run: Run, valkey: ValkeyServer) -> None:
                     assert isinstance(reply, StoreError)
                     assert await Erasures(log).erase("u")
                     assert await history(log, "u") == []
-                    assert await SnapshotStore(log).read("m", ["u"]) == [None]
+                    assert await read_snapshots(log, "m", ["u"]) == [None]
                     assert (await Erasures(log).since("0-0"))[1] == ["u"]
                 finally:
                     client.config_set("maxmemory", 0)

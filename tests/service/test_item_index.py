@@ -16,7 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue import item_index, retrieval
 from service.catalogue.approximate_search import ApproximateSearch
 from service.catalogue.ask import Ask
@@ -216,6 +217,7 @@ open_index(folder / "index", MODEL, data)
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_builds(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

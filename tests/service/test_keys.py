@@ -158,6 +158,7 @@ def test_admin_is_closed_without_keys_of_its_own() -> None:
     assert asyncio.run(ask(["root"], "root")).json() == "done"
 
 
+@pytest.mark.slow
 def test_every_worker_takes_over_a_changed_file(
     store_url: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -182,6 +182,7 @@ async def _posted(service: Service, events: list[dict[str, Any]]) -> None:
         await asyncio.gather(write(events[::2]), write(events[1::2]))
 
 
+@pytest.mark.slow
 def test_workers_answer_as_if_all_had_arrived_in_order(
     run: Run, valkey: ValkeyServer, folder: Path
 ) -> None:

@@ -172,8 +172,8 @@ app()
 class FailingService(Service):
     """`tim4rec serve` in one process, with a route more, whose handler raises."""
 
-    def __init__(self, *arguments: Any, **settings: object) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, fresh=True, **settings)
         self._command = [sys.executable, "-c", FAILING, *self._command[3:]]
 
 

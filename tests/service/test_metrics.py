@@ -142,6 +142,7 @@ def grows_only(before: Samples, after: Samples) -> None:
             assert after[name, labels] >= number, (name, labels)
 
 
+@pytest.mark.slow
 def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
     until(lambda: started(pair) == WORKERS)
     time.sleep(3 * values.WRITE_EVERY_S)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.artefact import Items
+from model.items import Items
 from service.catalogue.ask import Ask
 from service.catalogue.retrieval import Retrieval
 from service.catalogue.view import CatalogueView

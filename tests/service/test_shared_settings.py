@@ -255,6 +255,7 @@ def services(artefact_folder: Path, folder: Path) -> Iterator[Callable[..., Serv
         service.kill()
 
 
+@pytest.mark.slow
 def test_a_rolling_change(services: Callable[..., Service], valkey: ValkeyServer) -> None:
     """The first new process brings the new value; old ones serve on, with all their workers."""
     old = services("--workers", "2", redis_url=valkey.url)
@@ -279,6 +280,7 @@ uvicorn.run("service.app:create_app", factory=True, log_config=None, port=int(sy
 """
 
 
+@pytest.mark.slow
 def test_a_server_of_ones_own_compares_too(artefact_folder: Path, valkey: ValkeyServer) -> None:
     with valkey.client() as client:
         client.hset(KEY, "dedup_window", "10")
@@ -296,6 +298,7 @@ def test_a_server_of_ones_own_compares_too(artefact_folder: Path, valkey: Valkey
     assert [record["message"] for record in errors[1:]] == ["Application startup failed. Exiting."]
 
 
+@pytest.mark.slow
 def test_a_resent_event_is_there_once(
     services: Callable[..., Service], artefact_folder: Path, valkey: ValkeyServer
 ) -> None:

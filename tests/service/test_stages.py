@@ -113,6 +113,7 @@ async def imported(user: str, url: str) -> None:
         await EventLog(store).exchange([LogRequest(user, events=events)])
 
 
+@pytest.mark.slow
 def test_the_stages_of_every_route_add_up(
     artefact: Artefact, durable_valkey: ValkeyServer, run: Run
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_user_and_a_password_in_the_url(run: Callable[..., Any], guarded: str)
     assert "no permissions" in said.lower()
 
 
+@pytest.mark.slow
 def test_a_start_with_a_wrong_password_ends_with_a_line(
     guarded: str, artefact_folder: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_cluster_over_tls(
         runner.run(works(store_url))
 
 
+@pytest.mark.slow
 @needs_tls
 def test_a_server_of_another_authority_is_not_talked_to(
     run: Callable[..., Any], tls_cluster: ValkeyCluster, folder_of_module: Path

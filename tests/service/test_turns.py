@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue import column_cache, item_columns, item_selector
 from service.catalogue import turns as turns_module
 from service.catalogue.catalogue import Catalogue
@@ -225,6 +226,7 @@ def records(start: int, count: int) -> dict[str, bytes | None]:
     }
 
 
+@pytest.mark.slow
 def test_nothing_of_a_large_catalogue_holds_the_loop(
     run: Run, large: Artefact, valkey: ValkeyServer
 ) -> None:
@@ -236,7 +238,7 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
     async def main() -> None:
         async with Store(valkey.url) as store:
             catalogue = opened(large, store)
-            await catalogue.records.load()
+            await catalogue.records.refresh()
             shown = catalogue.hashes(np.arange(1, 1001))
 
             async def look_up() -> None:

@@ -11,9 +11,9 @@ from service.engine.engine import Engine
 from service.store.client import Store
 from service.store.event_log import EventLog
 from service.store.events import NewEvent, new_uid
-from service.store.snapshot_store import SnapshotStore
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
+from tests.service.record import read_snapshots
 
 ITEMS = [f"i{n}" for n in range(20)]
 EVERY, USERS = 8, [f"u{n}" for n in range(5)]
@@ -43,7 +43,7 @@ def test_a_user_whom_nobody_reads(valkey: ValkeyServer, tmp_path: Path, at_once:
                     await asyncio.sleep(0.001)
                 if version < EVERY:
                     continue
-                kept = await SnapshotStore(log).read(engine.identity, USERS)
+                kept = await read_snapshots(log, engine.identity, USERS)
                 for data in kept:
                     found = engine.snapshots.read(data)
                     assert found is not None
@@ -66,6 +66,6 @@ def test_what_is_due_is_done_before_the_end(valkey: ValkeyServer, tmp_path: Path
             for _ in range(2):
                 await engine.append("ann", [NewEvent(new_uid(), ITEMS[0])])
             await engine.stop()
-            assert await SnapshotStore(log).read(engine.identity, ["ann"]) != [None]
+            assert await read_snapshots(log, engine.identity, ["ann"]) != [None]
 
     asyncio.run(run())

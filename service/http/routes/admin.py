@@ -9,10 +9,10 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from model.artefact import ArtefactError, load_artefact
+from model.times import iso
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.schemas import Body
-from service.http.times import iso
 from service.models.model_folder import LISTED, ModelFolder, ModelNameError
 from service.models.traffic_split import TrafficSplit, Variant
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from fastapi import APIRouter
 
+from model.times import iso
 from service.engine.requests import Overloaded
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
@@ -18,7 +19,6 @@ from service.http.schemas import (
     InteractionBatch,
     InteractionResult,
 )
-from service.http.times import iso
 from service.store.errors import StoreError
 from service.store.events import NewEvent, Outcome, Verdict, new_uid
 

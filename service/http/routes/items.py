@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 
+from model.times import iso
 from service.catalogue.cursor import CursorError, read_place, write_place
 from service.catalogue.turns import Steps
 from service.http.dependencies import Services, ServicesDep, check_k
@@ -27,7 +28,6 @@ from service.http.item_schemas import (
 from service.http.problems import ProblemError, declared
 from service.http.routes.users import decoded
 from service.http.schemas import Id
-from service.http.times import iso
 
 router = APIRouter(prefix="/items", tags=["items"])
 

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from model.times import iso
 from service.catalogue.ask import Ask
 from service.http.dependencies import ServicesDep, check_k
 from service.http.problems import declared
-from service.http.times import iso
 
 router = APIRouter(tags=["recommendations"])
 

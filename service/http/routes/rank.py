@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field
 from service.http.dependencies import ServicesDep
 from service.http.json_shape import AtMost
 from service.http.problems import declared
-from service.http.schemas import STALE, Body, Id, Time
+from service.http.schemas import STALE, Body, Id
+from service.http.times import Time
 
 router = APIRouter(tags=["recommendations"])
 

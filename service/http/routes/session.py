@@ -18,7 +18,8 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import Body, Id, Kind, RecommendedItem, Time
+from service.http.schemas import Body, Id, Kind, RecommendedItem
+from service.http.times import Time
 from service.store.events import Event, new_uid
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])

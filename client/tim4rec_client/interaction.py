@@ -12,7 +12,7 @@ def _new_id() -> str:
     return uuid.uuid4().hex
 
 
-def written(time: datetime | float | str | None) -> float | str | None:
+def as_sent(time: datetime | float | str | None) -> float | str | None:
     """A time as the service reads it; a datetime without a zone is UTC."""
     if not isinstance(time, datetime):
         return time
@@ -42,7 +42,7 @@ class Interaction:
     def body(self) -> dict[str, Any]:
         """As the service takes it."""
         given = {
-            "timestamp": written(self.timestamp),
+            "timestamp": as_sent(self.timestamp),
             "event_id": self.event_id,
             "kind": self.kind,
             "weight": self.weight,

@@ -1,4 +1,4 @@
-"""Stacked models are one model whose scores are the sums of theirs."""
+"""An ensemble is one model whose scores are the sums of its members'."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import ModelConfig, TiM4Rec, stack
+from model import ModelConfig, TiM4Rec
 from model.config import ConfigError
+from model.ensemble import combine
 from tests.depth import examples
 from tests.model.test_exactness import histories, models, tensors
 
 
 @settings(max_examples=examples(12))
 @given(data=st.data(), first=models(), count=st.integers(1, 3))
-def test_scores_of_a_stack_are_sums(data: st.DataObject, first: TiM4Rec, count: int) -> None:
-    towers = [first]
+def test_scores_of_an_ensemble_are_sums(data: st.DataObject, first: TiM4Rec, count: int) -> None:
+    members = [first]
     for _ in range(count - 1):
         other = TiM4Rec(first.config).double().eval()
         with torch.no_grad():
             for mine, theirs in zip(other.parameters(), first.parameters(), strict=True):
                 mine.copy_(theirs + 0.3 * torch.randn_like(theirs))
-        towers.append(other)
+        members.append(other)
     items, times = tensors(data.draw(histories(first.config.n_items)))
     later = times[:, -1] + 1000
-    stacked = stack(towers)
+    together = combine(members)
 
     def scores(model: TiM4Rec) -> torch.Tensor:
         lengths = torch.tensor([items.shape[1]])
@@ -35,18 +36,18 @@ def test_scores_of_a_stack_are_sums(data: st.DataObject, first: TiM4Rec, count: 
         return model.scores(model.query(state, later))[:, 1:]
 
     with torch.no_grad():
-        whole = scores(stacked)
-        alone = torch.stack([scores(tower) for tower in towers])
-    assert stacked.config.n_groups == count * first.config.n_groups
+        whole = scores(together)
+        alone = torch.stack([scores(member) for member in members])
+    assert together.config.n_groups == count * first.config.n_groups
     torch.testing.assert_close(whole, alone.sum(0), rtol=1e-9, atol=1e-9)
 
 
-def test_towers_of_different_architectures_are_refused() -> None:
+def test_members_of_different_architectures_are_refused() -> None:
     config = ModelConfig(n_items=5, d_model=8, head_dim=4, d_state=2)
     with pytest.raises(ConfigError, match="one architecture"):
-        stack([TiM4Rec(config), TiM4Rec(replace(config, n_items=6))])
+        combine([TiM4Rec(config), TiM4Rec(replace(config, n_items=6))])
     # What differs in training only is no difference.
-    stack([TiM4Rec(config), TiM4Rec(replace(config, dropout=0.5))])
+    combine([TiM4Rec(config), TiM4Rec(replace(config, dropout=0.5))])
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,64 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
 
+import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.http.times import EARLIEST_MS, LATEST_MS, iso, parse_time
+from model import UNKNOWN_TIME
+from model.time_columns import parse_times
+from model.times import EARLIEST_MS, LATEST_MS, NUMBER, iso, parse_time
+from tests.depth import examples
 
 ANY_MS = st.integers(EARLIEST_MS, LATEST_MS)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MOMENTS = st.datetimes(timezones=st.none() | st.timezones() | st.just(UTC))
+NUMBERS = st.one_of(
+    st.floats(),
+    st.integers(EARLIEST_MS * 4, LATEST_MS * 4),
+    ANY_MS.map(lambda ms: ms / 1000),
+    st.integers(-(10**6), 10**6).map(lambda n: n / 2000),  # halves of a millisecond
+    st.integers(-3, 3).map(lambda n: 1e11 + n / 4),
+)
+TEXTS = st.one_of(
+    st.text(),
+    st.text("0123456789+-.eE_ :TZ٣"),
+    st.from_regex(r" ?[+-]?[0-9]{0,14}\.?[0-9]{0,5}([eE][+-]?[0-9]{1,3})?\t?", fullmatch=True),
+    st.from_regex(NUMBER, fullmatch=True),
+    NUMBERS.map(str),
+    MOMENTS.map(lambda moment: moment.isoformat()),
+    st.sampled_from(["nan", "Infinity", "-inf", "1e400", "1_000", "", " ", "\x1c5", "2026-01-31 "]),
+)
+
+
+def one(value: object) -> int | None:
+    try:
+        return parse_time(value)
+    except ValueError:
+        return None
+
+
+@settings(max_examples=examples(300))
+@given(st.lists(TEXTS, min_size=1, max_size=20), st.lists(NUMBERS, min_size=1, max_size=20))
+def test_a_column_is_read_as_each_of_its_values(texts: list[str], numbers: list[float]) -> None:
+    expected = [UNKNOWN_TIME if not text.strip(" \t\r\n\xa0") else one(text) for text in texts]
+    assert parse_times(pl.Series([*texts, None])).to_list() == [*expected, UNKNOWN_TIME]
+    floats = [float(number) for number in numbers]
+    assert parse_times(pl.Series([*floats, None])).to_list() == [*map(one, floats), UNKNOWN_TIME]
+    whole = [number for number in numbers if isinstance(number, int)]
+    column = pl.Series([*whole, None], dtype=pl.Int64)
+    assert parse_times(column).to_list() == [*map(one, whole), UNKNOWN_TIME]
+
+
+@settings(max_examples=examples(100))
+@given(st.lists(st.datetimes(), min_size=1, max_size=20), st.sampled_from(["us", "ms", "ns"]))
+def test_datetimes_are_read_as_their_text(moments: list[datetime], unit: str) -> None:
+    if unit == "ns":  # which reach from 1677 to 2262
+        moments = [moment.replace(year=1700 + moment.year % 500, day=1) for moment in moments]
+    column = pl.Series(moments).cast(pl.Datetime(unit))  # type: ignore[arg-type]
+    expected = [one(moment.isoformat()) for moment in column.to_list()]
+    assert parse_times(column).to_list() == expected
 
 
 @given(ANY_MS)

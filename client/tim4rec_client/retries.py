@@ -1,5 +1,4 @@
-"""How requests are made, and made again, without anything being sent: a dialogue with whoever
-sends them, the same for both clients."""
+"""Requests and their retries, with nothing sent here: generators that both clients run."""
 
 from __future__ import annotations
 
@@ -17,12 +16,12 @@ from .errors import Refused, Unavailable
 T = TypeVar("T")
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-_AGAIN = frozenset((502, 503, 504))
+_RETRIED = frozenset((502, 503, 504))
 
 
 @dataclass(frozen=True)
 class Request:
-    """To be sent; answered with the response, or what kept it away. `user`: whom it is about."""
+    """To be sent. `user`: whom it is about."""
 
     method: str
     path: str
@@ -30,8 +29,8 @@ class Request:
     json: Any = None
     user: str | None = None
 
-    def sent(self) -> dict[str, Any]:
-        """As httpx takes it. What balances load can keep a user's requests together by a header."""
+    def arguments(self) -> dict[str, Any]:
+        """Of httpx's `request`; the header lets a balancer keep a user's requests together."""
         headers = {} if self.user is None else {"X-User-Id": quote(self.user, safe="")}
         return {
             "method": self.method,
@@ -43,20 +42,20 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Pause:
+class Sleep:
     """To be waited for."""
 
     seconds: float
 
 
 Reply = httpx.Response | httpx.TransportError | None
-Dialogue = Generator[Request | Pause, Reply, T]
-Plan = Callable[["Patience"], Dialogue[T]]
-"""Begins a dialogue that comes to a T."""
+"""To a request: the response, or what kept it away. To a sleep: None."""
+Steps = Generator[Request | Sleep, Reply, T]
+Call = Callable[["Backoff"], Steps[T]]
 
 
-class Patience:
-    """How long it may be tried to get one thing done.
+class Backoff:
+    """Growing, random pauses between attempts, and a deadline.
 
     Args:
         retry_for_s: seconds from now until the last attempt may begin.
@@ -64,52 +63,54 @@ class Patience:
 
     def __init__(self, retry_for_s: float) -> None:
         self._retry_for_s = retry_for_s
-        self._until = time.monotonic() + retry_for_s
-        self._pause = FIRST_PAUSE_S
+        self._deadline = time.monotonic() + retry_for_s
+        self._pause_s = FIRST_PAUSE_S
 
-    def anew(self) -> Patience:
-        """The same for the next thing."""
-        return Patience(self._retry_for_s)
+    def restarted(self) -> Backoff:
+        """The same for another request."""
+        return Backoff(self._retry_for_s)
 
-    def after(self, failure: Unavailable, at_least_s: float = 0.0) -> Pause:
+    def after(self, failure: Unavailable, at_least_s: float = 0.0) -> Sleep:
         """How long to wait before the next attempt.
 
         Raises:
             Unavailable: the failure, as there is no time for another.
         """
-        seconds = max(at_least_s, self._pause * random.uniform(0.5, 1.0))
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
-        if time.monotonic() + seconds > self._until:
+        seconds = max(at_least_s, self._pause_s * random.uniform(0.5, 1.0))
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        if time.monotonic() + seconds > self._deadline:
             raise failure
-        return Pause(seconds)
+        return Sleep(seconds)
 
 
-def answered(request: Request, patience: Patience) -> Dialogue[Any]:
+def with_retries(request: Request, backoff: Backoff) -> Steps[Any]:
     """The answer's JSON.
 
     Raises:
         Refused: the service won't do it.
         Unavailable: there was no time for another attempt.
+        httpx.UnsupportedProtocol: the service's URL is not of HTTP.
     """
     while True:
         reply = yield request
         assert reply is not None
-        at_least_s = 0.0
-        if isinstance(reply, httpx.Response):
-            if reply.is_success:
-                return reply.json()
-            detail, request_id = _said(reply)
-            if reply.status_code not in _AGAIN:
-                raise Refused(detail, reply.status_code, request_id)
-            failure = Unavailable(detail, reply.status_code, request_id)
-            at_least_s = _seconds(reply.headers.get("Retry-After"))
-        else:
+        if isinstance(reply, httpx.UnsupportedProtocol):
+            raise reply
+        if isinstance(reply, httpx.TransportError):
             failure = Unavailable(f"{request.method} {request.path}: {_one_line(reply)}")
             failure.__cause__ = reply
-        yield patience.after(failure, at_least_s)
+            yield backoff.after(failure)
+            continue
+        if reply.is_success:
+            return reply.json()
+        detail, request_id = _detail(reply)
+        if reply.status_code not in _RETRIED:
+            raise Refused(detail, reply.status_code, request_id)
+        failure = Unavailable(detail, reply.status_code, request_id)
+        yield backoff.after(failure, _seconds(reply.headers.get("Retry-After")))
 
 
-def _said(reply: httpx.Response) -> tuple[str, str | None]:
+def _detail(reply: httpx.Response) -> tuple[str, str | None]:
     about = f"{reply.status_code} {reply.reason_phrase}"
     try:
         problem = reply.json()

@@ -1,4 +1,4 @@
-"""Towers: models trained apart, each with a seed of its own, and stacked into one."""
+"""Ensembles: models trained apart, each with a seed of its own, and served as one."""
 
 from __future__ import annotations
 
@@ -7,53 +7,54 @@ from pathlib import Path
 
 from rich.console import Console
 
-from model import ModelConfig, TiM4Rec, stack
-from model.towers import stacked_config
+from model import ModelConfig, TiM4Rec
+from model.ensemble import combine, ensemble_config
+from training.config import TrainingConfig
 from training.dataset import Dataset
 from training.evaluation import rank_targets
 from training.metrics import ranking_metrics
 from training.repeats import repeat_bias
-from training.trainer import Result, TrainingConfig, train, validation_of
+from training.trainer import Result, train, validation_of
 
 
-def train_towers(
+def train_ensemble(
     dataset: Dataset,
     model_config: ModelConfig,
     config: TrainingConfig,
-    towers: int,
+    members: int,
     folder: Path | None = None,
     *,
     console: Console | None = None,
 ) -> Result[TiM4Rec]:
-    """As `train`, `towers` times; the result is the stack of their best weights.
+    """As `train`, `members` times; the result is the ensemble of their best weights.
 
     Its scores are the sums of theirs, so what one of them alone is wrong about counts less.
 
     Args:
-        model_config: of one tower.
-        config: its seed stands for the seeds towers * seed + (0 .. towers - 1).
-        folder: keeps a checkpoint of each tower in `tower-N`.
+        model_config: of one member.
+        config: its seed stands for the seeds members * seed + (0 .. members - 1).
+        folder: keeps a checkpoint of each member in `member-N`.
 
     Returns:
         epochs and seconds of all together, the latest of the best epochs, and the validation
-        NDCG@10 of the stack.
+        NDCG@10 of the ensemble.
 
     Raises:
-        ConfigError: towers of this architecture can't be stacked.
+        ConfigError: models of this architecture can't be an ensemble.
     """
-    if towers == 1:
+    if members == 1:
         return train(dataset, model_config, config, folder, console=console)
-    stacked_config(model_config, towers)  # said before hours of training rather than after
+    ensemble_config(model_config, members)  # said before hours of training rather than after
     results = []
-    for number in range(towers):
-        seed = towers * config.seed + number
+    for number in range(members):
+        seed = members * config.seed + number
         if console is not None:
-            console.print(f"tower {number + 1} of {towers}, seed {seed}", highlight=False)
-        place = None if folder is None else folder / f"tower-{number}"
+            console.print(f"model {number + 1} of {members}, seed {seed}", highlight=False)
+        place = None if folder is None else _member_folder(folder, number)
         results.append(
             train(dataset, model_config, replace(config, seed=seed), place, console=console)
         )
-    model = stack([result.model for result in results])
+    model = combine([result.model for result in results])
     model.repeat_bias = repeat_bias(model, dataset)
     targets, seen = validation_of(config, dataset)
     asked = model.config.uses_request_time
@@ -66,3 +67,8 @@ def train_towers(
         ranking_metrics(ranks)["NDCG@10"],
         sum(result.seconds for result in results),
     )
+
+
+def _member_folder(folder: Path, number: int) -> Path:
+    begun = folder / f"tower-{number}"  # as an earlier version called it
+    return begun if begun.exists() else folder / f"member-{number}"

@@ -1,4 +1,4 @@
-"""The requests of the service, one function each; `Client` has them as methods."""
+"""The calls of the service, one function each; both clients have them as methods."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, Literal, TypedDict, Unpack
 from urllib.parse import quote
 
 from . import answers
-from .attempts import Dialogue, Patience, Plan, Request, answered
 from .errors import Unavailable
-from .interaction import Interaction, written
+from .interaction import Interaction, as_sent
+from .retries import Backoff, Call, Request, Steps, with_retries
 
 Time = datetime | float | str
 HISTORY_PAGE = 1000
 
 
-def _once(
+def _call(
     method: str,
     path: str,
     params: Mapping[str, Any] | None = None,
     json: Mapping[str, Any] | None = None,
     user: str | None = None,
-) -> Plan[Any]:
+) -> Call[Any]:
     request = Request(method, path, params and _given(params), json and _given(json), user)
-    return lambda patience: answered(request, patience)
+    return lambda backoff: with_retries(request, backoff)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _segment(item: str) -> str:
     return quote(item, safe="").replace(".", "%2E")
 
 
-def post(interaction: Interaction) -> Plan[answers.Stored]:
+def post(interaction: Interaction) -> Call[answers.Stored]:
     """Stores one interaction, once, however often it takes to send it.
 
     Raises:
@@ -45,12 +45,12 @@ def post(interaction: Interaction) -> Plan[answers.Stored]:
             new where those are refused).
         Unavailable: unknown whether it was stored; post the same object again.
     """
-    return _once("POST", "/interactions", json=interaction.body(), user=interaction.user_id)
+    return _call("POST", "/interactions", json=interaction.body(), user=interaction.user_id)
 
 
 def post_all(
     interactions: Iterable[Interaction], *, batch: int = 500
-) -> Plan[list[answers.BatchResult]]:
+) -> Call[list[answers.BatchResult]]:
     """Stores many, in order, at most `batch` in a request; a result each.
 
     What fails is sent again. If it still fails when there is no time left (each batch has the time
@@ -63,37 +63,35 @@ def post_all(
     if batch < 1:
         raise ValueError(f"batch is {batch}; give 1 or more")
 
-    def dialogue(patience: Patience) -> Dialogue[list[answers.BatchResult]]:
+    def steps(backoff: Backoff) -> Steps[list[answers.BatchResult]]:
         results: list[answers.BatchResult] = []
         left, failure = iter(interactions), None
         while part := list(islice(left, batch)):
             if failure is None:
-                own, failure = yield from _stored(part, patience.anew())
+                own, failure = yield from _stored(part, backoff.restarted())
                 results += own
             else:
-                results += [_failed(f"not sent, because one before it failed: {failure}")] * len(
-                    part
-                )
+                unsent = _failed(f"not sent, because one before it failed: {failure}")
+                results += [unsent] * len(part)
         return results
 
-    return dialogue
+    return steps
 
 
 def _stored(
-    part: Sequence[Interaction], patience: Patience
-) -> Dialogue[tuple[list[answers.BatchResult], Unavailable | None]]:
+    part: Sequence[Interaction], backoff: Backoff
+) -> Steps[tuple[list[answers.BatchResult], Unavailable | None]]:
     results: dict[int, answers.BatchResult] = {}
     places, failure = list(range(len(part))), None
     while places:
         body = {"interactions": [part[place].body() for place in places]}
         try:
-            answer = yield from answered(
-                Request("POST", "/interactions/batch", None, body), patience
-            )
+            request = Request("POST", "/interactions/batch", None, body)
+            answer = yield from with_retries(request, backoff)
             results.update(zip(places, answer["results"], strict=True))
             places = [place for place in places if results[place]["status"] == "failed"]
             if places:
-                yield patience.after(Unavailable(str(results[places[0]]["detail"])))
+                yield backoff.after(Unavailable(str(results[places[0]]["detail"])))
         except Unavailable as error:
             failure = error
             results.update(dict.fromkeys(places, _failed(str(error))))
@@ -105,7 +103,7 @@ def _failed(detail: str) -> answers.BatchResult:
     return {"status": "failed", "version": None, "timestamp": None, "detail": detail}
 
 
-class Wishes(TypedDict, total=False):
+class RecommendationOptions(TypedDict, total=False):
     """What a list may and may not hold; docs/api.md says what each means."""
 
     exclude: Sequence[str]
@@ -128,8 +126,8 @@ def recommend(
     allow_stale: bool = False,
     explain: bool = False,
     reasons: int | None = None,
-    **wishes: Unpack[Wishes],
-) -> Plan[answers.Recommendations]:
+    **options: Unpack[RecommendationOptions],
+) -> Call[answers.Recommendations]:
     """The best items for a user, by everything stored before the call.
 
     Args:
@@ -138,17 +136,17 @@ def recommend(
     asked = {
         "user_id": user_id,
         "k": k,
-        "at": written(at),
+        "at": as_sent(at),
         "exclude_seen": exclude_seen,
         "allow_stale": allow_stale,
         "explain": explain or None,
         "reasons": reasons,
-        **wishes,
+        **options,
     }
     # A URL holds only so much; but what balances load may look into it for the user.
-    if wishes.get("exclude") or wishes.get("include"):
-        return _once("POST", "/recommend", json=asked, user=user_id)
-    return _once("GET", "/recommend", asked, user=user_id)
+    if options.get("exclude") or options.get("include"):
+        return _call("POST", "/recommend", json=asked, user=user_id)
+    return _call("GET", "/recommend", asked, user=user_id)
 
 
 def recommend_session(
@@ -157,8 +155,8 @@ def recommend_session(
     *,
     at: Time | None = None,
     exclude_seen: bool = True,
-    **wishes: Unpack[Wishes],
-) -> Plan[answers.SessionRecommendations]:
+    **options: Unpack[RecommendationOptions],
+) -> Call[answers.SessionRecommendations]:
     """The best items after these events, of which nothing is stored.
 
     Args:
@@ -167,18 +165,18 @@ def recommend_session(
     body = {
         "events": [_session_event(event) for event in events],
         "k": k,
-        "at": written(at),
+        "at": as_sent(at),
         "exclude_seen": exclude_seen,
-        **wishes,
+        **options,
     }
-    return _once("POST", "/recommend/session", json=body)
+    return _call("POST", "/recommend/session", json=body)
 
 
 def _session_event(event: Interaction | tuple[str, Time | None] | str) -> dict[str, Any]:
     if isinstance(event, str):
         return {"item_id": event}
     if isinstance(event, tuple):
-        return _given({"item_id": event[0], "timestamp": written(event[1])})
+        return _given({"item_id": event[0], "timestamp": as_sent(event[1])})
     body = event.body()
     return {name: body[name] for name in ("item_id", "timestamp", "kind") if name in body}
 
@@ -190,75 +188,77 @@ def rank(
     at: Time | None = None,
     exclude_seen: bool = False,
     allow_stale: bool = False,
-) -> Plan[answers.RankedItems]:
+) -> Call[answers.RankedItems]:
     """These items in the order in which they fit the user; unknown ones last."""
     body = {
         "user_id": user_id,
         "item_ids": list(item_ids),
-        "at": written(at),
+        "at": as_sent(at),
         "exclude_seen": exclude_seen,
         "allow_stale": allow_stale,
     }
-    return _once("POST", "/rank", json=body, user=user_id)
+    return _call("POST", "/rank", json=body, user=user_id)
 
 
-def popular(window: Literal["recent", "all"] = "recent", k: int = 10) -> Plan[answers.PopularItems]:
+def popular(window: Literal["recent", "all"] = "recent", k: int = 10) -> Call[answers.PopularItems]:
     """What everybody interacts with, of late or of all time."""
-    return _once("GET", "/popular", {"window": window, "k": k})
+    return _call("GET", "/popular", {"window": window, "k": k})
 
 
-def similar(item_id: str, k: int = 10) -> Plan[answers.SimilarItems]:
+def similar(item_id: str, k: int = 10) -> Call[answers.SimilarItems]:
     """The items most like one."""
-    return _once("GET", f"/items/{_segment(item_id)}/similar", {"k": k})
+    return _call("GET", f"/items/{_segment(item_id)}/similar", {"k": k})
 
 
-def user(user_id: str) -> Plan[answers.User]:
+def user(user_id: str) -> Call[answers.User]:
     """What is kept of a user."""
-    return _once("GET", f"/users/{_segment(user_id)}", user=user_id)
+    return _call("GET", f"/users/{_segment(user_id)}", user=user_id)
 
 
-def history(user_id: str, after: int = 0) -> Plan[list[answers.LoggedEvent]]:
+def history(user_id: str, after: int = 0) -> Call[list[answers.LoggedEvent]]:
     """All of a user's interactions after a version, oldest first."""
 
-    def dialogue(patience: Patience) -> Dialogue[list[answers.LoggedEvent]]:
+    def steps(backoff: Backoff) -> Steps[list[answers.LoggedEvent]]:
         events: list[answers.LoggedEvent] = []
         following: int | None = after
         while following is not None:
             params = {"after": following, "limit": HISTORY_PAGE}
             path = f"/users/{_segment(user_id)}/history"
-            page = yield from answered(Request("GET", path, params, user=user_id), patience.anew())
+            page = yield from with_retries(
+                Request("GET", path, params, user=user_id), backoff.restarted()
+            )
             events += page["events"]
             following = page["next"]
         return events
 
-    return dialogue
+    return steps
 
 
-def erase(user_id: str) -> Plan[answers.Erased]:
+def erase(user_id: str) -> Call[answers.Erased]:
     """Forgets a user. Where it had to be sent again, `erased` may be false though it was done."""
-    return _once("DELETE", f"/users/{_segment(user_id)}", user=user_id)
+    return _call("DELETE", f"/users/{_segment(user_id)}", user=user_id)
 
 
-def item(item_id: str) -> Plan[answers.CatalogueItem]:
+def item(item_id: str) -> Call[answers.CatalogueItem]:
     """What is known of an item."""
-    return _once("GET", f"/items/{_segment(item_id)}")
+    return _call("GET", f"/items/{_segment(item_id)}")
 
 
-def put_item(item_id: str, record: Mapping[str, Any]) -> Plan[answers.CatalogueItem]:
+def put_item(item_id: str, record: Mapping[str, Any]) -> Call[answers.CatalogueItem]:
     """Sets an item's record: title, categories, attributes, hidden, available_from,
     available_until, similar_to."""
-    return _once("PUT", f"/items/{_segment(item_id)}", json=record)
+    return _call("PUT", f"/items/{_segment(item_id)}", json=record)
 
 
-def put_items(records: Mapping[str, Mapping[str, Any]]) -> Plan[answers.ItemsWritten]:
+def put_items(records: Mapping[str, Mapping[str, Any]]) -> Call[answers.ItemsWritten]:
     """Sets the records of many items, by item id, in one request."""
     body = {"items": [{"item_id": item_id, **record} for item_id, record in records.items()]}
-    return _once("POST", "/items/batch", json=body)
+    return _call("POST", "/items/batch", json=body)
 
 
-def delete_item(item_id: str) -> Plan[answers.ItemDeleted]:
+def delete_item(item_id: str) -> Call[answers.ItemDeleted]:
     """Removes an item's record."""
-    return _once("DELETE", f"/items/{_segment(item_id)}")
+    return _call("DELETE", f"/items/{_segment(item_id)}")
 
 
 def items(
@@ -268,7 +268,7 @@ def items(
     limit: int = 20,
     after: str | None = None,
     unavailable: bool = False,
-) -> Plan[answers.ItemPage]:
+) -> Call[answers.ItemPage]:
     """A page of items by title, or of those whose titles hold `q`."""
     params = {
         "q": q,
@@ -277,13 +277,13 @@ def items(
         "after": after,
         "unavailable": unavailable,
     }
-    return _once("GET", "/items", params)
+    return _call("GET", "/items", params)
 
 
-def ready() -> Plan[answers.Ready]:
+def ready() -> Call[answers.Ready]:
     """Waits until the service is ready, or there is no time left.
 
     Raises:
         Unavailable: it is not; the message says why.
     """
-    return _once("GET", "/readyz")
+    return _call("GET", "/readyz")

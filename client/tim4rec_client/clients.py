@@ -10,33 +10,33 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
 
-from . import plans
-from .attempts import Patience, Pause, Plan, Reply, Request
+from . import calls
+from .retries import Backoff, Call, Reply, Request, Sleep
 
 P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=Callable[..., Any])
 
 
-def _waiting(plan: Callable[P, Plan[T]]) -> Callable[Concatenate[Client, P], T]:
+def _method(call: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._carried_out(plan(*args, **kwargs))
+        return self._run(call(*args, **kwargs))
 
-    return _named_as(plan, method)
+    return _named(call, method)
 
 
-def _awaited(
-    plan: Callable[P, Plan[T]],
+def _async_method(
+    call: Callable[P, Call[T]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._carried_out(plan(*args, **kwargs))
+        return await self._run(call(*args, **kwargs))
 
-    return _named_as(plan, method)
+    return _named(call, method)
 
 
-def _named_as(plan: Callable[..., Any], method: C) -> C:
-    method.__name__, method.__doc__ = plan.__name__, plan.__doc__
-    signature = inspect.signature(plan)
+def _named(call: Callable[..., Any], method: C) -> C:
+    method.__name__, method.__doc__ = call.__name__, call.__doc__
+    signature = inspect.signature(call)
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     method.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=[itself, *signature.parameters.values()]
@@ -44,7 +44,7 @@ def _named_as(plan: Callable[..., Any], method: C) -> C:
     return method
 
 
-class _Options:
+class _BaseClient:
     """How both clients are made.
 
     Args:
@@ -67,8 +67,8 @@ class _Options:
     ) -> None:
         self.retry_for_s = retry_for_s
         options: dict[str, Any] = {
-            "base_url": _readable(url),
-            "headers": {} if api_key is None else {"X-API-Key": _sendable(api_key)},
+            "base_url": _checked_url(url),
+            "headers": {} if api_key is None else {"X-API-Key": _checked_key(api_key)},
             "timeout": timeout_s,
             "transport": transport,
         }
@@ -78,7 +78,7 @@ class _Options:
         raise NotImplementedError
 
 
-def _readable(url: str) -> httpx.URL:
+def _checked_url(url: str) -> httpx.URL:
     try:
         read = httpx.URL(url)
         sound = b"@" not in read.raw_path and not read.fragment
@@ -92,14 +92,14 @@ def _readable(url: str) -> httpx.URL:
     return read
 
 
-def _sendable(api_key: str) -> bytes:
+def _checked_key(api_key: str) -> bytes:
     key = api_key.strip()
     if any(character < " " or character == "\x7f" for character in key):
         raise ValueError("api_key has a control character in it: take it out")
     return key.encode()
 
 
-class Client(_Options):
+class Client(_BaseClient):
     """A client of the service whose methods wait. Threads may share it."""
 
     def _open(self, options: Mapping[str, Any]) -> None:
@@ -114,48 +114,46 @@ class Client(_Options):
     def close(self) -> None:
         self._http.close()
 
-    def _carried_out(self, plan: Plan[T]) -> T:
-        dialogue = plan(Patience(self.retry_for_s))
+    def _run(self, call: Call[T]) -> T:
+        steps = call(Backoff(self.retry_for_s))
         reply: Reply = None
         while True:
             try:
-                step = dialogue.send(reply)
+                step = steps.send(reply)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            if isinstance(step, Pause):
+            if isinstance(step, Sleep):
                 time.sleep(step.seconds)
                 reply = None
             else:
-                reply = self._sent(step)
+                reply = self._send(step)
 
-    def _sent(self, request: Request) -> Reply:
+    def _send(self, request: Request) -> Reply:
         try:
-            return self._http.request(**request.sent())
-        except httpx.UnsupportedProtocol:
-            raise
+            return self._http.request(**request.arguments())
         except httpx.TransportError as error:
             return error
 
-    post = _waiting(plans.post)
-    post_all = _waiting(plans.post_all)
-    recommend = _waiting(plans.recommend)
-    recommend_session = _waiting(plans.recommend_session)
-    rank = _waiting(plans.rank)
-    popular = _waiting(plans.popular)
-    similar = _waiting(plans.similar)
-    user = _waiting(plans.user)
-    history = _waiting(plans.history)
-    erase = _waiting(plans.erase)
-    item = _waiting(plans.item)
-    items = _waiting(plans.items)
-    put_item = _waiting(plans.put_item)
-    put_items = _waiting(plans.put_items)
-    delete_item = _waiting(plans.delete_item)
-    ready = _waiting(plans.ready)
+    post = _method(calls.post)
+    post_all = _method(calls.post_all)
+    recommend = _method(calls.recommend)
+    recommend_session = _method(calls.recommend_session)
+    rank = _method(calls.rank)
+    popular = _method(calls.popular)
+    similar = _method(calls.similar)
+    user = _method(calls.user)
+    history = _method(calls.history)
+    erase = _method(calls.erase)
+    item = _method(calls.item)
+    items = _method(calls.items)
+    put_item = _method(calls.put_item)
+    put_items = _method(calls.put_items)
+    delete_item = _method(calls.delete_item)
+    ready = _method(calls.ready)
 
 
-class AsyncClient(_Options):
+class AsyncClient(_BaseClient):
     """A client of the service whose methods are to be awaited, in one event loop."""
 
     def _open(self, options: Mapping[str, Any]) -> None:
@@ -170,42 +168,40 @@ class AsyncClient(_Options):
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def _carried_out(self, plan: Plan[T]) -> T:
-        dialogue = plan(Patience(self.retry_for_s))
+    async def _run(self, call: Call[T]) -> T:
+        steps = call(Backoff(self.retry_for_s))
         reply: Reply = None
         while True:
             try:
-                step = dialogue.send(reply)
+                step = steps.send(reply)
             except StopIteration as end:
                 result: T = end.value
                 return result
-            if isinstance(step, Pause):
+            if isinstance(step, Sleep):
                 await asyncio.sleep(step.seconds)
                 reply = None
             else:
-                reply = await self._sent(step)
+                reply = await self._send(step)
 
-    async def _sent(self, request: Request) -> Reply:
+    async def _send(self, request: Request) -> Reply:
         try:
-            return await self._http.request(**request.sent())
-        except httpx.UnsupportedProtocol:
-            raise
+            return await self._http.request(**request.arguments())
         except httpx.TransportError as error:
             return error
 
-    post = _awaited(plans.post)
-    post_all = _awaited(plans.post_all)
-    recommend = _awaited(plans.recommend)
-    recommend_session = _awaited(plans.recommend_session)
-    rank = _awaited(plans.rank)
-    popular = _awaited(plans.popular)
-    similar = _awaited(plans.similar)
-    user = _awaited(plans.user)
-    history = _awaited(plans.history)
-    erase = _awaited(plans.erase)
-    item = _awaited(plans.item)
-    items = _awaited(plans.items)
-    put_item = _awaited(plans.put_item)
-    put_items = _awaited(plans.put_items)
-    delete_item = _awaited(plans.delete_item)
-    ready = _awaited(plans.ready)
+    post = _async_method(calls.post)
+    post_all = _async_method(calls.post_all)
+    recommend = _async_method(calls.recommend)
+    recommend_session = _async_method(calls.recommend_session)
+    rank = _async_method(calls.rank)
+    popular = _async_method(calls.popular)
+    similar = _async_method(calls.similar)
+    user = _async_method(calls.user)
+    history = _async_method(calls.history)
+    erase = _async_method(calls.erase)
+    item = _async_method(calls.item)
+    items = _async_method(calls.items)
+    put_item = _async_method(calls.put_item)
+    put_items = _async_method(calls.put_items)
+    delete_item = _async_method(calls.delete_item)
+    ready = _async_method(calls.ready)
