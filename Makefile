@@ -89,9 +89,10 @@ oldest: ## Run tests with the oldest versions that pyproject.toml allows (torch:
 	.venv-oldest/bin/pip install --disable-pip-version-check -q --no-deps -e .
 	.venv-oldest/bin/python -m pytest -o filterwarnings=default $(OLDEST_TESTS)
 
-lint: install ## Check style, formatting and types
+lint: install ## Check style, formatting, layers and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 # torch by itself first, pinned, so that nothing after it can ask for another one.

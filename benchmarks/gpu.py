@@ -37,7 +37,7 @@ from model.device_stepper import DeviceStepper
 from model.kernels import choose
 from model.stepper import Stepper
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval
-from service.engine.compute import DEVICE_PREFILL_CELLS
+from service.engine.batch_runner import DEVICE_PREFILL_CELLS
 from training.dataset import Protocol, build_dataset
 from training.interactions import read_log
 from training.recipe import model_config, training_config

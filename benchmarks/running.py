@@ -20,9 +20,9 @@ import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.history_cost import free_port, wait_until_ready
+from service.bulk.importer import Importer, UserHistory
 from service.store.embedded import EmbeddedStore
 from service.store.event_log import EventLog
-from service.store.importer import Importer, UserHistory
 from service.store.store import Store
 
 HOUR_MS = 3_600_000

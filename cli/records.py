@@ -20,13 +20,13 @@ from cli.store import agreed, opened, require_data_dir
 from cli.train import choose_device
 from model.artefact import load_artefact
 from model.kernels import KernelsUnavailable, choose
-from service.catalogue.popularity import Popularity
-from service.engine.kinds import KindRules
-from service.engine.warm import Warmer
+from model.kinds import KindRules
+from service.bulk.importer import Importer, ImportResult, UserHistory
+from service.bulk.warm import Warmer
+from service.feedback.popularity import Popularity
 from service.settings import Settings
 from service.store.embedded import EmbeddedStoreError
 from service.store.event_log import EventLog
-from service.store.importer import Importer, ImportResult, UserHistory
 from service.store.shards import ALL, Shard
 from service.store.shared_settings import tell_changes
 from service.store.store import Store, StoreError

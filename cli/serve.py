@@ -30,6 +30,7 @@ from cli.store import agreed, require_data_dir
 from model.artefact import load_artefact
 from model.kernels import why_not
 from service import server
+from service.lifecycle import STARTUP_FAILURE
 from service.observe import logs
 from service.observe.values import MULTIPROC_DIR, clear
 from service.settings import Settings
@@ -65,7 +66,7 @@ def serve(given: dict[str, Any]) -> None:
         changed: list[Difference] = []
         if settings.redis is not None:
             changed = asyncio.run(_check_store(settings, settings.redis))
-        logs.configure(settings)
+        logs.configure(settings.log_level, settings.log_format)
         _log_settings(settings)
         if settings.redis is None:
             # Until the last worker has ended: so they find one that runs.
@@ -86,7 +87,7 @@ def _embedded(settings: Settings, held: ExitStack) -> str:
         url = held.enter_context(EmbeddedStore(settings.data_dir, fsync=settings.fsync))
     except EmbeddedStoreError as error:
         logger.error("%s", error)
-        raise typer.Exit(server.STARTUP_FAILURE) from None
+        raise typer.Exit(STARTUP_FAILURE) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     if told:

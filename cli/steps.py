@@ -10,7 +10,7 @@ import polars as pl
 import typer
 
 from cli.console import CommandError
-from service.engine.kinds import KindRules
+from model.kinds import KindRules
 from training.interactions import InputError, Log, read_log
 
 Kinds = Annotated[

@@ -18,19 +18,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from service import vitals
+from service.addresses import networks
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
-from service.catalogue.popularity import Popularity
-from service.drain import Drain
+from service.feedback.outcomes import Outcomes
+from service.feedback.popularity import Popularity
 from service.http import problems
-from service.http.addresses import networks
-from service.http.admission import Gate
 from service.http.bodies import ReadBodies
 from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
 from service.http.doors import Doors
-from service.http.keys import Keys
-from service.http.request_context import IdentifyRequests
+from service.http.identify import IdentifyRequests
+from service.http.load_shedder import LoadShedder
 from service.http.request_line import ReadRequestLine, UnderPrefix
 from service.http.routes import (
     admin,
@@ -47,14 +47,14 @@ from service.http.routes import (
 )
 from service.http.schemas import Problem
 from service.http.timing import TimeRequests
+from service.keys import Keys
+from service.lifecycle import STARTUP_FAILURE, Drain
 from service.models.active import ActiveModels
 from service.models.lineup import Lineup
 from service.models.model_folder import ModelFolder
 from service.models.models import Models
-from service.models.outcomes import Outcomes
-from service.models.served_model import Surroundings
-from service.observe import logs, metrics, vitals
-from service.server import STARTUP_FAILURE
+from service.models.served_model import ServingContext
+from service.observe import logs, metrics
 from service.settings import Settings, SettingsError, read_settings, secrets
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError
 from service.store.event_log import EventLog
@@ -82,7 +82,7 @@ def create_app(settings: Settings | None = None) -> Application:
         except SettingsError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(STARTUP_FAILURE)
-        logs.configure(settings)
+        logs.configure(settings.log_level, settings.log_format)
     chosen, drain, tracing = settings, Drain(), None
     if chosen.tracing:
         from service.observe.tracing import Tracing  # of an extra
@@ -121,7 +121,7 @@ def create_app(settings: Settings | None = None) -> Application:
     guarded = [declared_key, Depends(require_known_query)]
     nouns = (interactions, recommend, rank, session, items, popular, similar, users)
     routers = [noun.router for noun in nouns]
-    gate = Gate(app, [noun.router for noun in (interactions, recommend, rank, session)])
+    gate = LoadShedder(app, [noun.router for noun in (interactions, recommend, rank, session)])
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
     app.include_router(
@@ -230,7 +230,7 @@ async def _assemble(
             timeout_s=settings.store_timeout_s,
         )
         await stack.enter_async_context(outcomes.running())
-    around = Surroundings(settings, device, log, records, popularity, outcomes, drain)
+    around = ServingContext(settings, device, log, records, popularity, outcomes, drain)
     active = ActiveModels(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
     folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
     models = Models(around, active, folder, poll_s=settings.model_poll_s)

@@ -25,17 +25,15 @@ from typing import Any
 
 import uvicorn
 
-from service.drain import Drain
 from service.http.acceptor import Acceptor
 from service.http.connection import bounded
+from service.lifecycle import STARTUP_FAILURE, Drain
 from service.listeners import bound
 from service.observe import logs
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-STARTUP_FAILURE = 3
-"""The exit status by which servers tell that starting again would not help."""
 STOPPED_AT_ONCE = 1
 TWICE_S = 0.5
 """Programs that start others often send a signal to the process and to its group, too: a second
@@ -228,7 +226,7 @@ def _work(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    logs.configure(settings)
+    logs.configure(settings.log_level, settings.log_format)
     raise SystemExit(_serve(settings, listeners, supervisor, serving))
 
 

@@ -20,12 +20,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.kernels import Choice
-from model.kinds import HEAVIEST
+from model.kinds import HEAVIEST, KindRules
 from model.state import Precision
-from service.engine.kinds import KindRules
+from service import addresses, keys
 from service.engine.wave import StoreAway
-from service.http import addresses, keys
-from service.observe import otlp
+from service.observe import logs, otlp
 from service.store.event_log import LatePolicy
 from service.store.url import StoreUrl
 
@@ -326,10 +325,10 @@ class Settings(BaseSettings):
         5, gt=0, description="how often a process reads what all have counted"
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = _watch(
+    log_level: logs.Level = _watch(
         "info", description="what is logged, at least; to standard error"
     )
-    log_format: Literal["auto", "json", "text"] = _watch(
+    log_format: logs.Format = _watch(
         "auto", description="auto: text on a terminal, else a JSON object a line"
     )
     log_requests: Literal["errors", "all", "none"] = _watch(

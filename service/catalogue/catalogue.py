@@ -30,8 +30,8 @@ from service.catalogue.item_filter import Expression, parse
 from service.catalogue.item_listing import Listing, Place
 from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import ExactRetrieval
-from service.catalogue.shelf import Flags, Selection, Shelf
 from service.catalogue.turns import Shared, Steps, Turns, at_once, in_turns
+from service.catalogue.view import CatalogueView, Flags, Selection
 from service.observe import metrics
 from service.store.store import StoreError
 
@@ -581,7 +581,7 @@ class Catalogue:
         later = np.concatenate([opens[opens > now], closes[closes > now]])
         self._border = int(later.min(initial=_NEVER))
         unavailable = int(blocked.sum())
-        self._retrieval.shelf = Shelf(size, blocked if unavailable else None, newer)
+        self._retrieval.shelf = CatalogueView(size, blocked if unavailable else None, newer)
         gone = len(self) - self.trained - self._newer_recorded
         metrics.CATALOGUE_ITEMS["recorded"].set(len(self._items))
         metrics.CATALOGUE_ITEMS["new"].set(self._newer_recorded)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from service.catalogue.diversity import POOL, spread
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking
-from service.catalogue.shelf import Selection
+from service.catalogue.view import Selection
 
 
 @dataclass(frozen=True, eq=False)

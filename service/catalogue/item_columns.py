@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalogue.item import Scalar
-from service.catalogue.shelf import Flags
 from service.catalogue.sorting import sorted_parts
 from service.catalogue.turns import Shared, Steps
+from service.catalogue.view import Flags
 
 Comparison = Literal["==", "<", "<=", ">", ">="]
 

@@ -19,8 +19,8 @@ from lark.exceptions import VisitError
 
 from service.catalogue.item import Scalar
 from service.catalogue.item_columns import Column, Comparison
-from service.catalogue.shelf import Flags
 from service.catalogue.turns import Steps
+from service.catalogue.view import Flags
 
 DEEPEST = 50
 """Expressions may be nested so deep."""

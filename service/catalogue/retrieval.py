@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.artefact import Artefact, Items
 from service.catalogue import numba_scores, numba_top
-from service.catalogue.shelf import Flags, Selection, Shelf
+from service.catalogue.view import CatalogueView, Flags, Selection
 
 if TYPE_CHECKING:
     from service.catalogue.item_index import ItemIndex
@@ -76,8 +76,8 @@ class ExactRetrieval:
         popularity = np.asarray(items.popularity)
         self._popular = np.argsort(-popularity, kind="stable") + 1
         self._popularity = popularity.astype(np.float32)
-        self.shelf = Shelf(len(items))
-        self._biased: tuple[Shelf, Tensor] | None = None
+        self.shelf = CatalogueView(len(items))
+        self._biased: tuple[CatalogueView, Tensor] | None = None
         self.show_recent([])
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class ExactRetrieval:
 
     def _top(
         self,
-        shelf: Shelf,
+        shelf: CatalogueView,
         query_BD: Tensor,
         masked: Sequence[NDArray[np.int32]],
         ks: Sequence[int],
@@ -160,7 +160,7 @@ class ExactRetrieval:
         """A copy whose rows are the vectors' components: the product takes half of the time."""
         return np.ascontiguousarray(self._embedding.numpy().T)
 
-    def _bias(self, shelf: Shelf) -> Tensor:
+    def _bias(self, shelf: CatalogueView) -> Tensor:
         """The shelf's, on the device."""
         if self._biased is None or self._biased[0] is not shelf:
             self._biased = shelf, torch.from_numpy(shelf.bias).to(self._embedding.device)
@@ -243,7 +243,7 @@ class ExactRetrieval:
         trained = rows <= len(self)
         return np.where(trained, self._popularity[np.where(trained, rows, 1) - 1], np.float32(0))
 
-    def vectors(self, rows: NDArray[np.int64], shelf: Shelf | None = None) -> Tensor:
+    def vectors(self, rows: NDArray[np.int64], shelf: CatalogueView | None = None) -> Tensor:
         """(len(rows), D) the rows' vectors, on the model's device."""
         shelf, embedding = shelf or self.shelf, self._embedding
         index = torch.from_numpy(rows).to(embedding.device)
@@ -365,7 +365,7 @@ class IndexRetrieval(ExactRetrieval):
 
     def _best(
         self,
-        shelf: Shelf,
+        shelf: CatalogueView,
         query_D: Tensor,
         rows: NDArray[np.int64],
         masked: NDArray[np.int32],
@@ -379,7 +379,7 @@ class IndexRetrieval(ExactRetrieval):
 
     def _weighed(
         self,
-        shelf: Shelf,
+        shelf: CatalogueView,
         query_D: Tensor,
         had: NDArray[np.int32],
         masked: NDArray[np.int32],

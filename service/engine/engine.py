@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from model.artefact import Artefact
 from model.device_stepper import DeviceStepper
+from model.kinds import KindRules
 from model.state import Precision
 from service.catalogue.choice import Choice
-from service.catalogue.popularity import Popularity
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking
-from service.catalogue.shelf import Selection
+from service.catalogue.view import Selection
 from service.engine import erasure, snapshots
-from service.engine.compute import Computer, Work, missing
-from service.engine.kinds import KindRules
+from service.engine.batch_runner import BatchRunner, Work, missing
 from service.engine.pace import Pace
 from service.engine.pool import StatePool
 from service.engine.snapshots import Snapshot
@@ -44,7 +43,8 @@ from service.engine.wave import (
     Wave,
     collect,
 )
-from service.models.outcomes import Outcomes
+from service.feedback.outcomes import Outcomes
+from service.feedback.popularity import Popularity
 from service.observe import metrics, stages
 from service.observe.stages import Stages
 from service.store.event_log import (
@@ -114,7 +114,7 @@ class Engine:
         self.log, self.popularity, self.outcomes = log, popularity, outcomes
         self.store_away = store_away
         self.pool = StatePool(artefact.model.state_layout, pool_capacity, artefact.model.device)
-        self.computer = Computer(
+        self.computer = BatchRunner(
             artefact,
             self.pool,
             snapshot_every=snapshot_every,

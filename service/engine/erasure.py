@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from service.catalogue.popularity import Popularity, Sums
-from service.engine.kinds import KindRules
+from model.kinds import KindRules
+from service.feedback.popularity import Popularity, Sums
 from service.store.event_log import ORIGIN, Event, EventLog
 from service.store.store import HistoryChanged, StoreError, StoreUnavailable
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 
-from service.engine.compute import Work
+from service.engine.batch_runner import Work
 from service.observe import metrics
 from service.store.event_log import Verdict
 

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
-    from service.http.admission import Gate
+    from service.http.load_shedder import LoadShedder
 
 GRACE_S = 5.0
 """After the time for a body, for the answer that says so, and for what is still sent of it."""
@@ -115,7 +115,7 @@ class _Connection(HttpToolsProtocol):
         self._refusal: Refusal | None = None
         self.held = b""
         """Received, and still to be parsed."""
-        self._gate: Gate | None = self.app_state.get("gate")
+        self._gate: LoadShedder | None = self.app_state.get("gate")
         self._refused_at = 0.0
 
     # -- bytes ---------------------------------------------------------------------------

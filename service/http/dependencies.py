@@ -16,10 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.cursor import Seal
-from service.catalogue.popularity import Popularity
 from service.catalogue.turns import TooManyWait
 from service.engine.engine import Engine, Overloaded
 from service.engine.explanation import Explainer
+from service.feedback.popularity import Popularity
 from service.http.faults import LONGEST_NAME, clipped
 from service.http.problems import ProblemError
 from service.models.lineup import Lineup

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.http.addresses import host_name, is_local
-from service.http.keys import Keys
+from service.addresses import host_name, is_local
+from service.http.identify import PROBES
 from service.http.problems import problem
-from service.http.request_context import PROBES
+from service.keys import Keys
 
 if TYPE_CHECKING:
     from service.settings import Settings

@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service.engine.engine import Overloaded
-from service.http import faults, request_context
+from service.http import faults
 from service.http.schemas import Problem
+from service.observe import request_context
 from service.store.store import InvalidRequest, RecordDamaged, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import re
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.addresses import PREFIX, Network
+from service.addresses import PREFIX, Network
 
 _PREFIX = "tim4rec.prefix"
 _FORWARDED = b"x-forwarded-prefix"

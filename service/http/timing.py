@@ -6,8 +6,8 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.request_context import route_of
 from service.observe import metrics, stages
+from service.observe.request_context import route_of
 
 _HEADER = b"server-timing"  # https://www.w3.org/TR/server-timing/
 

@@ -14,7 +14,7 @@ from service.catalogue.choice import Choice
 from service.catalogue.cursor import CursorError, Hashes, read_shown, write_shown
 from service.catalogue.item_filter import FilterError
 from service.catalogue.retrieval import NO_ITEMS
-from service.catalogue.shelf import Selection
+from service.catalogue.view import Selection
 from service.http.dependencies import Services, waiting_bounded
 from service.http.json_shape import AtMost
 from service.http.problems import ProblemError

@@ -19,7 +19,7 @@ from model.artefact import ArtefactError
 from service.models.active import Active, ActiveModels, Arm
 from service.models.lineup import Lineup
 from service.models.model_folder import ModelFolder, ModelNameError
-from service.models.served_model import ServedModel, Surroundings, open_model
+from service.models.served_model import ServedModel, ServingContext, open_model
 from service.observe import metrics
 from service.store.store import StoreError
 
@@ -40,7 +40,7 @@ class Models:
 
     def __init__(
         self,
-        around: Surroundings,
+        around: ServingContext,
         active: ActiveModels,
         folder: ModelFolder | None,
         *,

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from model.artefact import Artefact, ArtefactError, load_artefact
 from model.kernels import KernelsUnavailable, choose
+from model.kinds import KindRules
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.item_store import ItemStore
-from service.catalogue.popularity import Popularity
 from service.catalogue.retrieval import open_retrieval
-from service.drain import Drain
 from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.engine.engine import Engine
 from service.engine.exactness import LATEST, ExactnessSampler
 from service.engine.explanation import Explainer
-from service.engine.kinds import KindRules
-from service.models.outcomes import Outcomes
+from service.feedback.outcomes import Outcomes
+from service.feedback.popularity import Popularity
+from service.lifecycle import Drain
 from service.observe import metrics
 from service.settings import Settings
 from service.store.event_log import EventLog
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Surroundings:
+class ServingContext:
     """What the models of a process have in common."""
 
     settings: Settings
@@ -67,7 +67,7 @@ class ServedModel:
 
 
 async def open_model(
-    folder: Path, around: Surroundings, identity: str | None = None
+    folder: Path, around: ServingContext, identity: str | None = None
 ) -> ServedModel:
     """Loads an artefact beside what is served, and warms it up.
 

@@ -12,12 +12,15 @@ import sys
 import threading
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Literal
 
 from pythonjsonlogger.core import RESERVED_ATTRS
 from pythonjsonlogger.json import JsonFormatter
 
-from service.http import request_context
-from service.settings import Settings
+from service.observe import request_context
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["auto", "json", "text"]
 
 OUR_PACKAGES = ("service", "cli", "model")
 
@@ -26,16 +29,16 @@ _line_ends = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029])
 _escaped = {code: f"\\x{code:02x}" for code in _line_ends} | {0x0A: "\\n", 0x0D: "\\r", 0x09: "\\t"}
 
 
-def configure(settings: Settings) -> None:
-    """Makes this process log as the settings say; what was configured before is replaced."""
+def configure(level: Level, form: Format) -> None:
+    """Makes this process log so; what was configured before is replaced."""
     handler = logging.StreamHandler(sys.stderr)
-    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    text = form == "text" or (form == "auto" and sys.stderr.isatty())
     handler.setFormatter(_Text() if text else _Json())
     handler.addFilter(_in_request)
-    others = _others[settings.log_level]
+    others = _others[level]
     logging.basicConfig(handlers=[handler], level=others, force=True)
     for name in OUR_PACKAGES:
-        logging.getLogger(name).setLevel(settings.log_level.upper())
+        logging.getLogger(name).setLevel(level.upper())
     for name in ("uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

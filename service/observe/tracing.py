@@ -26,8 +26,8 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from service.http.request_context import RequestContext, route_of
 from service.observe.metrics import METHODS
+from service.observe.request_context import RequestContext, route_of
 
 FLUSH_WITHIN_S = 3.0
 

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 
 from model.artefact import Artefact, load_artefact
 from model.state import State
+from service.bulk.importer import Importer, UserHistory
+from service.bulk.warm import Warmer
 from service.engine import snapshots
 from service.engine.engine import Engine
-from service.engine.warm import Warmer
 from service.observe import metrics
 from service.store.embedded import EmbeddedStore
 from service.store.event_log import Event, EventLog, LatePolicy, LogRequest, Mark, NewEvent, new_uid
-from service.store.importer import Importer, UserHistory
 from service.store.store import Store, StoreError
 from tests.cli.conftest import BASE_MS, ITEMS, Write, tim4rec
 from tests.depth import examples

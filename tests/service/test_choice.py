@@ -31,7 +31,7 @@ from service.catalogue.cursor import (
 )
 from service.catalogue.diversity import POOL, spread
 from service.catalogue.retrieval import ExactRetrieval, Ranking
-from service.catalogue.shelf import Selection
+from service.catalogue.view import Selection
 from service.http.schemas import MOST_LISTED
 from service.store.store import Store
 from tests.service.conftest import ValkeyServer

@@ -17,8 +17,8 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from service.http import plain_request
-from service.http.admission import ANSWER
 from service.http.connection import bounded
+from service.http.load_shedder import ANSWER
 from tests.depth import examples
 from tests.waited import LONG_S
 

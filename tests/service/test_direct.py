@@ -20,9 +20,9 @@ from service.http import problems
 from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
 from service.http.doors import Doors
-from service.http.keys import Keys
 from service.http.problems import ProblemError
 from service.http.schemas import Id, Interaction, InteractionBatch, Time
+from service.keys import Keys
 from service.settings import Settings
 from service.store.store import StoreUnavailable
 from tests.depth import examples

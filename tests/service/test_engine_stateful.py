@@ -35,10 +35,10 @@ from hypothesis.stateful import (
 
 from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, Items
+from model.kinds import Effect, KindRules
 from model.state import Precision, State
 from service.engine import snapshots
 from service.engine.engine import Engine
-from service.engine.kinds import Effect, KindRules
 from service.engine.snapshots import Snapshot
 from service.engine.wave import Entry, Read, Recommendation
 from service.store.event_log import (

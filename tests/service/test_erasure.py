@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.catalogue.popularity import EPOCH, Popularity
+from model.kinds import KindRules
 from service.engine import erasure
 from service.engine.engine import Engine
-from service.engine.kinds import KindRules
+from service.feedback.popularity import EPOCH, Popularity
 from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
 from service.store.store import AcksMissed, Command, Node, Store, StoreError, StoreUnavailable
 from tests.depth import examples

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model.artefact import Artefact
+from service.bulk.importer import Importer, UserHistory
+from service.bulk.warm import Warmer
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
-from service.engine.warm import Warmer
 from service.settings import SettingsError, read_settings
 from service.store.event_log import EventLog, LogRequest, NewEvent, new_uid
-from service.store.importer import Importer, UserHistory
 from service.store.store import Store
 from tests.service.processes import (
     BASE_MS,

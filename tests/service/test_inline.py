@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.engine.compute import SMALL_EVENTS, Work
+from service.engine.batch_runner import SMALL_EVENTS, Work
 from service.engine.engine import Engine
 from service.store.event_log import EventLog, NewEvent, new_uid
 from service.store.store import Store

@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.http import keys, problems
+from service import keys
+from service.http import problems
 from service.http.doors import Doors
-from service.http.keys import Keys
+from service.keys import Keys
 from service.settings import Settings, SettingsError, read_settings
 from tests.service.processes import Service, make_artefact
 from tests.waited import until
@@ -64,7 +65,7 @@ def test_a_file_is_read_again(
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(file)
     assert known() == {"always", "one", "four", "fünf"}
-    caplog.set_level(logging.ERROR, "service.http.keys")
+    caplog.set_level(logging.ERROR, "service.keys")
     for spoil in (lambda: file.write_text("# nobody\n"), file.unlink, lambda: file.mkdir()):
         caplog.clear()
         spoil()
@@ -86,7 +87,7 @@ def test_what_is_no_file_is_not_waited_for(
     file = tmp_path / "keys"
     file.write_text("one")
     found = Keys((), file)
-    caplog.set_level(logging.ERROR, "service.http.keys")
+    caplog.set_level(logging.ERROR, "service.keys")
     for said, put in (
         ("is a FIFO", os.mkfifo),
         ("is a device", lambda path: path.symlink_to("/dev/zero")),

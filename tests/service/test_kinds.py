@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
+from model.kinds import Effect, KindRules
+from service.bulk.warm import Warmer
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
-from service.engine.kinds import Effect, KindRules
-from service.engine.warm import Warmer
 from service.settings import SettingsError, read_settings
 from service.store.event_log import EventLog, NewEvent, new_uid
 from service.store.store import Store

@@ -47,7 +47,7 @@ SCRIPT = f"""
 import logging, sys, threading, warnings
 from pathlib import Path
 from service.observe import logs
-from service.http.request_context import RequestContext, current
+from service.observe.request_context import RequestContext, current
 from service.settings import Settings
 
 evil = {EVIL!r}
@@ -72,9 +72,9 @@ def write():
     logging.shutdown()
 
 warnings.simplefilter("always")
-logs.configure(Settings(artefact=Path("a")))
+logs.configure("info", "auto")
 write()
-logs.configure(Settings(artefact=Path("a"), log_format="json"))
+logs.configure("info", "json")
 write()
 raise RuntimeError("at the end " + evil)
 """
@@ -329,7 +329,7 @@ def test_which_requests_are_logged(
     log_requests: str,
     statuses: list[int],
 ) -> None:
-    caplog.set_level(logging.INFO, "service.http.request_context")
+    caplog.set_level(logging.INFO, "service.http.identify")
     with valkey.client() as store:  # a record that can't be read
         store.hset("tim4rec:u:damaged", mapping={"n": "1", "e1": "nonsense"})
 
@@ -343,7 +343,7 @@ def test_which_requests_are_logged(
             assert (await client.get("/readyz")).status_code == 503  # a probe
 
     run(ask())
-    found = [record for record in caplog.records if record.name == "service.http.request_context"]
+    found = [record for record in caplog.records if record.name == "service.http.identify"]
     assert [getattr(record, "status", None) for record in found] == statuses
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from model.artefact import Artefact
-from service.models import outcomes
-from service.models.outcomes import ITEMS, LISTS, Outcomes
+from service.feedback import outcomes
+from service.feedback.outcomes import ITEMS, LISTS, Outcomes
 from service.observe import metrics
 from service.store.store import Store
 from tests.depth import examples

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.catalogue.popularity import EPOCH, Popularity
-from service.engine.kinds import KindRules
+from model.kinds import KindRules
+from service.bulk.importer import Importer, UserHistory
+from service.feedback.popularity import EPOCH, Popularity
 from service.store.event_log import EventLog
-from service.store.importer import Importer, UserHistory
 from service.store.store import Store, StoreError
 from tests.depth import examples
 from tests.service.conftest import ValkeyCluster, ValkeyServer

@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from model.artefact import Artefact
+from service.addresses import host_name, is_local, networks
 from service.app import create_app
-from service.http.addresses import host_name, is_local, networks
 from service.settings import Settings, SettingsError, read_settings
 from tests.service.processes import in_process, make_artefact
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model.artefact import Items
 from service.catalogue.retrieval import ExactRetrieval
-from service.catalogue.shelf import Shelf
+from service.catalogue.view import CatalogueView
 
 torch.set_num_threads(1)
 
@@ -91,7 +91,7 @@ def test_what_is_popular_of_late_comes_first(
     if shelved:
         flags = np.zeros(size + 1, np.bool_)
         flags[list(blocked)] = True
-        retrieval.shelf = Shelf(size, flags)
+        retrieval.shelf = CatalogueView(size, flags)
     retrieval.show_recent(sorted(recent.items(), key=lambda pair: -pair[1]))
     ranking = retrieval.popular(np.array(mask, np.int32), k)
     left = [i for i in range(1, size + 1) if i not in mask and i not in blocked]

@@ -1,4 +1,4 @@
-"""Who a request says it is: its id and trace, in every log line written while it is answered."""
+"""Gives every request its id and trace, and writes its log line and span."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import logging
 import random
 import re
 import time
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.observe.request_context import RequestContext, current, route_of
 from service.observe.stages import Stages
 
 if TYPE_CHECKING:
@@ -26,23 +26,6 @@ _traceparent = re.compile(  # https://www.w3.org/TR/trace-context/#traceparent-h
     rb"(?!ff)(?!00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?"
 )
 
-
-class RequestContext:
-    """One request's ids.
-
-    request_id: the caller's X-Request-ID, or a new one.
-    trace_id, span_id: hexadecimal, of the caller's `traceparent`; with tracing, of the request's
-        own span. None: no trace.
-    """
-
-    __slots__ = ("request_id", "span_id", "trace_id")
-
-    def __init__(self, request_id: str, trace_id: str | None, span_id: str | None) -> None:
-        self.request_id, self.trace_id, self.span_id = request_id, trace_id, span_id
-
-
-current: ContextVar[RequestContext | None] = ContextVar("request_context", default=None)
-"""Of the request that this task answers; None outside of one."""
 
 PROBES = frozenset(("/livez", "/readyz"))
 """Asked every second or so; what fails there is said by what makes it fail."""
@@ -109,11 +92,6 @@ def _context(scope: Scope) -> RequestContext:
         parent[1].decode() if parent else None,
         parent[2].decode() if parent else None,
     )
-
-
-def route_of(scope: Scope) -> str:
-    """The template of the route that answers, or `unmatched`."""
-    return getattr(scope.get("route"), "path", "unmatched")
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:

@@ -39,7 +39,7 @@ _BARRED_S = 10.0
 _SCRIPTS = {
     hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(): source
     for source in (
-        files("service.models").joinpath(f"{name}.lua").read_text("utf-8")
+        files("service.feedback").joinpath(f"{name}.lua").read_text("utf-8")
         for name in ("shown", "outcome")
     )
 }

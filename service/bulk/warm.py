@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from model.artefact import Artefact
+from model.kinds import KindRules
 from model.state import Precision
 from service.engine import snapshots
-from service.engine.compute import missing
+from service.engine.batch_runner import missing
 from service.engine.engine import Engine
-from service.engine.kinds import KindRules
 from service.engine.snapshots import Snapshot
 from service.engine.wave import Entry, History
 from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest

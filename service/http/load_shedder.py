@@ -42,7 +42,7 @@ ANSWER = (
 ).encode() + _BODY
 
 
-class Gate:
+class LoadShedder:
     """Whether requests of the engine's routes are refused, and how many were. Connections find it
     in the lifespan's state."""
 

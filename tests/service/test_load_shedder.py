@@ -19,8 +19,8 @@ from uvicorn.server import ServerState
 from model.artefact import Artefact
 from service.engine.pace import Pace
 from service.http.acceptor import Acceptor
-from service.http.admission import ANSWER, COUNT_EVERY_S
 from service.http.connection import bounded
+from service.http.load_shedder import ANSWER, COUNT_EVERY_S
 from tests.faults.http import Client, Reply
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, in_process, make_artefact
@@ -147,7 +147,7 @@ def test_what_would_wait_too_long_is_refused(service: Service) -> None:
         if line.startswith("tim4rec_request_duration_seconds_count") and 'status="503"' in line
     )
     assert requests == counted[503]
-    assert service.logged(logger="service.http.admission")
+    assert service.logged(logger="service.http.load_shedder")
 
 
 class Shut:

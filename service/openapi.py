@@ -1,6 +1,6 @@
 """The OpenAPI document as a file, for whoever makes a client or looks at what has changed.
 
-python -m service.http.openapi > docs/openapi.json
+python -m service.openapi > docs/openapi.json
 """
 
 from __future__ import annotations

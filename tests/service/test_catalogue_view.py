@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model.artefact import Items
 from service.catalogue.item_index import open_index
 from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, Ranking
-from service.catalogue.shelf import Flags, Selection, Shelf
+from service.catalogue.view import CatalogueView, Flags, Selection
 from tests.service.test_item_index import MODEL, SIZE, WIDTH, vectors
 
 torch.set_num_threads(1)
@@ -37,7 +37,7 @@ def test_exact_is_the_definition(data: st.DataObject) -> None:
     items = Items([f"i{i}" for i in range(trained)], np.array(counts))
     retrieval = ExactRetrieval(table[: trained + 1], items)
     blocked = data.draw(st.none() | st.builds(lambda: drawn(data.draw, rows + 1)))
-    retrieval.shelf = Shelf(rows, blocked, table[trained + 1 :] if newer else None)
+    retrieval.shelf = CatalogueView(rows, blocked, table[trained + 1 :] if newer else None)
     # A selection may be older than the shelf: newer rows are then not in it.
     selection = st.integers(1, rows + 1).map(lambda flags: Selection(drawn(data.draw, flags)))
     chosen = [data.draw(st.none() | selection) for _ in range(3)]
@@ -92,7 +92,7 @@ def test_an_index_finds_what_there_is(
 ) -> None:
     draw = np.random.default_rng(0)
     blocked = draw.random(ROWS + 1) < 0.2
-    indexed.shelf = Shelf(ROWS, blocked, table[SIZE + 1 :])
+    indexed.shelf = CatalogueView(ROWS, blocked, table[SIZE + 1 :])
     queries = torch.from_numpy(vectors(40, seed=1))
     scores = (queries @ table.T).numpy()
     flags = [draw.random(ROWS + 1) < share for _ in queries]
@@ -128,7 +128,7 @@ def assert_sound(
 
 def test_the_best_of_an_index_may_be_newer_rows(indexed: IndexRetrieval) -> None:
     query = torch.from_numpy(vectors(1, seed=2))
-    indexed.shelf = Shelf(SIZE + 2, None, torch.cat([query * 9, -query]))
+    indexed.shelf = CatalogueView(SIZE + 2, None, torch.cat([query * 9, -query]))
     (ranking,) = indexed.top(query, [np.empty(0, np.int32)], [5])
     assert ranking.items[0] == SIZE + 1
     assert SIZE + 2 not in ranking.items

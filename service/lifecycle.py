@@ -1,4 +1,4 @@
-"""Whether a process is on its way out: what its server and its application both know."""
+"""How a process starts and ends: what its server and its application both know."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 
 LEAST_S = 1.0
+STARTUP_FAILURE = 3
+"""The exit status by which servers tell that starting again would not help."""
 
 
 @dataclass

@@ -18,13 +18,13 @@ from torch import Tensor
 from model.artefact import Artefact
 from model.device_stepper import DeviceStepper
 from model.gaps import UNKNOWN_TIME
+from model.kinds import KindRules
 from model.state import Precision, State
 from model.stepper import Stepper
 from service.catalogue.choice import Choice
 from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking, places
-from service.catalogue.shelf import Selection
+from service.catalogue.view import Selection
 from service.engine import snapshots
-from service.engine.kinds import KindRules
 from service.engine.pool import Row, Seen, StatePool
 from service.engine.snapshots import Snapshot
 from service.engine.wave import Entry, History, Read, Recommendation
@@ -96,7 +96,7 @@ def missing(mark: Mark, known: Mark | None, reply: LogReply) -> list[Event] | No
     return None
 
 
-class Computer:
+class BatchRunner:
     """Applies events to the rows of a pool and reads recommendations out of them."""
 
     def __init__(

@@ -17,7 +17,7 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Shelf:
+class CatalogueView:
     """The rows there are. Never changed: a change of the catalogue makes a new one.
 
     Attributes:
@@ -57,7 +57,7 @@ class Selection:
 
     allowed: Flags
 
-    def on(self, shelf: Shelf) -> Flags:
+    def on(self, shelf: CatalogueView) -> Flags:
         """(shelf.size + 1,) what of this shelf the request may be given."""
         rows = min(len(self.allowed), shelf.size + 1)
         if rows == shelf.size + 1:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from service.engine.kinds import KindRules
+from model.kinds import KindRules
 from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, Verdict
 from service.store.store import InvalidRequest, RecordDamaged, StoreError
 
 if TYPE_CHECKING:
-    from service.catalogue.popularity import Popularity
+    from service.feedback.popularity import Popularity
 
 LANES = 4
 GROUP_EVENTS = 4000

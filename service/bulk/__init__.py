@@ -1,0 +1,1 @@
+"""Many users at once: histories imported, states warmed up."""

@@ -1,0 +1,1 @@
+"""What users do with what they are shown, over all users."""
