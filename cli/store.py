@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from cli.console import CommandError
+from service.lifecycle import STARTUP_FAILURE
 from service.settings import Settings
 from service.store.embedded import EmbeddedStore, EmbeddedStoreError, own_directory
 from service.store.shared_settings import Difference, SettingsDiffer, SharedSettings
@@ -44,4 +45,4 @@ async def agreed(store: Store, settings: Settings, shared: Mapping[str, str]) ->
     try:
         return await noted.agree(shared, change=settings.change_shared_settings)
     except SettingsDiffer as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(str(error), STARTUP_FAILURE) from None
