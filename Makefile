@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run lock audit sbom digests manifests oldest contract test test-faults kernels lint
+.PHONY: help install run lock audit sbom digests manifests oldest recbole contract test quick test-faults kernels lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,12 @@ run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder D
 	@exec $(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device "$(DEVICE)")
 
 # Processes that tests start read our modules compiled.
-test: export PYTHONDONTWRITEBYTECODE =
+test quick: export PYTHONDONTWRITEBYTECODE =
 test: install ## Run the whole test suite, real servers included
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: install ## Run what of it takes less than two seconds apiece; two minutes
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not faults'
 
 test-faults: install ## Break the store and the workers under load, overload, a soak (SOAK_S=600); 20 minutes
 	@SOAK_S="$(SOAK_S)" $(BIN)/python -m pytest -m faults tests/faults
@@ -42,6 +45,16 @@ kernels: ## Install the kernels for a GPU, which `install` has tried, too
 		setuptools wheel packaging einops triton
 	@MAMBA_FORCE_BUILD=TRUE MAMBA_SKIP_CUDA_BUILD=TRUE $(BIN)/python -m pip install \
 		--disable-pip-version-check -q -c constraints.txt --no-deps --no-build-isolation mamba-ssm
+
+# Its packages are older than ours; torch is that of .venv.
+RECBOLE := .recbole
+recbole: $(RECBOLE)/.installed ## Make .recbole, the environment of RecBole for benchmarks and their tests
+$(RECBOLE)/.installed: $(VENV)/.installed benchmarks/recbole.txt
+	$(BIN)/python -m venv --clear $(RECBOLE)
+	$(RECBOLE)/bin/pip install --disable-pip-version-check -q --no-deps -r benchmarks/recbole.txt
+	@site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$site" > "$$($(RECBOLE)/bin/python -c "$$site")/torch.pth"
+	@touch $@
 
 contract: install ## Send thousands of made-up requests to a real service, by its OpenAPI document
 	@CONTRACT_CASES=60 $(BIN)/python -m pytest tests/service/test_contract.py -s --timeout 1200

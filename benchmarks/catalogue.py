@@ -22,10 +22,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import faiss
 import numpy as np
@@ -35,9 +34,11 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from cli.console import CommandError, err, errors_without_traceback, out
-from model.artefact import Artefact, Items, load_artefact
+from model.artefact import Artefact, load_artefact
+from model.items import Items
 from service.catalogue import item_index
-from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval
+from service.catalogue.ask import Ask
+from service.catalogue.retrieval import Retrieval
 from training import dataset
 from training.batches import gather_padded
 from training.dataset import Histories, build_dataset
@@ -55,9 +56,7 @@ LINKS, BUILD_LINKS = 32, 64
 LEAST_WAVES, MEASURE_S = 15, 6.0
 
 
-class Vectors(StrEnum):
-    GROWN = "grown"
-    GAUSSIAN = "gaussian"
+Vectors = Literal["grown", "gaussian"]
 
 
 class Source(Protocol):
@@ -224,7 +223,7 @@ class Case:
     vectors: str
     embedding: torch.Tensor
     queries: torch.Tensor
-    masked: list[NDArray[np.int32]]
+    asks: list[Ask]
     best: list[set[int]]
 
 
@@ -232,16 +231,16 @@ def make_case(name: str, vectors_VD: Float32s, queries_QD: Float32s) -> Case:
     embedding = torch.from_numpy(np.concatenate([np.zeros_like(vectors_VD[:1]), vectors_VD]))
     queries = torch.from_numpy(queries_QD)
     draw = np.random.default_rng(1)
-    masked, best = [], []
+    asks, best = [], []
     for start in range(0, len(queries), WAVE):
         near = (queries[start : start + WAVE] @ embedding[1:].T).topk(
             MASKED_FROM + 10, dim=1
         ).indices.numpy() + 1
         for row in near:
             barred = draw.choice(row[:MASKED_FROM], MASKED, replace=False)
-            masked.append(barred.astype(np.int32))
+            asks.append(Ask(10, barred.astype(np.int32)))
             best.append(set(row[~np.isin(row, barred)][:10].tolist()))
-    return Case(name, embedding, queries, masked, best)
+    return Case(name, embedding, queries, asks, best)
 
 
 def measure(case: Case, way: str) -> Row:
@@ -250,14 +249,9 @@ def measure(case: Case, way: str) -> Row:
     items = Items([str(n) for n in range(size)], np.zeros(size, np.int64))
     make = WAYS[way]
     started = time.perf_counter()
-    retrieval, nbytes = ExactRetrieval(case.embedding, items), 0
-    if make is not None:
-        source = make(case.embedding.numpy()[1:])
-        nbytes = source.nbytes
-        build_s = time.perf_counter() - started
-        retrieval = IndexRetrieval(case.embedding, items, source)  # type: ignore[arg-type]
-    else:
-        build_s = 0.0
+    source = None if make is None else make(case.embedding.numpy()[1:])
+    build_s, nbytes = (0.0, 0) if source is None else (time.perf_counter() - started, source.nbytes)
+    retrieval = Retrieval(case.embedding, items, index=source)  # type: ignore[arg-type]
     found = []
     waves, first = [], True
     for seconds, rankings in _timed(case, retrieval, WAVE):
@@ -283,7 +277,7 @@ def measure(case: Case, way: str) -> Row:
     )
 
 
-def _timed(case: Case, retrieval: ExactRetrieval, batch: int) -> Iterator[tuple[float, list[Any]]]:
+def _timed(case: Case, retrieval: Retrieval, batch: int) -> Iterator[tuple[float, list[Any]]]:
     """Every query once and on from the start, until MEASURE_S are over; the seconds of each."""
     until = time.perf_counter() + MEASURE_S
     done = 0
@@ -291,7 +285,7 @@ def _timed(case: Case, retrieval: ExactRetrieval, batch: int) -> Iterator[tuple[
         for start in range(0, len(case.queries) - batch + 1, batch):
             part = slice(start, start + batch)
             began = time.perf_counter()
-            rankings = retrieval.top(case.queries[part], case.masked[part], [10] * batch)
+            rankings = retrieval.answer(case.queries[part], case.asks[part])
             yield time.perf_counter() - began, rankings
             done += 1
             if time.perf_counter() > until and done >= LEAST_WAVES:
@@ -303,7 +297,7 @@ def main(
     log: Annotated[Path, typer.Argument(help="Log of interactions with its items.")],
     items: Annotated[list[int] | None, typer.Option(min=2000, help="Sizes.")] = None,
     ways: Annotated[list[str] | None, typer.Option("--way", help=f"Of {', '.join(WAYS)}.")] = None,
-    vectors: Annotated[Vectors, typer.Option(help="Which catalogue.")] = Vectors.GROWN,
+    vectors: Annotated[Vectors, typer.Option(help="Which catalogue.")] = "grown",
     queries: Annotated[int, typer.Option(min=64, help="How many queries.")] = 960,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Add the figures to this file.")
@@ -312,7 +306,7 @@ def main(
     """Compare ways to search catalogues of several sizes."""
     torch.set_num_threads(1)
     columns = "items", "way", "recall", "build, s", "MB", "one", "p99", "wave", "p99"
-    table = Table(*columns, title=vectors.value, box=None, padding=(0, 2, 0, 0))
+    table = Table(*columns, title=vectors, box=None, padding=(0, 2, 0, 0))
     for column in table.columns:
         column.no_wrap = True
     chosen = ways or [way for way in WAYS if "usearch" not in way or find_spec("usearch")]
@@ -325,14 +319,14 @@ def main(
         asked = queries_of(loaded, _histories(log, loaded), queries)
     rows = []
     for size in items or [10_000, 100_000, 1_000_000]:
-        if vectors is Vectors.GROWN:
-            case = make_case(vectors.value, grow(own, size), asked)
+        if vectors == "grown":
+            case = make_case(vectors, grow(own, size), asked)
         else:
             draw = np.random.default_rng(0)
             shapes = (size, own.shape[1]), asked.shape
-            case = make_case(vectors.value, *(draw.standard_normal(s, np.float32) for s in shapes))
+            case = make_case(vectors, *(draw.standard_normal(s, np.float32) for s in shapes))
         for way in chosen:
-            err.print(f"{size:,} {vectors.value} {way} ...", highlight=False)
+            err.print(f"{size:,} {vectors} {way} ...", highlight=False)
             with torch.inference_mode():
                 row = measure(case, way)
             rows.append(row)

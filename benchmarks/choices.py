@@ -26,15 +26,17 @@ from rich.table import Table
 
 from cli.console import err, errors_without_traceback, out
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
+from service.catalogue.ask import Ask
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.choice import Choice
 from service.catalogue.item_store import ItemStore
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
-from service.store.store import Store
 
-BATCH, K, MASKED, AT_ONCE = 64, 10, 30, 1000
+BATCH, K, HIDDEN, AT_ONCE = 64, 10, 30, 1000
 WORDS = ["red", "oak", "sea", "star", "night", "glass", "river", "gold", "silent", "north"]
 
 
@@ -70,38 +72,32 @@ def record(draw: random.Random) -> bytes:
     return json.dumps(said).encode()
 
 
-async def waves(retrieval: ExactRetrieval, catalogue: Catalogue, repeats: int) -> dict[str, float]:
+async def waves(retrieval: Retrieval, catalogue: Catalogue, repeats: int) -> dict[str, float]:
     """A wave's time by what it asks."""
     width = retrieval.vectors(np.array([1])).shape[1]
     query = torch.randn(BATCH, width, generator=torch.Generator().manual_seed(1))
-    masked = [np.arange(1, MASKED + 1, dtype=np.int32)] * BATCH
+    hidden = np.arange(1, HIDDEN + 1, dtype=np.int32)
 
-    def wave(choice: Choice) -> None:
-        best = retrieval.top(query, masked, [choice.depth(K)] * BATCH, [choice.selection] * BATCH)
-        if choice.promoted is None:
-            for one in best:
-                choice.arrange(one, None, K, retrieval)
-            return
-        promoted = retrieval.top(query, masked, [K] * BATCH, [choice.promoted] * BATCH)
-        for one, other in zip(best, promoted, strict=True):
-            choice.arrange(one, other, K, retrieval)
+    def wave(choice: Choice | None = None) -> float:
+        asks = [Ask(K, hidden, choice=choice)] * BATCH
+        return cpu_ms(lambda: retrieval.answer(query, asks), repeats)
 
     half = await catalogue.matching("price < 50")
     few = await catalogue.matching('brand = "brand 7"')
     sale = await catalogue.matching("has(sale)")
-    shelf = retrieval.shelf
+    view = retrieval.view
     times = {
-        "plain": cpu_ms(lambda: retrieval.top(query, masked, [K] * BATCH), repeats),
-        "filter, half of the items": cpu_ms(lambda: wave(Choice(half)), repeats),
-        "filter, 1 item in 200": cpu_ms(lambda: wave(Choice(few)), repeats),
-        "promotion": cpu_ms(lambda: wave(Choice(promoted=sale, share=0.2)), repeats),
-        "diversity": cpu_ms(lambda: wave(Choice(diversity=0.5)), repeats),
+        "plain": wave(),
+        "filter, half of the items": wave(Choice(half)),
+        "filter, 1 item in 200": wave(Choice(few)),
+        "promotion": wave(Choice(promoted=sale, share=0.2)),
+        "diversity": wave(Choice(diversity=0.5)),
     }
-    blocked = np.random.default_rng(0).random(shelf.size + 1) < 0.1
-    retrieval.shelf = replace(shelf, blocked=blocked)
-    hidden = cpu_ms(lambda: retrieval.top(query, masked, [K] * BATCH), repeats)
-    retrieval.shelf = shelf
-    return {"plain": times.pop("plain"), "plain, 1 item in 10 hidden": hidden, **times}
+    blocked = np.random.default_rng(0).random(view.size + 1) < 0.1
+    retrieval.view = replace(view, blocked=blocked)
+    some_blocked = wave()
+    retrieval.view = view
+    return {"plain": times.pop("plain"), "plain, 1 item in 10 hidden": some_blocked, **times}
 
 
 async def measured(size: int, repeats: int) -> dict[str, float]:
@@ -109,19 +105,19 @@ async def measured(size: int, repeats: int) -> dict[str, float]:
     ids, draw = [f"item{n}" for n in range(size)], random.Random(0)
     items = Items(ids, np.arange(size, dtype=np.int64))
     artefact = Artefact(model, items, {}, "benchmark", Path())
-    retrieval = ExactRetrieval(model.item_embedding.weight, items)
+    retrieval = Retrieval(model.item_embedding.weight, items)
     found: dict[str, float] = {}
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedStore(Path(folder), fsync="everysec") as url,
     ):
-        async with Store(url) as store:
-            written = ItemStore(store, timeout_s=30)
+        async with Store(url, timeout_s=30) as store:
+            written = ItemStore(store)
             for start in range(0, size, AT_ONCE):
                 await written.write({item: record(draw) for item in ids[start : start + AT_ONCE]})
             catalogue = Catalogue(artefact, written, retrieval)
             started = time.process_time()
-            await catalogue.load()
+            await catalogue.records.load()
             found["load, ms"] = 1000 * (time.process_time() - started)
             text = 'price < 20 and brand in ("brand 1", "brand 2") and not has(sale)'
             found["first filter on three attributes, ms"] = await asked_ms(
@@ -140,7 +136,7 @@ async def measured(size: int, repeats: int) -> dict[str, float]:
             found["first search, ms"] = await asked_ms(lambda: search("x"))
             found["search, 20 found, ms"] = await asked_ms(lambda: search("night"), 50)
             found["search, none found, ms"] = await asked_ms(lambda: search("nowhere"), 50)
-            await catalogue.write({"item1": record(draw)})
+            await catalogue.records.write({"item1": record(draw)})
             found["search after a change, ms"] = await asked_ms(lambda: search("night"))
             with torch.inference_mode():
                 for name, taken in (await waves(retrieval, catalogue, repeats)).items():

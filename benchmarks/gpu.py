@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,11 +33,13 @@ from benchmarks import http_load, running
 from benchmarks.http_load import closed_loop
 from cli.console import errors_without_traceback, out, say
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, load_artefact, save_artefact
+from model.artefact import load_artefact, save_artefact
+from model.compiled_stepper import CompiledStepper
 from model.device_stepper import DeviceStepper
+from model.items import Items
 from model.kernels import choose
-from model.stepper import Stepper
-from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval
+from service.catalogue.ask import Ask
+from service.catalogue.retrieval import Retrieval
 from service.engine.batch_runner import DEVICE_PREFILL_CELLS
 from training.dataset import Protocol, build_dataset
 from training.interactions import read_log
@@ -152,11 +155,11 @@ class Bench:
         """A step of so many users of a pool, at places drawn at random."""
         found = []
         pool = self.model.new_state(self.sizes.pool)
-        stepper: Stepper | DeviceStepper | None = None
+        stepper: CompiledStepper | DeviceStepper | None = None
         if self.kernels is not None:
             stepper = DeviceStepper(self.model, pool, self.kernels, graphs=self.on_gpu)
         elif not self.on_gpu:
-            stepper = Stepper(self.model, pool)
+            stepper = CompiledStepper(self.model, pool)
         for batch in self.sizes.batches:
             repeat = max(1, 64 // batch)
             turns = [self._events(batch) for _ in range(8)]
@@ -193,7 +196,7 @@ class Bench:
         )
         popularity = np.arange(N_ITEMS, 0, -1)
         items = Items([str(i) for i in range(N_ITEMS)], popularity)
-        retrieval = ExactRetrieval(self.model.item_embedding.weight, items)
+        retrieval = Retrieval(self.model.item_embedding.weight, items)
         one = np.array([3])
         seen = np.stack([np.zeros(50, np.int64), np.arange(1, 51)])
         none = np.empty((2, 0), np.int64)
@@ -202,7 +205,7 @@ class Bench:
             stepper.step(one, one, one * HOUR_MS)
             index, at, masked, had = stepper.send(one, one * 2 * HOUR_MS, seen, none)
             query = stepper.query(index, at)
-            retrieval.top(query, [NO_ITEMS], [10], there=(masked, had))
+            retrieval.answer(query, [Ask(10)], (masked, had))
             stepper.settle()
 
         seconds = self.median_s(wave)
@@ -234,15 +237,13 @@ class Bench:
         found, count, d = [], self.sizes.items, self.model.config.d_model
         table = torch.randn(count + 1, d, device=self.device)
         names = Items([str(i) for i in range(count)], np.ones(count, np.int64))
-        retrieval = ExactRetrieval(table, names)
+        retrieval = Retrieval(table, names)
         for wave in self.sizes.waves:
             query = torch.randn(wave, d, device=self.device)
-            masked = [self.draw.integers(1, count + 1, 200).astype(np.int32) for _ in range(wave)]
-            seconds = self.median_s(
-                lambda query=query, masked=masked, wave=wave: retrieval.top(  # type: ignore[misc]
-                    query, masked, [10] * wave
-                )
-            )
+            asks = [
+                Ask(10, self.draw.integers(1, count + 1, 200).astype(np.int32)) for _ in range(wave)
+            ]
+            seconds = self.median_s(partial(retrieval.answer, query, asks))
             least = max(
                 4 * count * d / self.bytes_s,
                 2 * wave * count * d / self.flops,

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model.artefact import Artefact, load_artefact
-from model.stepper import Stepper
+from model.compiled_stepper import CompiledStepper
 
 LENGTHS = (10, 100, 1_000, 10_000)
 START_MS = 1_600_000_000_000
@@ -134,7 +134,7 @@ def in_one_process(
             i, t, n, model.new_state(1)
         )
         item, at = items[:, 0].numpy(), times[:, -1].numpy() + 1
-        stepper = Stepper(model, state)
+        stepper = CompiledStepper(model, state)
         jobs[length, "step"] = lambda i=item, t=at, s=stepper: s.step(SLOT, i, t)  # type: ignore[misc]
     seconds: dict[tuple[int, str], list[float]] = {job: [] for job in jobs}
     for _ in range(rounds):

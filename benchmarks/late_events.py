@@ -22,9 +22,11 @@ import typer
 from rich.table import Table
 
 from cli.console import err, errors_without_traceback, out
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
-from service.store.event_log import EventLog, LogRequest, NewEvent, Verdict, new_uid
-from service.store.store import Store, StoreError
+from service.store.errors import StoreError
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import NewEvent, Verdict, new_uid
 
 START_MS = 1_700_000_000_000
 STEP_MS = 1_000_000
@@ -49,12 +51,12 @@ async def measure(url: str, moves: list[int], rounds: int) -> list[Cost]:
     cases += [("replay", moved) for moved in moves]
     best: dict[int, float] = {}
     with redis.Redis.from_url(url) as client:
-        async with Store(url) as store:
+        async with Store(url, timeout_s=60) as store:
             for turn in range(rounds):
                 for case, (policy, moved) in enumerate(cases):
                     log = EventLog(
                         store, page=1, late_policy=policy, replay_limit=most,
-                        dedup_window=max(HISTORY, 2 * most), timeout_s=60,
+                        dedup_window=max(HISTORY, 2 * most),
                     )  # fmt: skip
                     user = f"{turn} {case}"
                     for start in range(0, HISTORY, log.max_events):

@@ -40,7 +40,8 @@ class Load:
         self._posted: list[dict[str, Any]] = []
         self.statuses: Counter[int] = Counter()
         self._kinds: dict[Callable[[], Awaitable[None]], float] = {
-            self.recommend: 50,
+            self.recommend: 49.5,
+            self.explain: 0.5,
             self.post: 28,
             self.post_again: 3,
             self.post_late: 3,
@@ -106,6 +107,12 @@ class Load:
 
     async def recommend(self) -> None:
         await self._send("GET", "/recommend", params={"user_id": self._user(), "k": 10})
+
+    async def explain(self) -> None:
+        body = {"user_id": self._user(), "item_id": self._item()}  # so that there is a reason
+        await self._send("POST", "/interactions", json=body)
+        params = {"user_id": body["user_id"], "explain": True}
+        await self._send("GET", "/recommend", params=params)
 
     async def post(self) -> None:
         body = {"user_id": self._user(), "item_id": self._item(), "event_id": uuid4().hex}

@@ -8,9 +8,10 @@ They are loaded in turn, in short paired rounds, so that the machine's speed dri
 a ratio is the median over rounds, with its quartiles. The CPU time of the process for one request
 says more than the throughput, which shares the machine with the client and the store.
 
-Beside that, and with less noise, the metrics alone: the middleware and the spans of one GET in a
-loop, what is counted once a wave, and writing everything that changed to the files. `at most` is
-their share of the CPU time of a request that is alone in its wave.
+Beside that, and with less noise, the metrics alone: the middleware (which also gives a request its
+id) and the spans of one GET in a loop, what is counted once a wave, and writing everything that
+changed to the files. `at most` is their share of the CPU time of a request that is alone in its
+wave.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from benchmarks.http_load import get, post
 from cli.console import err, errors_without_traceback, out
 from model.artefact import load_artefact
 from service import app as application
-from service.http.timing import TimeRequests
+from service.http.observer import ObserveRequests
 from service.observe import metrics, stages, values
 from service.observe.values import MULTIPROC_DIR
 from service.settings import Settings
@@ -66,7 +67,7 @@ def serve(artefact: str, url: str, namespace: str, port: int, counts: bool) -> N
     if not counts:
         for kind, method in ((Histogram, "observe"), (Counter, "inc"), (Gauge, "set")):
             setattr(kind, method, lambda *_: None)
-        vars(application)["TimeRequests"] = lambda app: app
+        vars(metrics)["observe_request"] = lambda *_: None
     settings = Settings(
         artefact=Path(artefact),
         redis_url=url,  # type: ignore[arg-type]
@@ -284,7 +285,8 @@ def _wave() -> None:
 
 async def alone(shared: bool, times: int = 2000) -> Alone:
     """The metrics of one request, timed in this process."""
-    scope = {"type": "http", "method": "GET", "route": SimpleNamespace(path="/recommend")}
+    route = SimpleNamespace(path="/recommend")
+    scope = {"type": "http", "method": "GET", "headers": [], "route": route}
 
     async def send(message: Message) -> None:
         pass
@@ -302,7 +304,7 @@ async def alone(shared: bool, times: int = 2000) -> Alone:
         return (time.perf_counter() - started) / times * 1e6
 
     async with _sharing(shared):
-        timed = TimeRequests(_answer)
+        timed = ObserveRequests(_answer, log_requests="none")
         whole, bare, waves, writes = [], [], [], []
         for _ in range(50):
             whole.append(await asked(timed))

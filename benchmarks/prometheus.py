@@ -26,7 +26,7 @@ def scrape_interval_s() -> float:
 
 class Prometheus:
     """A server that scrapes one service; nothing of the configuration is changed but addresses
-    and, where given, how often.
+    (it tells no Alertmanager) and, where given, how often.
 
     Args:
         target: host:port of the service.
@@ -49,6 +49,7 @@ class Prometheus:
         if every_s is not None:
             times = ("scrape_interval", "scrape_timeout", "evaluation_interval")
             config["global"] |= dict.fromkeys(times, f"{every_s}s")
+        del config["alerting"]
         targets = {"tim4rec": target, "prometheus": address}
         for job in config["scrape_configs"]:
             job.pop("dns_sd_configs", None)

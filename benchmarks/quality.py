@@ -36,21 +36,24 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.baselines import LRURecConfig, Mamba4RecConfig, TiSASRecConfig
+from benchmarks.baselines.baseline import BaselineConfig
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
 from benchmarks.significance import compare
 from benchmarks.ties import ORDERS
 from model import UNKNOWN_TIME, Architecture, ModelConfig, Recommender
 from model.config import ConfigError
 from training.checkpoint import CheckpointError
+from training.config import TrainingConfig
 from training.dataset import Dataset, Int64s, Protocol, build_dataset
+from training.ensemble import train_ensemble
 from training.evaluation import rank_targets
-from training.interactions import InputError, read_log
+from training.interactions import read_log
 from training.metrics import CUTOFFS
 from training.recipe import model_config, training_config
-from training.towers import train_towers
-from training.trainer import DivergedError, Result, TrainingConfig, train
+from training.tables import InputError
+from training.trainer import DivergedError, Result, train_model
 
-SEEN = ("kept", "weighed", "masked")
+SEEN = ("kept", "weighed", "filtered")
 HIDDEN = "whole, times hidden"
 HISTORIES: dict[str, int | None] = {"whole": None, "last 50": 50, "last 200": 200}
 TIES = ("log", *ORDERS)
@@ -64,16 +67,16 @@ class Preset:
     """One row: options of the model and of `TrainingConfig` that differ from their defaults.
 
     configure: makes the architecture from the data set and the options of the model.
-    towers: how many are trained apart and stacked.
+    ensemble: how many are trained apart and served as one.
     """
 
     title: str
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    configure: Callable[..., Architecture[Recommender]] = model_config
-    towers: int = 1
+    configure: Callable[..., ModelConfig | BaselineConfig] = model_config
+    ensemble: int = 1
 
-    def architecture(self, dataset: Dataset) -> Architecture[Recommender]:
+    def architecture(self, dataset: Dataset) -> ModelConfig | BaselineConfig:
         return self.configure(dataset, **self.model)
 
     def with_options(self, options: Sequence[str]) -> Preset:
@@ -132,9 +135,9 @@ def presets(dataset: str) -> dict[str, Preset]:
         "3-layers": Preset("causal, 3 layers", {"n_layers": 3}),
         "width-128": Preset("causal, width 128", {"d_model": 128}),
         "width-256": Preset("causal, width 256", {"d_model": 256}),
-        "2-towers": Preset("2 towers of width 64", towers=2),
-        "3-towers": Preset("3 towers of width 64", towers=3),
-        "2-towers-128": Preset("2 towers of width 128", {"d_model": 128}, towers=2),
+        "ensemble-2": Preset("ensemble of 2, width 64", ensemble=2),
+        "ensemble-3": Preset("ensemble of 3, width 64", ensemble=3),
+        "ensemble-2-128": Preset("ensemble of 2, width 128", {"d_model": 128}, ensemble=2),
         "sampled": Preset("causal, loss over a sample of items", {}, {"loss": "sampled"}),
         "random-start": Preset("causal, items start at random", {}, {"item_init": "random"}),
         "tie-order": Preset("equal times in the log's order", {}, {"shuffle_ties": False}),
@@ -179,15 +182,15 @@ class Published:
     source: str
     seen: str
     figures: dict[str, float]
-    told: bool = False
+    request_time: bool = False
     note: str = ""
 
 
 def _published(
-    model: str, source: str, seen: str, *figures: float, told: bool = False, note: str = ""
+    model: str, source: str, seen: str, *figures: float, request_time: bool = False, note: str = ""
 ) -> Published:
     named = dict(zip(("HR@10", "NDCG@10", "MRR@10"), figures, strict=False))
-    return Published(model, source, seen, named, told, note)
+    return Published(model, source, seen, named, request_time, note)
 
 
 _PAPER = "TiM4Rec, arXiv 2409.16182"
@@ -199,16 +202,18 @@ PUBLISHED: dict[str, list[Published]] = {
         _published("TiM4Rec", _PAPER, "kept", 0.0854, 0.0446, 0.0321),
         _published("Mamba4Rec", _PAPER, "kept", 0.0838, 0.0435),
         _published("SASRec", _PAPER, "kept", 0.0851, 0.0425),
-        _published("BSARec", "its published training log", "masked", 0.1008, 0.0611),
-        _published("LRURec", "a rerun by others", "masked", 0.0956, 0.0572),
+        _published("BSARec", "its published training log", "filtered", 0.1008, 0.0611),
+        _published("LRURec", "a rerun by others", "filtered", 0.0956, 0.0572),
     ],
     "ml-1m-order": [
         _published("TiM4Rec", _PAPER, "kept", 0.3310, 0.1932, 0.1512, note=_GAPS),
         _published("Mamba4Rec", _PAPER, "kept", 0.3253, 0.1891),
         _published("SSD4Rec*", _PAPER, "kept", 0.3199, 0.1841),
         _published("SASRec", _PAPER, "kept", 0.3060, 0.1754),
-        _published("HSTU-large", "RecTools", "masked", 0.3642, 0.2164, told=True, note=_GAPS),
-        _published("HSTU-large", "its authors", "masked", 0.3294, 0.1893),
+        _published(
+            "HSTU-large", "RecTools", "filtered", 0.3642, 0.2164, request_time=True, note=_GAPS
+        ),
+        _published("HSTU-large", "its authors", "filtered", 0.3294, 0.1893),
     ],
 }
 
@@ -247,7 +252,7 @@ def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
     for history, last in HISTORIES.items():
         if last is not None and last >= longest:
             found |= {
-                View(view.seen, history, view.told): ranks
+                View(view.seen, history, view.request_time): ranks
                 for view, ranks in found.items()
                 if view.history == "whole"
             }
@@ -256,11 +261,11 @@ def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
             rank_targets, model, dataset.histories, dataset.test,
             last=last, at_target_time=asked, top=0,
         )  # fmt: skip
-        for told, ranking in rank(repeat_bias=0.0).items():
-            found[View("kept", history, told)] = ranking.kept
-            found[View("masked", history, told)] = ranking.masked
-        for told, ranking in rank().items():
-            found[View("weighed", history, told)] = ranking.kept
+        for known, ranking in rank(repeat_bias=0.0).items():
+            found[View("kept", history, known)] = ranking.kept
+            found[View("filtered", history, known)] = ranking.filtered
+        for known, ranking in rank().items():
+            found[View("weighed", history, known)] = ranking.kept
         console.print(f"ranked, {history} history", highlight=False)
     if model.config.time_use == "optional" and _lacks_times(dataset):
         # Which times are missing must not tell the target: this row can't know.
@@ -268,7 +273,8 @@ def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
             dataset.histories, times=np.full_like(dataset.histories.times, UNKNOWN_TIME)
         )
         ranking = rank_targets(model, hidden, dataset.test, top=0, repeat_bias=0.0)[False]
-        found[View("kept", HIDDEN)], found[View("masked", HIDDEN)] = ranking.kept, ranking.masked
+        found[View("kept", HIDDEN)] = ranking.kept
+        found[View("filtered", HIDDEN)] = ranking.filtered
     return Ranks.of(dataset, found)
 
 
@@ -312,12 +318,13 @@ def measure(
             return result
     console.print(f"{row}, seed {seed}: {preset.title}", highlight=False)
     try:
-        if isinstance(architecture, ModelConfig):
-            trained: Result[Any] = train_towers(
-                dataset, architecture, config, preset.towers, folder, console=console
-            )
+        trained: Result[Any]
+        if isinstance(architecture, BaselineConfig):
+            trained = train_model(dataset, architecture.build, config, folder, console=console)
         else:
-            trained = train(dataset, architecture, config, folder, console=console)
+            trained = train_ensemble(
+                dataset, architecture, config, preset.ensemble, folder, console=console
+            )
     except CheckpointError as error:
         raise other from error
     return write_result(
@@ -332,7 +339,7 @@ def measure(
             "seed": seed,
             "data": digest(dataset),
             "model": architecture.to_dict(),
-            "towers": preset.towers,
+            "ensemble": preset.ensemble,
             "training": config.to_dict(),
             "best_epoch": trained.best_epoch,
             "epochs": trained.epochs,
@@ -353,8 +360,8 @@ def _lacks_times(dataset: Dataset) -> bool:
 
 def _same_run(
     result: dict[str, Any],
-    architecture: Architecture[Recommender],
-    default: Architecture[Recommender],
+    architecture: Architecture,
+    default: Architecture,
     config: TrainingConfig,
 ) -> bool:
     """Whether a result has these settings; those that came later count with their defaults."""
@@ -389,11 +396,11 @@ def summarise(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "n_users": found[0]["n_users"],
             "seen": seen,
             "history": history,
-            "request_time": told,
+            "request_time": asked,
             "seeds": len(found),
             "figures": {name: _spread([line[name] for line in found]) for name in names},
         }
-        for (users, seen, history, told), found in lines.items()
+        for (users, seen, history, asked), found in lines.items()
     ]
 
 
@@ -456,12 +463,12 @@ def table(
     histories: Sequence[str],
     cutoff: int,
 ) -> Table:
-    """Ours and the published rows: seen items kept, the same with the repeat bias, then masked.
+    """Ours and the published rows: seen items kept, the same with the repeat bias, then filtered.
 
     Figures published with seen items kept stand beside both of ours.
     """
     names = [f"{metric}@{cutoff}" for metric in ("HR", "NDCG", "MRR")]
-    head = ("seen", "model", "history", "time told", "seeds", *names, "what, or whose figures")
+    head = ("seen", "model", "history", "request time", "seeds", *names, "what, or whose figures")
     shown = Table(*head, title=title)
     for seen in SEEN:
         for line in lines:
@@ -471,7 +478,7 @@ def table(
                 seen,
                 line["row"],
                 line["history"],
-                "yes" if line["request_time"] else "no",
+                _asked(line["request_time"]),
                 str(line["seeds"]),
                 *(_shown(line["figures"][name]) for name in names),
                 line["title"],
@@ -485,13 +492,17 @@ def table(
                 seen,
                 other.model,
                 "",
-                "yes" if other.told else "no",
+                _asked(other.request_time),
                 "",
                 *(f"{other.figures[n]:.4f}" if n in other.figures else "" for n in names),
                 f"published: {other.source}{note}",
             )
         shown.add_section()
     return shown
+
+
+def _asked(request_time: bool) -> str:
+    return "known" if request_time else "unknown"
 
 
 def _shown(figure: dict[str, Any]) -> str:
@@ -556,7 +567,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
 
 
 def run_compare(args: argparse.Namespace, console: Console) -> None:
-    views = tuple(View(args.seen, args.history, args.told in (who, "both")) for who in "ab")
+    views = tuple(View(args.seen, args.history, args.request_time in (who, "both")) for who in "ab")
     found = compare(
         args.a,
         args.b,
@@ -617,17 +628,24 @@ def compare_parser() -> argparse.ArgumentParser:
     for name in ("a", "b"):
         parser.add_argument(name, type=Path, help="the folder of a row, or of one of its seeds")
     parser.add_argument("--metric", default="NDCG@10")
-    parser.add_argument("--seen", choices=SEEN, default="kept")
+    parser.add_argument("--seen", type=_seen, choices=SEEN, default="kept")
     parser.add_argument("--history", choices=(*HISTORIES, HIDDEN), default="whole")
     parser.add_argument(
-        "--told", choices=("neither", "a", "b", "both"), default="neither",
-        help="who is told the request time",
+        "--request-time", choices=("neither", "a", "b", "both"), default="neither",
+        help="which of them knows the request time",
     )  # fmt: skip
     parser.add_argument("--longer-than", type=int, default=0, help="interactions of a user")
     parser.add_argument("--resamples", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     return parser
+
+
+def _seen(given: str) -> str:
+    if given == "masked":
+        print("--seen masked is now --seen filtered", file=sys.stderr)
+        return "filtered"
+    return given
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,9 @@ LONG = 200
 
 RESULT, RANKS = "result.json", "ranks.npz"
 
+EARLIER = {"masked": "filtered", "told": "known", "not told": "unknown"}
+"""What results of earlier versions say, and what is said now."""
+
 
 def digest(dataset: Dataset) -> str:
     """Names a data set as it was split; results of another are never taken for its own."""
@@ -38,25 +41,32 @@ class ResultError(ValueError):
 
 
 class View(NamedTuple):
-    """One way of asking. seen: `kept`, `masked` or `weighed`, which is kept with the model's repeat
-    bias; history: what the model was given of it; told: whether it was told the time of the
-    request, here the target's own."""
+    """One way of asking.
+
+    seen: `kept`, `filtered` or `weighed`, which is kept with the model's repeat bias; history: what
+    the model was given of it; request_time: whether it knew the time of the request, here the
+    target's own.
+    """
 
     seen: str = "kept"
     history: str = "whole"
-    told: bool = False
+    request_time: bool = False
 
     def __str__(self) -> str:
-        return f"seen {self.seen}, {self.history}, {'told' if self.told else 'not told'} the time"
+        return f"seen {self.seen}, {self.history}, request time {self._asked}"
 
     @property
     def key(self) -> str:
-        return f"{self.seen}|{self.history}|{'told' if self.told else 'not told'}"
+        return f"{self.seen}|{self.history}|{self._asked}"
+
+    @property
+    def _asked(self) -> str:
+        return "known" if self.request_time else "unknown"
 
     @classmethod
     def of(cls, key: str) -> View:
-        seen, history, told = key.split("|")
-        return cls(seen, history, told == "told")
+        seen, history, asked = (EARLIER.get(word, word) for word in key.split("|"))
+        return cls(seen, history, {"known": True, "unknown": False}[asked])
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +122,7 @@ class Ranks:
             {
                 "seen": view.seen,
                 "history": view.history,
-                "request_time": view.told,
+                "request_time": view.request_time,
                 "users": group,
                 "n_users": int(chosen.sum()),
                 **ranking_metrics(ranks[chosen]),
@@ -144,4 +154,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise ResultError(f"{path}: not JSON ({error}); remove it to measure again") from error
+    for row in found["rows"]:
+        row["seen"] = EARLIER.get(row["seen"], row["seen"])
     return found

@@ -1,9 +1,7 @@
 """RecBole's models on our split, scored by our rules: rows of `benchmarks.quality`.
 
-    python3.11 -m venv ENV
-    ENV/bin/pip install torch==2.13.0
-    ENV/bin/pip install --no-deps -r benchmarks/recbole.txt
-    python -m benchmarks.recbole_baseline --python ENV/bin/python --dataset amazon-beauty
+    make recbole
+    python -m benchmarks.recbole_baseline --python .recbole/bin/python --dataset amazon-beauty
     python -m benchmarks.quality --dataset amazon-beauty --rows
     python -m benchmarks.quality compare runs/quality/amazon-beauty/{recbole-SASRec,causal}
 
@@ -33,8 +31,8 @@ from rich.console import Console
 from benchmarks.quality import DATA, ERRORS, RUNS, TIES, load, run_folder
 from benchmarks.ranks import Ranks, ResultError, View, digest, read_result, write_result
 from training.dataset import Dataset
-from training.interactions import InputError
 from training.metrics import ranking_metrics
+from training.tables import InputError
 
 WORKER = Path(__file__).with_name("recbole_worker.py")
 MODELS = ("SASRec", "GRU4Rec", "BERT4Rec", "Caser")
@@ -114,7 +112,7 @@ def measure(
         )
     outcome = json.loads((folder / "outcome.json").read_text())
     with np.load(folder / "worker.npz") as file:
-        found = {View(seen): file[seen] for seen in ("kept", "masked")}
+        found = {View(seen): file[seen] for seen in ("kept", "filtered")}
     ours, own = ranking_metrics(found[View()])["NDCG@10"], outcome["own"]["ndcg@10"]
     if ours > own + 1e-6:  # a tie counts against the model here, so only less is possible
         raise ResultError(f"{folder}: NDCG@10 {ours:.6f} by these ranks, {own:.6f} by RecBole")
@@ -190,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 console.print(
                     f"{model}, seed {seed}: NDCG@10 {figures['kept']['NDCG@10']:.4f} kept "
                     f"(RecBole's own {result['own']['ndcg@10']:.4f}), "
-                    f"{figures['masked']['NDCG@10']:.4f} masked; best epoch "
+                    f"{figures['filtered']['NDCG@10']:.4f} filtered; best epoch "
                     f"{result['best_epoch']} of {result['epochs']}, {result['seconds']:.0f} s",
                     highlight=False,
                 )

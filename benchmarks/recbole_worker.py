@@ -161,7 +161,7 @@ def train(
 
 
 def rank(model: Any, dataset: Any, test_data: Any, split: dict[str, Any]) -> dict[str, Any]:
-    """Ranks of the test targets, kept and masked, in the order of `split["users"]`.
+    """Ranks of the test targets, kept and filtered, in the order of `split["users"]`.
 
     Raises ValueError where RecBole's test targets are not ours.
     """
@@ -172,7 +172,7 @@ def rank(model: Any, dataset: Any, test_data: Any, split: dict[str, Any]) -> dic
     ours = torch.from_numpy(numbers)
     row_of = {int(user): row for row, user in enumerate(split["users"])}
     kept = np.zeros(len(row_of), dtype=np.int64)
-    masked = np.zeros(len(row_of), dtype=np.int64)
+    filtered = np.zeros(len(row_of), dtype=np.int64)
     found = 0
     model.eval()
     with torch.no_grad():
@@ -195,15 +195,15 @@ def rank(model: Any, dataset: Any, test_data: Any, split: dict[str, Any]) -> dic
                 # Not "at least": so a NaN counts against the model. The target counts itself.
                 kept[row] = int((~(line_scores[1:] < own)).sum())
                 line_scores[torch.from_numpy(seen.astype(np.int64))] = -torch.inf
-                masked[row] = int((~(line_scores[1:] < own)).sum())
+                filtered[row] = int((~(line_scores[1:] < own)).sum())
                 if bool(own.isnan()) or item in seen:
-                    masked[row] = MISS
+                    filtered[row] = MISS
                 if bool(own.isnan()):
                     kept[row] = MISS
                 found += 1
     if found != len(row_of):
         raise ValueError(f"RecBole tests {found} users, this split {len(row_of)}")
-    return {"kept": kept, "masked": masked}
+    return {"kept": kept, "filtered": filtered}
 
 
 def main() -> None:

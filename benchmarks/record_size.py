@@ -22,9 +22,11 @@ import typer
 from rich.table import Table
 
 from cli.console import err, errors_without_traceback, out
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
-from service.store.event_log import EventLog, LogRequest, NewEvent, new_uid
-from service.store.store import Store, StoreError
+from service.store.errors import StoreError
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import NewEvent, new_uid
 
 START_MS = 1_700_000_000_000
 
@@ -44,8 +46,8 @@ async def measure(url: str, folder: Path, lengths: list[int]) -> list[Size]:
     """The sizes of records of these lengths. Raises StoreError."""
     sizes = []
     with redis.Redis.from_url(url) as client:
-        async with Store(url) as store:
-            log = EventLog(store, page=1, timeout_s=60)
+        async with Store(url, timeout_s=60) as store:
+            log = EventLog(store, page=1)
             for with_ids in (False, True):
                 for length in lengths:
                     user, before = f"{length}-{with_ids}", _file_size(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -21,11 +22,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.history_cost import free_port, wait_until_ready
 from service.bulk.importer import Importer, UserHistory
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
 from service.store.event_log import EventLog
-from service.store.store import Store
 
 HOUR_MS = 3_600_000
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass
@@ -51,11 +53,16 @@ class Server:
 
 
 @contextmanager
-def server(*arguments: str) -> Iterator[Server]:
-    """`python -m ARGUMENTS --port PORT`, from when it is ready until the block is left."""
+def server(*arguments: str, source: Path = ROOT) -> Iterator[Server]:
+    """`python -m ARGUMENTS --port PORT`, from when it is ready until the block is left.
+
+    Args:
+        source: the checkout whose code runs.
+    """
     port = free_port()
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    environment = os.environ | {"PYTHONPATH": str(source)}
+    process = subprocess.Popen(command, cwd=source, env=environment, stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             wait_until_ready(client, process)
@@ -65,11 +72,12 @@ def server(*arguments: str) -> Iterator[Server]:
         process.wait()
 
 
-def service(artefact: Path, url: str, *options: str) -> AbstractContextManager[Server]:
+def service(
+    artefact: Path, url: str, *options: str, source: Path = ROOT
+) -> AbstractContextManager[Server]:
     """The service with its default settings, but for `options` (flags of `tim4rec serve`)."""
-    return server(
-        "cli.main", "serve", str(artefact), "--redis", url, "--log-level", "warning", *options
-    )
+    words = ("serve", str(artefact.resolve()), "--redis", url, "--log-level", "warning", *options)
+    return server("cli.main", *words, source=source)
 
 
 @contextmanager
@@ -93,8 +101,8 @@ def fill(url: str, items: Sequence[str], users: int, lengths: tuple[int, int]) -
     apart up to now. Returns the number of events."""
 
     async def write() -> int:
-        async with Store(url) as opened:
-            log = EventLog(opened, page=1, timeout_s=60)
+        async with Store(url, timeout_s=60) as opened:
+            log = EventLog(opened, page=1)
             done = await Importer(log, log).run(histories(items, users, lengths), lambda _: None)
             assert not done.refused
             return done.written

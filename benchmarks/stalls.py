@@ -38,7 +38,8 @@ from benchmarks.bystander import Bystander, Seen
 from benchmarks.http_load import Outcome
 from cli.console import errors_without_traceback, out, say
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import save_artefact
+from model.items import Items
 from service.store.embedded import EmbeddedStore
 
 USERS, ITEMS = 500, [f"i{number}" for number in range(40)]

@@ -78,15 +78,15 @@ class Watcher:
 def watch(file: Path) -> None:
     """Every service that this process starts from now on."""
     from service.server import Server
-    from service.store.calls import Calls
+    from service.store.client import Store
 
-    startup, round_trip = Server.startup, Calls._round_trip
+    startup, round_trip = Server.startup, Store._attempt
 
     async def started(self: Server, *arguments: Any, **named: Any) -> None:
         await startup(self, *arguments, **named)
         watcher = Watcher(file)
 
-        async def timed(self: Calls, *arguments: Any) -> list[Any]:
+        async def timed(self: Store, *arguments: Any) -> list[Any]:
             commands, _, operation, _ = arguments
             began = time.perf_counter()
             try:
@@ -97,7 +97,7 @@ def watch(file: Path) -> None:
                     size = len(commands)
                     watcher.note("store", began, took, operation=operation, commands=size)
 
-        Calls._round_trip = timed  # type: ignore[method-assign, assignment]
+        Store._attempt = timed  # type: ignore[method-assign, assignment]
         watcher.start()
 
     Server.startup = started  # type: ignore[method-assign]

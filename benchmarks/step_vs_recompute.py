@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cli.console import errors_without_traceback, out, say
 from model.artefact import load_artefact
-from model.stepper import Stepper
+from model.compiled_stepper import CompiledStepper
 from model.tim4rec import TiM4Rec
 
 HOUR_MS = 3_600_000
@@ -72,7 +72,7 @@ def catch_up(model: TiM4Rec, batch: int, length: int, rounds: int) -> CaughtUp:
     """Both ways, in turn."""
     items, times = histories(model, batch, length)
     lengths = torch.full((batch,), length)
-    stepper, slots = Stepper(model, model.new_state(batch)), np.arange(batch).repeat(length)
+    stepper, slots = CompiledStepper(model, model.new_state(batch)), np.arange(batch).repeat(length)
     flat = items.flatten().numpy(), times.flatten().numpy()
     jobs: dict[str, Callable[[], object]] = {
         "steps_ms": lambda: stepper.step(slots, *flat),
@@ -133,7 +133,7 @@ def _steps(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], None]:
         part = items[:1, start : start + 512], times[:1, start : start + 512]
         state = model.prefill(*part, torch.tensor([part[0].shape[1]]), state)
     pool = state.rows(torch.zeros(batch, dtype=torch.long))  # the values cost nothing
-    stepper, slots, item = Stepper(model, pool), np.arange(batch), items[:, 0].numpy()
+    stepper, slots, item = CompiledStepper(model, pool), np.arange(batch), items[:, 0].numpy()
     at = times[:1, -1].repeat(batch).numpy()
 
     def step() -> None:

@@ -35,9 +35,13 @@ from model.artefact import load_artefact
 from model.state import Precision, StateLayout
 from service.engine import snapshots
 from service.engine.pool import Seen
+from service.engine.snapshots import SnapshotFormat
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
-from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, new_uid
-from service.store.store import Store, StoreError
+from service.store.errors import StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN, Mark, NewEvent, new_uid
+from service.store.snapshot_store import SnapshotStore
 
 PIPELINE = 64
 MODEL = "0123456789abcdef"
@@ -111,12 +115,12 @@ async def measure(
         ):
             client.config_set("appendfsync", setting.fsync)
             client.config_set("auto-aof-rewrite-percentage", 0)
-            async with Store(url) as store:
+            async with Store(url, timeout_s=60) as store:
                 log = _log(store, setting)
                 await _asked(log, [LogRequest("warm-up", None, [_event(draw, False)])])
                 await _asked(log, [LogRequest("warm-up")])
             empty = _memory(client)
-            async with Store(url) as store:
+            async with Store(url, timeout_s=60) as store:
                 log = _log(store, setting)
                 before, file = _counts(client), _file_size(name)
                 started = time.perf_counter()
@@ -145,7 +149,6 @@ def _log(store: Store, setting: Setting) -> EventLog:
         store,
         dedup_window=min(1000, setting.history_limit or 1000),
         history_limit=setting.history_limit,
-        timeout_s=60,
     )
 
 
@@ -177,7 +180,9 @@ async def _live(
             if writing:
                 await writing
             marks = [snapshots.mark(data) for _, data in due]
-            writing = asyncio.ensure_future(log.write_snapshots(MODEL, due, 30 * 86_400, marks))
+            writing = asyncio.ensure_future(
+                SnapshotStore(log).write(MODEL, due, 30 * 86_400, marks)
+            )
     if writing:
         await writing
 
@@ -195,7 +200,7 @@ async def _miss(log: EventLog, crowd: Sequence[_User], layout: StateLayout) -> f
         wave = crowd[start : start + PIPELINE]
         requests = [LogRequest(user.name, None, (), MODEL) for user in wave]
         for reply in await _asked(log, requests):
-            base = snapshots.read(layout, STAMP, reply.snapshot)
+            base = SnapshotFormat(layout, MODEL).read(reply.snapshot)
             replayed += reply.newest.version - (base.mark.version if base else reply.oldest - 1)
     return replayed / len(crowd)
 

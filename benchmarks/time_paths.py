@@ -3,7 +3,7 @@
     python -m benchmarks.time_paths --json runs/time_paths.json LOG [LOG ...]
 
 Every run is kept in --runs and goes on where it stopped. NDCG@10 and HR@10 on the test
-interaction, full ranking, seen items kept; `asked` rows are told the request time.
+interaction, full ranking, seen items kept; `asked` rows know the request time.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from training.config import TrainingConfig
 from training.dataset import Protocol, build_dataset
 from training.evaluation import evaluate_offline
 from training.interactions import read_log
 from training.recipe import model_config
-from training.trainer import TrainingConfig, train
+from training.trainer import train
 
 CANDIDATES: dict[str, dict[str, Any]] = {
     "none": {"time": "none"},

@@ -1,6 +1,6 @@
 """How fast ours and RecBole's SASRec learn, epoch by epoch in turn on one machine.
 
-    python -m benchmarks.training_speed --dataset amazon-beauty --python ENV/bin/python \\
+    python -m benchmarks.training_speed --dataset amazon-beauty --python .recbole/bin/python \\
         --minutes 10 --json runs/training_speed.json
 
 RecBole's environment is that of `benchmarks.recbole_baseline`; without --python ours runs alone.
@@ -9,7 +9,7 @@ RecBole trains twice: as it ships, and trimmed, without work that changes no res
 among them. Whoever has trained least has the next epoch, one process computes at a time, and a
 curve ends with the first epoch past the bound, or sooner if its own early stopping says so.
 
-NDCG@10 is on the validation interactions, seen items kept. Ours is told the request time or not,
+NDCG@10 is on the validation interactions, seen items kept. Ours knows the request time or not,
 as its curve says; both are the same weights.
 """
 
@@ -179,7 +179,7 @@ def race(
     architecture = model_config(dataset, **preset.model)
     # A window's items are read once, and each is followed by a target.
     targets = dataset.n_train_targets
-    ways = ["not told the time"] + ["told the time"] * architecture.uses_request_time
+    ways = ["request time unknown"] + ["request time known"] * architecture.uses_request_time
     ours = [Curve(f"ours, {way}", targets, targets, torch.__version__) for way in ways]
     theirs = [other.curve for other in recboles]
     budget = 60 * args.minutes
@@ -201,8 +201,8 @@ def race(
             keep(args.json, dataset, ours, theirs, args)
 
     def after_epoch(epoch: Epoch[TiM4Rec]) -> None:
-        untold = rank_targets(epoch.model, dataset.histories, dataset.validation, top=0)[False]
-        found = [ranking_metrics(untold.kept)["NDCG@10"], epoch.ndcg]
+        unknown = rank_targets(epoch.model, dataset.histories, dataset.validation, top=0)[False]
+        found = [ranking_metrics(unknown.kept)["NDCG@10"], epoch.ndcg]
         for curve, ndcg in zip(ours, found, strict=False):
             curve.training.append(epoch.training_seconds)
             curve.validation.append(epoch.validation_seconds)

@@ -26,7 +26,9 @@ import uvicorn
 from fastapi import FastAPI, Query
 
 from model.artefact import Artefact, load_artefact
-from service.catalogue.retrieval import ExactRetrieval, Ranking
+from service.catalogue.ask import Ask
+from service.catalogue.ranking import Ranking
+from service.catalogue.retrieval import Retrieval
 from service.http.schemas import Id, Interaction, RecommendedItem
 
 Asked = tuple[list[Any], int, asyncio.Future[Ranking]]
@@ -41,7 +43,7 @@ class Recomputing:
     def __init__(self, artefact: Artefact) -> None:
         self.model = artefact.model
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
-        self.retrieval = ExactRetrieval(
+        self.retrieval = Retrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
         self.waiting: asyncio.Queue[Asked] = asyncio.Queue()
@@ -74,8 +76,11 @@ class Recomputing:
         now = torch.full((len(batch), 1), int(time.time() * 1000)).expand(-1, items.shape[1])
         queries = self.model(torch.from_numpy(items), torch.from_numpy(times), now)
         query = queries[torch.arange(len(batch)), size - 1]
-        seen = [row[:n].astype(np.int32) for row, n in zip(items, lengths, strict=True)]
-        return self.retrieval.top(query, seen, [k for _, k, _ in batch])
+        asks = [
+            Ask(k, row[:n].astype(np.int32))
+            for (_, k, _), row, n in zip(batch, items, lengths, strict=True)
+        ]
+        return self.retrieval.answer(query, asks)
 
 
 def create_app(artefact: Artefact, url: str, window: int) -> FastAPI:

@@ -37,6 +37,11 @@ def say(line: str, console: Console = err) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def say_renamed(old: str, new: str) -> None:
+    """Say that what was given under its old name has another one."""
+    say(f"{old} is now {new}; the old name works in this version only")
+
+
 @contextmanager
 def errors_without_traceback(traceback: bool = False) -> Iterator[None]:
     """End the command with the message alone of an error its user can mend, and exit code 1 or

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from cli.console import out, say
 from training import public_data
 
-
-class DataSet(StrEnum):
-    ML_100K = "ml-100k"
+DataSet = Literal["ml-100k"]
 
 
 def data(
-    name: Annotated[DataSet, typer.Argument(help="Which data set.")] = DataSet.ML_100K,
+    name: Annotated[DataSet, typer.Argument(help="Which data set.")] = "ml-100k",
     folder: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where to write it.", show_default="data/NAME"),

@@ -10,18 +10,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from cli.api_key import key_header
 from cli.console import CommandError, err, out, say
-from cli.service_url import ServiceUrl
+from cli.device import choose_device
+from cli.live import rank_through_service, replayable, require_model
+from cli.service_client import service_client
 from cli.steps import Kinds, read_steps
-from cli.train import choose_device
 from model.artefact import METRICS, Artefact, load_artefact
 from training.dataset import Dataset, Protocol, Targets, build_dataset
 from training.evaluation import (
@@ -29,18 +28,17 @@ from training.evaluation import (
     Agreement,
     OfflineMode,
     Ranking,
-    Row,
+    ResultRow,
     agreement,
     evaluate_offline,
     rank_targets,
     rows_of,
 )
-from training.interactions import describe_bad_rows
-from training.live import rank_through_service, replayable
 from training.metrics import CUTOFFS
+from training.tables import describe_bad_rows
 
 
-class Mode(StrEnum):
+class Mode(StrEnum):  # typer takes no list of a Literal
     PARALLEL = "parallel"
     RECURRENT = "recurrent"
     SERVICE = "service"
@@ -92,8 +90,7 @@ def evaluate(
     With several modes, every user's rank must be the same in all of them, except where scores
     differ by less than 1e-4; how many those are is printed, and any other difference is listed
     and ends the command with exit code 1. In service mode, histories are posted under user ids
-    of their own and deleted afterwards; a model that takes the request time is asked at the
-    target's own.
+    of their own and deleted afterwards. Where the request time is known, it is the target's own.
     """
     modes = list(dict.fromkeys(mode or [Mode.PARALLEL, Mode.RECURRENT]))
     loaded = load_artefact(artefact, choose_device(device))
@@ -115,7 +112,7 @@ def evaluate(
         + (f"; {unseen} targets are unknown to the model: misses" if unseen else "")
     )
 
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     rankings: dict[Mode, dict[bool, Ranking]] = {}
     for current in modes:
         if current is Mode.SERVICE:
@@ -148,18 +145,18 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def results_table(title: str, rows: list[Row]) -> Table:
+def results_table(title: str, rows: list[ResultRow]) -> Table:
     """A table of one mode, three cutoffs a cell."""
     cutoffs = "/".join(map(str, CUTOFFS))
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in ("history", "asked at", "seen"):
+    for column in ("history", "request time", "seen"):
         table.add_column(column, no_wrap=True)
     for metric in ("HR", "NDCG", "MRR"):
         table.add_column(f"{metric}@{cutoffs}", no_wrap=True)
     for row in rows:
         table.add_row(
             row.history,
-            "target" if row.request_time else "-",
+            "known" if row.request_time else "unknown",
             row.seen,
             *(
                 " ".join(f"{row.metrics[f'{metric}@{k}']:.4f}" for k in CUTOFFS)
@@ -184,26 +181,13 @@ def _through_service(
     if not len(fit):
         raise CommandError("no user is left to replay through the service")
     asked = config.uses_request_time
-    service, headers = ServiceUrl.parse(url), key_header(api_key)
 
     async def run(advance: Callable[[int], None]) -> Ranking:
-        limits = httpx.Limits(max_connections=64)
-        timeout = httpx.Timeout(60, pool=None)
-        async with httpx.AsyncClient(
-            base_url=service.base,
-            auth=service.login,
-            headers=headers,
-            limits=limits,
-            timeout=timeout,
-        ) as client:
+        async with service_client(url, api_key, retry_for_s=0) as once:
+            await require_model(once, loaded.identity)
+        async with service_client(url, api_key, retry_for_s=30) as client:
             return await rank_through_service(
-                client,
-                dataset,
-                fit,
-                at_target_time=asked,
-                identity=loaded.identity,
-                top=top,
-                progress=advance,
+                client, dataset, fit, at_target_time=asked, top=top, progress=advance
             )
 
     with _progress("service", len(fit)) as advance:
@@ -255,7 +239,7 @@ def _show(
     first: Ranking,
     second: Ranking,
 ) -> None:
-    how = ", asked at the target's time" if asked else ""
+    how = ", request time known" if asked else ""
     say(
         f"{base} and {mode}{how}: {result.same} of {result.users} users have the same rank, "
         f"{result.near} differ by scores closer than {TOLERANCE:g}, "
@@ -266,8 +250,8 @@ def _show(
     for row in result.different[:LISTED]:
         say(
             f"  user {dataset.user_ids[second.targets.users[row]]}: {base} {first.kept[row]} "
-            f"(masked {first.masked[row]}), {mode} {second.kept[row]} (masked "
-            f"{second.masked[row]})",
+            f"(filtered {first.filtered[row]}), {mode} {second.kept[row]} (filtered "
+            f"{second.filtered[row]})",
             out,
         )
     if len(result.different) > LISTED:

@@ -57,8 +57,8 @@ def ask(url: str, timeout_s: float, login: tuple[str, str] | None = None) -> tup
         reason = getattr(error, "reason", error)
         return 0, " ".join(str(reason).split()) or type(reason).__name__
     try:
-        told = json.loads(body)
-        told = told.get("detail") or told["status"]
+        answer = json.loads(body)
+        detail = answer.get("detail") or answer["status"]
     except (ValueError, KeyError, AttributeError):
-        told = ""
-    return status, f"{status} {' '.join(str(told).split())}".rstrip()
+        detail = ""
+    return status, f"{status} {' '.join(str(detail).split())}".rstrip()

@@ -24,8 +24,7 @@ from model.strict_json import parse
 from service.catalogue.item_store import ItemStore
 from service.http.item_schemas import NewItem
 from service.settings import Settings
-from service.store.embedded import EmbeddedStoreError
-from service.store.store import StoreError
+from service.store.errors import StoreError
 
 LISTED = 20
 AT_ONCE = 1000
@@ -90,7 +89,7 @@ def import_items(
     started = time.perf_counter()
     try:
         asyncio.run(_write(records, settings))
-    except (StoreError, EmbeddedStoreError) as error:
+    except StoreError as error:
         raise CommandError(f"{error}; run the same command again") from None
     seconds = time.perf_counter() - started
     say(f"{items}: {len(records):,} items written; {len(records) / seconds:,.0f} items/s", out)
@@ -98,9 +97,7 @@ def import_items(
 
 async def _write(records: dict[str, bytes], settings: Settings) -> None:
     async with opened(settings) as store:
-        items = ItemStore(
-            store, namespace=settings.namespace, timeout_s=max(30.0, settings.store_timeout_s)
-        )
+        items = ItemStore(store, namespace=settings.namespace)
         names = list(records)
         with progress("writing", len(names), "items") as advance:
             for start in range(0, len(names), AT_ONCE):

@@ -12,12 +12,12 @@ import polars as pl
 import typer
 
 from cli.console import CommandError, out, say
+from cli.device import choose_device
 from cli.progress import progress
 from cli.rows import describe_rows
 from cli.settings import chosen_settings
 from cli.spool import SpooledLog, spooled_log
 from cli.store import agreed, opened, require_data_dir
-from cli.train import choose_device
 from model.artefact import load_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
@@ -25,16 +25,14 @@ from service.bulk.importer import Importer, ImportResult, UserHistory
 from service.bulk.warm import Warmer
 from service.feedback.popularity import Popularity
 from service.settings import Settings
-from service.store.embedded import EmbeddedStoreError
+from service.store.client import Store
+from service.store.errors import StoreError
 from service.store.event_log import EventLog
 from service.store.shards import ALL, Shard
 from service.store.shared_settings import tell_changes
-from service.store.store import Store, StoreError
 
 LISTED = 20
 READ_PAGE = 1000
-LONGEST_CALL_S = 60.0
-"""For a pipeline much longer than a wave of the service, on a store that may be busy."""
 
 Redis = Annotated[
     str | None,
@@ -141,7 +139,7 @@ def import_log(
             heaviest=settings.max_weight,
         ) as rows:
             result = asyncio.run(_import(rows, settings, onto_existing))
-    except (StoreError, EmbeddedStoreError) as error:
+    except StoreError as error:
         raise CommandError(
             f"{error}; running the same command again goes on where this one stopped"
         ) from None
@@ -170,11 +168,10 @@ async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> 
             onto_existing=onto_existing,
             popularity=Popularity(
                 store,
-                namespace=log.namespace,
+                namespace=log.keys.namespace,
                 half_life_s=settings.popular_half_life_s,
                 most_items=settings.popular_items,
                 heaviest=settings.max_weight,
-                timeout_s=max(settings.store_timeout_s, LONGEST_CALL_S),
             ),
             kinds=KindRules.parse(settings.kinds),
         )
@@ -252,7 +249,7 @@ def warm(
     require_data_dir(settings)
     try:
         asyncio.run(_warm(settings, _shard(shard)))
-    except (StoreError, EmbeddedStoreError) as error:
+    except StoreError as error:
         raise CommandError(f"{error}; running the same command again goes on there") from None
 
 
@@ -316,7 +313,6 @@ def _event_log(store: Store, settings: Settings, page: int) -> EventLog:
         future_tolerance_ms=round(settings.future_tolerance_s * 1000),
         idle_ttl_s=settings.idle_ttl_s,
         history_limit=settings.history_limit,
-        timeout_s=max(settings.store_timeout_s, LONGEST_CALL_S),
     )
 
 

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated
 
-import httpx
 import polars as pl
 import typer
 
-from cli.api_key import key_header
 from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.rows import read_rows
+from cli.service_client import service_client
 from cli.service_url import ServiceUrl
-from model.artefact import LONGEST_ID
-from service.http.times import MILLISECONDS_FROM, iso
+from model.items import LONGEST_ID
+from model.times import MILLISECONDS_FROM, iso, parse_time
+from tim4rec_client import AsyncClient, Interaction, Refused, ServiceError, Unavailable
 from training.interactions import KIND_COLUMNS
 
 LISTED = 20
-REQUEST_TIMEOUT_S = 60.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-HISTORY_PAGE = 10_000
 LOOK_UPS = 2
 """Users looked up at once for each batch."""
 REQUESTS_PER_S = 10
@@ -92,10 +87,10 @@ def replay(
         raise CommandError(f"--tag: {longest!r} has more than {LONGEST_ID} bytes; give a shorter")
     if rate:
         batch = max(1, min(batch, round(rate / REQUESTS_PER_S)))
-    plan = _Plan(tag, batch, concurrency, rate, retry_for, first_time)
+    sending = _Sending(url, api_key, tag, batch, concurrency, rate, retry_for, first_time)
     started = time.perf_counter()
     with progress("sending", len(rows), "events") as advance:
-        sent = asyncio.run(_send(rows, url, api_key, plan, advance))
+        sent = asyncio.run(_send(rows, sending, advance))
     seconds = time.perf_counter() - started
     counts = ", ".join(f"{count:,} {status}" for status, count in sent.counts.most_common())
     say(f"{log}: {counts}; {sent.counts.total() / seconds:,.0f} events/s", out)
@@ -112,7 +107,11 @@ def replay(
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Sending:
+    """How a log is sent, and where."""
+
+    url: str
+    api_key: str | None
     tag: str
     batch: int
     concurrency: int
@@ -120,59 +119,53 @@ class _Plan:
     retry_for: float
     first_time: bool
 
+    def client(self, retry_for_s: float) -> AsyncClient:
+        return service_client(self.url, self.api_key, retry_for_s=retry_for_s)
+
 
 _Content = tuple[str, str | None, str | None, float | None]
 """Item, given time, kind, weight."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    user_id: str
-    item_id: str
-    time_ms: int
-    row: int
-    kind: str | None
-    weight: float | None
+class _Event:
+    """A row of the log as an interaction; `row`: its number among its user's."""
 
-    def body(self, tag: str) -> dict[str, Any]:
-        # A smaller number would be read as seconds.
-        exact = abs(self.time_ms) >= MILLISECONDS_FROM
-        body = {
-            "user_id": self.user_id,
-            "item_id": self.item_id,
-            "timestamp": self.time_ms if exact else iso(self.time_ms),
-            "event_id": f"{tag}:{self.row}",
-            "kind": self.kind,
-            "weight": self.weight,
-        }
-        return {name: value for name, value in body.items() if value is not None}
+    row: int
+    interaction: Interaction
+
+    @property
+    def user_id(self) -> str:
+        return self.interaction.user_id
 
     @property
     def content(self) -> _Content:
-        return self.item_id, iso(self.time_ms), self.kind, self.weight
+        sent = self.interaction
+        return sent.item_id, iso(parse_time(sent.timestamp)), sent.kind, sent.weight
 
     def __str__(self) -> str:
-        return f"user {self.user_id!r}, row {self.row} in the user's order: item {self.item_id!r}"
+        sent = self.interaction
+        return f"user {sent.user_id!r}, row {self.row} in the user's order: item {sent.item_id!r}"
 
 
-async def _send(
-    rows: pl.DataFrame,
-    url: str,
-    api_key: str | None,
-    plan: _Plan,
-    advance: Callable[[int], None],
-) -> _Replay:
-    asked = ServiceUrl.parse(url)
-    async with httpx.AsyncClient(
-        base_url=asked.base,
-        auth=asked.login,
-        headers=key_header(api_key),
-        limits=httpx.Limits(max_connections=plan.concurrency),
-        timeout=httpx.Timeout(REQUEST_TIMEOUT_S, pool=None),
-    ) as client:
-        sender = _Replay(client, plan, advance)
-        await sender.check()
-        lane = (pl.col("user_id").hash() % plan.concurrency).alias("lane")
+def _events(rows: pl.DataFrame, tag: str) -> list[_Event]:
+    columns = rows.select("user_id", "item_id", "time_ms", "row", *KIND_COLUMNS)
+    return [
+        _Event(row, Interaction(user, item, _written(time_ms), f"{tag}:{row}", kind, weight))
+        for user, item, time_ms, row, kind, weight in columns.iter_rows()
+    ]
+
+
+def _written(time_ms: int) -> int | str:
+    return time_ms if abs(time_ms) >= MILLISECONDS_FROM else iso(time_ms)
+
+
+async def _send(rows: pl.DataFrame, how: _Sending, advance: Callable[[int], None]) -> _Replay:
+    async with how.client(retry_for_s=0) as once:
+        await _check(once, how)
+    async with how.client(how.retry_for) as client:
+        sender = _Replay(client, how, advance)
+        lane = (pl.col("user_id").hash() % how.concurrency).alias("lane")
         lanes = rows.sort("time_ms", maintain_order=True).with_columns(lane).partition_by("lane")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -183,14 +176,36 @@ async def _send(
         return sender
 
 
+async def _check(once: AsyncClient, how: _Sending) -> None:
+    """Raises CommandError unless a service of ours answers there, and lets us in."""
+    base = ServiceUrl.parse(how.url).base
+    try:
+        await once.ready()
+    except Unavailable as error:
+        if error.status is None:
+            raise CommandError(
+                f"no service answers at {base}: {error}; start one with "
+                "`tim4rec serve`, or give its --url"
+            ) from None
+    except Refused as error:
+        raise CommandError(
+            f"{base} is no service of this kind: /readyz answers {error}; give its --url"
+        ) from None
+    try:
+        await once.history("anyone")
+    except Unavailable:  # it may be there in time
+        pass
+    except Refused as error:
+        if error.status != 404:
+            raise CommandError(str(error)) from None
+
+
 class _Replay:
     """`counts`: rows by what became of them: a status of the service's, `failed` (given up) or
     `not sent` (after one that failed). `faults`: a line for each that is not accepted."""
 
-    def __init__(
-        self, client: httpx.AsyncClient, plan: _Plan, advance: Callable[[int], None]
-    ) -> None:
-        self.client, self.plan, self.advance = client, plan, advance
+    def __init__(self, client: AsyncClient, how: _Sending, advance: Callable[[int], None]) -> None:
+        self.client, self.how, self.advance = client, how, advance
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self._looked_up: set[str] = set()
@@ -199,37 +214,16 @@ class _Replay:
         self._stopped = False  # the service was given up
         self._next_slot = time.monotonic()
 
-    async def check(self) -> None:
-        """Raises CommandError unless a service of ours answers there."""
-        try:
-            response = await self.client.get("/readyz")
-        except httpx.TransportError as error:
-            raise CommandError(
-                f"no service answers at {self.client.base_url}: {_text(error)}; start one with "
-                "`tim4rec serve`, or give its --url"
-            ) from None
-        if response.status_code not in (200, 503):
-            raise CommandError(
-                f"{self.client.base_url} is no service of this kind: /readyz answers "
-                f"{response.status_code}; give its --url"
-            )
-        await self._look_up("anyone")  # whether it lets us in is known before many ask
-
     async def lane(self, rows: pl.DataFrame) -> None:
         """Sends these rows in order, a batch at a time."""
-        for piece in rows.iter_slices(self.plan.batch):
-            batch = [
-                _Row(*row)
-                for row in piece.select(
-                    "user_id", "item_id", "time_ms", "row", *KIND_COLUMNS
-                ).iter_rows()
-            ]
-            if not self.plan.first_time:
-                await self._look_up_all({row.user_id for row in batch} - self._looked_up)
-            batch = [row for row in batch if self._must_be_sent(row)]
-            if batch:
-                await self._pace(len(batch))
-                await self._deliver(batch)
+        for piece in rows.iter_slices(self.how.batch):
+            events = _events(piece, self.how.tag)
+            if not self.how.first_time:
+                await self._look_up_all({event.user_id for event in events} - self._looked_up)
+            events = [event for event in events if self._must_be_sent(event)]
+            if events:
+                await self._pace(len(events))
+                await self._deliver(events)
 
     async def _look_up_all(self, users: set[str]) -> None:
         waiting = iter(users)
@@ -246,136 +240,82 @@ class _Replay:
     async def _look_up(self, user_id: str) -> None:
         """Finds what of the user is in the service: `event_id`s are remembered for the newest
         interactions only, the history has them all."""
-        # A dot for a name would be taken for a step in the path.
-        path = f"/users/{quote(user_id, safe='').replace('.', '%2E')}/history"
-        there: dict[str, _Content] = {}
-        after: int | None = 0
-        while after is not None:
-            answer = await self._ask(
-                "GET",
-                path,
-                time.monotonic() + self.plan.retry_for,
-                params={"after": after, "limit": HISTORY_PAGE},
-            )
-            if answer is None:
-                return
-            if answer.status_code == 404:  # nothing is known of the user
-                break
-            page = answer.json()
-            for event in page["events"]:
-                event_id = event["event_id"]
-                if event_id is not None and event_id.startswith(f"{self.plan.tag}:"):
-                    there[event_id] = (
-                        event["item_id"], event["given_timestamp"], event["kind"], event["weight"]
-                    )  # fmt: skip
-            after = page["next"]
-        if there:
-            self._there[user_id] = there
+        try:
+            history = await self.client.history(user_id)
+        except Unavailable as error:
+            self._give_up(error)
+            return
+        except Refused as error:
+            if error.status != 404:  # nothing is known of the user
+                raise CommandError(str(error)) from None
+            history = []
         self._looked_up.add(user_id)
+        self._there[user_id] = {
+            event_id: (event["item_id"], event["given_timestamp"], event["kind"], event["weight"])
+            for event in history
+            if (event_id := event["event_id"]) is not None
+            and event_id.startswith(f"{self.how.tag}:")
+        }
 
-    def _must_be_sent(self, row: _Row) -> bool:
-        if self._stopped or row.user_id in self._blocked:
-            self._book(row, "not sent")
+    def _must_be_sent(self, event: _Event) -> bool:
+        if self._stopped or event.user_id in self._blocked:
+            self._book(event, "not sent")
             return False
-        event = self._there.get(row.user_id, {}).get(f"{self.plan.tag}:{row.row}")
-        if event is None:
+        there = self._there.get(event.user_id, {}).get(event.interaction.event_id)
+        if there is None:
             return True
-        if event == row.content:
-            self._book(row, "duplicate")
+        if there == event.content:
+            self._book(event, "duplicate")
         else:
-            item, time, *what = event
-            told = "".join(
+            item, time, *what = there
+            given = "".join(
                 f", {n} {v}" for n, v in zip(KIND_COLUMNS, what, strict=True) if v is not None
             )
-            self._book(row, "conflict", f"event_id: used for item {item!r} at {time}{told}")
+            self._book(event, "conflict", f"event_id: used for item {item!r} at {time}{given}")
         return False
 
-    async def _deliver(self, rows: list[_Row]) -> None:
-        until = time.monotonic() + self.plan.retry_for
-        pause = FIRST_PAUSE_S
-        while True:
-            bodies = [row.body(self.plan.tag) for row in rows]
-            answer = await self._ask(
-                "POST", "/interactions/batch", until, json={"interactions": bodies}
+    async def _deliver(self, events: list[_Event]) -> None:
+        try:
+            results = await self.client.post_all(
+                [event.interaction for event in events], batch=len(events)
             )
-            if answer is None:
-                for row in rows:
-                    self._book(row, "failed", "given up; it may be there")
-                return
-            failed: list[tuple[_Row, str]] = []
-            for row, result in zip(rows, answer.json()["results"], strict=True):
-                if result["status"] == "failed":
-                    failed.append((row, str(result["detail"])))
-                else:
-                    self._book(row, result["status"], result["detail"])
-            if not failed:
-                return
-            if len(failed) < len(rows):
-                until = time.monotonic() + self.plan.retry_for
-            elif time.monotonic() + pause > until:
-                for row, detail in failed:
-                    self._blocked.add(row.user_id)
-                    self._book(row, "failed", detail)
-                return
-            # A user's later rows fail with the first that does, so the order is kept.
-            rows = [row for row, _ in failed]
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+        except Refused as error:
+            raise CommandError(str(error)) from None
+        for event, result in zip(events, results, strict=True):
+            self._book(event, result["status"], result["detail"])
+            if result["status"] == "failed":
+                self._blocked.add(event.user_id)
+        if all(result["status"] == "failed" for result in results):
+            await self._stop_if_gone(str(results[0]["detail"]))
 
-    async def _ask(
-        self, method: str, path: str, until: float, **content: Any
-    ) -> httpx.Response | None:
-        """The service's answer (success or 404), tried for until that time; None: given up, and
-        everything stops."""
-        pause = FIRST_PAUSE_S
-        while True:
-            wait = pause * random.uniform(0.5, 1.0)
+    async def _stop_if_gone(self, reason: str) -> None:
+        """Users whose rows fail hold nobody up, a service that is away does."""
+        async with self.how.client(retry_for_s=0) as once:
             try:
-                answer = await self.client.request(method, path, **content)
-            except httpx.TransportError as error:
-                problem = _text(error)
-            else:
-                if answer.is_success or answer.status_code == 404:
-                    return answer
-                problem = f"{answer.status_code} {_detail(answer)}"
-                if answer.status_code != 429 and answer.status_code < 500:
-                    raise CommandError(f"{method} {self.client.base_url.join(path)}: {problem}")
-                if (seconds := answer.headers.get("Retry-After", "")).isdecimal():
-                    wait = max(wait, float(seconds))
-            if self._stopped or time.monotonic() + wait > until:
-                if not self._stopped:
-                    self.faults.append(f"given up: {method} {path}: {problem}")
-                self._stopped = True
-                return None
-            await asyncio.sleep(wait)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                await once.ready()
+            except ServiceError:
+                self._give_up(reason)
+
+    def _give_up(self, reason: object) -> None:
+        if not self._stopped:
+            self.faults.append(f"given up: {reason}")
+        self._stopped = True
 
     async def _pace(self, events: int) -> None:
-        if self.plan.rate:
+        if self.how.rate:
             now = time.monotonic()
             slot = max(now, self._next_slot)
-            self._next_slot = slot + events / self.plan.rate
+            self._next_slot = slot + events / self.how.rate
             await asyncio.sleep(slot - now)
 
-    def _book(self, row: _Row, status: str, detail: str | None = None) -> None:
+    def _book(self, event: _Event, status: str, detail: str | None = None) -> None:
         self.counts[status] += 1
         self.advance(1)
         if status not in (*ACCEPTED, "not sent"):
-            self.faults.append(f"{row}: {status}" + (f" ({detail})" if detail else ""))
+            self.faults.append(f"{event}: {status}" + (f" ({detail})" if detail else ""))
 
 
 def _first(error: Exception) -> Exception:
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__
-
-
-def _detail(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
-        return answer.text[:300]

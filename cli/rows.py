@@ -8,16 +8,11 @@ from pathlib import Path
 import polars as pl
 
 from cli.console import say
-from model.artefact import LONGEST_ID
 from model.gaps import UNKNOWN_TIME
-from service.http.times import iso
-from training.interactions import (
-    KIND_COLUMNS,
-    REPORTED_ROWS,
-    InputError,
-    describe_bad_rows,
-    read_log,
-)
+from model.items import LONGEST_ID
+from model.times import iso
+from training.interactions import KIND_COLUMNS, read_log
+from training.tables import REPORTED_ROWS, InputError, describe_bad_rows
 
 
 def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:

@@ -23,14 +23,11 @@ from cli.console import CommandError, errors_without_traceback, say
 from service.listeners import AddressError, bound
 
 LOGS = ("interactions.csv.gz", "interactions.csv", "interactions.parquet")
-QUICK_EPOCHS = "12"
-"""Of the built-in data set: near its best, and an answer within minutes on two cores."""
-
 ITEMS = ("items.csv.gz", "items.csv", "items.parquet")
 
 
 @dataclass(frozen=True)
-class Plan:
+class Source:
     """What is trained on and where the model goes."""
 
     log: Path
@@ -38,8 +35,8 @@ class Plan:
     artefact: Path
 
     @classmethod
-    def of(cls, data: Path | None) -> Plan:
-        """The plan for a log file or a folder with `interactions.*` and perhaps `items.*`; for
+    def of(cls, data: Path | None) -> Source:
+        """That of a log file or a folder with `interactions.*` and perhaps `items.*`; for
         None, MovieLens-100K. Raises CommandError where there is no log."""
         if data is None:
             folder = Path("data", "ml-100k")
@@ -56,6 +53,10 @@ class Plan:
         else:
             raise CommandError(f"DATA={data}: no such file or folder")
         return cls(log, _first(log.parent, ITEMS), Path("artefacts", name or "data"))
+
+    @property
+    def complete(self) -> bool:
+        return self.log.exists() and self.items is not None and self.items.exists()
 
     @property
     def trained(self) -> bool:
@@ -116,18 +117,19 @@ def run(
     with errors_without_traceback():
         at = host or os.environ.get("TIM4REC_HOST") or "127.0.0.1"
         require_free_port(port, at.strip("[]"))
-        plan = Plan.of(data)
-        plan.claim()
+        source = Source.of(data)
+        source.claim()
         on_device = ["--device", device] if device else []
-        if not plan.trained:
-            if data is None and not (plan.log.exists() and plan.items and plan.items.exists()):
-                _tim4rec("data", "ml-100k", "--out", str(plan.log.parent))
-            with_items = ["--items", str(plan.items)] if plan.items else []
-            out = ["--out", str(plan.artefact)]
-            few = ["--epochs", QUICK_EPOCHS] if data is None else []
-            _tim4rec("train", str(plan.log), *with_items, *out, *few, *on_device)
+        if not source.trained:
+            with subprocess.Popen([sys.executable, "-m", "cli.compile_step"]):
+                if data is None and not source.complete:
+                    _tim4rec("data", "ml-100k", "--out", str(source.log.parent))
+                with_items = ["--items", str(source.items)] if source.items else []
+                out = ["--out", str(source.artefact)]
+                quick = ["--recipe", "quick"] if data is None else []
+                _tim4rec("train", str(source.log), *with_items, *out, *quick, *on_device)
         at_host = ["--host", host] if host else []
-        serve = _command("serve", str(plan.artefact), "--port", str(port), *at_host, *on_device)
+        serve = _command("serve", str(source.artefact), "--port", str(port), *at_host, *on_device)
         os.execv(serve[0], serve)
 
 

@@ -29,14 +29,15 @@ from cli.settings import chosen_settings, takes_settings
 from cli.store import agreed, require_data_dir
 from model.artefact import load_artefact
 from model.kernels import why_not
-from service import server
+from service import supervisor
 from service.lifecycle import STARTUP_FAILURE
 from service.observe import logs
 from service.observe.values import MULTIPROC_DIR, clear
 from service.settings import Settings
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.client import Store
+from service.store.embedded import EmbeddedStore
+from service.store.errors import EmbeddedStoreError, StoreError
 from service.store.shared_settings import Difference, tell_changes
-from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,9 @@ def serve(given: dict[str, Any]) -> None:
 
 def _embedded(settings: Settings, held: ExitStack) -> str:
     """The URL of an embedded store that runs until `held` is closed, also when a signal does it."""
-    told: list[int] = []
+    received: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        before = signal.signal(number, lambda number, _: told.append(number))
+        before = signal.signal(number, lambda number, _: received.append(number))
         held.callback(signal.signal, number, before)
     try:
         url = held.enter_context(EmbeddedStore(settings.data_dir, fsync=settings.fsync))
@@ -90,8 +91,8 @@ def _embedded(settings: Settings, held: ExitStack) -> str:
         raise typer.Exit(STARTUP_FAILURE) from None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
-    if told:
-        _leave(told[0], None)
+    if received:
+        _leave(received[0], None)
     return url
 
 
@@ -113,7 +114,7 @@ def _serve(settings: Settings, example: str) -> int:
         os.environ[MULTIPROC_DIR] = scratch
     threading.Thread(target=_announce, args=(settings, example), daemon=True).start()
     try:
-        return server.serve(settings)
+        return supervisor.serve(settings)
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)

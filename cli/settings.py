@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from cli.console import CommandError, out, say
-from service.settings import Settings, SettingsError, flag, read_settings, variable
+from service.environment import SettingsError, flag, read_settings, variable
+from service.settings import Settings
 
 MARKDOWN_HEAD = """\
 # Settings
@@ -69,16 +70,14 @@ def _parameter(name: str, field: FieldInfo) -> Any:
     metavar = kind if "|" in kind else kind.upper()
     default = _default(field)
     if field.is_required():
-        return typer.Argument(
-            metavar=name.upper(), help=f"{field.description}; or {variable(name)}"
-        )
+        return typer.Argument(metavar=name.upper(), help=f"{_meaning(field)}; or {variable(name)}")
     flags = flag(name)
     if field.annotation is bool:
         flags = f"{flags}/--no-{flags[2:]}"
     return typer.Option(
         flags,
         metavar=metavar,
-        help=f"{field.description} (default: {default})" if default else field.description,
+        help=f"{_meaning(field)} (default: {default})" if default else _meaning(field),
         show_default=False,
         rich_help_panel=_group(field),
     )
@@ -116,7 +115,7 @@ def as_markdown() -> str:
 
 def _row(name: str, field: FieldInfo) -> tuple[str, str, str, str, str]:
     option = name.upper() if field.is_required() else flag(name)
-    return variable(name), option, _limited(field), _default(field), field.description or ""
+    return variable(name), option, _limited(field), _default(field), _meaning(field)
 
 
 def _groups() -> Iterator[tuple[str, Mapping[str, FieldInfo]]]:
@@ -127,6 +126,10 @@ def _groups() -> Iterator[tuple[str, Mapping[str, FieldInfo]]]:
 def _group(field: FieldInfo) -> str:
     assert isinstance(field.json_schema_extra, dict)
     return str(field.json_schema_extra["group"])
+
+
+def _meaning(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
 
 
 def _default(field: FieldInfo) -> str:

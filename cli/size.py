@@ -19,7 +19,7 @@ from service.engine import snapshots
 from service.engine.capacity import pool_rows
 from service.engine.pool import Seen
 from service.settings import Settings
-from service.store.event_log import ORIGIN
+from service.store.events import ORIGIN
 
 # Bytes, measured on Valkey 9.1.2 with libc's malloc: the rest of what `benchmarks.store` and
 # `benchmarks.record_size` counted, once the keys, ids and states in it are taken away.
@@ -40,7 +40,7 @@ APPEND = 24
 """More to the store for an appended event, beside its ids."""
 OUTCOME = 24
 """More from the store for an appended event."""
-TOLD = 7
+EVENT_IN_ANSWER = 7
 """More from the store for each event in an answer, beside its value."""
 SNAPSHOT = 50
 """To the store, and in its file, for a snapshot beside its key and value."""
@@ -110,7 +110,7 @@ class Sizes:
         asked = (FETCH + self.key) / self.settings.snapshot_every
         answered = ANSWER / self.settings.snapshot_every
         share = self._snapshot_written(events) + asked
-        return to + share, ANSWER + OUTCOME + self.value + TOLD + answered
+        return to + share, ANSWER + OUTCOME + self.value + EVENT_IN_ANSWER + answered
 
     def fetch(self) -> tuple[float, float]:
         """To and from the store for a recommendation to a user in the pool."""
@@ -119,9 +119,9 @@ class Sizes:
     def miss(self, events: int, with_snapshot: bool) -> tuple[float, float]:
         """To and from the store for a user who is not in the pool."""
         page = min(self.kept(events), max(256, 2 * self.settings.snapshot_every))
-        told = ANSWER + page * (self.value + TOLD)
+        answered = ANSWER + page * (self.value + EVENT_IN_ANSWER)
         to = FETCH + self.key + 24 + self.snapshot_key
-        return to, told + (self.packed(events) if with_snapshot else 0)
+        return to, answered + (self.packed(events) if with_snapshot else 0)
 
     def file(self, events: int) -> float:
         """Growth of the append-only file with one interaction."""

@@ -21,15 +21,8 @@ from cli.console import say
 from cli.rows import describe_timeless, leave_out_too_long, prepare
 from model.kinds import HEAVIEST
 from service.store.shards import Shard
-from training.interactions import (
-    REPORTED_ROWS,
-    BadRow,
-    InputError,
-    describe_bad_rows,
-    in_order,
-    log_pieces,
-    refuse,
-)
+from training.interactions import in_order, log_pieces
+from training.tables import REPORTED_ROWS, BadRow, InputError, describe_bad_rows, refuse
 
 _LENGTH = struct.Struct(">Q")
 _FULLNESS = 0.8

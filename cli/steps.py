@@ -11,7 +11,8 @@ import typer
 
 from cli.console import CommandError
 from model.kinds import KindRules
-from training.interactions import InputError, Log, read_log
+from training.interactions import Log, read_log
+from training.tables import InputError
 
 Kinds = Annotated[
     str | None,

@@ -8,9 +8,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from cli.console import CommandError
 from service.lifecycle import STARTUP_FAILURE
 from service.settings import Settings
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError, own_directory
+from service.store.client import Store
+from service.store.embedded import EmbeddedStore, own_directory
+from service.store.errors import EmbeddedStoreError
 from service.store.shared_settings import Difference, SettingsDiffer, SharedSettings
-from service.store.store import Store
+
+LONGEST_CALL_S = 60.0
+"""For a pipeline much longer than a wave of the service, on a store that may be busy."""
 
 
 def require_data_dir(settings: Settings) -> None:
@@ -29,7 +33,9 @@ async def opened(settings: Settings) -> AsyncIterator[Store]:
         url = settings.redis or stack.enter_context(
             EmbeddedStore(settings.data_dir, fsync=settings.fsync)
         )
-        store = await stack.enter_async_context(Store(url))
+        store = await stack.enter_async_context(
+            Store(url, timeout_s=max(settings.store_timeout_s, LONGEST_CALL_S))
+        )
         await store.check()
         yield store
 

@@ -5,66 +5,28 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import polars as pl
-import torch
 import typer
 
-from cli.console import CommandError, err, out
+from cli.console import CommandError, err, out, say_renamed
 from cli.console import say as say_always
+from cli.device import choose_device, require_kernels
 from cli.steps import Kinds, read_steps
-from model.artefact import ArtefactError, Items, save_artefact
-from model.kernels import KernelsUnavailable, choose
+from model.artefact import save_artefact
+from model.config import TimePath
+from model.items import ItemsError
+from model.kernels import KernelChoice
 from training import parallel
 from training.card import model_card
-from training.dataset import Dataset, Protocol, build_dataset
+from training.config import ItemInit, Loss, TrainingConfig, TrainingPrecision, ValidationSeen
+from training.dataset import Protocol, Split, build_dataset
+from training.ensemble import train_ensemble
 from training.evaluation import evaluate_offline
-from training.interactions import describe_bad_rows, read_items
-from training.recipe import model_config, training_config
-from training.towers import train_towers
-from training.trainer import TrainingConfig
-
-
-class TimePath(StrEnum):
-    CAUSAL = "causal"
-    NONE = "none"
-    SEQUENCE = "sequence"
-
-
-class ItemInit(StrEnum):
-    RANDOM = "random"
-    COOCCURRENCE = "cooccurrence"
-
-
-class Loss(StrEnum):
-    FULL = "full"
-    SAMPLED = "sampled"
-
-
-class Seen(StrEnum):
-    AUTO = "auto"
-    KEPT = "kept"
-    MASKED = "masked"
-
-
-class Precision(StrEnum):
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class Kernels(StrEnum):
-    AUTO = "auto"
-    REFERENCE = "reference"
-    TRITON = "triton"
-
-
-class Splits(StrEnum):
-    LEAVE_ONE_OUT = "leave-one-out"
-    TEMPORAL = "temporal"
-
+from training.item_table import items_of, read_items
+from training.recipe import Recipe, model_config, training_config
+from training.tables import describe_bad_rows
 
 MODEL, LOOP, DATA = "Model", "Training", "Data"
 DEFAULTS = TrainingConfig()
@@ -98,8 +60,8 @@ def train(
         ),
     ] = 5,
     split: Annotated[
-        Splits, typer.Option(help="How test data is set aside.", rich_help_panel=DATA)
-    ] = Splits.LEAVE_ONE_OUT,
+        Split, typer.Option(help="How test data is set aside.", rich_help_panel=DATA)
+    ] = "leave-one-out",
     skip_bad_rows: Annotated[
         bool,
         typer.Option(
@@ -114,10 +76,10 @@ def train(
             "sequence: the paper's, served by recomputing its window.",
             rich_help_panel=MODEL,
         ),
-    ] = TimePath.CAUSAL,
+    ] = "causal",
     d_model: Annotated[int, typer.Option(help="Width.", rich_help_panel=MODEL)] = 64,
     layers: Annotated[int, typer.Option(help="Blocks.", rich_help_panel=MODEL)] = 2,
-    towers: Annotated[
+    ensemble: Annotated[
         int,
         typer.Option(
             min=1,
@@ -126,6 +88,7 @@ def train(
             rich_help_panel=MODEL,
         ),
     ] = 1,
+    towers: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     d_state: Annotated[int, typer.Option(help="State size a channel.", rich_help_panel=MODEL)] = 32,
     dropout: Annotated[
         float | None,
@@ -157,9 +120,22 @@ def train(
     window: Annotated[
         int, typer.Option(help="(sequence) Window length.", rich_help_panel=MODEL)
     ] = 50,
+    recipe: Annotated[
+        Recipe,
+        typer.Option(
+            help="full: until validation gets no better. quick: 5 epochs at a learning rate that "
+            "falls to 0, validated once; nearly as accurate, in a fraction of the time.",
+            rich_help_panel=LOOP,
+        ),
+    ] = "full",
     epochs: Annotated[
-        int, typer.Option(help="At most this many.", rich_help_panel=LOOP)
-    ] = DEFAULTS.max_epochs,
+        int | None,
+        typer.Option(
+            help="At most this many.",
+            show_default=f"{DEFAULTS.max_epochs}, or the recipe's",
+            rich_help_panel=LOOP,
+        ),
+    ] = None,
     patience: Annotated[
         int,
         typer.Option(
@@ -167,7 +143,14 @@ def train(
             rich_help_panel=LOOP,
         ),
     ] = DEFAULTS.patience,
-    lr: Annotated[float, typer.Option(help="Learning rate.", rich_help_panel=LOOP)] = DEFAULTS.lr,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Learning rate.",
+            show_default=f"{DEFAULTS.lr:g}, or the recipe's",
+            rich_help_panel=LOOP,
+        ),
+    ] = None,
     weight_decay: Annotated[
         float, typer.Option(help="AdamW's, on matrices.", rich_help_panel=LOOP)
     ] = DEFAULTS.weight_decay,
@@ -180,7 +163,7 @@ def train(
             min=0,
             max=0.9999,
             help="Decay of an average of the weights that is validated and kept; 0: none.",
-            show_default="0.995",
+            show_default="0.995, or the recipe's",
             rich_help_panel=LOOP,
         ),
     ] = None,
@@ -199,7 +182,7 @@ def train(
             help="Softmax over the whole catalogue, or over a sample: for 100 000 items and more.",
             rich_help_panel=LOOP,
         ),
-    ] = Loss.FULL,
+    ] = "full",
     negatives: Annotated[
         int, typer.Option(help="(sampled) Items drawn a step.", rich_help_panel=LOOP)
     ] = DEFAULTS.negatives,
@@ -245,27 +228,28 @@ def train(
         int, typer.Option(help="Validate on a sample of users; 0: all.", rich_help_panel=LOOP)
     ] = DEFAULTS.validation_users,
     validation_seen: Annotated[
-        Seen,
+        Literal[ValidationSeen, "masked"],
         typer.Option(
+            metavar="[auto|kept|filtered]",
             help="Whether validation ranks items that the user has had; auto: only where users "
             "come back to items.",
             rich_help_panel=LOOP,
         ),
-    ] = Seen.AUTO,
+    ] = "auto",
     precision: Annotated[
-        Precision,
+        TrainingPrecision,
         typer.Option(
             help="Of the layers in training; the scan, the loss and the artefact are float32.",
             rich_help_panel=LOOP,
         ),
-    ] = Precision.FLOAT32,
+    ] = "float32",
     kernels: Annotated[
-        Kernels,
+        KernelChoice,
         typer.Option(
             help="Of the scan: auto takes Triton's on a GPU where the extra gpu is installed.",
             rich_help_panel=LOOP,
         ),
-    ] = Kernels.AUTO,
+    ] = "auto",
     seed: Annotated[
         int, typer.Option(help="Same seed, same machine: same weights.", rich_help_panel=LOOP)
     ] = DEFAULTS.seed,
@@ -288,7 +272,13 @@ def train(
     that was killed goes on where it stopped when the same command is given again.
     """
     first = parallel.rank() == 0
-    say = say_always if first else _say_nothing
+    say = say_always if first else lambda line, console=None: None
+    if towers is not None:
+        say_renamed("--towers", "--ensemble")
+        ensemble = towers
+    if validation_seen == "masked":
+        say_renamed("--validation-seen masked", "--validation-seen filtered")
+        validation_seen = "filtered"
     name = _name(log)
     folder = folder or Path("artefacts", name)
     read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows)
@@ -298,11 +288,11 @@ def train(
         say(describe_bad_rows(read.bad_rows, read.bad_row_count))
     for note in read.notes:
         say(f"{log}: {note}")
-    protocol = Protocol(core=core, split=split.value)
+    protocol = Protocol(core=core, split=split)
     dataset = build_dataset(read, protocol)
     architecture = model_config(
         dataset,
-        time=time.value,
+        time=time,
         d_model=d_model,
         n_layers=layers,
         d_state=d_state,
@@ -315,30 +305,31 @@ def train(
         ),
     )
     device = choose_device(device)
-    _check_kernels(kernels, device)
+    require_kernels(kernels, device)
     config = training_config(
         dataset,
-        lr=lr,
+        recipe,
         weight_decay=weight_decay,
         label_smoothing=label_smoothing,
-        loss=loss.value,
+        loss=loss,
         negatives=negatives,
         negatives_power=negatives_power,
         targets=targets,
         max_len=max_len,
         context=context,
-        max_epochs=epochs,
         patience=patience,
         validation_users=validation_users,
-        validation_seen=validation_seen.value,
-        precision=precision.value,
-        kernels=kernels.value,
+        validation_seen=validation_seen,
+        precision=precision,
+        kernels=kernels,
         seed=seed,
         threads=threads,
         device=device,
         **_given(
+            lr=lr,
+            max_epochs=epochs,
             ema=ema,
-            item_init=None if item_init is None else item_init.value,
+            item_init=item_init,
             time_masking=time_masking,
             shuffle_ties=shuffle_ties,
         ),
@@ -351,12 +342,14 @@ def train(
     checkpoint = folder.with_name(f"{folder.name}.training")
     _require_artefact_folder(folder)
     try:
-        vocabulary = _items(dataset, table)
-    except ArtefactError as error:
+        vocabulary = items_of(dataset, table)
+    except ItemsError as error:
         raise CommandError(f"{log}: {error}") from None
+    if untitled := (vocabulary.titles or []).count(None):
+        say(f"{untitled} of {len(vocabulary)} items have no title in the item table")
     if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)
-    result = train_towers(dataset, architecture, config, towers, checkpoint, console=err)
+    result = train_ensemble(dataset, architecture, config, ensemble, checkpoint, console=err)
     if not first:
         return
     rows, _ = evaluate_offline(result.model, dataset.histories, dataset.test)
@@ -364,7 +357,7 @@ def train(
         "data": {"name": name, **sizes},
         "protocol": protocol.to_dict(),
         "training": config.to_dict(),
-        "towers": towers,
+        "ensemble": ensemble,
         "epochs": result.epochs,
         "best_epoch": result.best_epoch,
         "seconds": round(result.seconds, 1),
@@ -376,42 +369,15 @@ def train(
     shutil.rmtree(checkpoint)
     whole = {(row.seen, row.request_time): row.metrics for row in rows if row.history == "whole"}
     for (seen, asked), found in whole.items():
-        how = "asked at the target's time" if asked else "request time not told"
+        how = f"request time {'known' if asked else 'unknown'}"
         numbers = f"HR@10 {found['HR@10']:.4f}  NDCG@10 {found['NDCG@10']:.4f}"
         say(f"test, seen {seen}, {how}: {numbers}", out)
     say(f"{folder}: model {identity}", out)
 
 
-def choose_device(name: str) -> str:
-    """`auto` is this process's CUDA device, or the CPU. Raises CommandError for an unusable one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    local = parallel.local_rank()
-    if name == "cuda" and local is not None:
-        name = f"cuda:{local}"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CommandError(f"--device {name} can't be used: {reason}") from None
-    return name
-
-
-def _check_kernels(kernels: Kernels, device: str) -> None:
-    try:
-        if kernels == Kernels.TRITON:
-            choose("triton", device)
-    except KernelsUnavailable as error:
-        raise CommandError(f"--kernels triton: {error}") from None
-
-
 def _given(**options: Any) -> dict[str, Any]:
     """Those that were not left to the recipe."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-def _say_nothing(message: object, console: object = None) -> None:
-    """In all processes of a run but the first."""
 
 
 def _name(log: Path) -> str:
@@ -426,22 +392,6 @@ def _require_artefact_folder(folder: Path) -> None:
         raise CommandError(f"--out {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
         raise CommandError(f"--out {folder} is not empty and not an artefact: choose another")
-
-
-def _items(dataset: Dataset, table: pl.DataFrame | None) -> Items:
-    if table is None:
-        return Items(dataset.item_ids, dataset.popularity())
-    ids = pl.DataFrame({"item_id": dataset.item_ids}, schema={"item_id": pl.String})
-    joined = ids.join(table, on="item_id", how="left", maintain_order="left")
-    missing = joined["title"].null_count()
-    if missing:
-        say_always(f"{missing} of {len(joined)} items have no title in the item table")
-    return Items(
-        dataset.item_ids,
-        dataset.popularity(),
-        joined["title"].to_list(),
-        joined["categories"].fill_null([]).to_list(),
-    )
 
 
 def _command() -> str:

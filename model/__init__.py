@@ -10,7 +10,6 @@ from model.gaps import UNKNOWN_TIME
 from model.recommender import Architecture, Recommender
 from model.state import State, StateLayout
 from model.tim4rec import TiM4Rec
-from model.towers import stack
 
 __all__ = [
     "UNKNOWN_TIME",
@@ -20,5 +19,4 @@ __all__ = [
     "State",
     "StateLayout",
     "TiM4Rec",
-    "stack",
 ]

@@ -16,18 +16,16 @@ import os
 import reprlib
 import shutil
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from model.config import ConfigError, ModelConfig
 from model.folder import replace_folder
+from model.items import Items, items_bytes, read_items
 from model.plain_file import open_plain, read_plain
 from model.strict_json import is_number, parse
 from model.tim4rec import TiM4Rec
@@ -43,63 +41,16 @@ CONFIG, WEIGHTS, ITEMS, METRICS, CARD = (
 )
 FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD)
 
-LONGEST_ID = 256
-"""Bytes of UTF-8 that an id may have."""
 CONFIG_BYTES = 1 << 16
 """Most of `config.json`; 2,000 are usual. The list of models reads many of them."""
 METRICS_BYTES = 1 << 20
 """Most of `metrics.json`; a hundredth of it is usual."""
-ITEM_BYTES = 1 << 14
-"""Most of `items.json` for each item; a hundredth of it is usual."""
-_COLUMNS = {
-    "ids": list,
-    "popularity": list,
-    "titles": list | None,
-    "categories": list | None,
-}
 _STATE_BYTES = 1 << 20  # a user's state may have so many, and as many as the weights
 _REPLACED_FOR_S = 60.0
 
 
 class ArtefactError(ValueError):
     """A folder that can't be served; one line that names the file and the fix."""
-
-
-@dataclass(frozen=True)
-class Items:
-    """The vocabulary: entry i describes item index i + 1.
-
-    Attributes:
-        ids: the caller's own strings, unique.
-        popularity: (V,) int64, interactions of each item in the training part.
-        titles, categories: one each an item, or None when there is no item table.
-    """
-
-    ids: list[str]
-    popularity: NDArray[np.int64]
-    titles: list[str | None] | None = None
-    categories: list[list[str]] | None = None
-
-    def __post_init__(self) -> None:
-        _require_each("id", self.ids, _id_fault)
-        if len(set(self.ids)) != len(self.ids):
-            raise ArtefactError("items: an id stands there twice")
-        for name, column in (
-            ("popularity", self.popularity),
-            ("titles", self.titles),
-            ("categories", self.categories),
-        ):
-            if column is not None and len(column) != len(self.ids):
-                raise ArtefactError(
-                    f"items: {len(column)} {name} for {len(self.ids)} ids: one each is needed"
-                )
-        if not np.issubdtype(self.popularity.dtype, np.integer) or (self.popularity < 0).any():
-            raise ArtefactError("items: popularity must be whole numbers from 0 on")
-        _require_each("title", self.titles or (), _title_fault)
-        _require_each("categories", self.categories or (), _categories_fault)
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -137,15 +88,7 @@ def save_artefact(
     try:
         weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS)
-        _write_json(
-            partial / ITEMS,
-            {
-                "ids": items.ids,
-                "popularity": items.popularity.tolist(),
-                "titles": items.titles,
-                "categories": items.categories,
-            },
-        )
+        _write_json(partial / ITEMS, items.to_columns())
         if (found := (partial / ITEMS).stat().st_size) > (most := items_bytes(len(items))):
             raise ArtefactError(
                 f"{ITEMS} would have {found:,} bytes, at most {most:,} are read: shorten titles "
@@ -259,7 +202,10 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
     table = read_plain(items_file, items_bytes(config.n_items), within=folder)
     if hashlib.sha256(table).hexdigest() != hashes[ITEMS]:
         raise ArtefactError(f"{items_file}: its hash is not the one in {CONFIG}: damaged")
-    items = _read_items(items_file, table, config.n_items)
+    try:
+        items = read_items(table, config.n_items)
+    except ValueError as error:
+        raise ArtefactError(f"{items_file}: {error}") from None
     return Artefact(
         model=model.to(device).eval(),
         items=items,
@@ -344,11 +290,6 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def items_bytes(n_items: int) -> int:
-    """Most bytes of an `items.json` of so many items."""
-    return (1 << 20) + n_items * ITEM_BYTES
-
-
 def _write_json(path: Path, value: object) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=None if path.name == ITEMS else 2)
     path.write_text(text + "\n", encoding="utf-8")
@@ -363,58 +304,3 @@ def _read_json(path: Path, most: int = CONFIG_BYTES, *, constants: bool = False)
     if not isinstance(value, dict):
         raise ArtefactError(f"{path}: must hold a JSON object")
     return value
-
-
-def _read_items(path: Path, content: bytes, n_items: int) -> Items:
-    try:
-        table = parse(content)
-        if not isinstance(table, dict):
-            raise ArtefactError("must hold a JSON object")
-        for name, kinds in _COLUMNS.items():
-            if not isinstance(table.get(name, ""), kinds):
-                raise ArtefactError(f"must have a list of {name}")
-        if len(table["ids"]) != n_items:
-            raise ArtefactError(f"{len(table['ids'])} items, the model has {n_items}")
-        _require_each("popularity", table["popularity"], _count_fault)
-        counts = np.array(table["popularity"], dtype=np.int64)
-        return Items(table["ids"], counts, table["titles"], table["categories"])
-    except ValueError as error:
-        raise ArtefactError(f"{path}: {error}") from None
-
-
-def _require_each(name: str, values: Iterable[object], fault: Callable[[Any], str | None]) -> None:
-    for place, value in enumerate(values, 1):
-        if found := fault(value):
-            raise ArtefactError(f"items: {name} {place} {found}")
-
-
-def _id_fault(value: object) -> str | None:
-    if not _is_text(value):
-        return f"is not a string of Unicode: {reprlib.repr(value)}"
-    size = len(value.encode())
-    if 1 <= size <= LONGEST_ID:
-        return None
-    return f"has {size} bytes of UTF-8, 1 to {LONGEST_ID} fit: {reprlib.repr(value)}"
-
-
-def _title_fault(value: object) -> str | None:
-    fits = value is None or _is_text(value)
-    return None if fits else f"is neither a string nor null: {reprlib.repr(value)}"
-
-
-def _categories_fault(value: object) -> str | None:
-    fits = isinstance(value, list) and all(map(_is_text, value))
-    return None if fits else f"are no list of strings: {reprlib.repr(value)}"
-
-
-def _count_fault(value: object) -> str | None:
-    fits = type(value) is int and 0 <= value < 2**63
-    return None if fits else f"is no count: {reprlib.repr(value)}"
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    """Whether it is Unicode: half of a pair of surrogates is not."""
-    try:
-        return isinstance(value, str) and (value.isascii() or bool(value.encode()))
-    except UnicodeEncodeError:
-        return False

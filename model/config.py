@@ -6,12 +6,9 @@ import math
 import reprlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from model.strict_json import is_number, shown
-
-if TYPE_CHECKING:
-    from model.tim4rec import TiM4Rec
 
 TimePath = Literal["causal", "sequence", "none"]
 GapMix = Literal["factor", "product", "none"]
@@ -39,7 +36,8 @@ class ModelConfig:
         n_items: V, the size of the vocabulary; item indices are 1..V, 0 is padding.
         d_model, n_layers, expand, head_dim, d_state, d_conv: D, layers, E/D, P, N, K.
         n_groups: G, of B and C as in Mamba-2; projections and norms are as many side by side, so
-            the groups are towers of width D/G that meet in the score only: theirs add up.
+            the groups are members of an ensemble, of width D/G, that meet in the score only: theirs
+            add up.
         ffn: whether each block is followed by the feed-forward layer.
         activation: used in the convolution, the feed-forward layer and the sequence time path.
         dropout: probability, at the embedding, each block's and each feed-forward's output.
@@ -139,12 +137,6 @@ class ModelConfig:
     def time_use(self) -> TimeUse:
         uses: dict[TimePath, TimeUse] = {"causal": "optional", "sequence": "required"}
         return uses.get(self.time, "none")
-
-    def build(self) -> TiM4Rec:
-        """The model with fresh weights, drawn from torch's default generator."""
-        from model.tim4rec import TiM4Rec  # which needs this module
-
-        return TiM4Rec(self)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,7 +1,7 @@
 """A model's step and read-out on a GPU, in place in a pool of states, with few and fused kernels.
 
-What is computed, `TiM4Rec.step` and `TiM4Rec.query` say; `model.stepper` does the same on a CPU.
-Steps wait for the next `send`, which brings everything to the device in one transfer.
+What is computed, `TiM4Rec.step` and `TiM4Rec.query` say; `model.compiled_stepper` does the same on
+a CPU. Steps wait for the next `send`, which brings everything to the device in one transfer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.gaps import GapGrid
@@ -23,15 +22,12 @@ from model.groups import GroupedLayerNorm, GroupedLinear
 from model.kernels import Kernels
 from model.layers import FACTOR_SPAN, MAX_DECAY, FeedForward, activation
 from model.state import State
+from model.stepper import FEW_STEPS, Ints, rounds
 from model.tim4rec import Block, TiM4Rec
-
-Ints = NDArray[np.int64]
 
 
 class DeviceStepper:
-    """Steps of the users of a pool with the weights that the model has now, in float32.
-
-    One thread at a time may use it.
+    """A `Stepper` with the weights that the model has now, in float32.
 
     Args:
         states: the pool, whose parts are never replaced.
@@ -40,6 +36,9 @@ class DeviceStepper:
     Raises:
         TypeError: the model has no step of constant cost.
     """
+
+    most_steps: int | None = FEW_STEPS
+    in_microseconds = False
 
     def __init__(
         self, model: TiM4Rec, states: State, kernels: Kernels, *, graphs: bool = True
@@ -79,30 +78,21 @@ class DeviceStepper:
             self._query = Graphs(self._query_rows, 2, self._device)
 
     def prepare(self, users: int) -> None:
-        """Makes what batches of up to so many users need, so that none waits for it."""
         with self._here():
             for run in (self._step, self._query):
                 if isinstance(run, Graphs):
                     run.prepare(min(users, LARGEST))
 
     def step(self, slots: Ints, items: Ints, times: Ints) -> None:
-        """One more interaction of each user, in place, before anything sent from now on.
-
-        Args:
-            slots: (B) rows of the pool, each once.
-            items, times: (B), as for `TiM4Rec.step`.
-
-        Raises:
-            ValueError: a row is there twice, which would race.
-        """
         order = np.arange(len(slots), dtype=np.int32)
         self._owner[slots] = order
-        if not np.array_equal(self._owner[slots], order):
-            raise ValueError("a row of the pool is there twice in one step")
-        self._waiting.append(np.stack([slots, items, times]))
+        events = np.stack([slots, items, times])
+        if np.array_equal(self._owner[slots], order):  # each row once
+            self._waiting.append(events)
+        else:
+            self._waiting += [events[:, once] for once in rounds(slots)]
 
     def send(self, *arrays: Ints) -> list[Tensor]:
-        """Takes the steps that wait; the arrays on the device. One transfer for everything."""
         waiting, self._waiting = self._waiting, []
         parts = [*waiting, *arrays]
         if not parts:
@@ -121,11 +111,6 @@ class DeviceStepper:
                 self._step(piece)
 
     def query(self, slots: Tensor, request_times: Tensor) -> Tensor:
-        """What `TiM4Rec.query` says of these rows, asked for at those times: (B, D).
-
-        Args:
-            slots, request_times: (B) int64 on the device; `send` brings them there.
-        """
         rows = torch.stack([slots, request_times])
         pieces = torch.split(rows, LARGEST, 1)
         found = []
@@ -137,15 +122,9 @@ class DeviceStepper:
         return found[0] if len(pieces) == 1 else torch.cat(found)
 
     def forget(self) -> None:
-        """Drops the steps that wait."""
         self._waiting = []
 
     def settle(self) -> None:
-        """Returns when every step has been taken.
-
-        Raises:
-            RuntimeError: the device failed.
-        """
         self.send()
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)

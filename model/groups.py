@@ -1,4 +1,4 @@
-"""Layers of several towers side by side: group g of the outputs sees group g of the inputs only.
+"""Layers of an ensemble's members side by side: outputs of group g see inputs of group g only.
 
 With one group they are torch's own layers, and their weights have the same names and shapes.
 """

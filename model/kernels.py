@@ -1,31 +1,20 @@
-"""mamba-ssm's Triton kernels, in the place of the references in `model.ssd`.
-
-`mamba_ssm` as a package imports a compiled CUDA extension, language models and transformers; its
-Triton kernels need none of it. So they are imported from under a bare package of that name, and
-the extra `gpu` needs no CUDA compiler.
-"""
+"""Triton kernels in the place of the references in `model.ssd`."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import sys
-import types
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from model.mamba_kernels import import_kernels, missing_package
 from model.ssd import ssd_scan, ssd_step
 
 logger = logging.getLogger(__name__)
 
-Choice = Literal["auto", "reference", "triton"]
+KernelChoice = Literal["auto", "reference", "triton"]
 
 CHUNK = 64
 """Positions of a chunk. The kernels sum dt A over one in float32, so a short one is exacter."""
@@ -50,17 +39,7 @@ class Kernels:
     """
 
     def __init__(self) -> None:
-        with _bare_mamba_ssm():
-            # Of several configurations the kernels then take the one that needs least, which is
-            # right for our small heads, and no atomic additions.
-            import_module("mamba_ssm.utils.determinism").set_deterministic_mode(True)
-            import_module("triton").knobs.language.fp32_default = "ieee"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about that choice of a configuration
-                combined = import_module("mamba_ssm.ops.triton.ssd_combined")
-                update = import_module("mamba_ssm.ops.triton.selective_state_update")
-        self._scan: Callable[..., Any] = combined.mamba_chunk_scan_combined
-        self._step: Callable[..., Tensor] = update.selective_state_update
+        self._scan, self._step = import_kernels()
         self._zeros: dict[torch.device, Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> Kernels:
@@ -197,13 +176,11 @@ def why_not(device: torch.device | str) -> str | None:
 
 
 def _missing() -> str | None:
-    for package in ("triton", "mamba_ssm", "einops"):
-        if importlib.util.find_spec(package) is None:
-            return f"{package} is not installed: pip install 'tim4rec[gpu]'"
-    return None
+    package = missing_package()
+    return package and f"{package} is not installed: pip install 'tim4rec[gpu]'"
 
 
-def choose(choice: Choice, device: torch.device | str) -> Kernels | None:
+def choose(choice: KernelChoice, device: torch.device | str) -> Kernels | None:
     """The kernels, or None: the reference.
 
     `auto` is the kernels on a CUDA device where they run; where they don't, a warning says why.
@@ -253,20 +230,3 @@ def _error(kernels: Kernels, device: torch.device) -> float:
         )
         pairs = ((found, wanted), (left, state_after), (out, y * torch.nn.functional.silu(z)))
         return max(float((one - other).abs().max()) for one, other in pairs)
-
-
-@contextmanager
-def _bare_mamba_ssm() -> Iterator[None]:
-    if "mamba_ssm" in sys.modules:
-        yield
-        return
-    spec = importlib.util.find_spec("mamba_ssm")
-    if spec is None or spec.submodule_search_locations is None:
-        raise ImportError("mamba_ssm is not installed")
-    package = types.ModuleType("mamba_ssm")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["mamba_ssm"] = package
-    try:
-        yield
-    finally:
-        del sys.modules["mamba_ssm"]  # who imports it by itself gets all of it

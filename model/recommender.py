@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model.config import TimeUse
+from model.gaps import UNKNOWN_TIME
 from model.state import State
+
+PREFILL_CHUNK = 512
+"""Interactions of a user in one parallel pass, which bounds its memory."""
 
 
 class Recommender(nn.Module, ABC):
@@ -19,7 +25,7 @@ class Recommender(nn.Module, ABC):
     batches are padded on the right.
     """
 
-    config: Architecture[Recommender]
+    config: Architecture
     item_embedding: nn.Embedding
     """(V+1, D): scores are products of a query with its rows, so these are as wide as a query."""
     repeat_bias: float = 0.0
@@ -57,6 +63,16 @@ class Recommender(nn.Module, ABC):
     def prefill(self, items_BL: Tensor, times_BL: Tensor, lengths_B: Tensor, state: State) -> State:
         """The states after each row's first `lengths_B` interactions."""
 
+    def chunked_prefill(
+        self, histories: Sequence[Sequence[tuple[int, int]]], state: State
+    ) -> State:
+        """`prefill` of histories of any length, each of items with their times: so many
+        interactions in one pass."""
+        for start in range(0, max(map(len, histories)), PREFILL_CHUNK):
+            chunks = [history[start : start + PREFILL_CHUNK] for history in histories]
+            state = self.prefill(*_padded(chunks, self.device), state)
+        return state
+
     @abstractmethod
     def step(self, items_B: Tensor, times_B: Tensor, state: State) -> State:
         """The states after one more interaction each."""
@@ -72,10 +88,24 @@ class Recommender(nn.Module, ABC):
         return scores
 
 
-Built = TypeVar("Built", bound=Recommender, covariant=True)
+def _padded(
+    histories: Sequence[Sequence[tuple[int, int]]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Items and times (B, L), and lengths (B)."""
+    lengths = [len(history) for history in histories]
+    items = np.zeros((len(histories), max(lengths)), np.int64)
+    times = np.full_like(items, UNKNOWN_TIME)
+    for i, history in enumerate(histories):
+        if history:
+            items[i, : len(history)], times[i, : len(history)] = np.array(history, np.int64).T
+    return (
+        torch.from_numpy(items).to(device),
+        torch.from_numpy(times).to(device),
+        torch.tensor(lengths, device=device),
+    )
 
 
-class Architecture(Protocol[Built]):
+class Architecture(Protocol):
     """Everything that decides a model's shape and arithmetic."""
 
     @property
@@ -92,6 +122,3 @@ class Architecture(Protocol[Built]):
     def uses_request_time(self) -> bool: ...
 
     def to_dict(self) -> dict[str, Any]: ...
-
-    def build(self) -> Built:
-        """The model with fresh weights, drawn from torch's default generator."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 
 PREFIX = r"(/[A-Za-z0-9._~-]+)*"
@@ -32,6 +33,16 @@ def is_local(name: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether no other machine reaches it; a name without an address is nobody's either."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return True
+    found_at = (ipaddress.ip_address(str(place[0]).partition("%")[0]) for *_, place in found)
+    return all((getattr(one, "ipv4_mapped", None) or one).is_loopback for one in found_at)
 
 
 def networks(addresses: Iterable[str]) -> tuple[Network, ...] | None:

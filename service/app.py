@@ -18,19 +18,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from model.kinds import KindRules
 from service import vitals
 from service.addresses import networks
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
+from service.environment import SettingsError, read_settings
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.http import problems
+from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
 from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
-from service.http.doors import Doors
-from service.http.identify import IdentifyRequests
 from service.http.load_shedder import LoadShedder
+from service.http.observer import ObserveRequests
 from service.http.request_line import ReadRequestLine, UnderPrefix
 from service.http.routes import (
     admin,
@@ -42,24 +44,22 @@ from service.http.routes import (
     rank,
     recommend,
     session,
-    similar,
     users,
 )
 from service.http.schemas import Problem
-from service.http.timing import TimeRequests
 from service.keys import Keys
 from service.lifecycle import STARTUP_FAILURE, Drain
-from service.models.active import ActiveModels
-from service.models.lineup import Lineup
-from service.models.model_folder import ModelFolder
-from service.models.models import Models
-from service.models.served_model import ServingContext
+from service.models.deployer import Deployer
+from service.models.deployment import Deployment
+from service.models.registry import ModelRegistry
+from service.models.serving_context import ServingContext
 from service.observe import logs, metrics
-from service.settings import Settings, SettingsError, read_settings, secrets
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.settings import Settings, secrets
+from service.store.client import Store
+from service.store.embedded import EmbeddedStore
+from service.store.errors import StoreError
 from service.store.event_log import EventLog
 from service.store.shared_settings import SettingsDiffer, SharedSettings, tell_changes
-from service.store.store import Store, StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -96,17 +96,17 @@ def create_app(settings: Settings | None = None) -> Application:
                 stack.push_async_callback(tracing.close)
             try:
                 app.state.services = await _assemble(chosen, drain, stack, alone)
-            except (EmbeddedStoreError, SettingsDiffer, StoreError) as error:
+            except (SettingsDiffer, StoreError) as error:
                 app.state.fault = str(error)
                 raise
 
-            def show(lineup: Lineup) -> None:
+            def show(deployment: Deployment) -> None:
                 # Of the ones before nothing may be kept: they hold models.
                 now = app.state.services
-                app.state.services = replace(now, lineup=lineup, served=lineup.base)
+                app.state.services = replace(now, deployment=deployment, served=deployment.base)
 
-            await stack.enter_async_context(app.state.services.models.followed(show))
-            yield {"drain": drain, "gate": gate}
+            await stack.enter_async_context(app.state.services.deployer.following(show))
+            yield {"drain": drain, "load_shedder": load_shedder}
             app.state.services = None
 
     app = FastAPIOffline(  # its documentation page needs no network
@@ -119,9 +119,11 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     app.state.services, app.state.drain, app.state.fault = None, drain, None
     guarded = [declared_key, Depends(require_known_query)]
-    nouns = (interactions, recommend, rank, session, items, popular, similar, users)
+    nouns = (interactions, recommend, rank, session, items, popular, users)
     routers = [noun.router for noun in nouns]
-    gate = LoadShedder(app, [noun.router for noun in (interactions, recommend, rank, session)])
+    load_shedder = LoadShedder(
+        app, [noun.router for noun in (interactions, recommend, rank, session)]
+    )
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
     app.include_router(
@@ -137,14 +139,13 @@ def create_app(settings: Settings | None = None) -> Application:
     front: ASGIApp = AnswerDirectly(UnderPrefix(app), owner=app, routers=routers)
     front = HoldModels(front, owner=app)
     front = ReadBodies(front, settings=chosen, routers=routers)
-    front = Doors(
+    front = AccessControl(
         front,
         settings=chosen,
         keys=Keys(secrets(chosen.api_keys), chosen.api_keys_file),
         admin_keys=Keys(secrets(chosen.admin_keys), chosen.admin_keys_file),
     )
-    front = TimeRequests(front)
-    front = IdentifyRequests(front, log_requests=chosen.log_requests, tracing=tracing)
+    front = ObserveRequests(front, log_requests=chosen.log_requests, tracing=tracing)
     named: Any = front
     named = ProxyHeadersMiddleware(named, trusted_hosts=list(chosen.trusted_proxies))
     trusted = networks(chosen.trusted_proxies)
@@ -162,9 +163,10 @@ class Application:
         self.api, self._front = api, front
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            send = partial(self._tell, send)
-        await self._front(scope, receive, send)
+        if scope["type"] == "http":
+            await self._front(scope, receive, send)
+        else:
+            await self.api(scope, receive, partial(self._tell, send))
 
     async def _tell(self, send: Send, message: Message) -> None:
         """What can be mended is one line; of anything else the server logs a traceback."""
@@ -185,7 +187,9 @@ async def _assemble(
     if url is None:
         embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
         url = stack.enter_context(embedded)
-    store = await stack.enter_async_context(Store(url, replica_acks=settings.replica_acks))
+    store = await stack.enter_async_context(
+        Store(url, timeout_s=settings.store_timeout_s, replica_acks=settings.replica_acks)
+    )
     await store.check()
     if compare:
         shared = SharedSettings(store, namespace=settings.namespace)
@@ -200,25 +204,22 @@ async def _assemble(
         future_tolerance_ms=round(settings.future_tolerance_s * 1000),
         idle_ttl_s=settings.idle_ttl_s,
         history_limit=settings.history_limit,
-        timeout_s=settings.store_timeout_s,
     )
     await stack.enter_async_context(vitals.reported(log, device))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
-    seal = await shared_seal(
-        store, namespace=settings.namespace, timeout_s=settings.store_timeout_s
-    )
-    records = ItemStore(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
+    seal = await shared_seal(store, namespace=settings.namespace)
+    records = ItemStore(store, namespace=settings.namespace)
     popularity = Popularity(
         store,
-        namespace=log.namespace,
+        namespace=log.keys.namespace,
         half_life_s=settings.popular_half_life_s,
         most_items=settings.popular_items,
         copied=settings.max_k,
         least=settings.popular_least,
         heaviest=settings.max_weight,
+        kinds=KindRules.parse(settings.kinds),
         refresh_s=settings.popular_refresh_s,
-        timeout_s=settings.store_timeout_s,
     )
     await stack.enter_async_context(popularity.running())
     outcomes = None
@@ -227,16 +228,14 @@ async def _assemble(
             store,
             namespace=settings.namespace,
             window_s=settings.outcome_window_s,
-            timeout_s=settings.store_timeout_s,
+            kinds=KindRules.parse(settings.kinds),
         )
         await stack.enter_async_context(outcomes.running())
-    around = ServingContext(settings, device, log, records, popularity, outcomes, drain)
-    active = ActiveModels(store, namespace=settings.namespace, timeout_s=settings.store_timeout_s)
-    folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
-    models = Models(around, active, folder, poll_s=settings.model_poll_s)
-    stack.push_async_callback(models.close)
-    await models.open()
-    served = models.lineup.base
+    context = ServingContext(settings, device, log, records, popularity, outcomes, seal, drain)
+    deployer = Deployer(context, ModelRegistry(store, namespace=settings.namespace))
+    stack.push_async_callback(deployer.close)
+    await deployer.open()
+    served = deployer.deployment.base
     metrics.READY.set(1)
     config = served.artefact.model.config
     logger.info(
@@ -246,7 +245,7 @@ async def _assemble(
         config.time,
         device,
     )
-    return Services(settings, log, popularity, models, models.lineup, served, seal)
+    return Services(context, deployer, deployer.deployment, served)
 
 
 @asynccontextmanager
@@ -257,7 +256,7 @@ async def _kept_running(embedded: EmbeddedStore, log: EventLog) -> AsyncIterator
     async def watch() -> None:
         while not leaving.is_set():
             try:
-                await log.ping()
+                await log.store.ping()
             except StoreError as error:
                 logger.warning("starting the embedded store again: %s", error)
                 try:

@@ -5,40 +5,41 @@ A setting NAME comes from the environment variable TIM4REC_NAME, or from a flag 
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
-from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from model.kernels import Choice
+from model.kernels import KernelChoice
 from model.kinds import HEAVIEST, KindRules
 from model.state import Precision
-from service import addresses, keys
-from service.engine.wave import StoreAway
-from service.observe import logs, otlp
+from service import addresses
+from service.engine.requests import StoreAway
+from service.observe import logs
+from service.setting_types import (
+    Folder,
+    Host,
+    Hosts,
+    KeysFile,
+    Kinds,
+    Proxies,
+    RedisUrl,
+    Retrieval,
+    Secrets,
+    Tracing,
+)
 from service.store.event_log import LatePolicy
 from service.store.url import StoreUrl
 
 PREFIX = "TIM4REC_"
-CLIENT_VARIABLES = frozenset({"TIM4REC_API_KEY"})
-"""Of the commands that talk to a service; no settings of one."""
-
 SHARED = (
     "kinds", "late_policy", "replay_limit", "dedup_window", "idle_ttl_s", "history_limit",
     "popular_half_life_s", "popular_items",
 )  # fmt: skip
 """What `Settings.shared` tells."""
-
-_LINK = re.compile(r"TIM4REC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
 
 
 def _group(name: str) -> Any:
@@ -54,421 +55,230 @@ _model, _http, _store, _engine, _log, _limit, _access, _popular, _watch = (
 )  # fmt: skip
 
 
-class SettingsError(ValueError):
-    """Settings that can't be used. One line that names each flag or variable, and the fix."""
-
-
 class Settings(BaseSettings):
-    """Settings of one service; the description of each field is its documentation."""
+    """Settings of one service; the text below each field is its documentation everywhere."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
-    artefact: Path = _model(description="folder of the model to serve")
-    device: str = _model("auto", description="`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one")
-    kernels: Choice = _model(
-        "auto",
-        description="what computes steps and scans: `triton` is mamba-ssm's kernels, of the extra "
-        "`gpu`; `reference` plain torch; auto: triton on a GPU where it runs",
-    )
-    threads: int = _model(1, ge=1, description="threads of the arithmetic in one process")
-    retrieval: Literal["auto", "exact", "index"] = _model(
-        "auto",
-        description="how items are found: `exact`, or by an `index`, which needs the extra "
-        "`index`; auto: by an index from 100,000 items on, on a CPU, where it is installed",
-    )
+    artefact: Path = _model()
+    """folder of the model to serve"""
+    device: str = _model("auto")
+    """`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one"""
+    kernels: KernelChoice = _model("auto")
+    """what computes steps and scans: `triton` is mamba-ssm's kernels, of the extra `gpu`;
+    `reference` plain torch; auto: triton on a GPU where it runs"""
+    threads: int = _model(1, ge=1)
+    """threads of the arithmetic in one process"""
+    retrieval: Retrieval = _model("auto")
+    """how items are found: `exact`, or by an `index`, which needs the extra `index`; auto: by an
+    index from 100,000 items on, on a CPU, where it is installed"""
 
-    models_dir: Path | None = _model(
-        None,
-        description="folder of artefacts, a folder each, that `POST /admin/model` may choose from; "
-        "none: only `artefact` is served",
-    )
-    model_poll_s: float = _model(
-        1, gt=0, description="how often a process asks which models are to be served"
-    )
+    models_dir: Folder = _model(None)
+    """folder of artefacts, a folder each, that `POST /admin/model` may choose from; none: only
+    `artefact` is served"""
+    model_poll_s: float = _model(1, gt=0)
+    """how often a process asks which models are to be served"""
 
-    host: str = _http(
-        "127.0.0.1",
-        description="address or name to listen on; `0.0.0.0`: all of IPv4; `::`: all of IPv6 and "
-        "IPv4",
-    )
-    port: int = _http(8000, ge=1, le=65535, description="port to listen on")
-    operations_port: int | None = _http(
-        None,
-        ge=1,
-        le=65535,
-        description="another port for `/metrics`, `/livez` and `/readyz`, on which nothing else "
-        "is; `/metrics` is then there only. None: all are on `port`",
-    )
-    workers: int = _http(1, ge=1, description="processes")
-    drain_s: float = _http(
-        0,
-        ge=0,
-        description="after SIGTERM, how long to go on serving while `/readyz` answers 503, so that "
-        "load balancers turn away first",
-    )
-    shutdown_s: int = _http(
-        10, ge=1, description="most time to finish what is under way, once the port is closed"
-    )
-    read_timeout_s: float = _http(
-        30,
-        gt=0,
-        description="within which a request's head must have arrived, and then its body",
-    )
-    keep_alive_s: int = _http(
-        75,
-        ge=1,
-        description="a connection without a request is closed after this time. To be longer than "
-        "clients and proxies keep theirs (60 s is usual): what is sent while it is being closed "
-        "gets no answer",
-    )
-    root_path: str = _http(
-        "",
-        pattern=rf"^{addresses.PREFIX}$",
-        description="path under which a proxy shows the service, such as `/recommender`; the proxy "
-        "may take it off or leave it on",
-    )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = _http(
-        ("127.0.0.1", "::1"),
-        description="comma-separated addresses and networks of proxies whose X-Forwarded-For, "
-        "-Proto and -Prefix are believed; `*`: all",
-    )
-    page: bool = _http(
-        True, description="the page at `/`, where people try the recommender in a browser"
-    )
+    host: Host = _http("127.0.0.1")
+    """address or name to listen on; `0.0.0.0`: all of IPv4; `::`: all of IPv6 and IPv4"""
+    port: int = _http(8000, ge=1, le=65535)
+    """port to listen on"""
+    operations_port: int | None = _http(None, ge=1, le=65535)
+    """another port for `/metrics`, `/livez` and `/readyz`, on which nothing else is; `/metrics` is
+    then there only. None: all are on `port`"""
+    workers: int = _http(1, ge=1)
+    """processes"""
+    drain_s: float = _http(0, ge=0)
+    """after SIGTERM, how long to go on serving while `/readyz` answers 503, so that load balancers
+    turn away first"""
+    shutdown_s: int = _http(10, ge=1)
+    """most time to finish what is under way, once the port is closed"""
+    read_timeout_s: float = _http(30, gt=0)
+    """within which a request's head must have arrived, and then its body"""
+    keep_alive_s: int = _http(75, ge=1)
+    """a connection without a request is closed after this time. To be longer than clients and
+    proxies keep theirs (60 s is usual): what is sent while it is being closed gets no answer"""
+    root_path: str = _http("", pattern=rf"^{addresses.PREFIX}$")
+    """path under which a proxy shows the service, such as `/recommender`; the proxy may take it off
+    or leave it on"""
+    trusted_proxies: Proxies = _http(("127.0.0.1", "::1"))
+    """comma-separated addresses and networks of proxies whose X-Forwarded-For, -Proto and -Prefix
+    are believed; `*`: all"""
+    page: bool = _http(True)
+    """the page at `/`, where people try the recommender in a browser"""
 
-    redis_url: SecretStr | None = _store(
-        None,
-        description="redis://, rediss:// or unix:// URL of a server, or of nodes of a Cluster, "
-        "their hosts separated by commas; none: an embedded store in data_dir",
-    )
-    data_dir: Path = _store(
-        Path("state"), description="folder of the embedded store, and of the index of items"
-    )
-    fsync: Literal["always", "everysec"] = _store(
-        "always", description="when the embedded store writes its log to disk"
-    )
-    namespace: str = _store("tim4rec", pattern=r"^[A-Za-z0-9_.-]+$", description="prefix of keys")
-    store_timeout_s: float = _store(
-        2.0, gt=0, description="time for the store to answer a wave, retries included"
-    )
-    replica_acks: int = _store(
-        0,
-        ge=0,
-        description="replicas that must have an interaction or an erasure before it is "
-        "acknowledged; where they don't in time, the answer is a 503: it may be stored, and is to "
-        "be sent again with the same event_id",
-    )
-    change_shared_settings: bool = _store(
-        False,
-        description="what becomes of a start with another value of a setting that all processes of "
-        "a store and namespace share (marked `shared`) than is noted there: `false`: it ends with "
-        "a line that names both; `true`: the new value is noted for all",
-    )
-    store_away: StoreAway = _store(
-        "popular",
-        description="what reads get while the store does not answer: `refuse`: a 503; `pool`: what "
-        "the state in memory says, marked `stale`, and a 503 for users without one; `popular`: "
-        "what is popular for those",
-    )
+    redis_url: RedisUrl = _store(None)
+    """redis://, rediss:// or unix:// URL of a server, or of nodes of a Cluster, their hosts
+    separated by commas; none: an embedded store in data_dir"""
+    data_dir: Path = _store(Path("state"))
+    """folder of the embedded store, and of the index of items"""
+    fsync: Literal["always", "everysec"] = _store("always")
+    """when the embedded store writes its log to disk"""
+    namespace: str = _store("tim4rec", pattern=r"^[A-Za-z0-9_.-]+$")
+    """prefix of keys"""
+    store_timeout_s: float = _store(2.0, gt=0)
+    """time for the store to answer a wave, retries included"""
+    replica_acks: int = _store(0, ge=0)
+    """replicas that must have an interaction or an erasure before it is acknowledged; where they
+    don't in time, the answer is a 503: it may be stored, and is to be sent again with the same
+    event_id"""
+    change_shared_settings: bool = _store(False)
+    """what becomes of a start with another value of a setting that all processes of a store and
+    namespace share (marked `shared`) than is noted there: `false`: it ends with a line that names
+    both; `true`: the new value is noted for all"""
+    store_away: StoreAway = _store("popular")
+    """what reads get while the store does not answer: `refuse`: a 503; `pool`: what the state in
+    memory says, marked `stale`, and a 503 for users without one; `popular`: what is popular for
+    those"""
 
-    pool_capacity: int | None = _engine(
-        None,
-        ge=1,
-        description="user states kept on the device; none: 16,384, on a GPU what fits into 90 % of "
-        "its free memory, or 45 % with models_dir",
-    )
-    max_batch: int = _engine(128, ge=1, description="most requests in one wave")
-    max_queue: int = _engine(4096, ge=1, description="most requests waiting; more get a 503")
-    max_wait_s: float = _engine(
-        1.0,
-        gt=0,
-        description="requests that would wait longer for their turn, as things go, get a 503 at "
-        "once",
-    )
-    snapshot_every: int = _engine(64, ge=1, description="events between two snapshots of a user")
-    snapshot_ttl_s: int = _engine(30 * 86_400, ge=1, description="life of a snapshot")
-    snapshot_precision: Precision = _engine(
-        "float32", description="float16 halves a snapshot, and rounds the state at each"
-    )
+    pool_capacity: int | None = _engine(None, ge=1)
+    """user states kept on the device; none: 16,384, on a GPU what fits into 90 % of its free
+    memory, or 45 % with models_dir"""
+    max_batch: int = _engine(128, ge=1)
+    """most requests in one wave"""
+    max_queue: int = _engine(4096, ge=1)
+    """most requests waiting; more get a 503"""
+    max_wait_s: float = _engine(1.0, gt=0)
+    """requests that would wait longer for their turn, as things go, get a 503 at once"""
+    snapshot_every: int = _engine(64, ge=1)
+    """events between two snapshots of a user"""
+    snapshot_ttl_s: int = _engine(30 * 86_400, ge=1)
+    """life of a snapshot"""
+    snapshot_precision: Precision = _engine("float32")
+    """float16 halves a snapshot, and rounds the state at each"""
 
-    kinds: str = _log(
-        "",
-        description="(shared) what interactions do by kind, as `view:step,skip:hide,*:count`: "
-        "`step` moves the state, `count` only counts as popular, `hide` (also `step+hide`) keeps "
-        "the item from the user, `log` does nothing; `*`: kinds without a rule, which step by "
-        "default",
-    )
-    late_policy: LatePolicy = _log(
-        "clamp",
-        description="(shared) what becomes of an event older than the user's newest: it counts as "
-        "of the newest's time, is refused, or is put in its place and what follows computed anew",
-    )
-    replay_limit: int = _log(
-        200,
-        ge=1,
-        description="(shared) with late_policy replay, most newer events of the user that a late "
-        "one may have, at most half of dedup_window; an older one is refused",
-    )
-    future_tolerance_s: float = _log(
-        300, ge=0, description="how far ahead of the store's clock an event may be"
-    )
-    dedup_window: int = _log(
-        1000, ge=2, description="(shared) newest events of a user known by event_id"
-    )
-    idle_ttl_s: int = _log(0, ge=0, description="(shared) forget users idle for so long; 0: never")
-    history_limit: int = _log(
-        0,
-        ge=0,
-        description="(shared) newest events kept of a user, at least dedup_window and "
-        "snapshot_every; 0: all. A state rebuilt from a record that has lost some is not exact, "
-        "and answers say so",
-    )
-    erasure_poll_s: float = _log(
-        0.25, gt=0, description="how often a process asks which users were erased elsewhere"
-    )
+    kinds: Kinds = _log("")
+    """(shared) what interactions do by kind, as `view:step,skip:hide,*:count`: `step` moves the
+    state, `count` only counts as popular, `hide` (also `step+hide`) keeps the item from the user,
+    `log` does nothing; `*`: kinds without a rule, which step by default"""
+    late_policy: LatePolicy = _log("clamp")
+    """(shared) what becomes of an event older than the user's newest: it counts as of the newest's
+    time, is refused, or is put in its place and what follows computed anew"""
+    replay_limit: int = _log(200, ge=1)
+    """(shared) with late_policy replay, most newer events of the user that a late one may have, at
+    most half of dedup_window; an older one is refused"""
+    future_tolerance_s: float = _log(300, ge=0)
+    """how far ahead of the store's clock an event may be"""
+    dedup_window: int = _log(1000, ge=2)
+    """(shared) newest events of a user known by event_id"""
+    idle_ttl_s: int = _log(0, ge=0)
+    """(shared) forget users idle for so long; 0: never"""
+    history_limit: int = _log(0, ge=0)
+    """(shared) newest events kept of a user, at least dedup_window and snapshot_every; 0: all. A
+    state rebuilt from a record that has lost some is not exact, and answers say so"""
+    erasure_poll_s: float = _log(0.25, gt=0)
+    """how often a process asks which users were erased elsewhere"""
 
-    catalogue_poll_s: float = _log(
-        0.25, gt=0, description="how often a process asks which items were changed elsewhere"
-    )
+    catalogue_poll_s: float = _log(0.25, gt=0)
+    """how often a process asks which items were changed elsewhere"""
 
-    max_k: int = _limit(1000, ge=1, description="most items one recommendation may ask for")
-    max_candidates: int = _limit(5000, ge=1, description="most items one `POST /rank` may order")
-    max_session_events: int = _limit(
-        200, ge=1, description="most interactions of one `POST /recommend/session`"
-    )
-    explain_k: int = _limit(20, ge=1, description="most items that one answer explains")
-    explain_events: int = _limit(
-        50,
-        ge=1,
-        description="newest interactions of a user among which an explanation looks for reasons; "
-        "each takes a pass of the model",
-    )
-    max_body_bytes: int = _limit(4 * 2**20, ge=1024, description="most bytes of a request's body")
-    max_buffered_bytes: int = _limit(
-        256 * 2**20,
-        ge=2**20,
-        description="most bytes of bodies that one process keeps at a time; a body beyond it gets "
-        "a 503",
-    )
-    max_head_bytes: int = _limit(
-        65_536,
-        ge=1024,
-        description="most bytes of a request's line and headers, and of the fields behind a "
-        "chunked body",
-    )
-    max_header_fields: int = _limit(100, ge=10, description="most header fields of either")
-    max_batch_events: int = _limit(1000, ge=1, description="most events of one batch request")
-    max_weight: float = _limit(
-        10,
-        gt=0,
-        le=HEAVIEST,
-        description="most that one interaction may weigh; a heavier one is refused, and one that "
-        "is stored already counts for so much",
-    )
-    max_batch_items: int = _limit(1000, ge=1, description="most items of one batch request")
-    max_item_bytes: int = _limit(16_384, ge=256, description="most bytes of an item's record")
-    max_filter_length: int = _limit(2000, ge=1, description="most characters of a filter")
-    max_paged: int = _limit(
-        1000, ge=1, description="most items that the pages of one recommendation hold together"
-    )
+    max_k: int = _limit(1000, ge=1)
+    """most items one recommendation may ask for"""
+    max_candidates: int = _limit(5000, ge=1)
+    """most items one `POST /rank` may order"""
+    max_session_events: int = _limit(200, ge=1)
+    """most interactions of one `POST /recommend/session`"""
+    explain_k: int = _limit(20, ge=1)
+    """most items that one answer explains"""
+    explain_events: int = _limit(50, ge=1)
+    """newest interactions of a user among which an explanation looks for reasons; each takes a pass
+    of the model"""
+    max_body_bytes: int = _limit(4 * 2**20, ge=1024)
+    """most bytes of a request's body"""
+    max_buffered_bytes: int = _limit(256 * 2**20, ge=2**20)
+    """most bytes of bodies that one process keeps at a time; a body beyond it gets a 503"""
+    max_head_bytes: int = _limit(65_536, ge=1024)
+    """most bytes of a request's line and headers, and of the fields behind a chunked body"""
+    max_header_fields: int = _limit(100, ge=10)
+    """most header fields of either"""
+    max_batch_events: int = _limit(1000, ge=1)
+    """most events of one batch request"""
+    max_weight: float = _limit(10, gt=0, le=HEAVIEST)
+    """most that one interaction may weigh; a heavier one is refused, and one that is stored already
+    counts for so much"""
+    max_batch_items: int = _limit(1000, ge=1)
+    """most items of one batch request"""
+    max_item_bytes: int = _limit(16_384, ge=256)
+    """most bytes of an item's record"""
+    max_filter_length: int = _limit(2000, ge=1)
+    """most characters of a filter"""
+    max_paged: int = _limit(1000, ge=1)
+    """most items that the pages of one recommendation hold together"""
 
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _access(
-        (),
-        description="comma-separated keys, one of which X-API-Key must carry; none, and no file of "
-        "them: open, where that is allowed (allow_open)",
-    )
-    api_keys_file: Path | None = _access(
-        None,
-        description="more of them, one a line (`#` begins a comment); read again when it changes",
-    )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = _access(
-        (),
-        description="comma-separated names, beside addresses and `localhost`, by which requests "
-        "may ask for a service without keys; `*`: any. So no page of somebody else's can make a "
-        "browser ask by a name that leads here",
-    )
-    allow_open: bool = _access(
-        False,
-        description="serve without keys on an address that other machines reach; without this, "
-        "`tim4rec serve` refuses to",
-    )
-    public_docs: bool = _access(
-        False,
-        description="`/docs` and `/openapi.json` without a key, also where the API wants one",
-    )
-    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = _access(
-        (),
-        description="comma-separated keys, one of which X-API-Key must carry at `/admin`; none, "
-        "and no file of them: closed",
-    )
-    admin_keys_file: Path | None = _access(None, description="more of them, as in api_keys_file")
+    api_keys: Secrets = _access(())
+    """comma-separated keys, one of which X-API-Key must carry; none, and no file of them: open,
+    where that is allowed (allow_open)"""
+    api_keys_file: KeysFile = _access(None)
+    """more of them, one a line (`#` begins a comment); read again when it changes"""
+    allowed_hosts: Hosts = _access(())
+    """comma-separated names, beside addresses and `localhost`, by which requests may ask for a
+    service without keys; `*`: any. So no page of somebody else's can make a browser ask by a name
+    that leads here"""
+    allow_open: bool = _access(False)
+    """serve without keys on an address that other machines reach; without this, `tim4rec serve`
+    refuses to"""
+    public_docs: bool = _access(False)
+    """`/docs` and `/openapi.json` without a key, also where the API wants one"""
+    admin_keys: Secrets = _access(())
+    """comma-separated keys, one of which X-API-Key must carry at `/admin`; none, and no file of
+    them: closed"""
+    admin_keys_file: KeysFile = _access(None)
+    """more of them, as in api_keys_file"""
 
-    popular_half_life_s: int = _popular(
-        7 * 86_400,
-        ge=60,
-        description="(shared) after so long an interaction counts half in what is recent",
-    )
-    popular_least: float = _popular(
-        100,
-        ge=0,
-        description="so many recent interactions, aged ones counted in part, are enough to go by; "
-        "with fewer, what is popular is what was in training",
-    )
-    popular_items: int = _popular(
-        100_000,
-        ge=1000,
-        description="(shared) items counted; of those beyond, the rarest are forgotten",
-    )
-    popular_refresh_s: float = _popular(
-        5, gt=0, description="how often a process reads what all have counted"
-    )
+    popular_half_life_s: int = _popular(7 * 86_400, ge=60)
+    """(shared) after so long an interaction counts half in what is recent"""
+    popular_least: float = _popular(100, ge=0)
+    """so many recent interactions, aged ones counted in part, are enough to go by; with fewer, what
+    is popular is what was in training"""
+    popular_items: int = _popular(100_000, ge=1000)
+    """(shared) items counted; of those beyond, the rarest are forgotten"""
+    popular_refresh_s: float = _popular(5, gt=0)
+    """how often a process reads what all have counted"""
 
-    log_level: logs.Level = _watch(
-        "info", description="what is logged, at least; to standard error"
-    )
-    log_format: logs.Format = _watch(
-        "auto", description="auto: text on a terminal, else a JSON object a line"
-    )
-    log_requests: Literal["errors", "all", "none"] = _watch(
-        "errors",
-        description="a line for every answer with a 5xx status but to probes, for all, or for none",
-    )
-    tracing: bool = _watch(
-        False,
-        description="OpenTelemetry traces, sent as the OTEL_* variables say; needs the extra "
-        "`otel`",
-    )
-    outcome_window_s: int = _watch(
-        0,
-        ge=0,
-        description="how soon after an item was recommended to a user an interaction with it "
-        "counts as an outcome of the model; 0: neither is counted",
-    )
-    exactness_every_s: float = _watch(
-        10, ge=0, description="how often each process recomputes a resident user; 0: never"
-    )
-    exactness_max_events: int = _watch(
-        2000, ge=1, description="users with more events are not recomputed"
-    )
-    exactness_tolerance: float = _watch(
-        1e-3,
-        gt=0,
-        description="a larger difference of scores is logged as an error; with float16, ten times "
-        "that",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split_lists(cls, values: object) -> object:
-        if not isinstance(values, dict):
-            return values
-        split = {
-            name: tuple(one.strip() for one in given.split(",") if one.strip())
-            for name in ("api_keys", "admin_keys", "allowed_hosts", "trusted_proxies")
-            if isinstance(given := values.get(name), str)
-        }
-        return values | split
-
-    @field_validator("host")
-    @classmethod
-    def _without_brackets(cls, host: str) -> str:
-        return host.strip().removeprefix("[").removesuffix("]")
-
-    @field_validator("redis_url")
-    @classmethod
-    def _can_be_read(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None:
-            StoreUrl(url.get_secret_value())
-        return url
-
-    @field_validator("api_keys_file", "admin_keys_file")
-    @classmethod
-    def _has_keys(cls, file: Path | None) -> Path | None:
-        if file is not None:
-            keys.check(file)
-        return file
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _as_compared(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(addresses.host_name, hosts))
-
-    @field_validator("trusted_proxies")
-    @classmethod
-    def _are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
-        addresses.networks(proxies)
-        return proxies
-
-    @field_validator("tracing")
-    @classmethod
-    def _can_trace(cls, tracing: bool) -> bool:
-        if tracing and not all(
-            map(_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))
-        ):
-            raise ValueError("needs the extra `otel`: pip install 'tim4rec[otel]'")
-        if tracing:
-            otlp.check(os.environ)
-        return tracing
-
-    @field_validator("models_dir")
-    @classmethod
-    def _is_folder(cls, folder: Path | None) -> Path | None:
-        if folder is not None and not folder.is_dir():
-            raise ValueError(f"{folder} is no folder: make it, or leave this setting out")
-        return folder
-
-    @field_validator("kinds")
-    @classmethod
-    def _are_rules(cls, kinds: str) -> str:
-        KindRules.parse(kinds)
-        return kinds
-
-    @field_validator("retrieval")
-    @classmethod
-    def _can_index(cls, retrieval: str) -> str:
-        if retrieval == "index" and not _installed("faiss"):
-            raise ValueError("index needs the extra `index`: pip install 'tim4rec[index]'")
-        return retrieval
+    log_level: logs.Level = _watch("info")
+    """what is logged, at least; to standard error"""
+    log_format: logs.Format = _watch("auto")
+    """auto: text on a terminal, else a JSON object a line"""
+    log_requests: Literal["errors", "all", "none"] = _watch("errors")
+    """a line for every answer with a 5xx status but to probes, for all, or for none"""
+    tracing: Tracing = _watch(False)
+    """OpenTelemetry traces, sent as the OTEL_* variables say; needs the extra `otel`"""
+    outcome_window_s: int = _watch(0, ge=0)
+    """how soon after an item was recommended to a user an interaction with it counts as an outcome
+    of the model; 0: neither is counted"""
+    exactness_every_s: float = _watch(10, ge=0)
+    """how often each process recomputes a resident user; 0: never"""
+    exactness_max_events: int = _watch(2000, ge=1)
+    """users with more events are not recomputed"""
+    exactness_tolerance: float = _watch(1e-3, gt=0)
+    """a larger difference of scores is logged as an error; with float16, ten times that"""
 
     @model_validator(mode="after")
-    def _two_ports(self) -> Settings:
+    def _fit_together(self) -> Self:
         if self.operations_port == self.port:
             raise ValueError(f"operations_port {self.port} is that of the API: give another one")
-        return self
-
-    @model_validator(mode="after")
-    def _room_for_bodies(self) -> Settings:
         if self.max_buffered_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_buffered_bytes {self.max_buffered_bytes} must be at least max_body_bytes "
                 f"{self.max_body_bytes}: raise the one or lower the other"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _room_for_waves(self) -> Settings:
         if self.pool_capacity is not None and self.pool_capacity < 4 * self.max_batch:
             raise ValueError(
                 f"pool_capacity {self.pool_capacity} must be at least 4 x max_batch "
                 f"{self.max_batch}: raise the one or lower the other"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _room_for_history(self) -> Settings:
-        least = max(self.dedup_window, self.snapshot_every)
-        if 0 < self.history_limit < least:
+        if 0 < self.history_limit < max(self.dedup_window, self.snapshot_every):
             raise ValueError(
                 f"history_limit {self.history_limit} must be 0 or at least dedup_window "
                 f"{self.dedup_window} and snapshot_every {self.snapshot_every}: raise it or lower "
                 "them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _room_for_replay(self) -> Settings:
         if self.late_policy == "replay" and 2 * self.replay_limit > self.dedup_window:
             raise ValueError(
                 f"replay_limit {self.replay_limit} must be at most half of dedup_window "
@@ -481,7 +291,7 @@ class Settings(BaseSettings):
         """Whether callers on other machines need no key, and nobody has said that this is meant."""
         if self.allow_open or self.api_keys or self.api_keys_file is not None:
             return False
-        return not _is_loopback(self.host)
+        return not addresses.is_loopback(self.host)
 
     @property
     def redis(self) -> str | None:
@@ -512,81 +322,5 @@ class Settings(BaseSettings):
         return values
 
 
-def _is_loopback(host: str) -> bool:
-    """Whether no other machine reaches it; a name without an address is nobody's either."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return True
-    addresses = (ip_address(str(place[0]).partition("%")[0]) for *_, place in found)
-    return all((getattr(one, "ipv4_mapped", None) or one).is_loopback for one in addresses)
-
-
 def secrets(values: Iterable[SecretStr]) -> list[str]:
     return [value.get_secret_value() for value in values]
-
-
-def variable(name: str) -> str:
-    return f"{PREFIX}{name.upper()}"
-
-
-def flag(name: str) -> str:
-    return f"--{name.removesuffix('_url').replace('_', '-')}"
-
-
-def read_settings(given: Mapping[str, object] | None = None) -> Settings:
-    """Settings of the given values and, for what is None or empty, the environment.
-
-    Raises:
-        SettingsError: a value is impossible, or a variable of the environment unknown.
-    """
-    chosen = {name: value for name, value in (given or {}).items() if value not in (None, "")}
-    faults = _unknown_variables()
-    settings = None
-    try:
-        settings = Settings(**chosen)  # type: ignore[arg-type]
-    except ValidationError as error:
-        faults += [_fault(fault, chosen) for fault in error.errors()]
-    if settings is not None and settings.redis is not None and "data_dir" in chosen:
-        faults.append(f"--data-dir, and a URL in --redis or {variable('redis_url')}: give one")
-    if settings is None or faults:
-        raise SettingsError("; ".join(faults))
-    return settings
-
-
-def _fault(fault: Any, given: Mapping[str, object]) -> str:
-    name = ".".join(map(str, fault["loc"]))
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if not name:
-        return message
-    if fault["type"] == "missing":
-        return f"{variable(name)} is not given: {Settings.model_fields[name].description}"
-    return f"{flag(name) if name in given else variable(name)}: {message}"
-
-
-def _unknown_variables() -> list[str]:
-    names = [name.upper() for name in Settings.model_fields]
-    known = {PREFIX + name for name in names} | CLIENT_VARIABLES
-    faults = []
-    for name, value in sorted(os.environ.items()):
-        given = name.upper()
-        linked = given == variable("port") and "://" in value
-        if not given.startswith(PREFIX) or (given in known and not linked):
-            continue
-        if _LINK.fullmatch(given):
-            faults.append(
-                f"{name} comes from a Kubernetes service named tim4rec and is no setting: say "
-                "enableServiceLinks: false in the pod"
-            )
-        elif given not in known:
-            near = difflib.get_close_matches(given.removeprefix(PREFIX), names, 1)
-            hint = f"did you mean {PREFIX}{near[0]}?" if near else "`tim4rec settings` lists all"
-            faults.append(f"{name} is no setting: {hint}")
-    return faults
-
-
-def _installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:  # not even what it is a part of
-        return False

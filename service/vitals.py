@@ -12,8 +12,8 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from service.observe import metrics, values
+from service.store.errors import StoreError
 from service.store.event_log import EventLog
-from service.store.store import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ async def _watch(log: EventLog, device: torch.device) -> None:
                 metrics.OPEN_FILES.set(process.num_fds())
             if device.type == "cuda":
                 metrics.DEVICE_MEMORY.set(torch.cuda.memory_reserved(device))
-            used, limit = await log.memory()
+            used, limit = await log.store.memory()
             metrics.STORE_MEMORY.set(used)
             metrics.STORE_MEMORY_LIMIT.set(limit)
         except StoreError as error:  # tim4rec_store_up says so

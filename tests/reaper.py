@@ -32,12 +32,12 @@ def began(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
 
 
-def reap(process: subprocess.Popen[bytes]) -> None:
+def reap(pid: int) -> None:
     """It will not outlive this process. Nothing is done where there is no /proc."""
     if sys.platform == "linux":
         told = _reaper().stdin
         assert told is not None
-        told.write(f"{process.pid} {began(process.pid)}\n".encode())
+        told.write(f"{pid} {began(pid)}\n".encode())
 
 
 @cache

@@ -56,7 +56,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
-        reap(self.process)
+        reap(self.process.pid)
 
     def wait_answer(self) -> None:
         while True:
@@ -107,6 +107,7 @@ def nothing_is_left(job: Job, store: int) -> bool:
     return not listens and not alive(store)
 
 
+@pytest.mark.slow
 def test_from_a_log_to_answers_and_again(folder: Path, jobs: list[Job]) -> None:
     jobs.append(Job(folder))
     jobs[0].wait_answer()

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from model import ModelConfig, TiM4Rec
+from training.config import TrainingConfig
 from training.dataset import Protocol
-from training.evaluation import Row
+from training.evaluation import ResultRow
 from training.metrics import CUTOFFS
-from training.trainer import Result, TrainingConfig
+from training.trainer import Result
 
 TIME_PATHS = {
     "causal": "causal: the gaps before each interaction enter pointwise, so a user's state is "
@@ -23,8 +24,8 @@ TIME_PATH_CHOICE = (
     "Why the default is gap_embedding with gap_mix=factor: of the paper's product before the "
     "softplus, a bounded factor after it, a gap embedding, and the last two together, trained "
     "side by side (`python -m benchmarks.time_paths`, two seeds, NDCG@10 with seen items kept), "
-    "MovieLens-1M users 1-2999 after 6 epochs gave 0.1182, 0.1180, 0.1220 and 0.1215, and told "
-    "the request time 0.1455, 0.1459, 0.1504 and 0.1503: the embedding is what helps. On Amazon "
+    "MovieLens-1M users 1-2999 after 6 epochs gave 0.1182, 0.1180, 0.1220 and 0.1215, and with the "
+    "request time known 0.1455, 0.1459, 0.1504 and 0.1503: the embedding is what helps. On Amazon "
     "Beauty, whose times are whole days, the four lie within the spread of the seeds. The factor "
     "beside the embedding costs nothing and changes nothing that could be measured; it is kept "
     "because it is what lets the state forget by the time that passed."
@@ -37,7 +38,7 @@ def model_card(
     protocol: Protocol,
     config: TrainingConfig,
     result: Result[TiM4Rec],
-    rows: Sequence[Row],
+    rows: Sequence[ResultRow],
     command: str,
     notes: Sequence[str] = (),
 ) -> str:
@@ -53,14 +54,16 @@ def model_card(
         "vocabulary are of the part before the first cut, an unseen target is a miss.",
     }[protocol.split]
     model_config = result.model.config
+    which = "the best" if config.schedule == "constant" else "the last"
     weights = (
-        f"the weights are those of epoch {result.best_epoch}, the best by validation NDCG@10 "
-        f"({result.best_ndcg:.4f})"
+        f"the weights are those of epoch {result.best_epoch}, {which}, with a validation NDCG@10 "
+        f"of {result.best_ndcg:.4f}"
     )
     if model_config.n_groups > 1:
         weights = (
-            f"{model_config.n_groups} towers, trained apart with seeds of their own, each with "
-            f"the weights of its best epoch; validation NDCG@10 together {result.best_ndcg:.4f}"
+            f"an ensemble of {model_config.n_groups} models, each trained with a seed of its own, "
+            "with the weights of its best epoch; validation NDCG@10 together "
+            f"{result.best_ndcg:.4f}"
         )
     sections = [
         f"# TiM4Rec on {name}",
@@ -79,9 +82,9 @@ def model_card(
         "has had, where such items are kept; fitted on validation.",
         "## Test results",
         "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
-        "user's earlier items stay among the candidates (kept) or not (masked). *Asked at*: "
-        "whether the model is told the time of the request, here the target's own; compare only "
-        "rows without it to models that do not take it.",
+        "user's earlier items stay among the candidates (kept) or not (filtered). *Request "
+        "time*: whether the model knows the time of the request, here the target's own; compare "
+        "only rows where it is unknown to models that do not take it.",
         metrics_table(rows),
         "## Again",
         f"```sh\n{command}\n```",
@@ -89,15 +92,15 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def metrics_table(rows: Sequence[Row]) -> str:
+def metrics_table(rows: Sequence[ResultRow]) -> str:
     """Markdown table of results, a line a row."""
     names = [f"{metric}@{k}" for metric in ("HR", "NDCG", "MRR") for k in CUTOFFS]
     return _table(
-        ["history", "asked at", "seen", *names],
+        ["history", "request time", "seen", *names],
         [
             [
                 row.history,
-                "target's time" if row.request_time else "not told",
+                "known" if row.request_time else "unknown",
                 row.seen,
                 *(f"{row.metrics[name]:.4f}" for name in names),
             ]

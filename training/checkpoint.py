@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import reprlib
@@ -10,14 +11,17 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model import Recommender
+from model import Architecture, Recommender
 from model.plain_file import open_plain
 from model.strict_json import parse, shown
+from training.config import TrainingConfig
+from training.dataset import Dataset
 
 
 class CheckpointError(ValueError):
@@ -35,6 +39,33 @@ class Progress:
     best_ndcg: float = -1.0
     seconds: float = 0.0
     finished: bool = False
+
+
+def fingerprint(dataset: Dataset, model_config: Architecture, config: TrainingConfig) -> str:
+    """Names a run: what its weights depend on.
+
+    More epochs or patience continue the same run, but where the rate falls until the last epoch.
+    """
+    settings = config.to_dict()
+    for name in ("patience", "device", "kernels"):
+        del settings[name]
+    if config.schedule == "constant":
+        del settings["schedule"], settings["max_epochs"]
+    if settings["validation_seen"] == "filtered":
+        settings["validation_seen"] = "masked"  # as it was called: runs of that time go on
+    if not config.shuffle_ties:
+        del settings["shuffle_ties"]  # runs from before it go on
+    text = json.dumps([model_config.to_dict(), settings, dataset.protocol.to_dict()])
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for array in (
+        dataset.histories.offsets,
+        dataset.histories.items,
+        dataset.histories.times,
+        dataset.train_ends,
+    ):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update("\n".join(dataset.item_ids).encode())
+    return digest.hexdigest()
 
 
 def save_checkpoint(

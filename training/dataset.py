@@ -15,7 +15,8 @@ import numpy.typing as npt
 import polars as pl
 
 from model import UNKNOWN_TIME
-from training.interactions import InputError, Log
+from training.interactions import Log
+from training.tables import InputError
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]

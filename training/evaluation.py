@@ -1,7 +1,7 @@
 """Full-ranking evaluation in three modes that must agree: parallel, recurrent and service.
 
 A target's rank is 1 + the number of other items scored at least as high: ties count against us.
-`kept` ranks among all items, `masked` leaves out every item of the user's whole history (a target
+`kept` ranks among all items, `filtered` leaves out every item of the user's whole history (a target
 seen before then can't be recommended and is a miss). The model's repeat bias counts where items are
 kept.
 """
@@ -24,6 +24,8 @@ from training.loss import scores_at_once
 from training.metrics import MISS, ranking_metrics
 
 OfflineMode = Literal["parallel", "recurrent"]
+SeenItems = Literal["kept", "filtered"]
+SEEN: tuple[SeenItems, ...] = ("kept", "filtered")
 Float32s = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-4
@@ -42,31 +44,31 @@ class Interval:
 class Ranking:
     """What one mode found, a row a target.
 
-    kept, masked: (T) ranks with seen items kept and masked. kept_interval, masked_interval: what
-    rounding may make of them. scores: (T) of the targets, NaN where unknown. top_items, top_scores:
-    (T, K) best items with seen ones kept, 0 and -inf where there are fewer. limit: ranks
-    beyond it are only known to be beyond.
+    kept, filtered: (T) ranks with seen items kept and filtered out. kept_interval,
+    filtered_interval: what rounding may make of them. scores: (T) of the targets, NaN where
+    unknown. top_items, top_scores: (T, K) best items with seen ones kept, 0 and -inf where there
+    are fewer. limit: ranks beyond it are only known to be beyond.
     """
 
     targets: Targets
     kept: Int64s
-    masked: Int64s
+    filtered: Int64s
     kept_interval: Interval
-    masked_interval: Interval
+    filtered_interval: Interval
     scores: Float32s
     top_items: Int64s
     top_scores: Float32s
     limit: int = MISS
 
-    def metrics(self) -> dict[str, dict[str, float]]:
-        return {"kept": ranking_metrics(self.kept), "masked": ranking_metrics(self.masked)}
+    def metrics(self) -> dict[SeenItems, dict[str, float]]:
+        return {"kept": ranking_metrics(self.kept), "filtered": ranking_metrics(self.filtered)}
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """How the rankings of two modes compare over the same targets.
 
-    same: equal ranks, kept and masked; near: users whose rank differs only by items scored within
+    same: equal ranks, kept and filtered; near: users whose rank differs only by items scored within
     TOLERANCE of the target; different: indices of all others. largest_score_gap: between the two
     modes' scores of the same target.
     """
@@ -218,7 +220,7 @@ class _Columns:
         self.repeat_bias = repeat_bias
         self.ranks = {
             (seen, which): np.zeros(size, dtype=np.int64)
-            for seen in ("kept", "masked")
+            for seen in SEEN
             for which in ("rank", "best", "worst")
         }
         self.scores = np.zeros(size, dtype=np.float32)
@@ -238,11 +240,11 @@ class _Columns:
         self.scores[rows] = np.where(unknown, np.nan, own[:, 0].float().cpu().numpy())
         self._rank("kept", rows, scores, own, unknown)
         scores = scores.scatter(1, seen, -torch.inf)  # its padding masks column 0 once more
-        self._rank("masked", rows, scores, own, unknown | batch.repeated)
+        self._rank("filtered", rows, scores, own, unknown | batch.repeated)
 
     def _rank(
         self,
-        seen: str,
+        seen: SeenItems,
         rows: Int64s,
         scores: Tensor,
         own: Tensor,
@@ -263,9 +265,9 @@ class _Columns:
         return Ranking(
             targets=targets,
             kept=ranks["kept", "rank"],
-            masked=ranks["masked", "rank"],
+            filtered=ranks["filtered", "rank"],
             kept_interval=Interval(ranks["kept", "best"], ranks["kept", "worst"]),
-            masked_interval=Interval(ranks["masked", "best"], ranks["masked", "worst"]),
+            filtered_interval=Interval(ranks["filtered", "best"], ranks["filtered", "worst"]),
             scores=self.scores,
             top_items=self.top_items,
             top_scores=self.top_scores,
@@ -290,7 +292,7 @@ def agreement(a: Ranking, b: Ranking) -> Agreement:
     near = np.ones(len(a.kept), dtype=np.bool_)
     for first, second, interval in (
         (a.kept, b.kept, a.kept_interval),
-        (a.masked, b.masked, a.masked_interval),
+        (a.filtered, b.filtered, a.filtered_interval),
     ):
         beyond = limit + 1
         found = np.minimum(second, beyond)
@@ -310,13 +312,13 @@ def agreement(a: Ranking, b: Ranking) -> Agreement:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a results table."""
+class ResultRow:
+    """One line of a table of results."""
 
     mode: str
     history: str
     request_time: bool
-    seen: str
+    seen: SeenItems
     metrics: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
@@ -329,10 +331,10 @@ class Row:
         }
 
 
-def rows_of(ranking: Ranking, mode: str, history: str, request_time: bool) -> list[Row]:
-    """The two rows, seen kept and masked, of a ranking."""
+def rows_of(ranking: Ranking, mode: str, history: str, request_time: bool) -> list[ResultRow]:
+    """The two rows, seen kept and filtered, of a ranking."""
     return [
-        Row(mode, history, request_time, seen, metrics)
+        ResultRow(mode, history, request_time, seen, metrics)
         for seen, metrics in ranking.metrics().items()
     ]
 
@@ -345,12 +347,12 @@ def evaluate_offline(
     mode: OfflineMode = "parallel",
     lasts: tuple[int, ...] = (50, 200),
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[Row], dict[bool, Ranking]]:
+) -> tuple[list[ResultRow], dict[bool, Ranking]]:
     """The whole table of one mode, and its whole-history rankings by `request_time`.
 
     A model that takes the request time has rows with it and without.
     """
-    rows: list[Row] = []
+    rows: list[ResultRow] = []
     whole: dict[bool, Ranking] = {}
     asked = (False, True) if model.config.uses_request_time else (False,)
     for last in (None, *lasts):

@@ -10,7 +10,7 @@ from training.dataset import Int64s
 
 CUTOFFS = (10, 20, 50)
 MISS = 2**31
-"""The rank of a target that can't be recommended: unknown to the model, or masked as seen."""
+"""The rank of a target that can't be recommended: unknown to the model, or filtered as seen."""
 
 
 def ranking_metrics(ranks: Int64s, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:

@@ -5,13 +5,18 @@ What was tried, with figures: benchmarks/quality.md.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from model import UNKNOWN_TIME, ModelConfig
+from training.config import TrainingConfig
 from training.dataset import Dataset
-from training.trainer import TrainingConfig
+
+Recipe = Literal["full", "quick"]
+"""`full` trains until validation gets no better, `quick` for a few epochs at a falling rate."""
+QUICK: dict[str, Any] = {"schedule": "linear", "max_epochs": 5, "lr": 6e-3, "ema": 0.0}
+"""On MovieLens-100K as accurate as 12 epochs of the full one, in a third of the time."""
 
 SHORT = 20
 """Mean length below which a log's histories are short: they overfit sooner."""
@@ -30,14 +35,16 @@ def model_config(dataset: Dataset, **options: Any) -> ModelConfig:
     return ModelConfig(n_items=dataset.n_items, **(recipe | options))
 
 
-def training_config(dataset: Dataset, **options: Any) -> TrainingConfig:
-    """How to train on this data: its recipe, and the given options."""
+def training_config(dataset: Dataset, recipe: Recipe = "full", **options: Any) -> TrainingConfig:
+    """How to train on this data: by that recipe, and the given options."""
     # As many times are hidden in training as are missing, so that missing ones tell nothing.
     missing = float((dataset.histories.times == UNKNOWN_TIME).mean())
     agreement = dataset.tie_agreement()
-    recipe: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         "ema": 0.995, "item_init": "cooccurrence",
         "shuffle_ties": agreement is not None and agreement < CHANCE,
         "time_masking": round(missing, 2),
     }  # fmt: skip
-    return TrainingConfig(**(recipe | options))
+    if recipe == "quick":
+        chosen |= QUICK
+    return TrainingConfig(**(chosen | options))

@@ -20,11 +20,12 @@ LARGEST = 100.0
 
 
 def repeat_bias(model: Recommender, dataset: Dataset) -> float:
-    """The bias under which the validation targets are likeliest, told the time where the model is.
+    """The bias under which the validation targets are likeliest.
 
-    The likelihood of a target is the softmax of the scores; a half target that its user has had and
-    a half one that is new are added (Jeffreys' prior), so that a log without a repeat has a finite
-    bias. Independent of the bias that the model has.
+    The request time is known where the model takes one. The likelihood of a target is the softmax
+    of the scores; a half target that its user has had and a half one that is new are added
+    (Jeffreys' prior), so that a log without a repeat has a finite bias. Independent of the bias
+    that the model has.
     """
     repeated, odds = [], []
     asked = model.config.uses_request_time

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -26,118 +25,34 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from model import Architecture, Recommender, TiM4Rec
-from model.kernels import Choice, choose
+from model import ModelConfig, Recommender, TiM4Rec
+from model.kernels import choose
 from training.batches import Batch, n_batches, prefix_batches, ties_shuffled, window_batches
-from training.checkpoint import CheckpointError, Progress, load_checkpoint, save_checkpoint
+from training.checkpoint import (
+    CheckpointError,
+    Progress,
+    fingerprint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from training.config import TrainingConfig
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, Targets
-from training.evaluation import rank_targets
+from training.evaluation import SeenItems, rank_targets
 from training.loss import batch_queries, sampled_softmax_loss, softmax_loss
 from training.metrics import ranking_metrics
 from training.negatives import NegativeSampler
+from training.optimizers import clip, optimizers_of
 from training.packing import packed
 from training.parallel import Group, join
 from training.repeats import repeat_bias
 
-Seen = Literal["auto", "kept", "masked"]
-ItemInit = Literal["random", "cooccurrence"]
-Loss = Literal["full", "sampled"]
-Precision = Literal["float32", "bfloat16"]
 MOST_REPEATS = 0.01
 M = TypeVar("M", bound=Recommender)
 
 
 class DivergedError(ValueError):
     """The weights went to infinity; the message names the setting to lower."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a model is trained; the architecture is in `ModelConfig`.
-
-    targets: of the loss in one step. max_len: longest window (a model that has one of its own
-    keeps to it). warmup: steps of linear growth of the learning rate. patience: epochs without a
-    better validation NDCG@10 before stopping. request_dropout: share of windows without request
-    times.
-    context: interactions before a window that starts within a history; the window begins with
-    the state after them, without a gradient to them; 0 begins anew.
-    time_masking: share of interactions whose time is hidden, for logs that lack some.
-    shuffle_ties: interactions of a user at the same time stand in another order each epoch.
-    clip: largest norm of the gradient. threads: of torch on a CPU, 0 leaves its own choice.
-    validation_users: validate on a fixed sample of this many, 0 on all. validation_seen: whether
-    items that the user has had are ranked there; `auto` masks them, as the service does, unless
-    more than 1 % of the targets are such items. ema: decay of the
-    exponential average of the weights, which is then what is validated and kept; at step t it is
-    at most (1 + t) / (10 + t); 0 keeps none.
-    item_init: where item embeddings start, at `random` or at `cooccurrence` vectors of the
-    training interactions.
-    loss: `full` is the softmax over the whole catalogue, `sampled` one over `negatives` draws a
-    step by popularity ** `negatives_power`, whose steps read and change only the items they name:
-    their table then has lazy moments (torch's SparseAdam) and no weight decay.
-    precision: `bfloat16` autocasts the layers; weights and loss stay in float32, and so does the
-    scan, of which the kernels multiply in bfloat16.
-    kernels: `triton` are mamba-ssm's, `auto` those on a CUDA device where they run, with several
-    histories in a row; the results are those of the `reference` but for rounding.
-    """
-
-    lr: float = 3e-3
-    weight_decay: float = 0.01
-    beta1: float = 0.9
-    beta2: float = 0.98
-    warmup: int = 100
-    clip: float = 1.0
-    label_smoothing: float = 0.0
-    ema: float = 0.0
-    item_init: ItemInit = "random"
-    loss: Loss = "full"
-    negatives: int = 8192
-    negatives_power: float = 0.75
-    targets: int = 2048
-    max_len: int = 200
-    request_dropout: float = 0.1
-    time_masking: float = 0.0
-    shuffle_ties: bool = False
-    context: int = 0
-    max_epochs: int = 200
-    patience: int = 8
-    validation_users: int = 0
-    validation_seen: Seen = "auto"
-    precision: Precision = "float32"
-    kernels: Choice = "auto"
-    seed: int = 0
-    threads: int = 0
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name, choices in (
-            ("item_init", ItemInit), ("loss", Loss), ("precision", Precision),
-            ("validation_seen", Seen), ("kernels", Choice),
-        ):  # fmt: skip
-            if getattr(self, name) not in get_args(choices):
-                raise ValueError(
-                    f"{name} must be {' or '.join(get_args(choices))}, not {getattr(self, name)!r}"
-                )
-        if self.loss == "sampled" and self.label_smoothing:
-            raise ValueError("label_smoothing must be 0 with loss=sampled: it needs every score")
-        for name in ("targets", "negatives", "max_len", "max_epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in (
-            "weight_decay", "negatives_power", "warmup", "context", "validation_users", "seed",
-            "threads",
-        ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        for name in ("beta1", "beta2", "label_smoothing", "ema", "request_dropout", "time_masking"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +68,7 @@ class Result(Generic[M]):
 
 @dataclass(frozen=True, slots=True)
 class Epoch(Generic[M]):
-    """One epoch: the weights that were validated, their NDCG@10, and what each part took."""
+    """One epoch: its weights, their NDCG@10 (0 where not validated), and what each part took."""
 
     model: M
     ndcg: float
@@ -163,7 +78,21 @@ class Epoch(Generic[M]):
 
 def train(
     dataset: Dataset,
-    model_config: Architecture[M],
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    folder: Path | None = None,
+    *,
+    console: Console | None = None,
+    after_epoch: Callable[[Epoch[TiM4Rec]], None] | None = None,
+) -> Result[TiM4Rec]:
+    """As `train_model`, a TiM4Rec of this architecture."""
+    new_model = partial(TiM4Rec, model_config)
+    return train_model(dataset, new_model, config, folder, console=console, after_epoch=after_epoch)
+
+
+def train_model(
+    dataset: Dataset,
+    new_model: Callable[[], M],
     config: TrainingConfig,
     folder: Path | None = None,
     *,
@@ -176,6 +105,7 @@ def train(
     the first one alone writes.
 
     Args:
+        new_model: the model with fresh weights, drawn from torch's default generator.
         folder: keeps a checkpoint there after each epoch and goes on from the one it finds; None
             keeps none. The run that is resumed ends with the weights of the uninterrupted one.
         console: where progress goes; None: nowhere.
@@ -188,49 +118,24 @@ def train(
     group = join(config.device)
     if console is None or group.rank:
         console = Console(quiet=True)
-    run = _Run(dataset, model_config, config, folder, console, group)
-    return run.finish(after_epoch)
+    return _Run(dataset, new_model, config, folder, console, group).finish(after_epoch)
 
 
-def fingerprint(
-    dataset: Dataset, model_config: Architecture[Recommender], config: TrainingConfig
-) -> str:
-    """Names a run: what its weights depend on. More epochs or patience continue the same run."""
-    settings = config.to_dict()
-    for name in ("max_epochs", "patience", "device", "kernels"):
-        del settings[name]
-    if not config.shuffle_ties:
-        del settings["shuffle_ties"]  # runs from before it go on
-    text = json.dumps([model_config.to_dict(), settings, dataset.protocol.to_dict()])
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
-    for array in (
-        dataset.histories.offsets,
-        dataset.histories.items,
-        dataset.histories.times,
-        dataset.train_ends,
-    ):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    digest.update("\n".join(dataset.item_ids).encode())
-    return digest.hexdigest()
-
-
-def validation_of(
-    config: TrainingConfig, dataset: Dataset
-) -> tuple[Targets, Literal["kept", "masked"]]:
+def validation_of(config: TrainingConfig, dataset: Dataset) -> tuple[Targets, SeenItems]:
     """Whose targets are validated on, and whether items that the user has had are ranked there."""
     targets = dataset.validation
     if config.validation_users:
         targets = targets.sample(config.validation_users)
     if config.validation_seen != "auto":
         return targets, config.validation_seen
-    return targets, "kept" if dataset.repeats() > MOST_REPEATS else "masked"
+    return targets, "kept" if dataset.repeats() > MOST_REPEATS else "filtered"
 
 
 class _Run(Generic[M]):
     def __init__(
         self,
         dataset: Dataset,
-        model_config: Architecture[M],
+        new_model: Callable[[], M],
         config: TrainingConfig,
         folder: Path | None,
         console: Console,
@@ -242,7 +147,7 @@ class _Run(Generic[M]):
         torch.manual_seed(config.seed)
         self.checkpoint = None if folder is None else folder / "checkpoint.safetensors"
         resumes = self.checkpoint is not None and self.checkpoint.exists()
-        self.model = model_config.build().to(config.device)
+        self.model = new_model().to(config.device)
         if config.item_init == "cooccurrence" and not resumes:
             _start_from_cooccurrence(self.model.item_embedding.weight, dataset, config.seed)
         self.packs = False
@@ -257,8 +162,9 @@ class _Run(Generic[M]):
             self.sampler = NegativeSampler(
                 dataset.popularity(), config.negatives, config.negatives_power
             )
-        self.optimizers = _optimizers(self.model, config)
-        self.progress = Progress(fingerprint(dataset, model_config, config))
+        self.optimizers = optimizers_of(self.model, config)
+        self.steps = config.max_epochs * n_batches(dataset, targets=config.targets)
+        self.progress = Progress(fingerprint(dataset, self.model.config, config))
         self.best: dict[str, Tensor] = {}
         self.validation, self.seen = validation_of(config, dataset)
         if folder is not None and self.checkpoint is not None:
@@ -268,10 +174,10 @@ class _Run(Generic[M]):
                 self.best, self.progress = load_checkpoint(
                     self.checkpoint, self.model, self.average, self.optimizers, self.progress.run
                 )
+                best = f"NDCG@10 {self.progress.best_ndcg:.4f}, epoch {self.progress.best_epoch}"
                 console.print(
-                    f"Resumed after epoch {self.progress.epoch} "
-                    f"(best NDCG@10 {self.progress.best_ndcg:.4f}, "
-                    f"epoch {self.progress.best_epoch})"
+                    f"Resumed after epoch {self.progress.epoch}"
+                    + (f" (best {best})" if config.schedule == "constant" else "")
                 )
             if len(set(group.gather(self.progress.step))) > 1:
                 raise CheckpointError(
@@ -336,7 +242,7 @@ class _Run(Generic[M]):
                 bar.update(task, advance=1, metrics=shown)
             bar.update(task, description=f"epoch {epoch + 1}, validating")
             trained = time.perf_counter()
-            ranks = self._validate()
+            figures = self._validate()
         losses = self.group.sum(losses).cpu()
         if not bool(losses.isfinite()):
             raise DivergedError(
@@ -344,10 +250,10 @@ class _Run(Generic[M]):
                 "or raise warmup"
             )
         ranked = time.perf_counter()
-        found = ranking_metrics(ranks)
         p.epoch += 1
-        if found["NDCG@10"] > p.best_ndcg:
-            p.best_ndcg, p.best_epoch = found["NDCG@10"], p.epoch
+        ndcg = figures.get("NDCG@10", 0.0)
+        if ndcg > p.best_ndcg or self.config.schedule == "linear":
+            p.best_ndcg, p.best_epoch = ndcg, p.epoch
             kept = self.average or self.model
             self.best = {k: v.detach().clone() for k, v in kept.state_dict().items()}
         seconds = time.perf_counter() - began
@@ -357,14 +263,14 @@ class _Run(Generic[M]):
                 self.checkpoint, self.model, self.average, self.best, self.optimizers, p
             )
         waits = p.epoch - p.best_epoch
-        self.console.print(
-            f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
-            f"NDCG@10 {found['NDCG@10']:.4f}  HR@10 {found['HR@10']:.4f}  {seconds:.1f} s"
-            + ("  best" if not waits else f"  ({waits}/{self.config.patience} since the best)"),
-            highlight=False,
-        )
-        validated = self.average or self.model
-        return Epoch(validated, found["NDCG@10"], trained - began, ranked - trained)
+        line = f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
+        if figures:
+            line += f"NDCG@10 {ndcg:.4f}  HR@10 {figures['HR@10']:.4f}  "
+        line += f"{seconds:.1f} s"
+        if self.config.schedule == "constant":
+            line += "  best" if not waits else f"  ({waits}/{self.config.patience} since the best)"
+        self.console.print(line, highlight=False)
+        return Epoch(self.average or self.model, ndcg, trained - began, ranked - trained)
 
     def _step(self, batch: Batch) -> Tensor:
         """One step on a batch of all processes; returns this one's part of its mean loss."""
@@ -372,7 +278,7 @@ class _Run(Generic[M]):
         self.progress.step += 1
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = c.lr * min(1.0, self.progress.step / max(1, c.warmup))
+                group["lr"] = c.lr * self._rate()
             optimizer.zero_grad(set_to_none=True)
         mine = self.group.share(batch)
         negatives = None if self.sampler is None else self.sampler.draw(self.draws)
@@ -385,11 +291,20 @@ class _Run(Generic[M]):
             loss.backward()  # type: ignore[no-untyped-call]
         table = self.model.item_embedding
         self.group.sum_gradients(self.model, table.weight if table.sparse else None)
-        _clip(self.model, c.clip)
+        clip(self.model, c.clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self._follow()
         return loss.detach()
+
+    def _rate(self) -> float:
+        """The share of `lr` that this step has."""
+        c, step = self.config, self.progress.step
+        rate = min(1.0, step / max(1, c.warmup))
+        if c.schedule == "constant":
+            return rate
+        left = self.steps - step + 1
+        return min(rate, max(0.0, left / max(1, self.steps - c.warmup)))
 
     def _loss(self, batch: Batch, negatives: tuple[Tensor, Tensor] | None) -> Tensor:
         lower = self.config.precision == "bfloat16"
@@ -412,8 +327,13 @@ class _Run(Generic[M]):
         for name, value in self.average.state_dict().items():
             value.lerp_(now[name], share)
 
-    def _validate(self) -> np.typing.NDArray[np.int64]:
-        """Asked for at the target's own time where the model takes one."""
+    def _validate(self) -> dict[str, float]:
+        """Metrics of this epoch's weights; of a rate that falls, of the last epoch's alone.
+
+        Asked for at the target's own time where the model takes one.
+        """
+        if self.config.schedule == "linear" and self.progress.epoch + 1 < self.config.max_epochs:
+            return {}
         model = self.average or self.model
         asked = model.config.uses_request_time
         everyone = np.arange(len(self.validation))
@@ -422,7 +342,7 @@ class _Run(Generic[M]):
         ranks = np.empty_like(everyone)
         for number, part in enumerate(self.group.gather(getattr(ranking[asked], self.seen))):
             ranks[number :: self.group.size] = part
-        return ranks
+        return ranking_metrics(ranks)
 
 
 @torch.no_grad()
@@ -433,43 +353,6 @@ def _start_from_cooccurrence(table: Tensor, dataset: Dataset, seed: int) -> None
     # Queries have a norm of about sqrt(D): scores of the nearest items begin at about 0.1 D.
     start = 0.1 * table.shape[1] ** 0.5 * vectors[rows]
     table[rows.to(table.device) + 1] = start.to(table)
-
-
-def _optimizers(model: Recommender, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    betas = (config.beta1, config.beta2)
-    table = model.item_embedding
-    sparse = list(table.parameters()) if table.sparse else []
-    dense = [p for p in model.parameters() if not any(p is other for other in sparse)]
-    matrices = [p for p in dense if p.ndim >= 2]
-    vectors = [p for p in dense if p.ndim < 2]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            [
-                {"params": matrices, "weight_decay": config.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},  # norms, biases, decay rates
-            ],
-            lr=config.lr,
-            betas=betas,
-            fused=True,
-        )
-    ]
-    if sparse:
-        optimizers.append(torch.optim.SparseAdam(sparse, lr=config.lr, betas=betas))
-    return optimizers
-
-
-def _clip(model: Recommender, largest: float) -> None:
-    """`torch.nn.utils.clip_grad_norm_` for gradients of which some are sparse."""
-    gradients = []
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-            sparse = parameter.grad.is_sparse
-            gradients.append(parameter.grad.values() if sparse else parameter.grad)
-    factor = (largest / (torch.nn.utils.get_total_norm(gradients) + 1e-6)).clamp(max=1.0)
-    for gradient in gradients:
-        gradient.mul_(factor)
 
 
 def _mix(seed: int, epoch: int) -> int:

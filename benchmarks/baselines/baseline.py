@@ -50,7 +50,7 @@ class BaselineConfig(ABC):
 
     @abstractmethod
     def build(self) -> Baseline:
-        """As `Architecture.build`."""
+        """The model with fresh weights, drawn from torch's default generator."""
 
 
 class Baseline(Recommender):

@@ -20,7 +20,8 @@ import torch
 from benchmarks import running
 from benchmarks.hostile.wire import Answer, Connection
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import save_artefact
+from model.items import Items
 from service.settings import Settings
 
 KEY, ADMIN_KEY, NO_KEY = "attacks-key", "attacks-admin-key", ""
@@ -139,8 +140,8 @@ class Target:
             self.post("/interactions/batch", {"interactions": [user | item] * 1000})
             self.post("/rank", user | {"item_ids": [f"i{n}" for n in range(1000)]})
             self.post("/recommend/session", {"events": [item] * 100})
-            wishes = {"filter": 'brand = "b1" or title < "a"', "diversity": 0.5, "paged": True}
-            self.post("/recommend", user | wishes | {"k": 1000})
+            options = {"filter": 'brand = "b1" or title < "a"', "diversity": 0.5, "paged": True}
+            self.post("/recommend", user | options | {"k": 1000})
 
 
 @dataclass

@@ -12,14 +12,13 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import takewhile
 
 from model.kinds import KindRules
-from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest, Mark, NewEvent, Verdict
-from service.store.store import InvalidRequest, RecordDamaged, StoreError
-
-if TYPE_CHECKING:
-    from service.feedback.popularity import Popularity
+from service.feedback.popularity import Popularity
+from service.store.errors import InvalidRequest, RecordDamaged, StoreError, raised
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN, Mark, NewEvent, Verdict
 
 LANES = 4
 GROUP_EVENTS = 4000
@@ -96,9 +95,7 @@ class Importer:
 
     async def now_ms(self) -> int:
         """The store's clock."""
-        (reply,) = await self.log.exchange([LogRequest("clock")])
-        if isinstance(reply, StoreError):
-            raise reply
+        reply: LogReply = raised(*await self.log.exchange([LogRequest("clock")]))
         return reply.now_ms
 
     async def run(
@@ -157,7 +154,7 @@ class Importer:
         going = []
         for one, reply in zip(imports, await self.log.exchange(asked), strict=True):
             try:
-                fault = await self._place(one, _sound(reply))
+                fault = await self._place(one, raised(reply))
             except (RecordDamaged, InvalidRequest) as error:
                 fault = str(error)
             if fault is not None:
@@ -198,15 +195,14 @@ class Importer:
         for base in (b"", *there):
             if _uids(one.history, base, 1)[0] in places:
                 one.uids = _uids(one.history, base)
-                one.done = next((i for i, uid in enumerate(one.uids) if uid not in places),
-                                len(one.uids))  # fmt: skip
+                one.done = len(list(takewhile(places.__contains__, one.uids)))
                 return
         one.uids = _uids(one.history, there[-1] if there else b"")
 
     def _advance(self, one: _Import, reply: LogReply | StoreError) -> str | None:
         """Books a round's outcomes; what speaks against going on, or None."""
         try:
-            outcomes = _sound(reply).outcomes
+            outcomes = raised(reply).outcomes
         except (RecordDamaged, InvalidRequest) as error:
             return str(error)
         for outcome in outcomes:
@@ -252,14 +248,10 @@ def _groups(histories: Iterable[UserHistory]) -> Iterator[list[UserHistory]]:
 def _request(one: _Import, chunk: int) -> LogRequest:
     part = slice(one.done, one.done + chunk)
     history = one.history
-    given = zip(one.uids[part], history.item_ids[part], history.times_ms[part], strict=True)
-    if history.kinds is None:
-        events = [NewEvent(*event) for event in given]
-    else:
-        events = [
-            NewEvent(*event, None, *what)
-            for event, what in zip(given, history.kinds[part], strict=True)
-        ]
+    uids = one.uids[part]
+    kinds = history.kinds[part] if history.kinds is not None else [(None, None)] * len(uids)
+    given = zip(uids, history.item_ids[part], history.times_ms[part], kinds, strict=True)
+    events = [NewEvent(uid, item, at, None, *what) for uid, item, at, what in given]
     return LogRequest(history.user_id, None, events)
 
 
@@ -281,9 +273,3 @@ def _uids(history: UserHistory, base: bytes, count: int | None = None) -> list[b
         uid = hashlib.blake2b(content, digest_size=8, person=person).digest()
         uids.append(uid)
     return uids
-
-
-def _sound(reply: LogReply | StoreError) -> LogReply:
-    if isinstance(reply, StoreError):
-        raise reply
-    return reply

@@ -11,13 +11,13 @@ from model.artefact import Artefact
 from model.kinds import KindRules
 from model.state import Precision
 from service.engine import snapshots
-from service.engine.batch_runner import missing
 from service.engine.engine import Engine
-from service.engine.snapshots import Snapshot
-from service.engine.wave import Entry, History
-from service.store.event_log import ORIGIN, EventLog, LogReply, LogRequest
+from service.engine.history import Fetched, whole
+from service.store.errors import RecordDamaged, StoreError
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import ORIGIN
 from service.store.shards import ALL, Shard
-from service.store.store import RecordDamaged, StoreError
+from service.store.snapshot_store import SnapshotStore
 
 BATCH = 256
 """Users in one exchange and one pass of arithmetic."""
@@ -127,8 +127,8 @@ class Warmer:
     async def _batch(self, users: list[str], thread: ThreadPoolExecutor) -> None:
         identity = self.engine.identity
         replies = await self.log.exchange([LogRequest(user, None, (), identity) for user in users])
-        ready: list[Entry] = []
-        long: list[Entry] = []
+        ready: list[Fetched] = []
+        long: list[Fetched] = []
         for user, reply in zip(users, replies, strict=True):
             if isinstance(reply, RecordDamaged):
                 self.result.damaged.append((user, str(reply)))
@@ -137,42 +137,34 @@ class Warmer:
             elif reply.newest == ORIGIN:
                 self.result.gone += 1
             else:
-                entry = Entry(user, reply=reply, history=self._history(reply))
-                (long if entry.history is None else ready).append(entry)
+                history = whole(self.engine.snapshots.read(reply.snapshot), reply)
+                (long if history is None else ready).append(
+                    Fetched(user, reply=reply, history=history)
+                )
         await self._compute(ready, thread)
         for start in range(0, len(long), LONG_BATCH):
             part = long[start : start + LONG_BATCH]
-            sound = await asyncio.gather(*(self._resolve(entry) for entry in part))
-            await self._compute([entry for entry in sound if entry is not None], thread)
+            sound = await asyncio.gather(*(self._resolve(fetched) for fetched in part))
+            await self._compute([fetched for fetched in sound if fetched is not None], thread)
 
-    async def _resolve(self, entry: Entry) -> Entry | None:
+    async def _resolve(self, fetched: Fetched) -> Fetched | None:
         try:
-            await self.engine.resolve(entry)
+            return await self.engine.history.resolve(fetched)
         except RecordDamaged as error:
-            self.result.damaged.append((entry.user_id, str(error)))
+            self.result.damaged.append((fetched.user_id, str(error)))
             return None
-        return entry
 
-    def _history(self, reply: LogReply) -> History | None:
-        """The user's snapshot and all events after it, or all events; None: more are needed."""
-        base = snapshots.read(self.engine.pool.layout, self.engine.computer.stamp, reply.snapshot)
-        starts: tuple[Snapshot | None, ...] = (base, None) if base else (None,)
-        for start in starts:
-            events = missing(start.mark if start else ORIGIN, None, reply)
-            if events is not None:
-                return History(start, events)
-        return None
-
-    async def _compute(self, entries: Sequence[Entry], thread: ThreadPoolExecutor) -> None:
+    async def _compute(self, batch: Sequence[Fetched], thread: ThreadPoolExecutor) -> None:
         lacking = []
-        for entry in entries:
-            assert entry.history is not None
-            begins = entry.history.events[0].version if entry.history.events else 1
-            if entry.history.base is None and begins > 1:
+        for fetched in batch:
+            history = fetched.history
+            assert history is not None
+            begins = history.events[0].version if history.events else 1
+            if history.base is None and begins > 1:
                 self.result.truncated += 1
-            elif len(entry.history.events) >= self.engine.computer.snapshot_every:
-                lacking.append(entry)
-            elif entry.history.base is not None:
+            elif len(history.events) >= self.engine.snapshots.every:
+                lacking.append(fetched)
+            elif history.base is not None:
                 self.result.current += 1
             else:
                 self.result.short += 1
@@ -180,15 +172,15 @@ class Warmer:
             return
         loop = asyncio.get_running_loop()
         try:
-            work = await loop.run_in_executor(thread, self.engine.computer.run, lacking)
+            work = await loop.run_in_executor(thread, self.engine.runner.run, lacking)
         finally:
-            for entry in lacking:
-                self.engine.pool.drop(entry.user_id)
+            for fetched in lacking:
+                self.engine.pool.drop(fetched.user_id)
         self.result.events += work.stepped + work.prefilled
         packed = dict(work.snapshots)  # of several of a user, the newest
         self.result.unfit += len(lacking) - len(packed)
         marks = [snapshots.mark(data) for data in packed.values()]
-        written = await self.log.write_snapshots(
+        written = await SnapshotStore(self.log).write(
             self.engine.identity, list(packed.items()), self.snapshot_ttl_s, marks
         )
         self.result.written += written

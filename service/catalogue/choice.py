@@ -3,14 +3,16 @@ each other, and what was shown before."""
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from service.catalogue.diversity import POOL, spread
-from service.catalogue.retrieval import NO_ITEMS, ExactRetrieval, Ranking
+from service.catalogue.ranking import NO_ITEMS, Ranking
 from service.catalogue.view import Selection
 
 
@@ -37,13 +39,21 @@ class Choice:
         return max(k, POOL) if self.diversity else k
 
     def arrange(
-        self, best: Ranking, promoted: Ranking | None, k: int, retrieval: ExactRetrieval
+        self,
+        best: Ranking,
+        promoted: Ranking | None,
+        k: int,
+        vectors_of: Callable[[NDArray[np.int64]], Tensor],
     ) -> Ranking:
-        """k items of `depth(k)` best ones and of k promoted ones."""
+        """k items of `depth(k)` best ones and of k promoted ones.
+
+        Args:
+            vectors_of: (len(rows), D) the vectors of rows.
+        """
         if self.diversity:
             pool = best.items[:POOL]
-            before = retrieval.vectors(self.shown.astype(np.int64)).float().cpu().numpy()
-            vectors = retrieval.vectors(pool).float().cpu().numpy()
+            before = vectors_of(self.shown.astype(np.int64)).float().cpu().numpy()
+            vectors = vectors_of(pool).float().cpu().numpy()
             order = spread(best.scores[:POOL], vectors, self.diversity, k, before)
             order = np.concatenate([order, np.arange(len(pool), len(best.items))])
             best = replace(best, items=best.items[order], scores=best.scores[order])
@@ -52,17 +62,19 @@ class Choice:
         return replace(best, items=best.items[:k], scores=best.scores[:k])
 
     def _with(self, promoted: Ranking, best: Ranking, k: int) -> Ranking:
-        own, other = _Queue(best), _Queue(promoted)
+        own, other = _pairs(best), _pairs(promoted)
         items: dict[int, float] = {}
         moved: list[bool] = []
         while len(items) < k:
-            following = own.first(items)
-            raised = other.first(items) if self._is_promoted(self.places + len(items)) else None
-            taken = following if raised is None else raised
-            if taken is None:
+            for pairs in (own, other):
+                while pairs and pairs[0][0] in items:
+                    pairs.popleft()
+            raised = bool(other) and self._is_promoted(self.places + len(items))
+            if not raised and not own:
                 break
-            items[taken[0]] = taken[1]
-            moved.append(taken is raised and (following is None or taken[0] != following[0]))
+            row, score = other[0] if raised else own[0]
+            items[row] = score
+            moved.append(raised and (not own or own[0][0] != row))
         return replace(
             best,
             items=np.array(list(items), np.int64),
@@ -75,13 +87,5 @@ class Choice:
         return int((place + 1) * self.share + 1e-9) > int(place * self.share + 1e-9)
 
 
-class _Queue:
-    def __init__(self, ranking: Ranking) -> None:
-        self._pairs = list(zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True))
-        self._place = 0
-
-    def first(self, taken: Container[int]) -> tuple[int, float] | None:
-        """The first that is not taken, now or at any later call."""
-        while self._place < len(self._pairs) and self._pairs[self._place][0] in taken:
-            self._place += 1
-        return self._pairs[self._place] if self._place < len(self._pairs) else None
+def _pairs(ranking: Ranking) -> deque[tuple[int, float]]:
+    return deque(zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True))

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalogue.item_listing import Place
-from service.store.calls import Calls, raised
-from service.store.store import Store, StoreError
+from service.store.client import Store
+from service.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -83,19 +83,19 @@ class Seal:
         return whole[:_TAG_BYTES]
 
 
-async def shared_seal(store: Store, *, namespace: str = "tim4rec", timeout_s: float = 2.0) -> Seal:
+async def shared_seal(store: Store, *, namespace: str = "tim4rec") -> Seal:
     """The seal of all processes on this store; the first one makes its key.
 
     Raises:
         StoreError: the store does not answer.
     """
-    name, calls = f"{quote(namespace, safe='')}:cursors", Calls(store, timeout_s)
-    key: bytes | None = raised(*await calls([("GET", name)]))
+    name = f"{quote(namespace, safe='')}:cursors"
+    key: bytes | None = await store.request(("GET", name))
     if key is None:
         new = secrets.token_bytes(KEY_BYTES)
         try:
-            raised(*await calls([("SET", name, new, "NX")]))
-            key = raised(*await calls([("GET", name)]))
+            await store.request(("SET", name, new, "NX"))
+            key = await store.request(("GET", name))
         except StoreError as error:  # it is full, or its replicas are away
             logger.warning("cursors are of this process only, for their key is not kept: %s", error)
         key = key or new

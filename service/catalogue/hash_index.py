@@ -2,53 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.catalogue.cursor import Hashes, hash_of
-from service.catalogue.turns import Steps
-
-_BLOCK, _AT_ONCE = 2**15, 1024
 
 
 class HashIndex:
     """Row i + 1 is that of the i-th id."""
 
-    def __init__(self) -> None:
-        self._full: list[tuple[Hashes, NDArray[np.int64]]] = []  # in order, and their rows
-        self._open: list[int] = []
-        self._last: tuple[int, Hashes, NDArray[np.int64]] | None = None  # of so many open ones
+    def __init__(self, ids: Iterable[str]) -> None:
+        hashes = np.fromiter(map(hash_of, ids), np.uint32)
+        order = np.argsort(hashes).astype(np.int32)
+        self._hashes, self._rows = hashes[order], order + 1
+        self._newer: defaultdict[int, list[int]] = defaultdict(list)  # rows by hash
 
-    def __len__(self) -> int:
-        return len(self._full) * _BLOCK + len(self._open)
+    def add(self, item_id: str, row: int) -> None:
+        self._newer[hash_of(item_id)].append(row)
 
-    def extend(self, ids: Sequence[str]) -> Steps[None]:
-        """Takes in the ids that are new, all others being what they were."""
-        while (known := len(self)) < len(ids):
-            room = min(_AT_ONCE, _BLOCK - len(self._open))
-            self._open += map(hash_of, ids[known : known + room])
-            if len(self._open) == _BLOCK:
-                self._full.append(self._ordered(self._open, len(self) - _BLOCK))
-                self._open = []
-            yield
-
-    def find(self, hashes: Hashes) -> NDArray[np.int64]:
+    def find(self, hashes: Hashes) -> NDArray[np.int32]:
         """The rows that have one of these hashes."""
-        if self._last is None or self._last[0] != len(self._open):
-            start = len(self._full) * _BLOCK
-            self._last = len(self._open), *self._ordered(self._open, start)
-        found = [np.empty(0, np.int64)]
-        for ordered, rows in (*self._full, self._last[1:]):
-            first, last = (
-                np.searchsorted(ordered, hashes),
-                np.searchsorted(ordered, hashes, "right"),
-            )
-            found += [rows[first[i] : last[i]] for i in np.flatnonzero(last > first)]
-        return np.concatenate(found)
-
-    def _ordered(self, hashes: Sequence[int], start: int) -> tuple[Hashes, NDArray[np.int64]]:
-        own = np.array(hashes, np.uint32)
-        order = np.argsort(own, kind="stable")
-        return own[order], order + start + 1
+        hashes = np.unique(hashes)
+        first, last = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        found = [self._rows[first[i] : last[i]] for i in np.flatnonzero(last > first)]
+        newer = [row for own in hashes.tolist() for row in self._newer.get(own, ())]
+        return np.concatenate([*found, np.array(newer, np.int32)])

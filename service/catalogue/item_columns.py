@@ -3,14 +3,13 @@
 An item has any number of values of a field. A comparison holds of it when it holds of one of them;
 numbers, strings and booleans are never equal to, nor less than, one another.
 
-Each string has a number, its code. Once put in order, the strings less than another are found by
-bisection, and the rows that have one of them by their codes.
+Each string or boolean has a number, its code. A comparison is made once with each string there is,
+and the rows that have one of those of which it holds are found by their codes.
 """
 
 from __future__ import annotations
 
 import operator
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -18,22 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.catalogue.item import Scalar
-from service.catalogue.sorting import sorted_parts
-from service.catalogue.turns import Shared, Steps
+from service.catalogue.turns import Steps
 from service.catalogue.view import Flags
 
-Comparison = Literal["==", "<", "<=", ">", ">="]
+Comparison = Literal["==", "<", "<=", ">", ">=", "in", "has"]
+Value = Scalar | tuple[str | bool, ...] | None
 
-_COMPARED: dict[Comparison, Callable[[Any, Any], Any]] = {
+_COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
 }
-_LEAST, _AT_ONCE = 16, 4096
-_FEW, _FEW_OF = 256, 64
-"""So many strings, or one in so many of them, need not be in order: each is compared."""
+_LEAST, _FEW = 16, 256
+_AT_ONCE = 2**16
+"""Strings that are compared between two places to pause."""
+_BOOLEANS = 2  # have the first codes
 _CODE_BYTES = 150
 """What a string's code takes, about; the string itself is the item's."""
 
@@ -44,11 +44,8 @@ class Column:
     def __init__(self, rows: Iterable[tuple[int, tuple[Scalar, ...]]] = ()) -> None:
         self._numbers = _Pairs(np.float64)
         self._texts = _Pairs(np.int32)
-        self._codes: dict[str | bool, int] = {}
-        self._named: list[str | bool] = []  # by code
-        self._order: list[str] = []
-        self._ranks: NDArray[np.int32] = np.empty(0, np.int32)  # in that order, by code; -1: none
-        self._sorting: Shared[tuple[list[str], NDArray[np.int32]]] | None = None
+        self._codes: dict[str | bool, int] = {False: 0, True: 1}
+        self._strings: NDArray[np.object_] = np.full(_LEAST, "", np.object_)  # by code
         for row, values in rows:
             self.put(row, values)
 
@@ -60,88 +57,43 @@ class Column:
     @property
     def worn(self) -> bool:
         """Whether more of it was than is, so that a new one is better."""
-        return (
-            self._numbers.worn or self._texts.worn or len(self._named) > 2 * self._texts.left + _FEW
-        )
+        gone = len(self._codes) - _BOOLEANS > 2 * self._texts.left + _FEW
+        return gone or self._numbers.worn or self._texts.worn
 
     @property
     def nbytes(self) -> int:
         """About."""
-        own = self._numbers.nbytes + self._texts.nbytes + self._ranks.nbytes
-        return own + _CODE_BYTES * len(self._named)
+        return self._numbers.nbytes + self._texts.nbytes + _CODE_BYTES * len(self._codes)
 
-    def sort(self) -> Steps[None]:
-        """Puts the strings in order, which comparisons other than `==` are faster with."""
-        if len(self._named) - len(self._ranks) <= max(_FEW, len(self._named) // _FEW_OF):
-            return
-        sorting = self._sorting = self._sorting or Shared(self._sorted(len(self._named)))
-        self._order, self._ranks = yield from sorting.result()
-        self._sorting = None
-
-    def compare(self, comparison: Comparison, value: Scalar, size: int) -> Flags:
-        """(size + 1,) of which rows it holds."""
+    def compare(self, comparison: Comparison, value: Value, size: int) -> Steps[Flags]:
+        """(size + 1,) of which rows it holds; `value`: of `in` several, of `has` none."""
+        if value is None:
+            found = self._numbers.flags(slice(None), size)
+            return np.logical_or(found, self._texts.flags(slice(None), size), out=found)
         if isinstance(value, float):
             holds = _COMPARED[comparison](self._numbers.values, value)
             return self._numbers.flags(holds, size)
-        if comparison != "==":
-            return self._having(self._compared(comparison, str(value)), size)
-        code = self._codes.get(value)
-        if code is None:
-            return np.zeros(size + 1, np.bool_)
-        return self._texts.flags(self._texts.values == code, size)
-
-    def among(self, values: Iterable[str | bool], size: int) -> Flags:
-        """(size + 1,) which rows have one of these values."""
-        wanted = np.zeros(len(self._named), np.bool_)
-        wanted[[code for value in values if (code := self._codes.get(value)) is not None]] = True
-        return self._having(wanted, size)
-
-    def present(self, size: int) -> Flags:
-        """(size + 1,) which rows have any value."""
-        found = self._numbers.flags(slice(None), size)
-        return np.logical_or(found, self._texts.flags(slice(None), size), out=found)
+        if comparison in ("==", "in"):
+            wanted = value if isinstance(value, tuple) else (value,)
+            holds = np.zeros(len(self._codes), np.bool_)
+            holds[[code for own in wanted if (code := self._codes.get(own)) is not None]] = True
+        else:
+            parts = [np.zeros(_BOOLEANS, np.bool_)]
+            for start in range(_BOOLEANS, len(self._codes), _AT_ONCE):
+                some = self._strings[start : min(start + _AT_ONCE, len(self._codes))]
+                parts.append(_COMPARED[comparison](some, value))
+                yield
+            holds = np.concatenate(parts)
+        newer = len(self._codes) - len(holds)  # strings that came meanwhile, with their rows
+        return self._texts.flags(np.pad(holds, (0, newer))[self._texts.values], size)
 
     def _code(self, value: str | bool) -> int:
-        code = self._codes.setdefault(value, len(self._named))
-        if code == len(self._named):
-            self._named.append(value)
+        code = self._codes.get(value)
+        if code is None:
+            code = self._codes[value] = len(self._codes)
+            self._strings = _reaching(self._strings, code)
+            self._strings[code] = value
         return code
-
-    def _sorted(self, count: int) -> Steps[tuple[list[str], NDArray[np.int32]]]:
-        """The strings among the first so many, in order, and their ranks by code."""
-        strings: list[str] = []
-        for start in range(0, count, _AT_ONCE):
-            some = self._named[start : min(start + _AT_ONCE, count)]
-            strings += [own for own in some if isinstance(own, str)]
-            yield
-        order: list[str] = []
-        ranks = np.full(count, -1, np.int32)
-        for part in (yield from sorted_parts(strings)):
-            ranks[[self._codes[own] for own in part]] = range(len(order), len(order) + len(part))
-            order += part
-            yield
-        return order, ranks
-
-    def _compared(self, comparison: Comparison, value: str) -> NDArray[np.bool_]:
-        """By code, which strings compare so with this one."""
-        bisect = bisect_left if comparison in ("<", ">=") else bisect_right
-        border, known = bisect(self._order, value), len(self._ranks)
-        wanted = np.zeros(len(self._named), np.bool_)
-        if comparison in ("<", "<="):
-            wanted[:known] = (self._ranks >= 0) & (self._ranks < border)
-        else:
-            wanted[:known] = self._ranks >= border
-            wanted[:known] &= self._ranks >= 0
-        compared = _COMPARED[comparison]
-        for code, own in enumerate(self._named[known:], known):
-            wanted[code] = isinstance(own, str) and compared(own, value)
-        return wanted
-
-    def _having(self, wanted: NDArray[np.bool_], size: int) -> Flags:
-        """The rows with one of the wanted codes."""
-        if not len(wanted):
-            return np.zeros(size + 1, np.bool_)
-        return self._texts.flags(wanted[self._texts.values], size)
 
 
 class _Pairs:

@@ -17,8 +17,7 @@ import numpy as np
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
 from lark.exceptions import VisitError
 
-from service.catalogue.item import Scalar
-from service.catalogue.item_columns import Column, Comparison
+from service.catalogue.item_columns import Column, Comparison, Value
 from service.catalogue.turns import Steps
 from service.catalogue.view import Flags
 
@@ -69,40 +68,17 @@ Columns = Callable[[str], Steps[Column]]
 
 @dataclass(frozen=True)
 class Comparing:
+    """`value`: of `in` several, of `has` none."""
+
     name: str
     comparison: Comparison
-    value: Scalar
-    arrays = 1
-
-    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
-        column = yield from columns(self.name)
-        if self.comparison != "==" and isinstance(self.value, str):
-            yield from column.sort()
-        yield
-        return column.compare(self.comparison, self.value, size)
-
-
-@dataclass(frozen=True)
-class Among:
-    name: str
-    values: tuple[str | bool, ...]
-    arrays = 1
+    value: Value
+    arrays = depth = 1
 
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         column = yield from columns(self.name)
         yield
-        return column.among(self.values, size)
-
-
-@dataclass(frozen=True)
-class Having:
-    name: str
-    arrays = 1
-
-    def flags(self, columns: Columns, size: int) -> Steps[Flags]:
-        column = yield from columns(self.name)
-        yield
-        return column.present(size)
+        return (yield from column.compare(self.comparison, self.value, size))
 
 
 @dataclass(frozen=True)
@@ -112,6 +88,10 @@ class Not:
     @property
     def arrays(self) -> int:
         return self.part.arrays
+
+    @property
+    def depth(self) -> int:
+        return self.part.depth + 1
 
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         found = yield from self.part.flags(columns, size)
@@ -126,28 +106,32 @@ class Joined:
     parts: tuple[Expression, ...]
 
     @cached_property
+    def depth(self) -> int:
+        return 1 + max(part.depth for part in self.parts)
+
+    @cached_property
     def arrays(self) -> int:
         needed = sorted((part.arrays for part in self.parts), reverse=True)
         return max(needed[0], *(own + 1 for own in needed[1:]), 1)
 
     def flags(self, columns: Columns, size: int) -> Steps[Flags]:
         join = np.logical_and if self.all else np.logical_or
-        found: Flags | None = None
-        for part in sorted(self.parts, key=_order):
+        first, *others = sorted(self.parts, key=_order)
+        found = yield from first.flags(columns, size)
+        for part in others:
             own = yield from part.flags(columns, size)
-            found = own if found is None else join(found, own, out=found)
-        assert found is not None
+            join(found, own, out=found)
         return found
 
 
-Expression = Comparing | Among | Having | Not | Joined
+Expression = Comparing | Not | Joined
 """`flags(columns, size)`: (size + 1,) of which rows it holds, the caller's own; that of row 0 says
-nothing. `arrays`: so many of them there are at once meanwhile."""
+nothing. `arrays`: so many of them there are at once meanwhile. `depth`: of its nesting."""
 
 
 def _order(expression: Expression) -> tuple[int, str]:
     """With what needs most first, all together needs least; and one column after the other."""
-    name = "" if isinstance(expression, Not | Joined) else expression.name
+    name = expression.name if isinstance(expression, Comparing) else ""
     return -expression.arrays, name
 
 
@@ -182,13 +166,13 @@ class _Builder(Transformer[Token, Any]):
         name, *values = parts
         alike = tuple(value for value in values if isinstance(value, str | bool))
         numbers = [Comparing(name, "==", value) for value in values if isinstance(value, float)]
-        return _joined(False, [Among(name, alike), *numbers] if alike else numbers)
+        return _joined(False, [Comparing(name, "in", alike), *numbers] if alike else numbers)
 
     def not_among(self, parts: list[Any]) -> Expression:
         return Not(self.among(parts))
 
     def presence(self, parts: list[str]) -> Expression:
-        return Having(parts[0])
+        return Comparing(parts[0], "has", None)
 
     def negation(self, parts: list[Expression]) -> Expression:
         (part,) = parts
@@ -205,7 +189,7 @@ def _joined(every: bool, parts: Sequence[Expression]) -> Expression:
     if len(parts) == 1:
         return parts[0]
     found = Joined(every, tuple(parts))
-    _ = found.arrays  # while those of its parts are known: later the nesting may be too deep
+    _ = found.arrays, found.depth  # while its parts' are known: later the nesting may be too deep
     return found
 
 
@@ -238,7 +222,7 @@ def parse(text: str) -> Expression:
         if isinstance(error.orig_exc, FilterError):
             raise error.orig_exc from None
         raise
-    if _depth(expression) > DEEPEST:
+    if expression.depth > DEEPEST:
         raise FilterError(f"at 1: nested more than {DEEPEST} deep")
     return expression
 
@@ -246,17 +230,3 @@ def parse(text: str) -> Expression:
 def _wrong(place: int, seen: str, expected: set[str] | None) -> str:
     words = sorted({_WORDS[name] for name in expected or () if name in _WORDS})
     return f"at {place + 1}: {', '.join(words) or 'something else'} was expected, not {seen}"
-
-
-def _depth(expression: Expression) -> int:
-    deepest, level = 0, [expression]
-    while level:
-        deepest += 1
-        inner: list[Expression] = []
-        for one in level:
-            if isinstance(one, Not):
-                inner.append(one.part)
-            elif isinstance(one, Joined):
-                inner += one.parts
-        level = inner
-    return deepest

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from model.plain_file import open_plain
-from service.store.private_folder import FolderError, private_folder
+from service.store.private_folder import private_folder
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class ItemIndex:
 def build(vectors_VD: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The bytes of an index of at least LEAST_ITEMS vectors."""
     size, width = vectors_VD.shape
+    logger.info("building the index of %d items", size)
+    started = time.perf_counter()
     groups = min(MOST_GROUPS, size // _LEAST_POINTS, round(6 * size**0.5))
     _as_many_threads()
     index = faiss.IndexIVFPQFastScan(
@@ -95,6 +97,7 @@ def build(vectors_VD: NDArray[np.float32]) -> NDArray[np.uint8]:
     index.train(vectors_VD[np.sort(sample)])
     index.add(vectors_VD)
     stored: NDArray[np.uint8] = faiss.serialize_index(index)
+    _log("built", size, started, stored.nbytes)
     return stored
 
 
@@ -104,51 +107,29 @@ def open_index(folder: Path, identity: str, vectors_VD: NDArray[np.float32]) -> 
     Of several processes at once, one builds and the others wait for it. A file that is damaged
     or of something else is written anew; where none can be written, the index is this process's.
     """
-    made_from = _made_from(identity, vectors_VD)
-    path = folder / f"{identity}.safetensors"
+    settings = [MOST_GROUPS, _LEAST_POINTS, _BITS, _ITERATIONS, _POINTS]
+    made_from = json.dumps([identity, vectors_VD.shape, settings, faiss.__version__])
+    stored = None
     try:
-        folder = private_folder(folder)
-        with _alone(folder / "build.lock"):
-            found = _load(path, made_from)
-            if found is not None:
+        path = private_folder(folder) / f"{identity}.safetensors"
+        with _alone(path.with_name("build.lock")):
+            if (found := _load(path, made_from)) is not None:
                 return found
-            stored = _timed_build(vectors_VD)
-            try:
-                _save(path, stored, made_from)
-            except (OSError, SafetensorError) as error:
-                logger.warning("the item index can't be kept: %s", error)
-            return ItemIndex(stored)
-    except OSError as error:
+            stored = build(vectors_VD)
+            _save(path, stored, made_from)
+    except (OSError, SafetensorError) as error:
         logger.warning(
             "%s; the item index is built at every start: give TIM4REC_DATA_DIR a folder that "
             "can be written to",
-            error if isinstance(error, FolderError) else f"{folder}: {error.strerror or error}",
+            error,
         )
-        return ItemIndex(_timed_build(vectors_VD))
+    return ItemIndex(build(vectors_VD) if stored is None else stored)
 
 
 def _as_many_threads() -> None:
     """As torch has. More than there are cores free wait for each other, and take ten times as long;
     the number holds for the calling thread."""
     faiss.omp_set_num_threads(torch.get_num_threads())
-
-
-def _timed_build(vectors_VD: NDArray[np.float32]) -> NDArray[np.uint8]:
-    logger.info("building the index of %d items", len(vectors_VD))
-    started = time.perf_counter()
-    stored = build(vectors_VD)
-    logger.info(
-        "built the index of %d items in %.1f s: %.1f MB",
-        len(vectors_VD),
-        time.perf_counter() - started,
-        stored.nbytes / 1e6,
-    )
-    return stored
-
-
-def _made_from(identity: str, vectors_VD: NDArray[np.float32]) -> str:
-    settings = [MOST_GROUPS, _LEAST_POINTS, _BITS, _ITERATIONS, _POINTS]
-    return json.dumps([identity, vectors_VD.shape, settings, faiss.__version__])
 
 
 def _load(path: Path, made_from: str) -> ItemIndex | None:
@@ -167,13 +148,13 @@ def _load(path: Path, made_from: str) -> ItemIndex | None:
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         logger.warning("%s is damaged and is built anew: %s", path, error)
         return None
-    logger.info(
-        "loaded the index of %d items in %.1f s: %.1f MB",
-        len(index),
-        time.perf_counter() - started,
-        index.nbytes / 1e6,
-    )
+    _log("loaded", len(index), started, index.nbytes)
     return index
+
+
+def _log(done: str, items: int, started: float, nbytes: int) -> None:
+    seconds = time.perf_counter() - started
+    logger.info("%s the index of %d items in %.1f s: %.1f MB", done, items, seconds, nbytes / 1e6)
 
 
 def _save(path: Path, stored: NDArray[np.uint8], made_from: str) -> None:

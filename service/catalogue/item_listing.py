@@ -10,7 +10,6 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from service.catalogue.sorting import PART, sorted_parts
 from service.catalogue.turns import Steps
 
 Key = tuple[str, str, int]
@@ -21,7 +20,8 @@ Place = tuple[int, str, str]
 _PREFIX, _INSIDE = 0, 1
 _FIRST = ("", "", -1)  # in front of all keys
 _BEHIND = 1 << 60  # a row behind all with the same title and id
-_AT_ONCE = 500
+_AT_ONCE = 200
+MOST_IN_BLOCK = 2000
 
 
 class Listing:
@@ -33,14 +33,10 @@ class Listing:
 
     def fill(self, entries: Iterable[tuple[int, str, str | None]]) -> Steps[None]:
         """Row, id and title of all, at the beginning; changes come after it."""
-        keys: list[Key] = []
-        for row, item_id, title in entries:
-            key = self._key_of[row] = _key(row, item_id, title)
-            keys.append(key)
-            if len(keys) % _AT_ONCE == 0:
+        for count, entry in enumerate(entries):
+            self.put(*entry)
+            if count % _AT_ONCE == 0:
                 yield
-        parts = yield from sorted_parts(keys)
-        self._blocks = [_Block(part) for part in parts]
 
     def put(self, row: int, item_id: str, title: str | None) -> None:
         """A row that is new, or has another title."""
@@ -53,7 +49,7 @@ class Listing:
         block = self._blocks[place]
         insort(block.keys, key)
         block.text = None
-        if len(block.keys) > 4 * PART:
+        if len(block.keys) > MOST_IN_BLOCK:
             half = len(block.keys) // 2
             self._blocks[place : place + 1] = _Block(block.keys[:half]), _Block(block.keys[half:])
 

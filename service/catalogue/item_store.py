@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from urllib.parse import quote
 from zlib import crc32
 
-from service.store.calls import Calls, raised
-from service.store.store import Command, Store
+from service.store.client import Store
+from service.store.errors import raised
+from service.store.script import Command
 
 SHARDS = 64
 _ANNOUNCEMENTS_KEPT = 10_000
@@ -23,16 +24,12 @@ _PAGE = 20  # announcements read at once, each of up to a batch's items
 
 
 class ItemStore:
-    """Records of items in one namespace of a store.
+    """Records of items in one namespace of a store. Methods raise StoreError."""
 
-    `timeout_s`: deadline of a call, its retries included. Every method raises StoreUnavailable
-    when it passes, and StoreError when the store refuses.
-    """
-
-    def __init__(self, store: Store, *, namespace: str = "tim4rec", timeout_s: float = 2.0) -> None:
+    def __init__(self, store: Store, *, namespace: str = "tim4rec") -> None:
         self._namespace = quote(namespace, safe="")
         self._stream = f"{self._namespace}:catalogue"
-        self._calls = Calls(store, timeout_s)
+        self._store = store
 
     async def write(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
         """Sets records, or removes those that are None, and announces it.
@@ -51,7 +48,7 @@ class ItemStore:
             commands += [("HSET", key, *new)] if new else []
             commands += [("HDEL", key, *gone)] if gone else []
         before: dict[str, bool] = {}
-        replies = await self._calls(commands, "catalogue")
+        replies = await self._store.pipeline(commands, "catalogue")
         raised(*replies)
         for command, reply in zip(commands, replies, strict=True):
             if command[0] == "HMGET":
@@ -61,14 +58,14 @@ class ItemStore:
         fields: list[str] = [part for item in records for part in ("item", item)]
         kept = ("MAXLEN", "~", _ANNOUNCEMENTS_KEPT)
         announcement: Command = ("XADD", self._stream, *kept, "*", *fields)
-        raised(*await self._calls([announcement], "catalogue"))
+        await self._store.request(announcement, "catalogue")
         return before
 
     async def read(self, items: Iterable[str]) -> dict[str, bytes | None]:
         """Records of items, None where there is none."""
         by_key = self._by_key(items)
         commands: list[Command] = [("HMGET", key, *own) for key, own in by_key.items()]
-        replies = await self._calls(commands, "catalogue")
+        replies = await self._store.pipeline(commands, "catalogue")
         raised(*replies)
         found: dict[str, bytes | None] = {}
         for own, reply in zip(by_key.values(), replies, strict=True):
@@ -78,20 +75,20 @@ class ItemStore:
     async def all(self) -> AsyncIterator[dict[str, bytes]]:
         """All records, shard by shard."""
         for shard in range(SHARDS):
-            flat = raised(*await self._calls([("HGETALL", self._key(shard))], "catalogue"))
+            flat = await self._store.request(("HGETALL", self._key(shard)), "catalogue")
             pairs = zip(flat[::2], flat[1::2], strict=True)
             yield {item.decode(): record for item, record in pairs}
 
     async def newest(self) -> str:
         """A cursor for the changes from now on."""
-        last = raised(*await self._calls([("XREVRANGE", self._stream, "+", "-", "COUNT", 1)]))
+        last = await self._store.request(("XREVRANGE", self._stream, "+", "-", "COUNT", 1))
         return str(last[0][0].decode()) if last else "0-0"
 
     async def changes(self, cursor: str) -> tuple[str, set[str]] | None:
         """The items that have changed since the cursor, and the next cursor; None: not all
         announcements since are kept, everything has to be read again."""
         since: Command = ("XRANGE", self._stream, cursor, "+", "COUNT", _PAGE + 1)
-        entries = raised(*await self._calls([since], "catalogue"))
+        entries = await self._store.request(since, "catalogue")
         if cursor != "0-0":
             # The cursor's own announcement is there, unless others have pushed it out.
             if not entries or entries[0][0].decode() != cursor:

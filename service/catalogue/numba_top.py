@@ -16,8 +16,8 @@ BLOCK = 64
 
 def top(
     scores: NDArray[np.float32],
-    masked: Sequence[NDArray[np.int32]],
-    had: Sequence[NDArray[np.int32]] | None,
+    hidden: Sequence[NDArray[np.int32]],
+    seen: Sequence[NDArray[np.int32]] | None,
     bias: float,
     ks: Sequence[int],
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
@@ -25,12 +25,12 @@ def top(
     ones by their columns.
 
     Args:
-        scores: (B, columns), changed: column 0 and what is `masked` are never among the best.
-        masked: for each row, columns; those of items that came since have no score here.
-        had: for each row, what `bias` is added to; None: nothing.
+        scores: (B, columns), changed: column 0 and what is `hidden` are never among the best.
+        hidden: for each row, columns; those of items that came since have no score here.
+        seen: for each row, what `bias` is added to; None: nothing.
     """
     columns, values, counts = _top(
-        scores, *_flat(masked), *_flat(had or ()), np.float32(bias), np.array(ks)
+        scores, *_flat(hidden), *_flat(seen or ()), np.float32(bias), np.array(ks)
     )
     return [(columns[i, :n], values[i, :n]) for i, n in enumerate(counts.tolist())]
 
@@ -46,25 +46,25 @@ def _flat(lists: Sequence[NDArray[np.int32]]) -> tuple[NDArray[np.int32], NDArra
 
 @compiled
 def _top(
-    scores: Any, masked: Any, masked_ends: Any, had: Any, had_ends: Any, bias: Any, ks: Any
+    scores: Any, hidden: Any, hidden_ends: Any, seen: Any, seen_ends: Any, bias: Any, ks: Any
 ) -> Any:
     most = min(ks.max(), scores.shape[1])
     columns = np.empty((len(scores), most), np.int64)
     values = np.empty((len(scores), most), np.float32)
     counts = np.zeros(len(scores), np.int64)
-    weighed = np.zeros(scores.shape[1] if len(had) else 0, np.bool_)
+    biased = np.zeros(scores.shape[1] if len(seen) else 0, np.bool_)
     for row in range(len(scores)):
         own = scores[row]
-        if len(had_ends):
-            items = had[had_ends[row - 1] if row else 0 : had_ends[row]]
+        if len(seen_ends):
+            items = seen[seen_ends[row - 1] if row else 0 : seen_ends[row]]
             for item in items:
-                if item < len(own) and not weighed[item]:  # once, where it stands there twice
-                    weighed[item] = True
+                if item < len(own) and not biased[item]:  # once, where it stands there twice
+                    biased[item] = True
                     own[item] += bias
             for item in items:
                 if item < len(own):
-                    weighed[item] = False
-        for item in masked[masked_ends[row - 1] if row else 0 : masked_ends[row]]:
+                    biased[item] = False
+        for item in hidden[hidden_ends[row - 1] if row else 0 : hidden_ends[row]]:
             if item < len(own):
                 own[item] = -np.inf
         own[0] = -np.inf

@@ -36,14 +36,6 @@ class CatalogueView:
         return self.blocked is None and self.vectors is None
 
     @cached_property
-    def bias(self) -> NDArray[np.float32]:
-        """(size + 1,) what is added to scores: 0, or -inf where a row is blocked."""
-        found = np.zeros(self.size + 1, np.float32)
-        if self.blocked is not None:
-            found[self.blocked] = -np.inf
-        return found
-
-    @cached_property
     def open(self) -> Flags:
         """(size + 1,) what may be given to somebody."""
         found = np.ones(self.size + 1, np.bool_) if self.blocked is None else ~self.blocked
@@ -57,13 +49,13 @@ class Selection:
 
     allowed: Flags
 
-    def on(self, shelf: CatalogueView) -> Flags:
-        """(shelf.size + 1,) what of this shelf the request may be given."""
-        rows = min(len(self.allowed), shelf.size + 1)
-        if rows == shelf.size + 1:
-            return self.allowed[:rows] & shelf.open
-        found = np.zeros(shelf.size + 1, np.bool_)
-        np.logical_and(self.allowed, shelf.open[:rows], out=found[:rows])
+    def on(self, view: CatalogueView) -> Flags:
+        """(view.size + 1,) what of this view the request may be given."""
+        rows = min(len(self.allowed), view.size + 1)
+        if rows == view.size + 1:
+            return self.allowed[:rows] & view.open
+        found = np.zeros(view.size + 1, np.bool_)
+        np.logical_and(self.allowed, view.open[:rows], out=found[:rows])
         return found
 
     def __and__(self, other: Selection) -> Selection:

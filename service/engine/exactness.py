@@ -7,19 +7,17 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from model.state import State
 from service.engine.engine import Engine
 from service.engine.snapshots import Snapshot
 from service.observe import metrics
-from service.store.event_log import Event
-from service.store.store import StoreError
+from service.store.events import Event
+from service.store.follower import Follower
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +26,6 @@ LATEST = 100
 
 ROUNDED = 10
 """Times as much may differ where states are rounded to float16, one near an edge either way."""
-
-PIECE = 512
-"""Events of one parallel pass."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +58,19 @@ class ExactnessSampler:
     ) -> None:
         self.engine = engine
         self.every_s, self.max_events = every_s, max_events
-        self.tolerance = tolerance * (ROUNDED if engine.computer.rounds_states else 1)
+        self.tolerance = tolerance * (ROUNDED if engine.snapshots.rounds else 1)
         self._latest: deque[float] = deque(maxlen=LATEST) if latest is None else latest
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Samples meanwhile."""
-        task = asyncio.create_task(self._run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    def running(self) -> Follower:
+        """Samples while its context is open, not in step with the other workers."""
+        every_s = self.every_s * random.uniform(0.5, 1.5)
+        failed = metrics.EXACTNESS_SAMPLES["skipped"].inc
+        return Follower(self._sample, every_s, "exactness is not sampled", failed)
 
-    async def _run(self) -> None:
-        while True:
-            # Not in step with the other workers.
-            await asyncio.sleep(self.every_s * random.uniform(0.5, 1.5))
-            users = self.engine.pool.users()
-            if not users:
-                continue
-            try:
-                await self.check(random.choice(users))
-            except StoreError as error:
-                metrics.EXACTNESS_SAMPLES["skipped"].inc()
-                logger.debug("exactness not sampled: %s", error)
-            except Exception:
-                metrics.EXACTNESS_SAMPLES["skipped"].inc()
-                logger.exception("exactness not sampled")
+    async def _sample(self) -> None:
+        users = self.engine.pool.users()
+        if users:
+            await self.check(random.choice(users))
 
     async def check(self, user_id: str) -> Sample | None:
         """Compares a user's resident state with its recomputation; None when there is nothing
@@ -104,14 +84,9 @@ class ExactnessSampler:
         if held is None or not held.count or held.mark.version > self.max_events:
             metrics.EXACTNESS_SAMPLES["skipped"].inc()
             return None
-        events: list[Event] = []
-        async for page in self.engine.log.events(user_id):
-            events += page
-            if len(events) >= held.mark.version:
-                break
-        del events[held.mark.version :]
+        events = await self.engine.history.up_to(user_id, held.mark)
         # Shortened; erased or restored meanwhile.
-        if not events or events[0].version != 1 or events[-1].mark != held.mark:
+        if not events or events[0].version != 1:
             metrics.EXACTNESS_SAMPLES["skipped"].inc()
             return None
         difference = await asyncio.to_thread(self._difference, held, events)
@@ -131,11 +106,11 @@ class ExactnessSampler:
 
     @torch.inference_mode()
     def _difference(self, held: Snapshot, events: Sequence[Event]) -> float:
-        computer = self.engine.computer
-        model, items = computer.model, [item for item, _ in computer.known(events)]
+        runner = self.engine.runner
+        model, items = runner.model, [item for item, _ in runner.known(events)]
         if len(items) != held.count or set(items) != set(held.seen.tolist()):
             return math.inf
-        if set(computer.hidden(events)) != set(held.hidden.tolist()):
+        if set(runner.hidden(events)) != set(held.hidden.tolist()):
             return math.inf
         at = torch.tensor([events[-1].time_ms], device=model.device)
         there, here = (
@@ -147,19 +122,14 @@ class ExactnessSampler:
 
     def _recomputed(self, events: Sequence[Event]) -> State:
         """The state after `events`, the whole history, in parallel passes."""
-        computer, layout = self.engine.computer, self.engine.pool.layout
-        model = computer.model
-        state = model.new_state(1)
+        runner, kept = self.engine.runner, self.engine.snapshots
+        state = runner.model.new_state(1)
         # Reduced snapshots round the state at their versions, on every worker.
-        piece = computer.snapshot_every if computer.rounds_states else PIECE
-        for start in range(0, len(events), piece):
-            part = events[start : start + piece]
-            known = computer.known(part)
-            if known:
-                items, times = torch.from_numpy(np.array(known, np.int64)).to(model.device).T
-                lengths = torch.tensor([len(known)], device=model.device)
-                state = model.prefill(items[None], times[None], lengths, state)
-            at_border = computer.rounds_states and len(part) == piece
-            if at_border and bool(layout.fits(state, computer.precision)):
-                state = layout.rounded(state, computer.precision)
+        width = kept.every if kept.rounds else len(events)
+        for start in range(0, len(events), width):
+            part = events[start : start + width]
+            state = runner.model.chunked_prefill([runner.known(part)], state)
+            at_border = kept.rounds and len(part) == width
+            if at_border and bool(kept.layout.fits(state, kept.precision)):
+                state = kept.layout.rounded(state, kept.precision)
         return state

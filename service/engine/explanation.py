@@ -11,19 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from model.recommender import Recommender
-from service.engine.engine import Engine, Overloaded
-from service.engine.wave import Recommendation
+from model.attribution import left_out
+from service.engine.engine import Engine
+from service.engine.requests import Overloaded, Recommendation
 from service.observe import metrics, stages
-from service.store.event_log import Event
-from service.store.store import HistoryChanged
+from service.store.errors import HistoryChanged
+from service.store.events import Event
 
-PIECE = 512
-"""Events of one parallel pass."""
-CELLS = 8192
-"""Histories at once are so many that they have so many events together, at most."""
 WAITING = 16
 """More explanations than this are refused until one is done."""
 
@@ -34,48 +29,6 @@ class Reason:
 
     event: Event
     contribution: float
-
-
-def left_out(
-    model: Recommender, items_L: Tensor, times_L: Tensor, vectors_KD: Tensor, at_ms: int, most: int
-) -> Tensor:
-    """By how much each of the newest interactions raised each item's score.
-
-    An interaction's part is the score after the whole history less the score after the history
-    without it, both asked for at the same moment: the gaps around what is missing close, as if it
-    had never been. A history of one interaction has its whole score from it.
-
-    Args:
-        items_L, times_L: the whole history, L at least 1.
-        vectors_KD: of the items scored.
-        most: interactions that are left out, each in a pass of its own.
-
-    Returns:
-        (min(L, most), K), oldest first.
-    """
-    length, device = len(items_L), items_L.device
-    count = min(length, most)
-    state, start = model.new_state(1), length - count
-    for begin in range(0, start, PIECE):
-        piece = slice(begin, min(begin + PIECE, start))
-        lengths = torch.tensor([piece.stop - begin], device=device)
-        state = model.prefill(items_L[None, piece], times_L[None, piece], lengths, state)
-    place = torch.arange(count, device=device)
-    # Row 0 keeps all; row i + 1 is without i, and its last place is no part of it.
-    kept = place + (place >= place[:, None])
-    rows = torch.cat([place[None], kept.clamp(max=count - 1)]) + start
-    lengths = torch.full((count + 1,), count - 1, device=device)
-    lengths[0] = count
-    moments = torch.full((count + 1,), at_ms, device=device)
-    found = []
-    for part in torch.arange(count + 1, device=device).split(max(1, CELLS // count)):  # type: ignore[no-untyped-call]
-        before = state.rows(torch.zeros_like(part))
-        after = model.prefill(items_L[rows[part]], times_L[rows[part]], lengths[part], before)
-        found.append(model.query(after, moments[part]) @ vectors_KD.T)
-    scores = torch.cat(found)
-    if length == 1:
-        return scores[:1]
-    return scores[0] - scores[1:]
 
 
 class Explainer:
@@ -113,7 +66,9 @@ class Explainer:
             raise Overloaded("too many explanations wait")
         self._waiting += 1
         try:
-            events = await self._history(user_id, found)
+            events = await self.engine.history.up_to(user_id, found.mark)
+            if not events:
+                raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
             started = time.perf_counter()
             latest, parts = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._contributions, events, found.ranking.items, at_ms, exclude_seen
@@ -129,34 +84,21 @@ class Explainer:
             for place in range(parts.shape[1])
         ]
 
-    async def _history(self, user_id: str, found: Recommendation) -> list[Event]:
-        """The interactions up to those which the recommendation is of."""
-        events: list[Event] = []
-        async for page in self.engine.log.events(user_id):
-            events += page
-            if events[-1].version >= found.mark.version:
-                break
-        while events and events[-1].version > found.mark.version:
-            events.pop()
-        if not events or events[-1].mark != found.mark:
-            raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
-        return events
-
     @torch.inference_mode()
     def _contributions(
         self, events: Sequence[Event], rows: NDArray[np.int64], at_ms: int, exclude_seen: bool
     ) -> tuple[list[Event], NDArray[np.float32]]:
         """The newest interactions that moved the state, and their parts of each score."""
-        computer = self.engine.computer
-        events = [event for event in events if computer.moves(event)]
-        known = np.array(computer.known(events), np.int64)
-        items, times = torch.from_numpy(known).to(computer.model.device).T
-        vectors = computer.retrieval.vectors(rows)
-        found = left_out(computer.model, items, times, vectors, at_ms, self.most_events)
+        runner = self.engine.runner
+        events = [event for event in events if runner.moves(event)]
+        known = np.array(runner.known(events), np.int64)
+        items, times = torch.from_numpy(known).to(runner.model.device).T
+        vectors = runner.retrieval.vectors(rows)
+        found = left_out(runner.model, items, times, vectors, at_ms, self.most_events)
         parts: NDArray[np.float32] = found.float().cpu().numpy()
         if not exclude_seen:  # without its only interaction, an item is none that the user has had
             had, times_had = np.unique(items.cpu().numpy(), return_counts=True)
             once = np.isin(rows, had[times_had == 1])
             latest = items[-len(parts) :].cpu().numpy()
-            parts += computer.retrieval.repeat_bias * ((latest[:, None] == rows) & once)
+            parts += runner.retrieval.repeat_bias * ((latest[:, None] == rows) & once)
         return events[-len(parts) :], parts

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.state import State, StateLayout
-from service.store.event_log import ORIGIN, Mark
+from service.store.events import ORIGIN, Mark
 
 
 class PoolFull(RuntimeError):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.state import HEADER_BYTES, State, StateBytesError, StateLayout
+from model.state import HEADER_BYTES, Precision, State, StateBytesError, StateLayout
 from service.engine.pool import Seen
-from service.store.event_log import Mark
+from service.store.events import Mark, Outcome, Verdict
+
+LOGGED = (Verdict.APPLIED, Verdict.LATE)
+"""What is said of an event that is a new one in the log."""
 
 _HEAD = struct.Struct("<8sq8sq")  # model, version, uid, known events
 # Then int32 each: the seen items, and the hidden ones below zero.
@@ -47,17 +52,50 @@ def mark(data: bytes) -> Mark:
     return Mark(version, uid)
 
 
-def read(layout: StateLayout, model: bytes, data: bytes | None) -> Snapshot | None:
-    """The snapshot in these bytes; None when there is none, or they can't be believed or are
-    another model's."""
-    if data is None:
-        return None
-    try:
-        state, extra = layout.unpack(data)
-        written_by, version, uid, count = _HEAD.unpack_from(extra)
-        items = np.frombuffer(extra, "<i4", offset=_HEAD.size).astype(np.int32)
-    except (StateBytesError, struct.error, ValueError):
-        return None
-    if written_by != model:
-        return None
-    return Snapshot(Mark(version, uid), count, items[items > 0], -items[items < 0], state)
+@dataclass(frozen=True)
+class SnapshotFormat:
+    """How the states of one model are kept, and when.
+
+    Attributes:
+        identity: of the model with all that decides its states.
+        every: a snapshot is due at multiples of this version.
+    """
+
+    layout: StateLayout
+    identity: str
+    every: int = 64
+    precision: Precision = "float32"
+
+    @cached_property
+    def stamp(self) -> bytes:
+        return stamp(self.identity)
+
+    @property
+    def rounds(self) -> bool:
+        """With reduced snapshots, every worker rounds a state at every snapshot's version."""
+        return self.precision != "float32"
+
+    def is_due(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether an append crossed a multiple of `every`."""
+        own = own_versions(outcomes)
+        return bool(own) and (min(own) - 1) // self.every < max(own) // self.every
+
+    def read(self, data: bytes | None) -> Snapshot | None:
+        """The snapshot in these bytes; None when there is none, or they can't be believed or are
+        another model's."""
+        if data is None:
+            return None
+        try:
+            state, extra = self.layout.unpack(data)
+            written_by, version, uid, count = _HEAD.unpack_from(extra)
+            items = np.frombuffer(extra, "<i4", offset=_HEAD.size).astype(np.int32)
+        except (StateBytesError, struct.error, ValueError):
+            return None
+        if written_by != self.stamp:
+            return None
+        return Snapshot(Mark(version, uid), count, items[items > 0], -items[items < 0], state)
+
+
+def own_versions(outcomes: Sequence[Outcome]) -> list[int]:
+    """The versions that the events of an append have become."""
+    return [one.version for one in outcomes if one.verdict in LOGGED and one.version]

@@ -1,38 +1,69 @@
-"""What an engine's waves come to, in the metrics."""
+"""What an engine's batches come to, in the metrics."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container
 from functools import cached_property
 
+from model.kinds import KindRules
 from service.engine.batch_runner import Work
+from service.engine.pool import StatePool
+from service.engine.snapshots import LOGGED
 from service.observe import metrics
-from service.store.event_log import Verdict
+from service.store.events import NewEvent, Verdict
 
 
 class Tally:
-    """Sums of a wave, which becomes metrics as a whole: a metric costs more than a sum.
+    """Sums of a batch, which become metrics as a whole: a metric costs more than a sum.
 
     Args:
         identity: of the model.
+        vocabulary: the items that it knows.
     """
 
-    def __init__(self, identity: str) -> None:
-        self._identity = identity
-        self.verdicts, self.kinds = Counter[Verdict](), Counter[str]()
-        self.unknown_items = 0
+    def __init__(self, identity: str, vocabulary: Container[str], kinds: KindRules) -> None:
+        self._identity, self._vocabulary, self._kinds = identity, vocabulary, kinds
+        self._verdicts, self._logged = Counter[Verdict](), Counter[str]()
+        self._unknown_items = 0
+        sizes = metrics.QUEUE_CAPACITY, metrics.POOL_CAPACITY, metrics.POOL_BYTES
+        self._sizes = [metrics.Part(gauge) for gauge in sizes]
+        self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
 
     @cached_property
-    def of_model(self) -> metrics.OfModel:
+    def _of_model(self) -> metrics.OfModel:
         return metrics.of_model(self._identity)
 
-    def begin(self, kinds: Iterable[str]) -> None:
+    def begin(self, max_queue: int, pool: StatePool) -> None:
         """Has everything be exported from now on, what is 0 too."""
-        for kind in kinds:
+        sizes = max_queue, pool.capacity, pool.capacity * pool.layout.nbytes()
+        for part, size in zip(self._sizes, sizes, strict=True):
+            part.set(size)
+        for kind in self._kinds.labels:
             metrics.kinds(kind)
             metrics.outcomes(self._identity, kind)
-        self.of_model.users.set(0)
+        self._of_model.users.set(0)
+
+    def end(self) -> None:
+        """The engine is gone, and so is its part of what the process shows."""
+        for part in self._sizes:
+            part.set(0)
+        self.show_waiting(0)
+        self.show_users(0)
+
+    def show_waiting(self, requests: int) -> None:
+        self._waiting.set(requests)
+
+    def show_users(self, users: int) -> None:
+        self._users.set(users)
+        self._of_model.users.set(users)
+
+    def count(self, event: NewEvent, verdict: Verdict) -> None:
+        """An event that the log has answered."""
+        self._verdicts[verdict] += 1
+        if verdict in LOGGED:
+            self._unknown_items += event.item_id not in self._vocabulary
+            self._logged[self._kinds.label(event.kind)] += 1
 
     def show_lookups(self, users: int, hits: int) -> None:
         metrics.count(
@@ -41,13 +72,13 @@ class Tally:
 
     def show_appends(self) -> None:
         metrics.count(
-            (metrics.UNKNOWN_ITEMS, self.unknown_items),
-            *((metrics.EVENTS[verdict], number) for verdict, number in self.verdicts.items()),
-            *((metrics.kinds(kind), number) for kind, number in self.kinds.items()),
+            (metrics.UNKNOWN_ITEMS, self._unknown_items),
+            *((metrics.EVENTS[verdict], number) for verdict, number in self._verdicts.items()),
+            *((metrics.kinds(kind), number) for kind, number in self._logged.items()),
         )
-        self.verdicts.clear()
-        self.kinds.clear()
-        self.unknown_items = 0
+        self._verdicts.clear()
+        self._logged.clear()
+        self._unknown_items = 0
 
     def show(self, work: Work) -> None:
         popular = [answer for _, answer in work.answers if answer.source != "model"]
@@ -71,6 +102,6 @@ class Tally:
             (metrics.APPLIED["prefill"], work.prefilled),
             (metrics.SNAPSHOTS["unfit"], work.unfit),
             (metrics.SNAPSHOTS["unsound"], work.unsound),
-            (self.of_model.recommendations, len(work.answers)),
-            (self.of_model.rebuilds, work.from_snapshot + work.from_log),
+            (self._of_model.recommendations, len(work.answers)),
+            (self._of_model.rebuilds, work.from_snapshot + work.from_log),
         )

@@ -7,21 +7,22 @@ What is shown and done waits in memory and goes to the store together, off the w
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from urllib.parse import quote
 from zlib import crc32
 
+from model.kinds import KindRules
 from service.observe import metrics
-from service.store.calls import Calls, raised
-from service.store.store import Command, Store, StoreError
+from service.store.client import Store
+from service.store.errors import StoreError, raised
+from service.store.events import Event, NewEvent
+from service.store.follower import Follower
+from service.store.script import Command, Script
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +37,8 @@ _AT_ONCE = 1000
 _BARRED_S = 10.0
 """So long nothing is kept of an erased user: a request that had begun before may still end."""
 
-_SCRIPTS = {
-    hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(): source
-    for source in (
-        files("service.feedback").joinpath(f"{name}.lua").read_text("utf-8")
-        for name in ("shown", "outcome")
-    )
-}
-_SHOWN, _OUTCOME = _SCRIPTS
+_SHOWN = Script.read("shown", "service.feedback")
+_OUTCOME = Script.read("outcome", "service.feedback")
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,7 @@ class Outcomes:
 
     Args:
         window_s: how soon after.
+        kinds: which of them an interaction's is counted as.
     """
 
     def __init__(
@@ -71,11 +67,12 @@ class Outcomes:
         *,
         namespace: str = "tim4rec",
         window_s: int = 3600,
-        timeout_s: float = 2.0,
+        kinds: KindRules | None = None,
     ) -> None:
         self._prefix = f"{quote(namespace, safe='')}:shown:"
         self._window_ms = 1000 * window_s
-        self._calls = Calls(store, timeout_s, _SCRIPTS)
+        self._kinds = kinds or KindRules()
+        self._store = store
         self._waiting: deque[_Waiting] = deque()
         self._barred: dict[str, float] = {}
 
@@ -85,24 +82,26 @@ class Outcomes:
         if not hashes or self._is_barred(user_id):
             return
         metrics.of_model(model).shown.inc(len(hashes))
-        last = self._window_ms, LISTS
-        self._add(
-            user_id,
-            ("EVALSHA", _SHOWN, 1, self._key(user_id), model, b"".join(hashes), *last),
-        )
+        key, packed = self._key(user_id), b"".join(hashes)
+        self._add(user_id, _SHOWN.call(key, model, packed, self._window_ms, LISTS))
 
-    def interacted(self, user_id: str, item_id: str, kind: str) -> None:
-        """An interaction was logged. `kind`: as its metric's label says."""
-        key = self._key(user_id)
-        self._add(user_id, ("EVALSHA", _OUTCOME, 1, key, _hash(item_id), self._window_ms), kind)
+    # -- as an engine's listener ---------------------------------------------------------
 
-    def forget(self, user_id: str) -> None:
-        """The user was erased, here or elsewhere."""
+    def logged(self, user_id: str, event: NewEvent, time_ms: int) -> None:
+        key, item = self._key(user_id), _hash(event.item_id)
+        self._add(user_id, _OUTCOME.call(key, item, self._window_ms), self._kinds.label(event.kind))
+
+    def removed(self, events: Sequence[Event]) -> None:
+        pass  # outcomes stay counted
+
+    def erased(self, user_id: str) -> None:
         now = time.monotonic()
         self._barred = {user: until for user, until in self._barred.items() if until > now}
         self._barred[user_id] = now + _BARRED_S
         self._waiting = deque(one for one in self._waiting if one.user_id != user_id)
         self._add(user_id, ("UNLINK", self._key(user_id)))
+
+    # -- sending -------------------------------------------------------------------------
 
     async def flush(self) -> None:
         """Sends what waits.
@@ -112,7 +111,7 @@ class Outcomes:
         """
         while self._waiting:
             part = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
-            answers = await self._calls([one.command for one in part])
+            answers = await self._store.pipeline([one.command for one in part])
             for one, answer in zip(part, answers, strict=True):
                 if one.kind is not None and isinstance(answer, bytes):
                     metrics.outcomes(answer.decode(), one.kind).inc()
@@ -121,32 +120,17 @@ class Outcomes:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Flushes meanwhile, and at the end."""
-        task = asyncio.create_task(self._keep_flushing())
+        follower = Follower(
+            self.flush, FLUSH_EVERY_S, "outcomes are not counted", metrics.OUTCOME_FAILURES.inc
+        )
         try:
-            yield
+            async with follower:
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             try:
                 await self.flush()
             except StoreError as error:
                 logger.warning("the last outcomes are not counted: %s", error)
-
-    async def _keep_flushing(self) -> None:
-        working = True
-        while True:
-            await asyncio.sleep(FLUSH_EVERY_S)
-            try:
-                await self.flush()
-                working = True
-            except StoreError as error:
-                metrics.OUTCOME_FAILURES.inc()
-                if working:  # said once, not four times a second
-                    logger.warning("outcomes are not counted: %s", error)
-                working = False
-            except Exception:
-                metrics.OUTCOME_FAILURES.inc()
-                logger.exception("outcomes are not counted")
 
     def _add(self, user_id: str, command: Command, kind: str | None = None) -> None:
         if len(self._waiting) >= WAITING:

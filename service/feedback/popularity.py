@@ -16,19 +16,21 @@ What an erased user's interactions had added is taken back, by the same arithmet
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from model.kinds import HEAVIEST
-from service.catalogue.retrieval import ExactRetrieval
+from model.kinds import HEAVIEST, KindRules
+from service.catalogue.retrieval import Retrieval
 from service.observe import metrics
-from service.store.calls import Calls, raised
-from service.store.store import Command, Store, StoreError
+from service.store.client import Store
+from service.store.errors import StoreError, raised
+from service.store.events import Event, NewEvent
+from service.store.follower import Follower
+from service.store.script import Command, Script
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ TAKEN_A_CALL = 250
 _LEFT_OF_ALL, _LEFT_OF_RECENT = 1e-12, 1e-6
 
 # What was forgotten meanwhile (most_items, an epoch that ended) is not made anew.
-_TAKE_BACK = """\
+_TAKE_BACK = Script("""\
 #!lua flags=allow-oom
 -- KEYS[1] the numbers   ARGV  the part that counts as none | item, how much to take back...
 for a = 2, #ARGV, 2 do
@@ -58,7 +60,7 @@ for a = 2, #ARGV, 2 do
     end
   end
 end
-"""
+""")
 
 Sums = defaultdict[tuple[str, str], float]
 """Numbers by key and item."""
@@ -95,6 +97,7 @@ class Popularity:
         copied: so many items are kept in memory; further down nothing is known.
         least: a smaller sum of recent interactions says nothing.
         heaviest: an interaction that weighs more counts for so much.
+        kinds: which events are interactions that count.
     """
 
     def __init__(
@@ -107,24 +110,43 @@ class Popularity:
         copied: int = 1000,
         least: float = 100,
         heaviest: float = HEAVIEST,
+        kinds: KindRules | None = None,
         settled_s: float = SETTLED_S,
         refresh_s: float = 5.0,
-        timeout_s: float = 2.0,
         clock_ms: Callable[[], int] = _now_ms,
     ) -> None:
-        self._calls = Calls(store, timeout_s)
+        self._store = store
         self._all = f"{namespace}:popular:all"
         self._recent = f"{namespace}:popular:{half_life_s}"
         self._half_life_ms = half_life_s * 1000
         self._most_items, self._copied, self._least = most_items, copied, least
         self._heaviest, self._settled_s = heaviest, settled_s
+        self._kinds = kinds or KindRules()
         self._refresh_s, self._clock_ms = refresh_s, clock_ms
         self._waiting = Sums(float)
         self._taken = deque[tuple[float, Sums]]()  # with when they are to be sent
         self._leaving = deque[Command]()
         self._sizes: dict[str, int] = {}
-        self._shown: list[tuple[ExactRetrieval, Callable[[str], int | None]]] = []
+        self._shown: list[tuple[Retrieval, Callable[[str], int | None]]] = []
         self.counts = Counts([], [], clock_ms())
+
+    # -- as an engine's listener ---------------------------------------------------------
+
+    def logged(self, user_id: str, event: NewEvent, time_ms: int) -> None:
+        if self._kinds.counts(event.kind):
+            at = time_ms if event.time_ms is None else event.time_ms
+            self.count(event.item_id, at, 1.0 if event.weight is None else event.weight)
+
+    def erased(self, user_id: str) -> None:
+        pass  # what is counted knows no users
+
+    def removed(self, events: Sequence[Event]) -> None:
+        sums = Sums(float)
+        for event in events:
+            if self._kinds.counts(event.kind):
+                at = event.time_ms if event.given_ms is None else event.given_ms
+                self.add(sums, event.item_id, at, 1.0 if event.weight is None else event.weight)
+        self.take_back(sums)
 
     # -- counting ------------------------------------------------------------------------
 
@@ -171,7 +193,7 @@ class Popularity:
                 sums[place] += number
         self._leaving.extend(self._subtractions(sums))
         while self._leaving and (settled or time.monotonic() < now + FLUSH_EVERY_S):
-            raised(*await self._calls.once([self._leaving.popleft()], "popularity"))
+            raised(*await self._store.once([self._leaving.popleft()], "popularity"))
 
     async def _send(self) -> None:
         waiting, self._waiting = self._waiting, defaultdict(float)
@@ -188,7 +210,7 @@ class Popularity:
                 end = self._begin(int(key.rpartition(":")[2]) + 2)
                 commands.append(("PEXPIREAT", key, end))
         commands += [("ZCARD", key) for key in keys]
-        answers = await self._calls.once(commands, "popularity")
+        answers = await self._store.once(commands, "popularity")
         raised(*answers)
         self._sizes = dict(zip(keys, answers[-len(keys) :], strict=True))
 
@@ -205,17 +227,16 @@ class Popularity:
                     for item, number in numbers[start : start + TAKEN_A_CALL]
                     for word in (item, repr(number))
                 ]
-                # Whole: it is sent once, so there is no second attempt that could load it.
-                yield ("EVAL", _TAKE_BACK, 1, key, repr(left), *words)
+                yield _TAKE_BACK.call(key, repr(left), *words)
 
     # -- the copy ------------------------------------------------------------------------
 
-    def show(self, retrieval: ExactRetrieval, row: Callable[[str], int | None]) -> None:
+    def show(self, retrieval: Retrieval, row: Callable[[str], int | None]) -> None:
         """From now on `retrieval.popular` begins with what is popular of late; `row`: an item's."""
         self._shown.append((retrieval, row))
         self._tell()
 
-    def forget(self, retrieval: ExactRetrieval) -> None:
+    def forget(self, retrieval: Retrieval) -> None:
         """Ends `show`."""
         self._shown = [shown for shown in self._shown if shown[0] is not retrieval]
 
@@ -228,7 +249,7 @@ class Popularity:
         now = self._clock_ms()
         epoch = self._epoch(now)
         keys = [self._all, f"{self._recent}:{epoch - 1}", f"{self._recent}:{epoch}"]
-        answers = await self._calls(
+        answers = await self._store.pipeline(
             [("ZREVRANGE", key, 0, self._copied - 1, "WITHSCORES") for key in keys], "popularity"
         )
         raised(*answers)
@@ -253,7 +274,7 @@ class Popularity:
     def _tell(self) -> None:
         for retrieval, row_of in self._shown:
             rows = ((row_of(item), number) for item, number in self.counts.recent)
-            last = retrieval.shelf.size
+            last = retrieval.view.size
             known = [(row, number) for row, number in rows if row is not None and row <= last]
             retrieval.show_recent(known if self.enough else [])
 
@@ -268,33 +289,15 @@ class Popularity:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Flushes and refreshes meanwhile, and flushes at the end."""
-        tasks = [
-            asyncio.create_task(self._repeat(self.flush, FLUSH_EVERY_S)),
-            asyncio.create_task(self._repeat(self.refresh, self._refresh_s)),
-        ]
+        failing, failed = "popularity is not kept", metrics.POPULARITY_FAILURES.inc
         try:
-            yield
+            async with (
+                Follower(self.flush, FLUSH_EVERY_S, failing, failed),
+                Follower(self.refresh, self._refresh_s, failing, failed),
+            ):
+                yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             try:
                 await self.flush(settled=True)
             except StoreError as error:
                 logger.warning("the last interactions are not counted as popularity: %s", error)
-
-    async def _repeat(self, act: Callable[[], Awaitable[None]], every_s: float) -> None:
-        working = True
-        while True:
-            try:
-                await act()
-                working = True
-            except StoreError as error:
-                metrics.POPULARITY_FAILURES.inc()
-                if working:  # said once
-                    logger.warning("popularity is not kept: %s", error)
-                working = False
-            except Exception:
-                metrics.POPULARITY_FAILURES.inc()
-                logger.exception("popularity is not kept")
-            await asyncio.sleep(every_s)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from model.times import iso
 from service.engine import explanation
-from service.engine.wave import Recommendation
+from service.engine.requests import Recommendation
 from service.http.dependencies import Services
 from service.http.schemas import Reason, RecommendedItem
-from service.http.times import iso
 
 
 def recommended(services: Services, found: Recommendation) -> list[RecommendedItem]:

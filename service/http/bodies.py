@@ -9,14 +9,16 @@ from collections.abc import Iterable, Mapping
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http import json_shape
 from service.http.connection import WHOLE
 from service.http.json_shape import Shape, ShapeError
-from service.http.problems import RETRY_AFTER_S, problem
+from service.http.problems import RETRY_AFTER_S, ProblemError, refusal
 from service.settings import Settings
+
+BODY = "tim4rec.body"
+"""In a request's scope: its body, which is also received in one piece."""
 
 _LENGTH, _TRANSFER, _CODING = b"content-length", b"transfer-encoding", b"content-encoding"
 _WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
@@ -41,108 +43,97 @@ class ReadBodies:
         json_shape.warm()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
-            await self.app(scope, receive, send)
-            return
-        length, coding = _said(scope)
+        length, coding = _said(scope) if scope["method"] in _WITH_BODY else (0, None)
         if length == 0:
             await self.app(scope, receive, send)
             return
-        refusal: Response | None = None
+        parts: list[bytes] = []
+        try:
+            self._check_head(length, coding)
+            content = scope[BODY] = await self._read(scope, receive, parts)
+        except ProblemError as error:
+            await refusal(error)(scope, receive, send)
+        else:
+            await self.app(scope, _again(content, receive), send)
+        finally:
+            self.buffered -= sum(map(len, parts))
+
+    def _check_head(self, length: int | None, coding: str | None) -> None:
         if coding is not None:
-            refusal = problem(
+            raise ProblemError(
                 415,
                 f"Content-Encoding: {coding!r} is not decoded; send the body as it is, without "
                 "this header",
                 headers={"Accept-Encoding": "identity"},
             )
-        elif length is not None and length > self.max_bytes:
-            refusal = self._too_large()
-        if refusal is not None:
-            await refusal(scope, receive, send)
-            return
-        body = _Body(self)
+        if length is not None and length > self.max_bytes:
+            raise self._too_large()
+
+    async def _read(self, scope: Scope, receive: Receive, parts: list[bytes]) -> bytes:
+        """All of a body, which is in `parts` as far as it has come.
+
+        Raises:
+            ProblemError: it is not to be had.
+        """
         try:
-            # What is here needs no watch, which costs more than all else that is done for it.
-            read = body.take if WHOLE in scope else body.read
-            refusal = await read(receive) or self._misshapen(scope, body.content)
-            await (refusal or self.app)(scope, body.again(receive), send)
-        finally:
-            self.buffered -= body.size
-
-    def _too_large(self) -> Response:
-        return problem(413, f"body: at most {self.max_bytes} bytes (max_body_bytes)")
-
-    def _misshapen(self, scope: Scope, content: bytes) -> Response | None:
-        shape = self._shapes.get((scope["method"], scope["path"]), _ANY)
-        try:
-            shape.check(content)
-        except ShapeError as error:
-            return problem(422, str(error), [{"field": error.field, "message": str(error)}])
-        return None
-
-
-_ANY = Shape()
-
-
-class _Body:
-    """One request's body, as far as it has come."""
-
-    def __init__(self, owner: ReadBodies) -> None:
-        self._owner = owner
-        self.size = 0
-        self.content = b""
-
-    async def read(self, receive: Receive) -> Response | None:
-        """All of it; the refusal, where it is not to be had."""
-        timeout_s = self._owner.timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self.take(receive)
+            if WHOLE in scope:  # it needs no watch, which costs more than all else done for it
+                await self._receive(receive, parts)
+            else:
+                async with asyncio.timeout(self.timeout_s):
+                    await self._receive(receive, parts)
         except TimeoutError:
-            return problem(
+            raise ProblemError(
                 408,
-                f"body: it was not there after {timeout_s:g} s (read_timeout_s)",
+                f"body: it was not there after {self.timeout_s:g} s (read_timeout_s)",
                 headers={"Connection": "close"},
-            )
+            ) from None
+        parts[:] = [b"".join(parts)]
+        try:
+            self._shapes.get((scope["method"], scope["path"]), _ANY).check(parts[0])
+        except ShapeError as error:
+            raise ProblemError(422, str(error), field=error.field) from None
+        return parts[0]
 
-    async def take(self, receive: Receive) -> Response | None:
-        """`read`, however long it takes."""
-        owner, parts = self._owner, list[bytes]()
-        more = True
+    async def _receive(self, receive: Receive, parts: list[bytes]) -> None:
+        size, more = 0, True
         while more:
             message = await receive()
             if message["type"] != "http.request":
-                return problem(400, "body: the caller has left before its end")
+                raise ProblemError(400, "body: the caller has left before its end")
             part = message.get("body", b"")
-            if self.size + len(part) > owner.max_bytes:
-                return owner._too_large()
-            if owner.buffered + len(part) > owner.max_buffered:
-                return problem(
+            size += len(part)
+            if size > self.max_bytes:
+                raise self._too_large()
+            if self.buffered + len(part) > self.max_buffered:
+                raise ProblemError(
                     503,
                     "as many bytes of bodies are kept as may be (max_buffered_bytes); nothing was "
                     "done: try again",
                     headers={"Retry-After": str(RETRY_AFTER_S)},
                 )
-            owner.buffered += len(part)
-            self.size += len(part)
+            self.buffered += len(part)
             parts.append(part)
             more = message.get("more_body", False)
-        self.content = b"".join(parts)
-        return None
 
-    def again(self, receive: Receive) -> Receive:
-        """Receives the body in one piece, then what comes."""
-        handed = False
+    def _too_large(self) -> ProblemError:
+        return ProblemError(413, f"body: at most {self.max_bytes} bytes (max_body_bytes)")
 
-        async def received() -> Message:
-            nonlocal handed
-            if handed:
-                return await receive()
-            handed = True
-            return {"type": "http.request", "body": self.content, "more_body": False}
 
-        return received
+_ANY = Shape()
+
+
+def _again(content: bytes, receive: Receive) -> Receive:
+    """Receives the body in one piece, then what comes."""
+    handed = False
+
+    async def received() -> Message:
+        nonlocal handed
+        if handed:
+            return await receive()
+        handed = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    return received
 
 
 def _said(scope: Scope) -> tuple[int | None, str | None]:

@@ -1,20 +1,22 @@
 """One connection's HTTP, with bounds on what a caller may send before being answered.
 
 The server has none of its own. A head without an end would be kept for ever, and grow; so would the
-fields behind a chunked body, and the requests of a caller who reads no answers. And what follows a
-head that offers an upgrade would be taken for another request, a body included.
+fields behind a chunked body. And what follows a head that offers an upgrade would be taken for
+another request, a body included.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.http.paced_protocol import PacedProtocol
 
 if TYPE_CHECKING:
     from service.http.load_shedder import LoadShedder
@@ -23,27 +25,19 @@ GRACE_S = 5.0
 """After the time for a body, for the answer that says so, and for what is still sent of it."""
 LINGER_S = 1.0
 """For what is still sent after a refusal."""
-SLICE = 16_384
-"""Bytes that are parsed in one turn of the event loop: some hundred small requests."""
 FRAMING = 8
 """Bytes for each of a body's own that its chunks may be framed by, beside max_head_bytes."""
 
 WHOLE = "tim4rec.whole"
 """In a request's scope, once its body has been received."""
 
-_REASONS = {
-    400: (
-        b"400 Bad Request",
-        "what was sent is no HTTP request, or has a Transfer-Encoding other than chunked",
-    ),
-    408: (b"408 Request Timeout", "the request's head took longer than read_timeout_s"),
-    431: (
-        b"431 Request Header Fields Too Large",
-        "the request's head, or the fields behind its body, are over max_head_bytes or "
-        "max_header_fields",
-    ),
-}
 Refusal = Literal[400, 408, 431]
+_DETAILS: dict[Refusal, str] = {
+    400: "what was sent is no HTTP request, or has a Transfer-Encoding other than chunked",
+    408: "the request's head took longer than read_timeout_s",
+    431: "the request's head, or the fields behind its body, are over max_head_bytes or "
+    "max_header_fields",
+}
 
 
 def bounded(
@@ -78,21 +72,7 @@ class _Refused:
         self.message_event = asyncio.Event()
 
 
-class _Flow(FlowControl):
-    """Reads no more while there are requests that nobody has begun to answer: the body of the one
-    that is answered is here, then."""
-
-    def __init__(self, transport: asyncio.Transport, connection: _Connection) -> None:
-        super().__init__(transport)
-        self._connection = connection
-
-    def resume_reading(self) -> None:
-        one = self._connection
-        if not (one.pipeline or one.held or one.transport.is_closing()):
-            super().resume_reading()
-
-
-class _Connection(HttpToolsProtocol):
+class _Connection(PacedProtocol):
     timeout_s: float
     max_head: int
     max_fields: int
@@ -113,61 +93,28 @@ class _Connection(HttpToolsProtocol):
         """Bytes of a body's framing and of itself, as far as counted, and in what is parsed."""
         self._upgrading = self._is_coded = False
         self._refusal: Refusal | None = None
-        self.held = b""
-        """Received, and still to be parsed."""
-        self._gate: LoadShedder | None = self.app_state.get("gate")
+        self._load_shedder: LoadShedder | None = self.app_state.get("load_shedder")
         self._refused_at = 0.0
 
     # -- bytes ---------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport, self)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_waiting()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self.held:  # it was on its way
-            self.held += data
-            return
-        if len(data) <= SLICE:
-            self._take(data)
-            return
-        self._take(data[:SLICE])
-        self.held = data[SLICE:]
-        self.flow.pause_reading()
-        self.loop.call_soon(self._go_on)
-
-    def _go_on(self) -> None:
-        """With the next slice, once all that was asked before is being answered."""
-        if self.transport.is_closing() or self._place == _REFUSED:
-            self.held = b""
-        if not self.held or self.pipeline or self.flow.write_paused:
-            return
-        data, self.held = self.held[:SLICE], self.held[SLICE:]
-        self._take(data)
-        cycle = self.cycle
-        if self.held:
-            self.loop.call_soon(self._go_on)
-        elif cycle is None or cycle.response_complete or len(cycle.body) <= HIGH_WATER_LIMIT:
-            self.flow.resume_reading()
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._go_on()
-
-    def _take(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
         before = self._place
         if before == _REFUSED:
             return
         if before == _BETWEEN:
             idle = self.cycle is None or self.cycle.response_complete
             quick = idle and not self.flow.write_paused  # else nobody reads what is answered
-            if quick and self._gate is not None and self._gate.refuses_whole(data):
-                self.transport.write(self._gate.answer)
+            if quick and self._load_shedder is not None and self._load_shedder.refuses_whole(data):
+                self.transport.write(self._load_shedder.answer)
                 self._stay()
                 return
             self._unread, self._is_counted = 0, True
@@ -262,7 +209,10 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._place == _REFUSED:
             return
-        if len(self.headers) > self.max_fields or self._is_head_too_large():
+        small = self._is_counted and max(self._unread, self._read) <= self.max_head
+        if len(self.headers) > self.max_fields or not (
+            small or _head_bytes(self.parser.get_method(), self.url, self.headers) <= self.max_head
+        ):
             self._refuse(431)
             return
         if self._is_coded:
@@ -278,11 +228,11 @@ class _Connection(HttpToolsProtocol):
         idle = self.cycle is None or self.cycle.response_complete
         plain = idle and not self.expect_100_continue and self.parser.should_keep_alive()
         plain = plain and not self.flow.write_paused
-        gate, method = self._gate, self.parser.get_method()
-        if gate is not None and plain and gate.refuses(method, self.url):
+        load_shedder, method = self._load_shedder, self.parser.get_method()
+        if load_shedder is not None and plain and load_shedder.refuses(method, self.url):
             refused: Any = _Refused()
             self.cycle = refused
-            self.transport.write(gate.answer)
+            self.transport.write(load_shedder.answer)
             self.on_response_complete()
         else:
             super().on_headers_complete()  # it raises, for one thing, where a URL is too long
@@ -309,20 +259,11 @@ class _Connection(HttpToolsProtocol):
             # It was answered before its end; what came of it since has ended the wait for another.
             self._stay()
 
-    def _is_head_too_large(self) -> bool:
-        if self._is_counted and max(self._unread, self._read) <= self.max_head:
-            return False
-        fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
-        line = len(self.parser.get_method()) + len(self.url) + len(b"  HTTP/1.1\r\n")
-        return line + fields + len(b"\r\n") > self.max_head
-
     # -- answers -------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
         last = not self.pipeline
         super().on_response_complete()
-        if self.held and not self.pipeline:
-            self.loop.call_soon(self._go_on)
         if last and self._refusal is not None:
             self._answer(self._refusal)
 
@@ -355,6 +296,7 @@ class _Connection(HttpToolsProtocol):
         place, self._place = self._place, _REFUSED
         if place == _REFUSED:
             return
+        self.held = b""
         self._end_waiting()
         cycle = self.cycle
         if place == _BODY and cycle is not None:  # of which the application may have begun
@@ -378,14 +320,18 @@ class _Connection(HttpToolsProtocol):
         self._refusal = None
         if self.transport.is_closing():
             return
-        line, detail = _REASONS[status]
-        title = line.decode().partition(" ")[2]
-        problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-        content = json.dumps(problem).encode()
+        title = http.HTTPStatus(status).phrase
+        problem = {"type": "about:blank", "title": title, "status": status}
+        content = json.dumps(problem | {"detail": _DETAILS[status]}).encode()
         self.transport.write(
-            b"HTTP/1.1 %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%s" % (line, len(content), content)
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (status, title.encode(), len(content), content)
         )
         # Closed while more of it comes, a connection is reset, and the answer may be lost.
         self.transport.write_eof()
         self._waiting = self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _head_bytes(method: bytes, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> int:
+    fields = sum(len(name) + len(value) + 4 for name, value in headers)
+    return len(method) + len(url) + len(b"  HTTP/1.1\r\n") + fields + len(b"\r\n")

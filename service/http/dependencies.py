@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
@@ -16,35 +15,47 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.cursor import Seal
-from service.catalogue.turns import TooManyWait
-from service.engine.engine import Engine, Overloaded
+from service.engine.engine import Engine
 from service.engine.explanation import Explainer
 from service.feedback.popularity import Popularity
 from service.http.faults import LONGEST_NAME, clipped
 from service.http.problems import ProblemError
-from service.models.lineup import Lineup
-from service.models.models import Models
+from service.models.deployer import Deployer
+from service.models.deployment import Deployment
 from service.models.served_model import ServedModel
-from service.observe import metrics
+from service.models.serving_context import ServingContext
 from service.settings import Settings
 from service.store.event_log import EventLog
 
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of a running process, as a request is answered by them.
+    """What answers a request.
 
     Attributes:
         served: the model that answers; of no user, the base.
     """
 
-    settings: Settings
-    log: EventLog
-    popularity: Popularity
-    models: Models
-    lineup: Lineup
+    context: ServingContext
+    deployer: Deployer
+    deployment: Deployment
     served: ServedModel
-    seal: Seal
+
+    @property
+    def settings(self) -> Settings:
+        return self.context.settings
+
+    @property
+    def log(self) -> EventLog:
+        return self.context.log
+
+    @property
+    def popularity(self) -> Popularity:
+        return self.context.popularity
+
+    @property
+    def seal(self) -> Seal:
+        return self.context.seal
 
     @property
     def engine(self) -> Engine:
@@ -60,26 +71,23 @@ class Services:
 
     def of(self, user_id: str) -> Services:
         """With the model that answers this user."""
-        served = self.lineup.of(user_id)
+        served = self.deployment.of(user_id)
         return self if served is self.served else replace(self, served=served)
 
     async def write_items(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
-        """`Catalogue.write`; all models of this process know when it returns."""
-        before = await self.catalogue.write(records)
-        for other in self.lineup.models:
+        """`FollowedRecords.write`; all models of this process know when it returns."""
+        before = await self.catalogue.records.write(records)
+        for other in self.deployment.models:
             if other is not self.served:
-                await other.catalogue.refresh()
+                await other.catalogue.records.refresh()
         return before
 
 
-@contextmanager
-def waiting_bounded() -> Iterator[None]:
-    """What the catalogue does not begin, for so much is under way, is refused as overload is."""
-    try:
-        yield
-    except TooManyWait:
-        metrics.REFUSED["catalogue"].inc()
-        raise Overloaded("too many filters, searches and batches of items wait") from None
+def check_k(services: Services, k: int) -> None:
+    """Raises ProblemError: an answer never has so many items."""
+    most = services.settings.max_k
+    if k > most:
+        raise ProblemError(422, f"k: at most {most}, not {k}", field="k")
 
 
 _HELD = "tim4rec.services"
@@ -99,15 +107,15 @@ class HoldModels:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services: Services | None = self.owner.state.services
-        if scope["type"] != "http" or services is None:
+        if services is None:
             await self.app(scope, receive, send)
             return
         scope[_HELD] = services
-        services.lineup.hold()
+        services.deployment.hold()
         try:
             await self.app(scope, receive, send)
         finally:
-            services.lineup.release()
+            services.deployment.release()
 
 
 async def _services(request: Request) -> Services:
@@ -141,9 +149,10 @@ async def require_known_query(request: Request) -> None:
             raise ProblemError(422, f"{name}: no parameter of this route; {hint}", field=name)
 
 
-def _query_of(route: APIRoute) -> tuple[str, ...]:
-    wanted, found = [route.dependant], dict[str, None]()
-    for dependant in wanted:
-        found |= dict.fromkeys(field.alias for field in dependant.query_params)
-        wanted += dependant.dependencies
-    return tuple(found)
+def _query_of(route: APIRoute) -> list[str]:
+    """The names of what a route takes from the query: of parameters, or of a model's fields."""
+    found: list[str] = []
+    for field in route.dependant.query_params:
+        of_model = getattr(field.field_info.annotation, "model_fields", None)
+        found += [field.alias] if of_model is None else of_model
+    return found

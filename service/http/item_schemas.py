@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
 from service.http.json_shape import AtMost
-from service.http.schemas import MOST_LISTED, Id, Time
+from service.http.schemas import MOST_LISTED, Body, Id
+from service.http.times import Time
 
 _FAR = 16
 
 
-class ItemRecord(BaseModel):
+class ItemRecord(Body):
     """What is said of an item, in place of all that was said before."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     title: str | None = Field(None, description="none: what the model's artefact says")
     categories: list[Id] | None = Field(
@@ -84,12 +83,23 @@ class NewItem(ItemRecord):
     item_id: Id
 
 
-class ItemBatch(BaseModel):
+class ItemBatch(Body):
     """Items, each with all that is to be said of it."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     items: Annotated[list[NewItem], AtMost("max_batch_items")] = Field(min_length=1)
+
+
+class ItemQuery(BaseModel):
+    item_id: list[Id] | None = Field(
+        None, max_length=1000, description="these items, and no others: repeat it"
+    )
+    q: str = Field("", max_length=256, description="part of a title, in any case")
+    category: list[str] | None = Field(
+        None, max_length=MOST_LISTED, description="one of several: repeat it"
+    )
+    limit: int = Field(20, ge=1, le=1000)
+    after: str | None = Field(None, description="`next` of the page before")
+    unavailable: bool = Field(False, description="also those that no answer may hold now")
 
 
 class ListedItem(BaseModel):
@@ -125,3 +135,17 @@ class ItemsWritten(BaseModel):
 class ItemDeleted(BaseModel):
     item_id: str
     deleted: bool = Field(description="false: it had no record")
+
+
+class SimilarItem(BaseModel):
+    item_id: str
+    score: float = Field(description="cosine of the two items' vectors, at most 1")
+    title: str | None = None
+
+
+class SimilarItems(BaseModel):
+    """The items most like one, the most like first."""
+
+    item_id: str
+    items: list[SimilarItem]
+    model: str = Field(description="identity of the model")

@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service.engine.engine import Overloaded
+from service.catalogue.turns import TooManyWait
+from service.engine.requests import Overloaded
 from service.http import faults
 from service.http.schemas import Problem
-from service.observe import request_context
-from service.store.store import InvalidRequest, RecordDamaged, StoreError, StoreUnavailable
+from service.observe import metrics, request_context
+from service.store.errors import InvalidRequest, RecordDamaged, StoreError, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,10 @@ def problem(
     )
 
 
+def refusal(error: ProblemError) -> JSONResponse:
+    return problem(error.status, error.detail, error.errors, error.headers)
+
+
 def invalid(errors: Sequence[Any]) -> JSONResponse:
     """The answer to a request with these errors of pydantic's."""
     found, others = faults.named(errors), max(0, len(errors) - faults.MOST_NAMED)
@@ -106,7 +111,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def _(request: Request, error: ProblemError) -> JSONResponse:
-        return problem(error.status, error.detail, error.errors, error.headers)
+        return refusal(error)
 
     @app.exception_handler(RequestValidationError)
     async def _(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -136,6 +141,12 @@ def install(app: FastAPI) -> None:
     async def _(request: Request, error: Exception) -> JSONResponse:
         what = _next(request, error)
         return problem(503, f"{error}; {what}", headers={"Retry-After": str(RETRY_AFTER_S)})
+
+    @app.exception_handler(TooManyWait)
+    async def _(request: Request, error: TooManyWait) -> JSONResponse:
+        metrics.REFUSED["catalogue"].inc()
+        detail = "too many filters, searches and batches of items wait; nothing was done: try again"
+        return problem(503, detail, headers={"Retry-After": str(RETRY_AFTER_S)})
 
     @app.exception_handler(Exception)
     async def _(request: Request, error: Exception) -> JSONResponse:

@@ -31,9 +31,6 @@ class ReadRequestLine:
         self.app, self.root_path, self.trusted = app, root_path, trusted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         path = scope["raw_path"].decode("latin-1") if scope.get("raw_path") else scope["path"]
         prefix = self._prefix(scope)
         if prefix and path == prefix:

@@ -5,35 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from model.items import LONGEST_ID
 from model.kinds import KIND
 from service.http import json_shape
 from service.http.json_shape import AtMost
-from service.http.times import parse_time
+from service.http.times import Time
 
 
 def _short(value: str) -> str:
-    if len(value.encode()) > 256:
-        raise ValueError("must be at most 256 bytes of UTF-8")
+    if len(value.encode()) > LONGEST_ID:
+        raise ValueError(f"must be at most {LONGEST_ID} bytes of UTF-8")
     return value
 
 
-Id = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_short)]
+Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(_short)]
 MOST_LISTED = json_shape.MOST_NESTED
 """Entries of one list in a query or a record."""
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
-Time = Annotated[
-    int,
-    BeforeValidator(parse_time),
-    WithJsonSchema(
-        {
-            "anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}],
-            "description": "ISO 8601, or epoch seconds (from 1e11 on: milliseconds)",
-            "examples": ["2026-01-31T12:00:00Z", 1769860800],
-        }
-    ),
-]
 
 
 Kind = Annotated[
@@ -55,11 +45,13 @@ Weight = Annotated[
 ]
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """What a caller sends as JSON: no other fields, no values of other types."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Interaction(_Body):
+class Interaction(Body):
     """One user interacted with one item."""
 
     user_id: Id
@@ -72,7 +64,7 @@ class Interaction(_Body):
     weight: Weight | None = None
 
 
-class InteractionBatch(_Body):
+class InteractionBatch(Body):
     """Interactions in order; the order of each user's is kept."""
 
     interactions: Annotated[list[Interaction], AtMost("max_batch_events")] = Field(min_length=1)

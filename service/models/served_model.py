@@ -4,43 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.artefact import Artefact, ArtefactError, load_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
 from service.catalogue.catalogue import Catalogue
-from service.catalogue.item_store import ItemStore
 from service.catalogue.retrieval import open_retrieval
 from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.engine.engine import Engine
-from service.engine.exactness import LATEST, ExactnessSampler
+from service.engine.exactness import ExactnessSampler
 from service.engine.explanation import Explainer
-from service.feedback.outcomes import Outcomes
-from service.feedback.popularity import Popularity
-from service.lifecycle import Drain
+from service.models.serving_context import ServingContext
 from service.observe import metrics
-from service.settings import Settings
-from service.store.event_log import EventLog
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class ServingContext:
-    """What the models of a process have in common."""
-
-    settings: Settings
-    device: str
-    log: EventLog
-    records: ItemStore
-    popularity: Popularity
-    outcomes: Outcomes | None
-    drain: Drain
-    differences: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +47,7 @@ class ServedModel:
 
 
 async def open_model(
-    folder: Path, around: ServingContext, identity: str | None = None
+    folder: Path, context: ServingContext, identity: str | None = None
 ) -> ServedModel:
     """Loads an artefact beside what is served, and warms it up.
 
@@ -78,10 +58,10 @@ async def open_model(
         ArtefactError: the folder can't be served, or holds another one.
         StoreError: the store does not answer.
     """
-    settings, log = around.settings, around.log
+    settings, log = context.settings, context.log
 
     def load() -> tuple[str, Artefact, Engine, Catalogue]:
-        artefact = load_artefact(folder, around.device)
+        artefact = load_artefact(folder, context.device)
         model = artefact.model
         try:
             model.use(choose(settings.kernels, model.device))
@@ -108,25 +88,24 @@ async def open_model(
             snapshot_precision=settings.snapshot_precision,
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
-            popularity=around.popularity,
-            outcomes=around.outcomes,
+            listeners=[one for one in (context.popularity, context.outcomes) if one is not None],
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
         )
-        catalogue = Catalogue(artefact, around.records, retrieval)
+        catalogue = Catalogue(artefact, context.records, retrieval)
         return folder.resolve().name, artefact, engine, catalogue
 
     # In a thread: requests are answered meanwhile.
     name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
-        retrieval = engine.computer.retrieval
-        around.popularity.show(retrieval, catalogue.row)
-        stack.callback(around.popularity.forget, retrieval)
+        retrieval = engine.runner.retrieval
+        context.popularity.show(retrieval, catalogue.row)
+        stack.callback(context.popularity.forget, retrieval)
 
         async def stop_engine() -> None:
             try:
-                async with asyncio.timeout(around.drain.left_s(settings.shutdown_s)):
+                async with asyncio.timeout(context.drain.left_s(settings.shutdown_s)):
                     await engine.stop()
             except TimeoutError:
                 logger.warning("given up: what was under way did not end within shutdown_s")
@@ -141,7 +120,7 @@ async def open_model(
                 every_s=settings.exactness_every_s,
                 max_events=settings.exactness_max_events,
                 tolerance=settings.exactness_tolerance,
-                latest=around.differences,
+                latest=context.differences,
             )
             await stack.enter_async_context(sampler.running())
         config = artefact.model.config

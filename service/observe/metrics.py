@@ -8,7 +8,7 @@ Only the thread of the event loop may change a metric.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -48,16 +48,30 @@ def _counters(name: str, meaning: str, label: str, known: tuple[str, ...]) -> di
     return {value: counter.labels(value) for value in known}
 
 
-_Over = Literal["livesum", "livemin", "livemax", "livemostrecent"]
-"""What is exported of the values of all living workers."""
+def _counters_of(name: str, meaning: str, *labels: str) -> Callable[..., Counter]:
+    """Makes the counter of values of the labels. Kept, because the library's `labels` takes longer
+    than what it is called for."""
+    return cache(Counter(name, meaning, labels, registry=_ours).labels)
 
 
-def _gauge(over: _Over, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Gauge:
-    return Gauge(name, meaning, labels, multiprocess_mode=over, registry=_ours)
+def _histograms_of(name: str, meaning: str, *labels: str) -> Callable[..., Histogram]:
+    """The same of histograms of seconds."""
+    return cache(Histogram(name, meaning, labels, buckets=SECONDS, registry=_ours).labels)
 
 
-def _sum(name: str, meaning: str) -> Gauge:
-    return _gauge("livesum", name, meaning)
+def _gauge(
+    over: Literal["livesum", "livemin", "livemax", "livemostrecent"],
+) -> Callable[..., Gauge]:
+    """Makes gauges. `over`: what is exported of the values of all living workers."""
+
+    def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(name, meaning, labels, multiprocess_mode=over, registry=_ours)
+
+    return gauge
+
+
+_sum, _least, _most = _gauge("livesum"), _gauge("livemin"), _gauge("livemax")
+_latest = _gauge("livemostrecent")
 
 
 class Part:
@@ -81,19 +95,18 @@ def count(*numbers: tuple[Counter, float]) -> None:
 
 # -- requests ----------------------------------------------------------------------------
 
-REQUEST_DURATION = Histogram(
+_request_duration = _histograms_of(
     "tim4rec_request_duration_seconds",
     "Time from a request's arrival to the end of its answer",
-    ["method", "route", "status"],
-    buckets=SECONDS,
-    registry=_ours,
+    "method",
+    "route",
+    "status",
 )
-STAGE_DURATION = Histogram(
+_stage_duration = _histograms_of(
     "tim4rec_stage_duration_seconds",
     "Time of a request in one stage; all stages add up to its whole time",
-    ["route", "stage"],
-    buckets=SECONDS,
-    registry=_ours,
+    "route",
+    "stage",
 )
 REFUSED = _counters(
     "tim4rec_refused_requests",
@@ -102,12 +115,12 @@ REFUSED = _counters(
     ("queue_full", "overloaded", "stopping", "explanations", "catalogue"),
 )
 
-# -- waves and the pool ------------------------------------------------------------------
+# -- batches and the state pool ----------------------------------------------------------
 
 WAVE_REQUESTS = Histogram(
-    "tim4rec_wave_requests", "Requests in one wave", buckets=SIZES, registry=_ours
+    "tim4rec_wave_requests", "Requests in one batch", buckets=SIZES, registry=_ours
 )
-QUEUE = _sum("tim4rec_queue_requests", "Requests waiting when a wave was last taken")
+QUEUE = _sum("tim4rec_queue_requests", "Requests waiting when a batch was last taken")
 QUEUE_CAPACITY = _sum("tim4rec_queue_capacity_requests", "Most requests that may wait")
 POOL_LOOKUPS = _counters(
     "tim4rec_pool_lookups", "Users looked up in the state pool", "result", ("hit", "miss")
@@ -120,14 +133,10 @@ POOL_BYTES = _sum(
 
 # -- the store ---------------------------------------------------------------------------
 
-_store_duration = Histogram(
-    "tim4rec_store_duration_seconds",
-    "Time of one round trip to the store",
-    ["operation"],
-    buckets=SECONDS,
-    registry=_ours,
+_store_duration = _histograms_of(
+    "tim4rec_store_duration_seconds", "Time of one round trip to the store", "operation"
 )
-STORE_DURATION = {operation: _store_duration.labels(operation) for operation in OPERATIONS}
+STORE_DURATION = {operation: _store_duration(operation) for operation in OPERATIONS}
 STORE_ERRORS = _counters(
     "tim4rec_store_errors",
     "Round trips that failed, or in which the store refused a command",
@@ -138,12 +147,10 @@ ACKS_MISSED = _counter(
     "tim4rec_replica_acks_missed",
     "Writes that too few replicas had in time (replica_acks): refused, though they may be there",
 )
-STORE_UP = _gauge("livemin", "tim4rec_store_up", "1: every node of the store answers every worker")
-STORE_MEMORY = _gauge("livemostrecent", "tim4rec_store_memory_bytes", "Memory the store uses")
-STORE_MEMORY_LIMIT = _gauge(
-    "livemostrecent",
-    "tim4rec_store_memory_limit_bytes",
-    "Memory the store may use; 0: no limit is set",
+STORE_UP = _least("tim4rec_store_up", "1: every node of the store answers every worker")
+STORE_MEMORY = _latest("tim4rec_store_memory_bytes", "Memory the store uses")
+STORE_MEMORY_LIMIT = _latest(
+    "tim4rec_store_memory_limit_bytes", "Memory the store may use; 0: no limit is set"
 )
 
 # -- interactions, states, recommendations -----------------------------------------------
@@ -154,27 +161,23 @@ EVENTS = _counters(
     "verdict",
     ("applied", "duplicate", "late", "rejected", "conflict", "future"),
 )
-KINDS = Counter(
-    "tim4rec_kinds",
-    "Interactions logged, by kind: one that has a rule, other, or none",
-    ["kind"],
-    registry=_ours,
+kinds = _counters_of(
+    "tim4rec_kinds", "Interactions logged, by kind: one that has a rule, other, or none", "kind"
 )
 UNKNOWN_ITEMS = _counter(
     "tim4rec_unknown_items", "Logged interactions with an item that the model does not know"
 )
-_catalogue_items = _gauge(
-    "livemostrecent",
+_catalogue_items = _latest(
     "tim4rec_catalogue_items",
     "Items with a record; those the model does not know; those that may not be returned now",
-    ("kind",),
-)
-CATALOGUE_CHANGES = _counter(
-    "tim4rec_catalogue_changes", "Records of items that a process has taken over"
+    "kind",
 )
 CATALOGUE_ITEMS = {
     kind: _catalogue_items.labels(kind) for kind in ("recorded", "new", "unavailable")
 }
+CATALOGUE_CHANGES = _counter(
+    "tim4rec_catalogue_changes", "Changed records of items that a process has read"
+)
 REBUILDS = _counters(
     "tim4rec_rebuilds",
     "States of known users that were not in the pool, by what they were made from",
@@ -213,17 +216,15 @@ POPULARITY_FAILURES = _counter(
 )
 SNAPSHOTS = _counters(
     "tim4rec_snapshots",
-    "Snapshots, by what became of them: unfit ones have values too large for the reduced "
-    "precision, unsound ones could not be read, outdated ones were not of the record any more when "
-    "they were to be written",
+    "Snapshots, by what became of them; unfit: a value overflows the reduced precision; unsound: "
+    "not readable; outdated: not of the record any more when it was to be written",
     "result",
     ("written", "failed", "unfit", "unsound", "outdated"),
 )
 SNAPSHOT_BYTES = _counter("tim4rec_snapshot_bytes", "Size of the snapshots written")
-EXACTNESS_DIFFERENCE = _gauge(
-    "livemax",
+EXACTNESS_DIFFERENCE = _most(
     "tim4rec_exactness_difference",
-    "Largest difference of a score between resident states and their recomputation, of late",
+    "Largest recent difference of a score between states in the pool and their recomputation",
 )
 EXACTNESS_SAMPLES = _counters(
     "tim4rec_exactness_samples",
@@ -232,80 +233,71 @@ EXACTNESS_SAMPLES = _counters(
     ("equal", "different", "skipped"),
 )
 
-# -- the processes -----------------------------------------------------------------------
+# -- models ------------------------------------------------------------------------------
 
-MODEL = _gauge(
-    "livemax",
+MODEL = _most(
     "tim4rec_model_info",
-    "1: the model is served; 0: it was, and is no more",
-    ("identity", "name", "time_path", "items", "precision"),
+    "1: the model is served; 0: not any more",
+    "identity",
+    "name",
+    "time_path",
+    "items",
+    "precision",
 )
-MODEL_BEHIND = _gauge(
-    "livemax",
+MODEL_BEHIND = _most(
     "tim4rec_model_behind",
     "1: a worker can't serve the models that are set, and serves those before",
 )
 MODEL_CHANGES = _counters(
     "tim4rec_model_changes",
-    "Times that a worker took over the models that were set, or could not",
+    "Times that a worker deployed the models that were set, or could not",
     "result",
     ("taken", "failed"),
 )
-_model_users = _gauge(
-    "livesum", "tim4rec_model_users", "States in the pool, by the model they are of", ("model",)
-)
-_model_recommendations = Counter(
+_model_users = _sum("tim4rec_model_users", "States in the pool, by the model they are of", "model")
+_model_recommendations = _counters_of(
     "tim4rec_model_recommendations",
-    "Recommendations answered, popular items included, by the model that the user has",
-    ["model"],
-    registry=_ours,
+    "Recommendations answered, popular items included, by the user's model",
+    "model",
 )
-_model_rebuilds = Counter(
+_model_rebuilds = _counters_of(
     "tim4rec_model_rebuilds",
-    "States made of a snapshot or the log, by the model they are of",
-    ["model"],
-    registry=_ours,
+    "States made from a snapshot or the log, by the model they are of",
+    "model",
 )
-_shown_items = Counter(
-    "tim4rec_shown_items",
-    "Items in recommendations that a model has answered a user, by model",
-    ["model"],
-    registry=_ours,
+_shown_items = _counters_of(
+    "tim4rec_shown_items", "Items recommended to users by a model, by model", "model"
 )
-_outcomes = Counter(
+outcomes = _counters_of(
     "tim4rec_outcomes",
-    "Interactions with an item that was shown to the user a while before, by the model that showed "
-    "it and by kind",
-    ["model", "kind"],
-    registry=_ours,
+    "Interactions with an item that was recommended to the user within the outcome window, by the "
+    "model that recommended it and by kind",
+    "model",
+    "kind",
 )
 OUTCOME_FAILURES = _counter(
-    "tim4rec_outcome_failures", "Times that what was shown or done was not sent"
+    "tim4rec_outcome_failures", "Times that recommended items or outcomes were not sent"
 )
-_moved_users = _gauge(
-    "livesum",
+_moved_users = _sum(
     "tim4rec_moved_users",
-    "Users in memory whose model changed last time, by whether they have a state of the new one",
-    ("state",),
+    "Users in the pool whose model the last change changed, by whether they have its state",
+    "state",
 )
 MOVED_USERS = {state: _moved_users.labels(state) for state in ("moved", "waiting")}
-BUILD = _gauge(
-    "livemax",
-    "tim4rec_build_info",
-    "The software that serves it; always 1",
-    ("version", "torch", "device"),
+
+# -- processes ---------------------------------------------------------------------------
+
+BUILD = _most(
+    "tim4rec_build_info", "The software that serves; always 1", "version", "torch", "device"
 )
-READY = _gauge(
-    "livemin", "tim4rec_ready", "1: every worker is warm; 0: one is starting or draining"
-)
-WORKERS = _sum("tim4rec_workers", "Processes that answer requests")
-WORKER_STARTS = _counter("tim4rec_worker_starts", "Starts of such processes")
+READY = _least("tim4rec_ready", "1: every worker is warm; 0: one is starting or draining")
+WORKERS = _sum("tim4rec_workers", "Worker processes")
+WORKER_STARTS = _counter("tim4rec_worker_starts", "Starts of worker processes")
 RESIDENT_MEMORY = _sum("tim4rec_resident_memory_bytes", "Memory of the processes")
 DEVICE_MEMORY = _sum("tim4rec_device_memory_bytes", "Memory the processes hold on the GPU")
 OPEN_FILES = _sum("tim4rec_open_files", "Files and connections the processes hold open")
 CPU = _counter("tim4rec_cpu_seconds", "CPU time of the processes")
-EVENT_LOOP_LAG = _gauge(
-    "livemax",
+EVENT_LOOP_LAG = _most(
     "tim4rec_event_loop_lag_seconds",
     "How late the last timer of an event loop was; of the latest worker",
 )
@@ -320,19 +312,12 @@ class OfModel:
 
     def __init__(self, model: str) -> None:
         self.users = Part(_model_users.labels(model))
-        self.recommendations = _model_recommendations.labels(model)
-        self.rebuilds = _model_rebuilds.labels(model)
-        self.shown = _shown_items.labels(model)
+        self.recommendations = _model_recommendations(model)
+        self.rebuilds = _model_rebuilds(model)
+        self.shown = _shown_items(model)
 
 
 of_model = cache(OfModel)
-outcomes = cache(_outcomes.labels)
-
-
-# Kept, because `labels` takes longer than what it is called for.
-_request_duration = cache(REQUEST_DURATION.labels)
-_stage_duration = cache(STAGE_DURATION.labels)
-kinds = cache(KINDS.labels)
 
 
 def observe_request(
@@ -353,8 +338,7 @@ def observe_request(
 def observe_refusals(method: str, route: str, number: int) -> None:
     """Counts requests that were refused in no time, as `overloaded`."""
     REFUSED["overloaded"].inc(number)
-    # The library's own way takes one at a time.
-    _request_duration(method, route, "503")._buckets[0].inc(number)
+    values.observe_in_no_time(_request_duration(method, route, "503"), number)
 
 
 def exposition() -> tuple[bytes, str]:

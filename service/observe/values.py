@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import values
+from prometheus_client import Histogram, values
 from prometheus_client.multiprocess import mark_process_dead
 
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -58,11 +58,8 @@ class Value:
     def get(self) -> float:
         return self._number
 
-    def set_exemplar(self, exemplar: object) -> None:
-        """Exemplars are not kept."""
-
     def get_exemplar(self) -> None:
-        return None
+        """Exemplars are not kept."""
 
     def _open(self, kind: Any) -> None:
         self._file = kind(*self._described, **self._options)
@@ -85,6 +82,11 @@ _changed: list[Value] = []
 _in_place: Any = None  # the class of the values in this process's files, while it has a place
 
 values.ValueClass = Value  # what every metric made from here on is made of
+
+
+def observe_in_no_time(histogram: Histogram, number: int) -> None:
+    """Observes 0 so many times; the library's own way takes one at a time."""
+    histogram._buckets[0].inc(number)
 
 
 def write() -> None:

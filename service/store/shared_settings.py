@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from urllib.parse import quote
 
-from service.store.calls import Calls, raised
-from service.store.store import Command, Store, StoreError, StoreUnavailable
+from service.store.client import Store
+from service.store.errors import StoreError, StoreUnavailable
+from service.store.script import Script
 
 logger = logging.getLogger(__name__)
 
-_NOTE = files("service.store").joinpath("settings.lua").read_text("utf-8")
+_NOTE = Script.read("settings")
 
 
 class SettingsDiffer(Exception):
@@ -38,16 +38,11 @@ class Difference:
 
 
 class SharedSettings:
-    """What is noted in one namespace.
+    """What is noted in one namespace."""
 
-    Args:
-        timeout_s: deadline of a call.
-    """
-
-    def __init__(self, store: Store, *, namespace: str = "tim4rec", timeout_s: float = 2.0) -> None:
+    def __init__(self, store: Store, *, namespace: str = "tim4rec") -> None:
         self.store, self.namespace = store, namespace
         self._key = f"{quote(namespace, safe='')}:settings"
-        self._calls = Calls(store, timeout_s)
 
     async def agree(self, mine: Mapping[str, str], *, change: bool = False) -> list[Difference]:
         """Compares settings with what is noted, and notes those that are not yet.
@@ -64,14 +59,13 @@ class SharedSettings:
             SettingsDiffer: others are noted, and no change was asked for.
             StoreError: they can't be read, or not be changed.
         """
-        there = raised(*await self._calls([("HMGET", self._key, *mine)]))
+        there = await self.store.request(("HMGET", self._key, *mine))
         differing = _differences(mine, there)
         if not differing and None not in there:
             return []
         self._refuse(differing, change)
         pairs = [text for pair in mine.items() for text in pair]
-        command: Command = ("EVAL", _NOTE, 1, self._key, int(change), *pairs)
-        (noted,) = await self._calls.once([command], "other")
+        (noted,) = await self.store.once([_NOTE.call(self._key, int(change), *pairs)])
         if not isinstance(noted, StoreError):
             # Another process may have been the first just now.
             self._refuse(_differences(mine, noted), change)

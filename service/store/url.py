@@ -13,6 +13,8 @@ from urllib.parse import unquote
 from redis.asyncio.connection import Connection, parse_url
 from redis.exceptions import RedisError
 
+from service.store.errors import StoreError
+
 UNREADABLE = (
     "the store URL can't be read; give redis://USER:PASSWORD@HOST:PORT/DATABASE, rediss://... or "
     "unix:///PATH, with special characters of the user and the password percent-encoded: "
@@ -29,7 +31,7 @@ _QUERY = re.compile(r"([a-z_]+=[^&]*(&|$))*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class UrlError(ValueError):
+class UrlError(StoreError, ValueError):
     """The URL can't be read. One line, without any part of it."""
 
 

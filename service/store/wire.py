@@ -1,7 +1,8 @@
 """One connection to a server of the store: a pipeline out, its replies in.
 
-The client library opens it and logs in. From then on its bytes come straight here: for a command,
-the library's own way takes several times what packing it and parsing its reply do.
+redis-py opens it and logs in. From then on its bytes come straight here: for a command, redis-py's
+own way takes several times what packing it and parsing its reply do. This is the only file that
+uses what redis-py keeps private.
 """
 
 from __future__ import annotations
@@ -18,31 +19,27 @@ from redis.exceptions import InvalidResponse
 _MORE = object()  # what the parser says when a reply is not whole yet
 
 
+Ended = Callable[["Wire", list[Any] | None], None]
+
+
 class Wire(asyncio.Protocol):
     """A connection that is logged in, for one pipeline at a time.
 
     Args:
         ended: called once after each `ask`, also where nobody waits for the replies any more;
             they are None when the connection was lost.
-        lost: called when the connection is closed, by whomever.
+
+    Attributes:
+        closed: done once the connection is closed, by whomever.
     """
 
-    def __init__(
-        self,
-        connection: Connection,
-        ended: Callable[[Wire, list[Any] | None], None],
-        lost: Callable[[Wire], None],
-    ) -> None:
-        self._ended, self._lost = ended, lost
-        # The library has no public way to hand over a stream.
-        writer, parser = connection._writer, connection._parser
-        assert writer is not None
-        self._writer = writer
-        connection._reader = connection._writer = None
+    def __init__(self, connection: Connection, ended: Ended) -> None:
+        self._ended = ended
+        self._writer, parse_error = _taken_from(connection)
         self._reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=parser.parse_error, notEnoughData=_MORE
+            protocolError=InvalidResponse, replyError=parse_error, notEnoughData=_MORE
         )
-        self._transport = writer.transport
+        self._transport = self._writer.transport
         self._transport.set_protocol(self)
         self._wanted = 0
         self._replies: list[Any] = []
@@ -51,23 +48,14 @@ class Wire(asyncio.Protocol):
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @classmethod
-    async def open(
-        cls,
-        connection: Connection,
-        ended: Callable[[Wire, list[Any] | None], None],
-        lost: Callable[[Wire], None],
-    ) -> Self:
-        """Connects and logs in.
-
-        Raises:
-            RedisError, OSError: it can't be.
-        """
+    async def open(cls, connection: Connection, ended: Ended) -> Self:
+        """Connects and logs in. Raises RedisError or OSError."""
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return cls(connection, ended, lost)
+        return cls(connection, ended)
 
     def ask(self, packed: bytes, count: int, timeout_s: float) -> asyncio.Future[list[Any]]:
         """Sends so many commands in one write. What comes of it: a reply each, an error that the
@@ -107,7 +95,6 @@ class Wire(asyncio.Protocol):
         self._end(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(self)
         self._fail(RedisConnectionError(str(exc) if exc else "the server closed the connection"))
         if not self.closed.done():
             self.closed.set_result(None)
@@ -128,3 +115,14 @@ class Wire(asyncio.Protocol):
         self._answer = self._deadline = None
         self._wanted, self._replies = 0, []
         self._ended(self, replies)
+
+
+def _taken_from(
+    connection: Connection,
+) -> tuple[asyncio.StreamWriter, Callable[[str], Exception]]:
+    """The stream of a connection, which lets go of it, and what makes an exception of an error
+    that the server answers. redis-py has no public way to either."""
+    writer, parse_error = connection._writer, connection._parser.parse_error
+    assert writer is not None
+    connection._reader = connection._writer = None
+    return writer, parse_error

@@ -25,6 +25,7 @@ def test_the_log_is_of_the_length_asked_for(tmp_path: Path) -> None:
     assert read.sort(pl.all()).equals(rows.sort(pl.all()))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_bulk(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "bulk.json"

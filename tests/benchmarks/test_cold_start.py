@@ -12,7 +12,8 @@ import typer
 from typer.testing import CliRunner
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import save_artefact
+from model.items import Items
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed

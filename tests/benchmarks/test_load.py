@@ -17,11 +17,12 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from benchmarks import http_load, service_load, step_vs_recompute, window_load
+from benchmarks import against, http_load, service_load, step_vs_recompute, window_load
 from benchmarks.http_load import closed_loop, get, open_loop
 from benchmarks.window_app import Recomputing
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, load_artefact, save_artefact
+from model.artefact import load_artefact, save_artefact
+from model.items import Items
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -164,6 +165,7 @@ def run(main: Callable[..., None], *arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_service_load(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "load.json"
     short = ["--users", "40", "--rounds", "1", "--seconds", "0.2", "--in-flight", "4"]
@@ -182,6 +184,28 @@ def test_service_load(artefact: Path, tmp_path: Path) -> None:
     assert row["hits"] == 1.0
 
 
+@pytest.mark.slow
+def test_against_what_it_was(artefact: Path, tmp_path: Path) -> None:
+    report = tmp_path / "against.json"
+    short = ["--users", "40", "--rounds", "2", "--seconds", "0.2", "--rate", "40"]
+    run(against.main, "HEAD", str(artefact), *short, "--rate-rounds", "2", "--json", str(report))
+    found = {row["figure"]: row for row in json.loads(report.read_text())}
+    assert len(found) == 5
+    for row in found.values():
+        assert row["then"] > 0
+        assert row["lower"] <= row["ratio"] <= row["upper"]
+    with pytest.raises(typer.Exit):
+        against.main("no such commit", artefact)
+
+
+@pytest.mark.parametrize("slow", [1.0, 2.0])
+def test_a_ratio_is_the_median_of_the_rounds(slow: float) -> None:
+    """A round in which the machine was slow for both changes nothing."""
+    row = against.compared("rate", [(100, 50), (100 / slow, 50 / slow), (10, 10), (200, 100)])
+    assert (row.ratio, row.upper) == (0.5, 0.625)
+
+
+@pytest.mark.slow
 def test_window_load(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "window.json"
     short = ["--users", "64", "--rounds", "1", "--seconds", "0.3", "--rate", "20"]
@@ -209,6 +233,7 @@ def test_the_other_service_recommends_the_same(artefact: Path) -> None:
     assert ranking.items.tolist() == best
 
 
+@pytest.mark.slow
 def test_step_vs_recompute(artefact: Path, tmp_path: Path) -> None:
     report = tmp_path / "step.json"
     run(step_vs_recompute.main, str(artefact), "--length", "5", "--length", "600", "--rounds", "2",

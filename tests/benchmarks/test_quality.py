@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model import ModelConfig, TiM4Rec
+from training.config import TrainingConfig
 from training.evaluation import evaluate_offline
 from training.recipe import model_config, training_config
-from training.trainer import TrainingConfig, train
+from training.trainer import train
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 from benchmarks import quality  # noqa: E402
-from benchmarks.ranks import Ranks, View  # noqa: E402
+from benchmarks.ranks import Ranks, View, read_result  # noqa: E402
 
 
 def write_log(folder: Path, *, users: int = 40, missing: bool = False, seed: int = 0) -> None:
@@ -127,7 +129,7 @@ def test_rows_are_those_of_the_evaluation(
     assert ranks.users.tolist() == dataset.user_ids
     first = dataset.test.items[0]
     assert ranks.targets[0] == dataset.item_ids[first - 1]
-    assert (ranks.ranks[View()] != ranks.ranks[View(told=True)]).any()
+    assert (ranks.ranks[View()] != ranks.ranks[View(request_time=True)]).any()
 
 
 def test_a_run_goes_on_where_it_stopped(data: Path) -> None:
@@ -170,6 +172,7 @@ def test_other_settings_never_pass_for_an_old_run(data: Path) -> None:
         run(data, "--rows")
 
 
+@pytest.mark.slow
 def test_seeds_of_other_lengths_are_not_averaged(data: Path) -> None:
     run(data, "--rows", "no-time", "--seeds", "2", "--epochs", "1")
     with pytest.raises(SystemExit, match=r"no-time/1: has other settings than the row's first"):
@@ -266,7 +269,11 @@ def test_every_row_can_be_built(data: Path) -> None:
     for name in ("ring", "ml-1m-order"):
         for preset in quality.presets(name).values():
             TrainingConfig(**preset.training)
-            preset.architecture(dataset).build()
+            architecture = preset.architecture(dataset)
+            if isinstance(architecture, ModelConfig):
+                TiM4Rec(architecture)
+            else:
+                architecture.build()
 
 
 def test_compare_from_the_command_line(
@@ -275,7 +282,7 @@ def test_compare_from_the_command_line(
     data = measured
     runs, written = data.parent / "runs" / "ring", tmp_path / "difference.json"
     a, b = str(runs / "no-time"), str(runs / "causal")
-    quality.main(["compare", a, b, "--told", "b", "--json", str(written)])
+    quality.main(["compare", a, b, "--request-time", "b", "--json", str(written)])
     found = json.loads(written.read_text())
     report = run(data, "--rows")
     mean = line(report, "causal", request_time=True)["figures"]["NDCG@10"]["mean"]
@@ -283,7 +290,22 @@ def test_compare_from_the_command_line(
     assert found["b"] == pytest.approx(mean)
     assert found["low"] < found["difference"] < found["high"]
     assert f"{found['difference']:+.5f}, 95 % interval" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="nothing was measured with seen kept, whole, told"):
-        quality.main(["compare", a, b, "--told", "a"])
+    missing = "nothing was measured with seen kept, whole, request time known"
+    with pytest.raises(SystemExit, match=missing):
+        quality.main(["compare", a, b, "--request-time", "a"])
     with pytest.raises(SystemExit, match=r"no ranks\.npz in it"):
         quality.main(["compare", a, str(data)])
+    quality.main(["compare", a, b, "--seen", "masked"])
+    printed = capsys.readouterr()
+    assert "(seen filtered, whole, request time unknown)" in printed.out
+    assert "--seen masked is now --seen filtered" in printed.err
+
+
+def test_results_of_an_earlier_version_are_read(measured: Path, tmp_path: Path) -> None:
+    shutil.copytree(measured.parent / "runs" / "ring" / "causal" / "0", tmp_path / "0")
+    now = read_result(tmp_path / "0")
+    file = tmp_path / "0" / "result.json"
+    file.write_text(file.read_text().replace('"filtered"', '"masked"'))
+    assert read_result(tmp_path / "0") == now
+    assert View.of("masked|last 50|told") == View("filtered", "last 50", request_time=True)
+    assert View.of("kept|whole|not told") == View()

@@ -13,7 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, load_artefact, save_artefact
+from model.artefact import load_artefact, save_artefact
+from model.items import Items
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed

@@ -15,9 +15,10 @@ from benchmarks.store import NEVER, Setting, main, measure
 from model import ModelConfig, TiM4Rec
 
 
+@pytest.mark.slow
 def test_each_setting_does_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # One that is late is not written, and a busy machine makes some late.
-    monkeypatch.setattr("service.store.event_log._LANDS_WITHIN_MS", 60_000)
+    monkeypatch.setattr("service.store.snapshot_store._LANDS_WITHIN_MS", 60_000)
     command = typer.Typer()
     command.command()(main)
     report = tmp_path / "store.json"

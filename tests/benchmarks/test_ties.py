@@ -73,6 +73,7 @@ def test_by_item_numbers_come_as_numbers_and_users_stay_together() -> None:
     assert histories_of(by_item(log)) == [[("2", 0), ("9", 1), ("10", 1)], [("a", 1), ("b", 1)]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not WHOLE.exists() or not HALF.exists(), reason=f"needs {WHOLE} and {HALF}")
 def test_movielens_last_two_are_as_in_the_publishers_file() -> None:
     """Where the log's last two are not in its own order: 40 % of those of one time."""

@@ -14,10 +14,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 from benchmarks import quality, training_speed
 from benchmarks.training_speed import Curve, comparisons
+from training.config import TrainingConfig
 from training.evaluation import rank_targets
 from training.metrics import ranking_metrics
 from training.recipe import model_config, training_config
-from training.trainer import TrainingConfig, train
+from training.trainer import train
 
 USERS, LENGTH, LONG = 40, 15, 70
 
@@ -68,19 +69,19 @@ def test_ours_alone(
         "presets",
         lambda _: {"causal": quality.Preset("fast", {"dropout": 0.1}, fast)},
     )
-    untold, told = run(data, "--minutes", "0.02")["curves"]
-    assert untold["tokens"] == untold["targets"]
-    assert untold["training"] == told["training"]
+    unknown, known = run(data, "--minutes", "0.02")["curves"]
+    assert unknown["tokens"] == unknown["targets"]
+    assert unknown["training"] == known["training"]
     dataset = quality.load("ring", data, "leave-one-out")
     config = training_config(dataset, threads=1, max_epochs=1, **fast)
     first = train(dataset, model_config(dataset, dropout=0.1), config)
     asked = rank_targets(first.model, dataset.histories, dataset.validation, repeat_bias=0.0)[False]
-    assert told["ndcg"][0] == first.best_ndcg
-    assert untold["ndcg"][0] == ranking_metrics(asked.kept)["NDCG@10"]
-    assert told["ndcg"] != untold["ndcg"]
+    assert known["ndcg"][0] == first.best_ndcg
+    assert unknown["ndcg"][0] == ranking_metrics(asked.kept)["NDCG@10"]
+    assert known["ndcg"] != unknown["ndcg"]
     printed = capsys.readouterr().out
-    assert "ours, told the time: epoch 1," in printed
-    assert f"{untold['targets_per_second']:,.0f}" in printed
+    assert "ours, request time known: epoch 1," in printed
+    assert f"{unknown['targets_per_second']:,.0f}" in printed
 
 
 @pytest.mark.skipif(
@@ -116,6 +117,7 @@ def test_prefixes_are_as_long_as_recbole_takes_them(data: Path) -> None:
     assert training_speed.prefix_tokens(dataset) == short + sum(range(1, 51)) + 17 * 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

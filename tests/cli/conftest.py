@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +18,9 @@ from typer.testing import CliRunner, Result
 
 from cli.main import app
 from model import ModelConfig, TiM4Rec
-from model.artefact import Items, save_artefact
+from model.artefact import save_artefact
+from model.items import Items
+from tests.forked import Forked
 from tests.reaper import reap
 from tests.service.conftest import _shared_valkey, folder, patience, run, valkey
 from tests.waited import PATIENT_S
@@ -75,17 +75,14 @@ class Service:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        command = [sys.executable, "-m", "cli.main", "serve", str(model)]
-        self._command = [*command, "--port", str(self.port), "--redis", store_url]
+        self._arguments = ["serve", str(model), "--port", str(self.port), "--redis", store_url]
         settings = {"store_timeout_s": str(PATIENT_S)} | settings
         self._environment = os.environ | {f"TIM4REC_{k.upper()}": v for k, v in settings.items()}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Forked | None = None
 
     def start(self) -> None:
-        self.process = subprocess.Popen(
-            self._command, env=self._environment, stdout=subprocess.DEVNULL
-        )
-        reap(self.process)
+        self.process = Forked(self._arguments, self._environment, Path(os.devnull))
+        reap(self.process.pid)
 
     def wait_ready(self) -> None:
         until = time.monotonic() + 90

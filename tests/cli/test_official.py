@@ -19,9 +19,10 @@ import torch
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.official import Foreign
+from cli.official_checkpoint import Foreign
 from model import TiM4Rec
-from model.artefact import Items, load_artefact
+from model.artefact import load_artefact
+from model.items import Items
 from tests.cli.test_untrusted_files import little_memory
 
 GOLDEN = sorted((Path(__file__).parents[1] / "model" / "golden").glob("*.npz"))

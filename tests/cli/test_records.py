@@ -22,12 +22,15 @@ from model.artefact import Artefact, load_artefact
 from model.state import State
 from service.bulk.importer import Importer, UserHistory
 from service.bulk.warm import Warmer
-from service.engine import snapshots
 from service.engine.engine import Engine
+from service.engine.snapshots import SnapshotFormat
 from service.observe import metrics
+from service.store.client import Store
 from service.store.embedded import EmbeddedStore
-from service.store.event_log import Event, EventLog, LatePolicy, LogRequest, Mark, NewEvent, new_uid
-from service.store.store import Store, StoreError
+from service.store.erasures import Erasures
+from service.store.errors import StoreError
+from service.store.event_log import EventLog, LatePolicy, LogRequest
+from service.store.events import Event, Mark, NewEvent, new_uid
 from tests.cli.conftest import BASE_MS, ITEMS, Write, tim4rec
 from tests.depth import examples
 
@@ -56,8 +59,8 @@ def plain(rows: Sequence[tuple[str, str, object]], user: str) -> list[tuple[str,
 
 def record(url: str, user: str, namespace: str = "tim4rec") -> list[Event]:
     async def read() -> list[Event]:
-        async with Store(url) as store:
-            log = EventLog(store, namespace=namespace, page=1000, timeout_s=30)
+        async with Store(url, timeout_s=30) as store:
+            log = EventLog(store, namespace=namespace, page=1000)
             return [event async for page in log.events(user) for event in page]
 
     return asyncio.run(read())
@@ -81,8 +84,8 @@ def post(
     """Interactions as a service would log them."""
 
     async def append() -> None:
-        async with Store(url) as store:
-            log = EventLog(store, late_policy=late_policy, timeout_s=30)
+        async with Store(url, timeout_s=30) as store:
+            log = EventLog(store, late_policy=late_policy)
             events = [NewEvent(new_uid(), item, time_ms) for item in items]
             (reply,) = await log.exchange([LogRequest(user, None, events)])
             assert not isinstance(reply, StoreError)
@@ -135,6 +138,7 @@ def test_rows_appended_to_the_log_are_added(valkey: ValkeyServer, write: Write) 
     assert contents(valkey.url, "ann") == plain(rows, "ann")
 
 
+@pytest.mark.slow
 def test_a_killed_import_goes_on_exactly(valkey: ValkeyServer, write: Write) -> None:
     rows = [row for n in range(20) for row in history(f"u{n:02}", 1000)]
     log = write(rows)
@@ -565,7 +569,7 @@ def close(found: State, expected: State, tolerance: float) -> None:
 
 def snapshot(client: redis.Redis, artefact: Artefact, model: str, user: str) -> Any:
     data = client.get(f"tim4rec:s:{model}:{user}")
-    return snapshots.read(artefact.model.state_layout, snapshots.stamp(model), data)  # type: ignore[arg-type]
+    return SnapshotFormat(artefact.model.state_layout, model).read(data)  # type: ignore[arg-type]
 
 
 def test_a_service_starts_from_the_snapshots_without_the_log(
@@ -582,8 +586,8 @@ def test_a_service_starts_from_the_snapshots_without_the_log(
         assert 0 < client.ttl(f"tim4rec:s:{artefact.identity}:long") <= 30 * 86_400
 
     async def serve() -> None:
-        async with Store(valkey.url) as store:
-            log = EventLog(store, timeout_s=30)
+        async with Store(valkey.url, timeout_s=30) as store:
+            log = EventLog(store)
             engine = Engine(artefact, log, pool_capacity=512)
             await engine.start()
             try:
@@ -669,8 +673,8 @@ def test_reduced_snapshots_are_where_every_worker_rounds(
             close(found.state, offline(artefact, events[:version], 50), 4e-3)
 
     async def serve() -> None:
-        async with Store(valkey.url) as store:
-            log = EventLog(store, timeout_s=30)
+        async with Store(valkey.url, timeout_s=30) as store:
+            log = EventLog(store)
             engine = Engine(
                 artefact, log, pool_capacity=512, snapshot_every=50, snapshot_precision="float16"
             )
@@ -696,17 +700,17 @@ def test_nothing_is_written_of_a_user_erased_meanwhile(
     artefact = load_artefact(model_folder)
 
     async def warm() -> None:
-        async with Store(valkey.url) as store:
-            log = EventLog(store, timeout_s=30)
+        async with Store(valkey.url, timeout_s=30) as store:
+            log = EventLog(store)
             warmer = Warmer(artefact, log)
-            compute, loop = warmer.engine.computer.run, asyncio.get_running_loop()
+            compute, loop = warmer.engine.runner.run, asyncio.get_running_loop()
 
-            def erased_while_it_computes(entries: Any) -> Any:
-                if any(entry.user_id == "few" for entry in entries):
-                    asyncio.run_coroutine_threadsafe(log.erase("few"), loop).result()
-                return compute(entries)
+            def erased_while_it_computes(batch: Any) -> Any:
+                if any(fetched.user_id == "few" for fetched in batch):
+                    asyncio.run_coroutine_threadsafe(Erasures(log).erase("few"), loop).result()
+                return compute(batch)
 
-            warmer.engine.computer.run = erased_while_it_computes  # type: ignore[method-assign]
+            warmer.engine.runner.run = erased_while_it_computes  # type: ignore[method-assign]
             done: list[int] = []
             result = await warmer.run(done.append)
             assert (result.written, result.gone) == (4, 1)

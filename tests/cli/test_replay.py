@@ -7,17 +7,16 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
-from cli import replay as command
 from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
 from tests.cli.test_records import contents, history, post, record
 from tests.waited import LONG_S
+from tim4rec_client import attempts
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyServer
@@ -39,6 +38,11 @@ def service(_shared_valkey: ValkeyServer, model_folder: Path) -> Iterator[Servic
 @pytest.fixture(autouse=True)
 def _empty(valkey: ValkeyServer) -> None:
     """Every test begins with an empty store, whose users the service may still have in memory."""
+
+
+def send_through(patch: pytest.MonkeyPatch, transport: httpx.AsyncBaseTransport) -> None:
+    client = httpx.AsyncClient
+    patch.setattr(httpx, "AsyncClient", lambda **o: client(**(o | {"transport": transport})))
 
 
 def send(service: Service, *arguments: object) -> Any:
@@ -92,8 +96,7 @@ def test_the_first_time_nobody_is_looked_up(
             asked.append(request.url.path)
             return await super().handle_async_request(request)
 
-    client = partial(httpx.AsyncClient, transport=Noting())
-    monkeypatch.setattr(httpx, "AsyncClient", client)
+    send_through(monkeypatch, Noting())
     log = write([*history("ann", 3), *history("bob", 3)])
     for count, status in ((0, "applied"), (2, "duplicate")):
         result = send(service, log, *(["--first-time"] if not count else []))
@@ -159,8 +162,11 @@ def test_a_rate_is_kept(service: Service, write: Write) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--api-key", "wrong"], "401 X-API-Key is missing or not one of this service's keys"),
-        (["--batch", "151"], "422 interactions: at most 150 in one request, not 151"),
+        (
+            ["--api-key", "wrong"],
+            "401 Unauthorized: X-API-Key is missing or not one of this service's keys",
+        ),
+        (["--batch", "151"], ": interactions: at most 150 in one request, not 151"),
         (["--tag", "x" * 300], "--tag: "),
         (["--url", "http://127.0.0.1:1"], "no service answers at http://127.0.0.1:1"),
         (["--url", "127.0.0.1:1"], "no service answers at"),
@@ -189,7 +195,7 @@ class _Unreliable(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
-        if request.url.path == "/readyz":
+        if request.url.path == "/readyz" and self.requests <= self.gone_after:
             return await self.real.handle_async_request(request)
         if self.requests > self.gone_after or self.requests % 3 == 0:
             raise httpx.ConnectError("lost on the way there", request=request)
@@ -210,10 +216,9 @@ def test_what_is_lost_is_sent_again_under_the_same_event_ids(
 ) -> None:
     rows = [row for n in range(6) for row in history(f"u{n}", 20)]
     unreliable = _Unreliable()
-    client = partial(httpx.AsyncClient, transport=unreliable)
-    monkeypatch.setattr(httpx, "AsyncClient", client)
-    monkeypatch.setattr(command, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(command, "LONGEST_PAUSE_S", 0.002)
+    send_through(monkeypatch, unreliable)
+    monkeypatch.setattr(attempts, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(attempts, "LONGEST_PAUSE_S", 0.002)
     result = send(service, write(rows), "--batch", 9, "--concurrency", 2)
     assert result.exit_code == 0, result.output
     assert unreliable.requests > 30
@@ -227,9 +232,8 @@ def test_a_service_that_stays_away_is_given_up_and_the_rest_sent_the_next_time(
 ) -> None:
     log = write(history("ann", 60))
     with monkeypatch.context() as patched:
-        client = partial(httpx.AsyncClient, transport=_Unreliable(gone_after=9))
-        patched.setattr(httpx, "AsyncClient", client)
-        patched.setattr(command, "FIRST_PAUSE_S", 0.001)
+        send_through(patched, _Unreliable(gone_after=9))
+        patched.setattr(attempts, "FIRST_PAUSE_S", 0.001)
         result = send(service, log, "--batch", 10, "--retry-for", 0.3)
     assert result.exit_code == 1
     assert "10 failed" in result.stdout
@@ -266,8 +270,7 @@ class _Failing(httpx.AsyncHTTPTransport):
 def test_a_user_who_keeps_failing_holds_nobody_else_up(
     service: Service, valkey: ValkeyServer, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = partial(httpx.AsyncClient, transport=_Failing())
-    monkeypatch.setattr(httpx, "AsyncClient", client)
+    send_through(monkeypatch, _Failing())
     log = write([*history("ann", 6), *history("bob", 30)])
     result = send(service, log, "--batch", 4, "--concurrency", 1, "--retry-for", 0.3)
     assert result.exit_code == 1
@@ -279,6 +282,7 @@ def test_a_user_who_keeps_failing_holds_nobody_else_up(
     assert "4 interactions are not in the service" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_service_loses_nothing_and_doubles_nothing(
     service: Service, valkey: ValkeyServer, write: Write
 ) -> None:

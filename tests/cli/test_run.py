@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import typer
 
 from cli import run
 from cli.console import CommandError
-from cli.run import Plan, require_free_port
+from cli.run import Source, require_free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +47,13 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The commands that would have run, the one that replaces the process last."""
     seen: list[list[str]] = []
 
+    class Beside(AbstractContextManager[None]):
+        def __init__(self, command: list[str]) -> None:
+            assert command == [sys.executable, "-m", "cli.compile_step"]
+
+        def __exit__(self, *fault: object) -> None:
+            pass
+
     def note(command: list[str]) -> subprocess.CompletedProcess[bytes]:
         seen.append(command[3:])
         return subprocess.CompletedProcess(command, 0)
@@ -55,6 +63,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         seen.append(command[3:])
 
     monkeypatch.setattr(subprocess, "run", note)
+    monkeypatch.setattr(subprocess, "Popen", Beside)
     monkeypatch.setattr(os, "execv", replace)
     return seen
 
@@ -95,31 +104,31 @@ def test_a_busy_port_is_said_in_one_line_before_anything_is_done(
 
 
 def test_a_folder_gives_its_name_its_log_and_its_items(folder: Path) -> None:
-    expected = Plan(Path("shop/interactions.csv"), Path("shop/items.csv"), Path("artefacts/shop"))
-    assert Plan.of(Path("shop")) == expected
-    assert Plan.of(Path("shop/interactions.csv")) == expected
-    assert Plan.of(Path("shop/../shop/")).artefact == expected.artefact
+    expected = Source(Path("shop/interactions.csv"), Path("shop/items.csv"), Path("artefacts/shop"))
+    assert Source.of(Path("shop")) == expected
+    assert Source.of(Path("shop/interactions.csv")) == expected
+    assert Source.of(Path("shop/../shop/")).artefact == expected.artefact
 
 
 def test_a_log_gives_its_name_without_endings(folder: Path) -> None:
-    plan = Plan.of(Path("clicks.2024.csv.gz"))
-    assert plan == Plan(Path("clicks.2024.csv.gz"), None, Path("artefacts/clicks"))
+    source = Source.of(Path("clicks.2024.csv.gz"))
+    assert source == Source(Path("clicks.2024.csv.gz"), None, Path("artefacts/clicks"))
 
 
 @pytest.mark.parametrize("data", ["nowhere", "empty"])
 def test_data_without_a_log_is_refused(folder: Path, data: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(CommandError, match=f"DATA={data}: no "):
-        Plan.of(Path(data))
+        Source.of(Path(data))
 
 
 def test_a_model_of_another_log_is_not_taken_for_this_ones(folder: Path) -> None:
-    Plan.of(Path("shop")).claim()
+    Source.of(Path("shop")).claim()
     (folder / "artefacts" / "shop").mkdir()
-    Plan.of(Path("shop/interactions.csv")).claim()
+    Source.of(Path("shop/interactions.csv")).claim()
     (folder / "elsewhere").mkdir()
     (folder / "shop").rename(folder / "elsewhere" / "shop")
-    moved = Plan.of(Path("elsewhere/shop"))
+    moved = Source.of(Path("elsewhere/shop"))
     refusal = r"artefacts/shop is the model of .*/shop/interactions\.csv, not of .*/elsewhere/shop/"
     for _ in range(2):
         with pytest.raises(CommandError, match=refusal):
@@ -136,7 +145,7 @@ def test_the_first_time_gets_the_data_trains_and_serves(
     model = "artefacts/ml-100k"
     assert commands == [
         ["data", "ml-100k", "--out", "data/ml-100k"],
-        ["train", log, "--items", items, "--out", model, "--epochs", "12", "--device", "cpu"],
+        ["train", log, "--items", items, "--out", model, "--recipe", "quick", "--device", "cpu"],
         ["serve", model, "--port", str(free_port), "--device", "cpu"],
     ]
 

@@ -19,6 +19,7 @@ SERVERS_OWN = 64_000
 LAYOUT = TiM4Rec(ModelConfig(n_items=1)).state_layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "precision", "limit", "users", "events", "event_id"),
     [

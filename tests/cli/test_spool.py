@@ -17,8 +17,8 @@ from cli.spool import spooled_log
 from service.store.shards import ALL, Shard
 from tests.cli.conftest import BASE_MS
 from tests.depth import examples
-from training import interactions
-from training.interactions import InputError
+from training import tables
+from training.tables import InputError
 
 LATEST = 2**62
 
@@ -74,8 +74,8 @@ def test_it_gives_the_rows_that_reading_whole_gives(
         else:
             lines = [",".join(map(str, row)) for row in [COLUMNS, *log]]
             path.write_text("\n".join(lines), encoding="utf-8")
-        patch.setattr(interactions, "BLOCK_CHARACTERS", block)
-        patch.setattr(interactions, "CHUNK_ROWS", max(1, block // 20))
+        patch.setattr(tables, "BLOCK_CHARACTERS", block)
+        patch.setattr(tables, "CHUNK_ROWS", max(1, block // 20))
         try:
             expected = read_rows(path, skip_bad_rows=True)
         except InputError:
@@ -116,8 +116,8 @@ import sys
 from pathlib import Path
 from cli.spool import spooled_log
 from service.store.shards import ALL
-from training import interactions
-interactions.BLOCK_CHARACTERS = 1 << 20
+from training import tables
+tables.BLOCK_CHARACTERS = 1 << 20
 def peak():
     # Not ru_maxrss, which begins at what the parent had.
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
@@ -131,6 +131,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded_by_the_rows_at_once_not_by_the_log(tmp_path: Path) -> None:
     def id_of(count: int) -> pl.Expr:

@@ -8,7 +8,7 @@ import pytest
 
 from cli.steps import read_steps
 from tests.cli.conftest import tim4rec
-from training.interactions import InputError
+from training.tables import InputError
 
 ROWS = ["u,a,1,view", "u,b,2,", "u,c,3,skip", "v,d,4,buy", "v,e,5,share"]
 

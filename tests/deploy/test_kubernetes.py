@@ -164,10 +164,10 @@ def test_the_service_s_variables_are_settings(
     assert {name.removeprefix("TIM4REC_").lower() for name in given} <= set(Settings.model_fields)
     for name, value in (Image().environment | given).items():
         if name.startswith("TIM4REC_"):
-            monkeypatch.setenv(name, value or "redis://a-secret")
+            monkeypatch.setenv(name, "redis://a-secret" if value is None else value)
     settings = Settings(artefact=Path("/artefact"))
     secret = {name for name, value in given.items() if value is None}
-    local = {"TIM4REC_API_KEYS"}
+    local = {"TIM4REC_API_KEYS", "TIM4REC_ADMIN_KEYS"}
     assert secret == (local if overlay == "local" else local | {"TIM4REC_REDIS_URL"})
     assert settings.redis is not None  # else each replica had a store of its own
     assert settings.port == cluster.container["ports"][0]["containerPort"]

@@ -33,7 +33,7 @@ from tests.waited import at_last
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
-from benchmarks.dashboard import Dashboard  # noqa: E402
+from benchmarks.dashboard import FILE, Dashboard  # noqa: E402
 from benchmarks.load import Load, client_of  # noqa: E402
 from benchmarks.prometheus import Prometheus  # noqa: E402
 
@@ -78,6 +78,7 @@ def names(expression: str) -> set[str]:
 # -- the files by themselves -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @promtool
 @pytest.mark.parametrize(
     "arguments",
@@ -118,9 +119,30 @@ def test_each_alert_says_what_to_do() -> None:
         assert alert["labels"] in [
             {"severity": severity, "service": "tim4rec"} for severity in ("page", "ticket")
         ]
-        assert set(alert["annotations"]) == {"summary", "description", "runbook"}
+        assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
         name = alert["alert"].lower()
-        assert alert["annotations"]["runbook"] == f"docs/operate.md#{name}"
+        runbook = f"{{{{ $externalLabels.runbooks }}}}/operate.md#{name}"
+        assert alert["annotations"]["runbook_url"] == runbook
+
+
+def test_runbooks_can_be_opened() -> None:
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    assert config["global"]["external_labels"]["runbooks"].startswith("https://")
+
+
+@pytest.mark.skipif(
+    shutil.which("amtool") is None,
+    reason="amtool is missing: Debian package prometheus-alertmanager",
+)
+def test_alertmanager_has_a_receiver_for_each_severity() -> None:
+    file = ROOT / "deploy" / "alertmanager" / "alertmanager.yml"
+    checked = subprocess.run(["amtool", "check-config", file], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    routes = ["amtool", "config", "routes", "test", f"--config.file={file}"]
+    for alert in rules("alerts.yml"):
+        labels = [f"{name}={value}" for name, value in alert["labels"].items()]
+        told = subprocess.run([*routes, *labels], capture_output=True, text=True, check=True)
+        assert told.stdout.strip() == alert["labels"]["severity"]
 
 
 def lost(given: Any, kept: Any, place: str = "") -> Iterator[str]:
@@ -136,6 +158,14 @@ def lost(given: Any, kept: Any, place: str = "") -> Iterator[str]:
             yield from lost(value, other, f"{place}[{number}]")
     elif given != kept:
         yield f"{place}: {given!r} became {kept!r}"
+
+
+def test_the_dashboard_is_what_its_file_makes() -> None:
+    """By Grafana's own builders: python deploy/grafana/dashboard.py"""
+    made = subprocess.run(
+        [sys.executable, GRAFANA / "dashboard.py"], capture_output=True, text=True, check=True
+    )
+    assert made.stdout == FILE.read_text("utf-8")
 
 
 def test_the_dashboard_is_one_by_grafanas_own_types() -> None:
@@ -301,6 +331,7 @@ async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
     return load.statuses
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="prometheus is missing: Debian package prometheus"
 )

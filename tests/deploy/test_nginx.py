@@ -65,6 +65,7 @@ def front(*statuses: int, sticky: bool = True) -> Iterator[tuple[httpx.Client, l
         yield stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}")), ports
 
 
+@pytest.mark.slow
 def test_a_user_is_always_sent_to_the_same_replica() -> None:
     with front(200, 200, 200) as (client, ports):
         homes = []
@@ -117,6 +118,7 @@ def test_metrics_of_one_at_random_are_not_served() -> None:
         assert client.get("/metrics").status_code == 404
 
 
+@pytest.mark.slow
 def test_replicas_answer_alike_and_by_user_the_pools_hold_all(
     artefact: Path, tmp_path: Path
 ) -> None:

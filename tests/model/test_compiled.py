@@ -35,6 +35,7 @@ def test_without_a_folder_that_can_be_written_to(monkeypatch: pytest.MonkeyPatch
     assert compiled(add)(40, 2) == 42
 
 
+@pytest.mark.slow
 def test_the_next_process_finds_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(FUNCTION)

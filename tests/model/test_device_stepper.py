@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import model as model_package
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
 from model.device_stepper import DeviceStepper
 from model.graphs import Graphs, size_for
 from model.kernels import Kernels
+from model.stepper import rounds
 
 # Largest difference, relative to the largest value of a part: float32 in another order.
 SAME = 2e-5
@@ -27,7 +30,7 @@ SMALL = {"n_items": 9, "d_model": 16, "head_dim": 16, "d_state": 16, "dropout": 
 CONFIGS = {
     "default": {},
     "product, silu, K 2": {"gap_mix": "product", "activation": "silu", "d_conv": 2},
-    "two towers": {"d_model": 32, "n_groups": 2},
+    "an ensemble of two": {"d_model": 32, "n_groups": 2},
     "one bare layer": {"n_layers": 1, "ffn": False, "gap_mix": "none", "request_time": False},
     "no time": {"time": "none", "d_model": 24, "head_dim": 12, "d_state": 5},
 }
@@ -93,24 +96,37 @@ def test_padding_changes_nothing(kernels: Kernels, device: torch.device) -> None
     assert not bool(found[1::2].any())
 
 
-def test_a_row_twice_in_a_step_is_refused(kernels: Kernels, device: torch.device) -> None:
+def test_a_row_twice_in_a_step_is_two_steps(kernels: Kernels, device: torch.device) -> None:
     model = make({}, device)
-    pool = model.new_state(CAPACITY)
+    pool, alone = model.new_state(CAPACITY), model.new_state(CAPACITY)
     stepper = DeviceStepper(model, pool, kernels, graphs=False)
-    twice = np.array([5, 2, 5])
-    with pytest.raises(ValueError, match="twice in one step"):
-        stepper.step(twice, np.ones(3, np.int64), np.ones(3, np.int64))
-    stepper.settle()
-    assert not bool(pool["count"].any())
-    # In two steps it is what it should be, and what is forgotten is not taken.
-    for slots in (twice[:2], twice[2:]):
-        stepper.step(slots, np.ones(len(slots), np.int64), np.ones(len(slots), np.int64))
+    twice, items, times = np.array([5, 2, 5]), np.array([1, 2, 3]), np.array([10, 20, 30])
+    stepper.step(twice, items, times)
     stepper.settle()
     assert pool["count"].tolist() == [0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 0]
-    stepper.step(twice[:2], np.ones(2, np.int64), np.ones(2, np.int64))
+    apart = DeviceStepper(model, alone, kernels, graphs=False)
+    for part in (slice(0, 2), slice(2, 3)):
+        apart.step(twice[part], items[part], times[part])
+    apart.settle()
+    assert_same(pool, alone)
+    # What is forgotten is not taken.
+    stepper.step(twice[:2], items[:2], times[:2])
+    stepper.step(twice[:2], items[:2], times[:2])
     stepper.forget()
     stepper.settle()
     assert int(pool["count"].sum()) == 3
+
+
+@given(st.lists(st.integers(0, 5), max_size=20))
+def test_rounds_have_each_row_once_and_its_interactions_in_order(given_slots: list[int]) -> None:
+    slots = np.array(given_slots, np.int64)
+    found = rounds(slots)
+    assert sorted(np.concatenate([*found, []]).tolist()) == list(range(len(slots)))
+    for once in found:
+        assert len(set(slots[once].tolist())) == len(once) > 0
+    for slot in set(given_slots):
+        places = [place for once in found for place in once.tolist() if slots[place] == slot]
+        assert places == np.flatnonzero(slots == slot).tolist()
 
 
 def test_everything_is_sent_at_once(
@@ -132,6 +148,7 @@ def test_everything_is_sent_at_once(
     assert uploads == [3 * 2 + 3 * 2 + 8]
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu_that_is_not_there(kernels: Kernels, tmp_path: Path) -> None:
     script = Path(__file__).with_name("compile_for_gpu.py")
     root = Path(model_package.__file__).parents[1]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
-from model.stepper import Stepper
+from model.compiled_stepper import CompiledStepper
 from tests.depth import examples
 
 # Largest difference, relative to the largest value of the part. float32 sums in another order.
@@ -81,6 +81,7 @@ def assert_same(a: State, b: State, tolerance: float) -> None:
             assert torch.equal(part, b[name]), name
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40))
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_forward_is_prefill_is_steps(data: st.DataObject, model: TiM4Rec, single: bool) -> None:
@@ -160,7 +161,7 @@ def test_ten_thousand_float32_steps_stay_near_float64() -> None:
     items = torch.randint(1, 501, (1, 10_000))
     times = (10 ** (torch.rand(1, 10_000) * 9)).long().cumsum(1)
     stepped = single.new_state(1)
-    stepper = Stepper(single, stepped)
+    stepper = CompiledStepper(single, stepped)
     with torch.inference_mode():
         for item, at in zip(items[0].numpy(), times[0].numpy(), strict=True):
             stepper.step(np.array([0]), np.array([item]), np.array([at]))
@@ -217,6 +218,7 @@ def test_a_sequence_model_has_no_output_per_position() -> None:
         model(torch.tensor([[1]]), torch.tensor([[0]]))
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40))
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, single: bool) -> None:
@@ -227,7 +229,7 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
     rows = data.draw(st.lists(histories(model.config.n_items, 8), min_size=1, max_size=15))
     order = data.draw(st.permutations(range(17)))[: len(rows)]
     pool = model.new_state(17)
-    stepper = Stepper(model, pool)
+    stepper = CompiledStepper(model, pool)
     with torch.inference_mode():
         alone = [model.new_state(1) for _ in rows]
         for i in range(max(len(items) for items, _ in rows)):
@@ -239,7 +241,7 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
                 items, times = tensors(rows[user])
                 alone[user] = model.step(items[:, i], times[:, i], alone[user])
         later = np.array([data.draw(st.integers(0, 10**13) | st.just(UNKNOWN_TIME)) for _ in rows])
-        queries = stepper.query(np.array(order), later)
+        queries = stepper.query(*stepper.send(np.array(order), later))
         for user, state in enumerate(alone):
             assert_same(pool.rows(torch.tensor([order[user]])), state, tolerance)
             query = model.query(state, torch.from_numpy(later[user : user + 1]))[0]
@@ -249,6 +251,7 @@ def test_the_stepper_is_step_and_query(data: st.DataObject, model: TiM4Rec, sing
         assert_same(others, model.new_state(17 - len(rows)), 0)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), model=models(), single=st.booleans())
 def test_several_interactions_of_several_users_are_steps(
@@ -262,7 +265,7 @@ def test_several_interactions_of_several_users_are_steps(
     slots = np.array(data.draw(st.permutations(range(7)))[: len(rows)])
     splits = [data.draw(st.integers(0, len(items) - 1)) for items, _ in rows]
     pool = model.new_state(7)
-    stepper = Stepper(model, pool)
+    stepper = CompiledStepper(model, pool)
 
     def advance(parts: list[tuple[list[int], list[int]]]) -> None:
         going = [user for user, (items, _) in enumerate(parts) if items]
@@ -281,6 +284,7 @@ def test_several_interactions_of_several_users_are_steps(
         assert_same(others, model.new_state(7 - len(rows)), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 64, 300])
 def test_many_interactions_of_a_user(length: int) -> None:
     torch.manual_seed(length)
@@ -290,7 +294,9 @@ def test_many_interactions_of_a_user(length: int) -> None:
     pool = model.new_state(2)
     with torch.inference_mode():
         exact = model.prefill(items, times, torch.tensor([length]), model.new_state(1))
-        Stepper(model, pool).step(np.ones(length, np.int64), items[0].numpy(), times[0].numpy())
+        CompiledStepper(model, pool).step(
+            np.ones(length, np.int64), items[0].numpy(), times[0].numpy()
+        )
         assert_same(pool.rows(torch.tensor([1])), exact, FLOAT64)
 
 
@@ -298,4 +304,22 @@ def test_a_sequence_model_has_no_stepper() -> None:
     model = TiM4Rec(ModelConfig(n_items=5, time="sequence", max_len=4))
     states = model.new_state(1)
     with pytest.raises(TypeError, match="no step"):
-        Stepper(model, states)
+        CompiledStepper(model, states)
+
+
+@pytest.mark.parametrize("time_path", ["causal", "sequence"])
+def test_a_chunked_prefill_is_one_pass(time_path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from a state, of histories that end in different chunks, and of none."""
+    monkeypatch.setattr("model.recommender.PREFILL_CHUNK", 4)
+    torch.manual_seed(0)
+    config = ModelConfig(n_items=9, time=time_path, max_len=5, dropout=0.0)  # type: ignore[arg-type]
+    model = TiM4Rec(config).double().eval()
+    begun = [[(1, 1000), (2, 2000)], [(3, 500)], [(4, 900)]]
+    more = [[(n % 9 + 1, 3000 + n * n) for n in range(length)] for length in (11, 0, 4)]
+    with torch.inference_mode():
+        found = model.chunked_prefill(more, model.chunked_prefill(begun, model.new_state(3)))
+        for user, history in enumerate([*map(list.__add__, begun, more)]):
+            items, times = torch.tensor(history).T[:, None]
+            lengths = torch.tensor([len(history)])
+            whole = model.prefill(items, times, lengths, model.new_state(1))
+            assert_same(found.rows(torch.tensor([user])), whole, FLOAT64)

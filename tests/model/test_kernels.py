@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import sys
 from collections.abc import Iterator
@@ -240,7 +241,7 @@ def _fresh() -> Iterator[None]:
 def test_missing_kernels_are_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(model.kernels.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert choose("auto", "cuda") is None
     (record,) = caplog.records
@@ -256,7 +257,7 @@ def test_broken_kernels_are_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = ModuleSpec("mamba_ssm", None, is_package=True)
-    monkeypatch.setattr(model.kernels.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     monkeypatch.delitem(sys.modules, "mamba_ssm", raising=False)
     for name in [name for name in sys.modules if name.startswith("mamba_ssm.")]:
         monkeypatch.delitem(sys.modules, name)

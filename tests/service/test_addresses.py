@@ -77,6 +77,7 @@ def answers(base: str, port: int, path: str = "/livez") -> int:
         return 0
 
 
+@pytest.mark.slow
 @needs_ipv6
 def test_an_address_of_ipv6(start: Callable[..., Service]) -> None:
     (operations,) = free_ports(1)
@@ -105,6 +106,7 @@ def test_all_addresses_of_both_families(start: Callable[..., Service]) -> None:
     assert done.stdout == f"http://[::1]:{service.port}/readyz: 200 ready\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_name(start: Callable[..., Service]) -> None:
     service = start("http://localhost", "--host", "localhost")
     found = socket.getaddrinfo("localhost", service.port, type=socket.SOCK_STREAM)

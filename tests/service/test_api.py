@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from model.artefact import Artefact
-from service.http.times import iso, parse_time
+from model.times import iso, parse_time
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
     BASE_MS,

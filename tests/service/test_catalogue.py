@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
-from service.catalogue import item_listing, item_store, sorting
+from service.catalogue import item_listing, item_store
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.item_listing import Listing
 from service.catalogue.item_store import ItemStore
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.turns import at_once
-from service.store.store import Store
+from service.store.client import Store
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
@@ -37,16 +37,16 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
 
 
 def opened(artefact: Artefact, store: Store) -> Catalogue:
-    retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
-    return Catalogue(artefact, ItemStore(store, timeout_s=30), retrieval)
+    retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
+    return Catalogue(artefact, ItemStore(store), retrieval)
 
 
 async def shown(catalogue: Catalogue) -> dict[str, Any]:
     """Everything that answers are made from, by item."""
-    shelf = catalogue._retrieval.shelf
-    rows = [row for row in range(1, len(catalogue) + 1) if catalogue.exists(row)]
+    view = catalogue._retrieval.view
+    rows = [row for row in range(1, len(catalogue.ids) + 1) if catalogue.exists(row)]
     matching = {
-        text: (await catalogue.matching(text)).on(shelf)
+        text: (await catalogue.matching(text)).on(view)
         for text in ("a > 1", 'a == "x"', "has(a)", "category = 'c'", "not has(title)")
     }
     table = catalogue._retrieval.vectors(np.array(rows)).numpy()
@@ -91,18 +91,18 @@ def test_one_that_followed_is_like_one_loaded_anew(
     """Whatever is written, in whatever portions it is heard of, or when too much was missed."""
 
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            followed, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
-            await followed.load()
+        async with Store(valkey.url, timeout_s=30) as store:
+            followed, writer = opened(artefact, store), ItemStore(store)
+            await followed.records.load()
             for step in steps:
                 if step == "look":
-                    await followed.refresh()
+                    await followed.records.refresh()
                     await shown(followed)  # columns and listing are there from now on
                 else:
                     await writer.write(step)
-            await followed.refresh()
+            await followed.records.refresh()
             fresh = opened(artefact, store)
-            await fresh.load()
+            await fresh.records.load()
             there, expected = await shown(followed), await shown(fresh)
             assert there.keys() == expected.keys()
             for item, own in there.items():
@@ -121,22 +121,22 @@ def test_a_process_that_missed_announcements_reads_all(
     run: Run, valkey: ValkeyServer, artefact: Artefact
 ) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            writer, behind = ItemStore(store, timeout_s=30), opened(artefact, store)
+        async with Store(valkey.url, timeout_s=30) as store:
+            writer, behind = ItemStore(store), opened(artefact, store)
             await writer.write({"n0": b"{}", "i1": b'{"hidden":true}'})
-            await behind.load()
+            await behind.records.load()
             await writer.write({"n0": None, "n1": b'{"title":"One"}'})
             await writer.write({"i1": None})
             with valkey.client() as client:
                 assert client.xtrim("tim4rec:catalogue", maxlen=1, approximate=False)
-            await behind.refresh()
+            await behind.records.refresh()
             fresh = opened(artefact, store)
-            await fresh.load()
+            await fresh.records.load()
             assert await shown(behind) == await shown(fresh)
             assert "n1" in await shown(behind)
             with valkey.client() as client:
                 client.flushall()
-            await behind.refresh()
+            await behind.records.refresh()
             assert (await shown(behind)).keys() == {*ITEMS, "listed"}
 
     run(main())
@@ -146,12 +146,12 @@ def test_a_damaged_record_leaves_the_item_as_it_was(
     run: Run, valkey: ValkeyServer, artefact: Artefact, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            catalogue, writer = opened(artefact, store), ItemStore(store, timeout_s=30)
-            await catalogue.load()
+        async with Store(valkey.url, timeout_s=30) as store:
+            catalogue, writer = opened(artefact, store), ItemStore(store)
+            await catalogue.records.load()
             for damaged in (b"{", b"[]", b"\xff", b'{"attributes":{"a":NaN}}'):
                 await writer.write({"i1": damaged, "i2": b'{"title":"Two"}'})
-                await catalogue.refresh()
+                await catalogue.records.refresh()
                 assert (await shown(catalogue))["i1"][0] == artefact.items.titles[1]  # type: ignore[index]
                 assert (await shown(catalogue))["i2"][0] == "Two"
                 assert "'i1' is left as it was" in caplog.text
@@ -163,9 +163,9 @@ def test_a_store_that_is_gone_for_a_while_is_followed_again(
     run: Run, durable_valkey: ValkeyServer, artefact: Artefact
 ) -> None:
     async def main() -> None:
-        async with Store(durable_valkey.url) as store:
-            records = ItemStore(store, timeout_s=5)
-            retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+        async with Store(durable_valkey.url, timeout_s=5) as store:
+            records = ItemStore(store)
+            retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
             catalogue = Catalogue(artefact, records, retrieval)
             async with catalogue.followed(0.02):
                 await records.write({"i0": b'{"hidden":true}'})
@@ -186,9 +186,9 @@ def test_what_is_over_is_over_while_the_store_is_silent(
     run: Run, durable_valkey: ValkeyServer, artefact: Artefact
 ) -> None:
     async def main() -> None:
-        async with Store(durable_valkey.url) as store:
-            records = ItemStore(store, timeout_s=60)
-            retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
+        async with Store(durable_valkey.url, timeout_s=60) as store:
+            records = ItemStore(store)
+            retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
             over = round(time.time() * 1000) + 2000
             await records.write({"i0": b'{"available_until":%d}' % over})
             catalogue = Catalogue(artefact, records, retrieval)
@@ -220,8 +220,7 @@ def test_a_listing_is_a_sorted_search(
 ) -> None:
     there = {row: title for row, title in enumerate(titles, 1)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "PART", part)
-        patch.setattr(item_listing, "PART", part)
+        patch.setattr(item_listing, "MOST_IN_BLOCK", part)
         listing = Listing()
         at_once(listing.fill((row, f"I{row}", title) for row, title in there.items()))
         for change in changes:
@@ -246,12 +245,3 @@ def test_a_listing_is_a_sorted_search(
     for place, (_, after) in enumerate(found):
         left = [row for hits in listing.find(text, after) for row, _ in hits]
         assert left == (first + rest)[place + 1 :]
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers())), st.sampled_from([1, 3, 500]))
-def test_sorted_parts_are_in_order(values: list[tuple[int, int]], part: int) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "PART", part)
-        parts = at_once(sorting.sorted_parts(values))
-    assert all(parts)
-    assert [value for part in parts for value in part] == sorted(values)

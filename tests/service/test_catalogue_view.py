@@ -9,9 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.artefact import Items
+from model.items import Items
+from service.catalogue.ask import Ask
+from service.catalogue.choice import Choice
 from service.catalogue.item_index import open_index
-from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, Ranking
+from service.catalogue.ranking import Ranking
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.view import CatalogueView, Flags, Selection
 from tests.service.test_item_index import MODEL, SIZE, WIDTH, vectors
 
@@ -35,17 +38,21 @@ def test_exact_is_the_definition(data: st.DataObject) -> None:
     table = torch.tensor(data.draw(matrix), dtype=torch.float32)
     counts = data.draw(st.lists(st.integers(0, 3), min_size=trained, max_size=trained))
     items = Items([f"i{i}" for i in range(trained)], np.array(counts))
-    retrieval = ExactRetrieval(table[: trained + 1], items)
+    retrieval = Retrieval(table[: trained + 1], items)
     blocked = data.draw(st.none() | st.builds(lambda: drawn(data.draw, rows + 1)))
-    retrieval.shelf = CatalogueView(rows, blocked, table[trained + 1 :] if newer else None)
-    # A selection may be older than the shelf: newer rows are then not in it.
+    retrieval.view = CatalogueView(rows, blocked, table[trained + 1 :] if newer else None)
+    # A selection may be older than the view: newer rows are then not in it.
     selection = st.integers(1, rows + 1).map(lambda flags: Selection(drawn(data.draw, flags)))
     chosen = [data.draw(st.none() | selection) for _ in range(3)]
     masks = [np.array(data.draw(st.lists(st.integers(1, rows))), np.int32) for _ in chosen]
     ks = [data.draw(st.integers(1, rows + 2)) for _ in chosen]
     queries = torch.tensor([data.draw(st.tuples(number, number)) for _ in chosen]).float()
-    found = retrieval.top(queries, masks, ks, chosen)
-    for query, mask, k, own, ranking in zip(queries, masks, ks, chosen, found, strict=True):
+    asks = [
+        Ask(k, mask, choice=None if own is None else Choice(own))
+        for k, mask, own in zip(ks, masks, chosen, strict=True)
+    ]
+    found = retrieval.answer(queries, asks)
+    for query, mask, ask, own, ranking in zip(queries, masks, asks, chosen, found, strict=True):
         left = [
             row
             for row in range(1, rows + 1)
@@ -54,14 +61,14 @@ def test_exact_is_the_definition(data: st.DataObject) -> None:
             and (own is None or (row < len(own.allowed) and own.allowed[row]))
         ]
         score = {row: float(query @ table[row]) for row in left}
-        best = sorted(left, key=lambda row: -score[row])[:k]
+        best = sorted(left, key=lambda row: -score[row])[: ask.k]
         assert ranking.scores.tolist() == [score[row] for row in best]
         assert sorted(ranking.items, key=lambda row: (-score[row], row)) == ranking.items.tolist()
-        popular = retrieval.popular(mask, k, own)
+        (popular,) = retrieval.answer(None, [ask])
         count = {row: counts[row - 1] if row <= trained else 0 for row in left}
         old = sorted((row for row in left if row <= trained), key=lambda row: (-count[row], row))
         new = sorted((row for row in left if row > trained), reverse=True)
-        assert popular.items.tolist() == (old + new)[:k]
+        assert popular.items.tolist() == (old + new)[: ask.k]
         assert popular.scores.tolist() == [count[row] for row in popular.items]
         np.testing.assert_array_equal(
             retrieval.vectors(ranking.items).numpy(), table[ranking.items].numpy()
@@ -74,11 +81,11 @@ def table() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def indexed(table: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> IndexRetrieval:
+def indexed(table: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Retrieval:
     items = Items([str(n) for n in range(SIZE)], np.zeros(SIZE, np.int64))
     own = np.ascontiguousarray(table[1 : SIZE + 1].numpy())
     index = open_index(tmp_path_factory.mktemp("index"), MODEL, own)
-    return IndexRetrieval(table[: SIZE + 1], items, index)
+    return Retrieval(table[: SIZE + 1], items, index=index)
 
 
 def expected(scores: np.ndarray, flags: Flags, mask: np.ndarray, k: int) -> list[int]:
@@ -88,19 +95,22 @@ def expected(scores: np.ndarray, flags: Flags, mask: np.ndarray, k: int) -> list
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.4, 1.0])
 def test_an_index_finds_what_there_is(
-    indexed: IndexRetrieval, table: torch.Tensor, share: float
+    indexed: Retrieval, table: torch.Tensor, share: float
 ) -> None:
     draw = np.random.default_rng(0)
     blocked = draw.random(ROWS + 1) < 0.2
-    indexed.shelf = CatalogueView(ROWS, blocked, table[SIZE + 1 :])
+    indexed.view = CatalogueView(ROWS, blocked, table[SIZE + 1 :])
     queries = torch.from_numpy(vectors(40, seed=1))
     scores = (queries @ table.T).numpy()
     flags = [draw.random(ROWS + 1) < share for _ in queries]
     best_three = [expected(*pair, np.empty(0), 3) for pair in zip(scores, flags, strict=True)]
     masks = [np.array(rows, np.int32) for rows in best_three]
     for k in (10, 300):
-        chosen = [Selection(own) if i % 2 else None for i, own in enumerate(flags)]
-        found = indexed.top(queries, masks, [k] * len(queries), chosen)
+        asks = [
+            Ask(k, mask, choice=Choice(Selection(own)) if i % 2 else None)
+            for i, (mask, own) in enumerate(zip(masks, flags, strict=True))
+        ]
+        found = indexed.answer(queries, asks)
         hits = wanted = 0
         for i, ranking in enumerate(found):
             given_flags = (flags[i] if i % 2 else np.ones(ROWS + 1, np.bool_)) & ~blocked
@@ -112,7 +122,8 @@ def test_an_index_finds_what_there_is(
             hits += len(set(best) & set(ranking.items.tolist()))
             wanted += len(best)
         assert hits >= 0.97 * wanted
-    assert any(ranking.indexed for ranking in indexed.top(queries, masks, [10] * len(queries)))
+    asks = [Ask(10, mask) for mask in masks]
+    assert any(ranking.indexed for ranking in indexed.answer(queries, asks))
 
 
 def assert_sound(
@@ -126,10 +137,10 @@ def assert_sound(
     assert (np.diff(ranking.scores) <= 0).all()
 
 
-def test_the_best_of_an_index_may_be_newer_rows(indexed: IndexRetrieval) -> None:
+def test_the_best_of_an_index_may_be_newer_rows(indexed: Retrieval) -> None:
     query = torch.from_numpy(vectors(1, seed=2))
-    indexed.shelf = CatalogueView(SIZE + 2, None, torch.cat([query * 9, -query]))
-    (ranking,) = indexed.top(query, [np.empty(0, np.int32)], [5])
+    indexed.view = CatalogueView(SIZE + 2, None, torch.cat([query * 9, -query]))
+    (ranking,) = indexed.answer(query, [Ask(5)])
     assert ranking.items[0] == SIZE + 1
     assert SIZE + 2 not in ranking.items
     assert ranking.indexed

@@ -18,7 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.artefact import Artefact, Items, save_artefact
+from model.artefact import Artefact, save_artefact
+from model.items import Items
 from service.catalogue.choice import Choice
 from service.catalogue.cursor import (
     CursorError,
@@ -30,10 +31,11 @@ from service.catalogue.cursor import (
     write_shown,
 )
 from service.catalogue.diversity import POOL, spread
-from service.catalogue.retrieval import ExactRetrieval, Ranking
+from service.catalogue.ranking import Ranking
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.view import Selection
 from service.http.schemas import MOST_LISTED
-from service.store.store import Store
+from service.store.client import Store
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores, popular
 from tests.service.test_api import problem
@@ -53,9 +55,9 @@ def ranking(rows: list[int]) -> Ranking:
     return Ranking(np.array(rows, np.int64), scores)
 
 
-def retrieval_of(table: np.ndarray) -> ExactRetrieval:
+def retrieval_of(table: np.ndarray) -> Retrieval:
     items = Items([str(n) for n in range(len(table) - 1)], np.zeros(len(table) - 1, np.int64))
-    return ExactRetrieval(torch.from_numpy(table.astype(np.float32)), items)
+    return Retrieval(torch.from_numpy(table.astype(np.float32)), items)
 
 
 NOTHING = retrieval_of(np.zeros((31, 2)))
@@ -75,7 +77,7 @@ def test_promoted_items_get_their_share_on_every_page(
     while left:
         choice = Choice(promoted=EVERYTHING, share=share, places=len(shown))
         those = [row for row in own if row in left]
-        page = choice.arrange(ranking(left[:k]), ranking(those[:k]), k, NOTHING)
+        page = choice.arrange(ranking(left[:k]), ranking(those[:k]), k, NOTHING.vectors)
         assert page.promoted is not None
         shown += page.items.tolist()
         flags += page.promoted.tolist()
@@ -138,8 +140,8 @@ def test_spread_goes_on_from_what_was_shown() -> None:
     table = np.array([[0, 0], [1, 0], [1, 0.01], [0, 1]], np.float32)
     retrieval, best = retrieval_of(table), ranking([2, 3])
     choice = Choice(diversity=0.9, shown=np.array([1], np.int32), places=1)
-    assert choice.arrange(best, None, 2, retrieval).items.tolist() == [3, 2]
-    assert Choice(diversity=0.9).arrange(best, None, 2, retrieval).items.tolist() == [2, 3]
+    assert choice.arrange(best, None, 2, retrieval.vectors).items.tolist() == [3, 2]
+    assert Choice(diversity=0.9).arrange(best, None, 2, retrieval.vectors).items.tolist() == [2, 3]
 
 
 def test_who_comes_after_the_pool_keeps_the_place() -> None:
@@ -148,7 +150,7 @@ def test_who_comes_after_the_pool_keeps_the_place() -> None:
     choice = Choice(diversity=0.5)
     k = rows
     assert choice.depth(10) == POOL
-    found = choice.arrange(ranking(list(range(1, rows + 1))), None, k, retrieval_of(table))
+    found = choice.arrange(ranking(list(range(1, rows + 1))), None, k, retrieval_of(table).vectors)
     assert sorted(found.items.tolist()) == list(range(1, rows + 1))
     assert found.items.tolist()[POOL:] == list(range(POOL + 1, rows + 1))
     assert found.items.tolist()[:POOL] != list(range(1, POOL + 1))
@@ -195,14 +197,12 @@ def test_a_longer_cursor_than_there_is_is_not_decoded(monkeypatch: pytest.Monkey
 
 def test_all_processes_of_a_store_have_one_seal(run: Run, valkey: ValkeyServer) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            seals = await asyncio.gather(
-                *(shared_seal(store, timeout_s=PATIENT_S) for _ in range(5))
-            )
-            seals.append(await shared_seal(store, timeout_s=PATIENT_S))
+        async with Store(valkey.url, timeout_s=PATIENT_S) as store:
+            seals = await asyncio.gather(*(shared_seal(store) for _ in range(5)))
+            seals.append(await shared_seal(store))
             texts = {write_place(seal, (0, "a", "b")) for seal in seals}
             assert len(texts) == 1
-            another = await shared_seal(store, namespace="another", timeout_s=PATIENT_S)
+            another = await shared_seal(store, namespace="another")
             with pytest.raises(CursorError):
                 read_place(another, texts.pop())
 
@@ -216,8 +216,8 @@ def test_a_full_store_leaves_each_process_its_own_seal(
     server.start()
 
     async def main() -> None:
-        async with Store(server.url) as store:
-            seal = await shared_seal(store, timeout_s=PATIENT_S)
+        async with Store(server.url, timeout_s=PATIENT_S) as store:
+            seal = await shared_seal(store)
             assert read_place(seal, write_place(seal, (0, "a", "b"))) == (0, "a", "b")
 
     try:
@@ -531,7 +531,7 @@ def test_what_is_too_much_at_once_is_refused(
         ({"k": 101}, "k", "at most 100"),
     ],
 )
-def test_wrong_wishes(
+def test_wrong_options(
     run: Run, artefact: Artefact, valkey: ValkeyServer,
     query: dict[str, Any], field: str, said: str,
 ) -> None:  # fmt: skip

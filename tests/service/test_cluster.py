@@ -19,16 +19,12 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
-from service.store.event_log import (
-    ORIGIN,
-    EventLog,
-    LogReply,
-    LogRequest,
-    NewEvent,
-    Verdict,
-    new_uid,
-)
-from service.store.store import NodeDown, Store, StoreError, StoreUnavailable
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.errors import NodeDown, StoreError, StoreUnavailable
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import ORIGIN, NewEvent, Verdict, new_uid
+from service.store.snapshot_store import SnapshotStore
 from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer, free_ports
 from tests.service.processes import ROOT, in_process, make_artefact
 from tests.waited import LONG_S, waited
@@ -98,8 +94,8 @@ async def progress(acknowledged: dict[str, list[bytes]], events: int) -> None:
 
 def test_the_nodes_are_asked_at_once(run: Run, valkey_cluster: ValkeyCluster) -> None:
     async def main() -> None:
-        async with Store(valkey_cluster.url) as store:
-            log = EventLog(store, timeout_s=20)
+        async with Store(valkey_cluster.url, timeout_s=20) as store:
+            log = EventLog(store)
             requests = [one_event(f"{i}") for i in range(60)]
             await log.exchange(requests)
             for slow in valkey_cluster.primaries:
@@ -145,8 +141,8 @@ def test_every_node_learns_the_scripts(run: Run, valkey_cluster: ValkeyCluster) 
 def test_a_silent_node_concerns_its_own_users_only(run: Run, valkey_cluster: ValkeyCluster) -> None:
     async def main() -> None:
         silent = valkey_cluster.primaries[0]
-        async with Store(valkey_cluster.url) as store:
-            log = EventLog(store, timeout_s=1.0)
+        async with Store(valkey_cluster.url, timeout_s=1.0) as store:
+            log = EventLog(store)
             requests = [one_event(f"{i}") for i in range(60)]
             concerned = {r.user_id for r in requests if slot(r.user_id) < 16384 // 3}
             await log.exchange([LogRequest(request.user_id) for request in requests])
@@ -174,7 +170,7 @@ def test_a_silent_node_concerns_its_own_users_only(run: Run, valkey_cluster: Val
                     wrong = NodeDown if request.user_id in concerned else LogReply
                     assert isinstance(reply, wrong)
                 assert waiting.seconds < 0.8
-                await log.ping()
+                await store.ping()
             finally:
                 silent.send(signal.SIGCONT)
             while store.failing:  # noqa: ASYNC110
@@ -286,6 +282,7 @@ def test_a_key_that_is_asked_for_elsewhere(run: Run, valkey_cluster: ValkeyClust
 # A node that dies.
 
 
+@pytest.mark.slow
 def test_a_replica_takes_over(run: Run, folder: Path) -> None:
     """kill -9 of a primary: what was acknowledged and replicated is there once, and the same store
     goes on with the replica."""
@@ -298,8 +295,8 @@ def test_a_replica_takes_over(run: Run, folder: Path) -> None:
     acknowledged: dict[str, list[bytes]] = {user: [] for user in users}
 
     async def main() -> None:
-        async with Store(cluster.url) as store:
-            log = EventLog(store, timeout_s=0.5)
+        async with Store(cluster.url, timeout_s=0.5) as store:
+            log = EventLog(store)
             async with writers(log, users, acknowledged):
                 await progress(acknowledged, 10)
             assert primary.ask("WAIT", 1, 5000) == 1
@@ -330,7 +327,7 @@ def test_check_asks_every_node(
     async def main() -> None:
         async with Store(valkey_cluster.url) as store:
             await store.check()
-            used, limit = await EventLog(store).memory()
+            used, limit = await store.memory()
         each = [node.ask("INFO", "memory")["used_memory"] for node in valkey_cluster.primaries]
         assert used == pytest.approx(sum(each), rel=0.2)
         assert limit == 0
@@ -351,9 +348,10 @@ def test_several_hosts(run: Run, valkey_cluster: ValkeyCluster, folder: Path) ->
         async with Store(f"redis://127.0.0.1:{unused},127.0.0.1:{port}") as store:
             (reply,) = await EventLog(store).exchange([LogRequest("u", ORIGIN)])
             assert isinstance(reply, LogReply)
-        async with Store(f"redis://:secret@127.0.0.1:{unused},127.0.0.1:{unused}") as store:
+        hosts = f"127.0.0.1:{unused},127.0.0.1:{unused}"
+        async with Store(f"redis://:secret@{hosts}", timeout_s=0.2) as store:
             with pytest.raises(StoreUnavailable) as raised:
-                await EventLog(store, timeout_s=0.2).ping()
+                await store.ping()
             assert "secret" not in str(raised.value)
         (alone,) = free_ports(1)
         server = ValkeyServer(folder, "--port", str(alone))
@@ -361,7 +359,7 @@ def test_several_hosts(run: Run, valkey_cluster: ValkeyCluster, folder: Path) ->
         try:
             async with Store(f"redis://127.0.0.1:{unused},127.0.0.1:{alone}") as store:
                 with pytest.raises(StoreError, match=f"several hosts, and .*{alone} is no Cluster"):
-                    await EventLog(store).ping()
+                    await store.ping()
         finally:
             server.kill()
 
@@ -448,12 +446,12 @@ def test_the_rights_that_are_enough(run: Run, valkey_cluster: ValkeyCluster) -> 
             users = [f"{i}" for i in range(20)]
             for reply in await log.exchange([one_event(user) for user in users]):
                 assert isinstance(reply, LogReply), reply
-            await log.write_snapshots("m", [(user, b"s") for user in users], 60)
+            await SnapshotStore(log).write("m", [(user, b"s") for user in users], 60)
             assert {user async for page in log.users() for user in page} == set(users)
-            assert await log.erase("1")
-            assert (await log.erasures("0-0"))[1] == ["1"]
+            assert await Erasures(log).erase("1")
+            assert (await Erasures(log).since("0-0"))[1] == ["1"]
             assert await log.describe("2") is not None
-            assert (await log.memory())[0] > 0
+            assert (await store.memory())[0] > 0
 
     async def refused() -> None:
         async with Store(url.partition(",")[0]) as store:

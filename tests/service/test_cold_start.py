@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.artefact import Artefact, Items, save_artefact
+from model.artefact import Artefact, save_artefact
+from model.items import Items
 from service.catalogue import cold_start
 from service.catalogue.cold_start import PENALTY, summed
 from service.catalogue.turns import at_once

@@ -23,13 +23,14 @@ starter.join()
 group = subprocess.Popen(
     ["sh", "-c", "sleep 300 & echo $!; wait"], stdout=subprocess.PIPE, start_new_session=True
 )
-reap(group)
+reap(group.pid)
 child = group.stdout.readline().decode().strip()
 print(server._process.pid, group.pid, child, flush=True)
 time.sleep(300)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the reaper looks into /proc")
 def test_nothing_outlives_a_killed_run(folder: Path) -> None:
     run = subprocess.Popen(

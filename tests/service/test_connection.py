@@ -55,7 +55,7 @@ class App:
 
 
 class Late:
-    """A gate of a process that has too much to do."""
+    """The load shedder of a process that has too much to do."""
 
     answer = ANSWER
 
@@ -104,7 +104,7 @@ Connect = Callable[[], Coroutine[Any, Any, Connection]]
 def served(
     check: Callable[[App, Connect], Coroutine[Any, Any, None]],
     *,
-    gate: Late | None = None,
+    load_shedder: Late | None = None,
     read: bool = True,
     kept_s: int = 60,
     connections: list[Any] | None = None,
@@ -121,7 +121,7 @@ def served(
         make: Any = config.http_protocol_class
 
         def protocol() -> Any:
-            made = make(config, state, {"gate": gate} if gate else {})
+            made = make(config, state, {"load_shedder": load_shedder} if load_shedder else {})
             if connections is not None:
                 connections.append(made)
             return made
@@ -295,7 +295,7 @@ def test_who_reads_no_answers_is_not_read(late: bool) -> None:
         assert connection.transport.get_write_buffer_size() < 2_000_000
 
     connections: list[Any] = []
-    served(check, gate=Late() if late else None, connections=connections)
+    served(check, load_shedder=Late() if late else None, connections=connections)
 
 
 def test_few_fields_behind_a_body_are_passed_over() -> None:
@@ -353,7 +353,7 @@ def test_a_connection_answered_before_its_body_is_kept_no_longer_than_others() -
 
 def test_half_a_head_and_a_whole_request_are_no_two_requests() -> None:
     """Also where the half came behind a whole one that was refused."""
-    gate = Late()
+    load_shedder = Late()
     whole = b"GET /recommend HTTP/1.1\r\nhost: x\r\n\r\n"
 
     async def check(app: App, connect: Any) -> None:
@@ -361,12 +361,12 @@ def test_half_a_head_and_a_whole_request_are_no_two_requests() -> None:
         await one.send(whole + whole[:20], whole)
         assert await one.statuses(1) == [503]
         assert await one.rest() == [400]
-        assert len(gate.refused) == 1
+        assert len(load_shedder.refused) == 1
         two = await connect()
         await two.send(whole[:20], whole[20:], whole)
         assert await two.statuses(2) == [503, 503]
 
-    served(check, gate=gate)
+    served(check, load_shedder=load_shedder)
 
 
 requests = st.sampled_from(
@@ -407,4 +407,4 @@ def test_as_many_answers_as_requests_however_they_come(
             asked = [path for _, path, _ in app.asked]
             assert asked == [re.search(rb"/\w", one)[0].decode() for one in sent] + ["/last"]  # type: ignore[index]
 
-    served(check, gate=Late() if late else None)
+    served(check, load_shedder=Late() if late else None)

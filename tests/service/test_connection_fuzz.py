@@ -253,6 +253,7 @@ def joined(shapes: Sequence[Shape]) -> bytes:
     return b"".join(shape.bytes(number) for number, shape in enumerate(shapes))
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(50))
 @given(st.lists(GOOD, min_size=1, max_size=5), CUTS)
 @example([Shape(b"POST /interactions", INNER, "length", (FIELDS[0],))], [0.5])

@@ -58,6 +58,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, store: ValkeyServer) -> It
         running.kill()
 
 
+@pytest.mark.slow
 @schema.parametrize()
 @settings(
     max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True

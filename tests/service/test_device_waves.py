@@ -15,10 +15,12 @@ from model import ModelConfig, TiM4Rec
 from model.artefact import Artefact, load_artefact
 from model.device_stepper import DeviceStepper
 from model.kernels import Kernels
+from service.engine.batch_runner import BatchRunner
 from service.engine.capacity import ON_CPU, SHARE_OF_TWO, pool_rows, rows_within
 from service.engine.engine import Engine
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
 from tests.model.conftest import device, kernels  # noqa: F401
 from tests.service.processes import BASE_MS, make_artefact
 
@@ -43,7 +45,8 @@ def served(folder: Path, kernels: Kernels, device: torch.device) -> Artefact:  #
 @pytest.fixture
 def engines(folder: Path, served: Artefact, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Of one store: by the kernels, and by the CPU's stepper."""
-    monkeypatch.setattr(Engine, "_warm_up", lambda self: None)  # takes the interpreter minutes
+    # It takes the interpreter minutes.
+    monkeypatch.setattr(BatchRunner, "warm_up", lambda self, users: None)
     options = {"pool_capacity": 8, "max_batch": 2, "snapshot_every": 4, "erasure_poll_s": 60}
 
     async def start(store: Store) -> tuple[Engine, Engine]:
@@ -62,7 +65,7 @@ def test_answers_are_those_of_the_cpu(engines: Any, store_url: str, run: Run) ->
     async def go() -> None:
         async with Store(store_url) as store:
             by_kernels, by_cpu = await engines(store)
-            assert isinstance(by_kernels.computer.stepper, DeviceStepper)
+            assert isinstance(by_kernels.runner.stepper, DeviceStepper)
             events = [
                 NewEvent(new_uid(), ITEMS[i * 5 % 12], BASE_MS + i * i * 10**6, None)
                 for i in range(14)

@@ -14,17 +14,19 @@ import pytest
 from fastapi import APIRouter, FastAPI, Query
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from service.http import problems
+from service.http.access_control import AccessControl
+from service.http.bodies import ReadBodies
 from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
-from service.http.doors import Doors
 from service.http.problems import ProblemError
-from service.http.schemas import Id, Interaction, InteractionBatch, Time
+from service.http.schemas import Id, Interaction, InteractionBatch
+from service.http.times import Time
 from service.keys import Keys
 from service.settings import Settings
-from service.store.store import StoreUnavailable
+from service.store.errors import StoreUnavailable
 from tests.depth import examples
 
 
@@ -38,27 +40,28 @@ called: list[str] = []
 answering = 0
 
 
+class Options(BaseModel):
+    name: Id
+    k: int = Field(10, ge=1)
+    several: list[str] | None = None
+    flag: bool = True
+    at: Time | None = None
+
+
 @router.get("/things", response_model_exclude_none=True)
-async def things(
-    services: ServicesDep,
-    name: Annotated[Id, Query()],
-    k: Annotated[int, Query(ge=1)] = 10,
-    several: Annotated[list[str] | None, Query()] = None,
-    flag: Annotated[bool, Query()] = True,
-    at: Annotated[Time | None, Query()] = None,
-) -> Echo:
-    called.append(name)
-    return Echo(said=repr((name, k, several, flag, at, services.settings.max_k)))
+async def things(query: Annotated[Options, Query()], services: ServicesDep) -> Echo:
+    called.append(query.name)
+    return Echo(said=f"{query!r} {services.settings.max_k}")
 
 
 @router.post("/things", status_code=201)
-async def add(body: Interaction, services: ServicesDep, k: Annotated[int, Query()] = 1) -> Echo:
+async def add(body: Interaction, services: ServicesDep) -> Echo:
     called.append(body.user_id)
     if body.item_id == "full":
         raise ProblemError(409, "item_id: full", field="item_id")
     if body.item_id == "away":
         raise StoreUnavailable("the store is away")
-    return Echo(said=f"{body!r} {k}")
+    return Echo(said=repr(body))
 
 
 @router.post("/many")
@@ -80,8 +83,9 @@ def app(direct: bool, *keys: str) -> FastAPI:
     if direct:
         made.add_middleware(Counting)
         made.add_middleware(AnswerDirectly, owner=made, routers=[router])
+    made.add_middleware(ReadBodies, settings=Settings(artefact=Path()), routers=[router])
     made.add_middleware(
-        Doors, settings=Settings(artefact=Path()), keys=Keys(keys), admin_keys=Keys()
+        AccessControl, settings=Settings(artefact=Path()), keys=Keys(keys), admin_keys=Keys()
     )
     return made
 
@@ -147,7 +151,7 @@ bodies = st.dictionaries(
     st.fixed_dictionaries({"user_id": texts, "item_id": texts}) | bodies,
     st.sampled_from(["application/json", "Application/JSON; charset=utf-8", "text/plain", None,
                      "application/problem+json", "json"]),
-    st.sampled_from(["", "?k=2", "?k=x", "?unknown=1"]),
+    st.sampled_from(["", "?k=2", "?k=x", "?unknown=1", "?&"]),
 )  # fmt: skip
 def test_any_body(body: dict[str, Any], content_type: str | None, query: str) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
@@ -198,6 +202,19 @@ def test_well_formed_requests_do_not_reach_the_framework() -> None:
     assert answering == 1
 
 
+@pytest.mark.parametrize("content_type", ["application/json", "application/@ +json; a=b"])
+@pytest.mark.parametrize("query", ["", "?&&"])
+def test_faults_beyond_number_do_not_reach_the_framework(content_type: str, query: str) -> None:
+    global answering
+    answering = 0
+    content = json.dumps({"interactions": [{}] * 500}).encode()
+    headers = {"Content-Type": content_type}
+    status, _, answer = ask(app(True), "POST", f"/many{query}", headers=headers, content=content)
+    assert status == 422
+    assert json.loads(answer)["more_errors"] == 980
+    assert answering == 0
+
+
 def test_a_body_in_pieces_and_one_cut_short() -> None:
     whole = b'{"user_id": "u", "item_id": "i"}'
     for sent, status in (([whole[:9], whole[9:20], whole[20:]], 201), ([whole[:9], None], 400)):
@@ -221,6 +238,8 @@ async def _answer(one: FastAPI, pieces: list[bytes | None]) -> int:
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/things", "query_string": b"",
-             "headers": [(b"content-type", b"application/json")], "root_path": ""}  # fmt: skip
+             "headers": [(b"content-type", b"application/json"),
+                         (b"transfer-encoding", b"chunked")],
+             "root_path": ""}  # fmt: skip
     await one(scope, receive, send)
     return int(sent[0]["status"])

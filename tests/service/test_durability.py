@@ -179,6 +179,7 @@ def check(load: Load, service: Service, artefact: Artefact) -> None:
         load.check_whole(client, artefact)
 
 
+@pytest.mark.slow
 def test_killed_during_load(
     artefact: Artefact,
     folder: Path,
@@ -218,6 +219,7 @@ def data_dir(folder: Path) -> Iterator[Path]:
         until_dead(store_pid(path))
 
 
+@pytest.mark.slow
 def test_the_embedded_store_killed_during_load(
     artefact: Artefact, folder: Path, data_dir: Path
 ) -> None:
@@ -271,6 +273,7 @@ def begin_post(service: Service, body: bytes) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_sigterm_answers_what_is_in_flight_and_the_last_one_stops_the_store(
     artefact: Artefact, folder: Path, data_dir: Path
 ) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.embedded import EmbeddedStore
+from service.store.errors import EmbeddedStoreError
 from tests.service.processes import alive
 from tests.waited import LONG_S
 

@@ -1,6 +1,6 @@
 """Several workers on one real server, their phases interleaved at will.
 
-Each worker is a real engine whose loops do not run: the test itself moves its waves from the
+Each worker is a real engine whose loops do not run: the test itself moves its batches from the
 queue over the exchange to the arithmetic, in any order, and loses replies, snapshots and whole
 workers in between. What must hold throughout:
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,25 +34,22 @@ from hypothesis.stateful import (
 )
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from model.kinds import Effect, KindRules
 from model.state import Precision, State
-from service.engine import snapshots
 from service.engine.engine import Engine
+from service.engine.history import Fetched
+from service.engine.request_queue import Asked
+from service.engine.requests import Read, Recommendation
 from service.engine.snapshots import Snapshot
-from service.engine.wave import Entry, Read, Recommendation
-from service.store.event_log import (
-    Event,
-    EventLog,
-    LatePolicy,
-    LogRequest,
-    NewEvent,
-    Outcome,
-    Verdict,
-    new_uid,
-)
-from service.store.store import Command, Node, Store, StoreUnavailable
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.event_log import EventLog, LatePolicy, LogRequest
+from service.store.events import Event, NewEvent, Outcome, Verdict, new_uid
 from tests.depth import examples
+from tests.service.lossy_store import LossyStore
+from tests.service.record import read_snapshots
 
 torch.set_num_threads(1)
 
@@ -86,31 +83,6 @@ RULES = [KindRules.parse(text) for text in (
 KINDS = [None, None, "view", "skip", "buy", "ping"]
 
 
-class LossyStore(Store):
-    """Loses what it is told to: `sent` the command is carried out but its reply is lost,
-    `unsent` it never arrives; something to call happens before the command arrives. When nothing
-    is planned, everything works."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self.plan: list[str | Callable[[], Awaitable[object]]] = []
-        self.carried_out = 0
-
-    async def execute(
-        self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
-    ) -> list[Any]:
-        fate = self.plan.pop(0) if self.plan else "answered"
-        if callable(fate):
-            await fate()
-        if fate == "unsent":
-            raise StoreUnavailable("lost on the way there")
-        replies = await super().execute(commands, 30, at)  # slow is not lost
-        self.carried_out += 1
-        if fate == "sent":
-            raise StoreUnavailable("lost on the way back")
-        return replies
-
-
 def as_sent(event: Event) -> tuple[object, ...]:
     return (
         event.sent_uid, event.item_id, event.given_ms, event.event_id, event.kind, event.weight
@@ -128,23 +100,22 @@ def stepping(which: int, event: Event) -> bool:
 
 @dataclass
 class Exchanged:
-    """A wave after its exchange, with the log that the exchange saw for each user."""
+    """A batch after its exchange, with the log that the exchange saw for each user."""
 
-    entries: list[Entry]
+    fetched: list[Fetched]
     saw: dict[str, list[Event]]
 
 
 class Worker:
     def __init__(self, url: str, which: int, precision: Precision, policy: LatePolicy) -> None:
         self.which, self.precision = which, precision
-        self.store = LossyStore(url)
+        self.store = LossyStore(url, timeout_s=0.3)
         self.log = EventLog(
             self.store,
             page=PAGE,
             dedup_window=1000,
             late_policy=policy,
             replay_limit=REPLAY_LIMIT,
-            timeout_s=0.3,
         )
         self.engine = Engine(
             ARTEFACTS[which],
@@ -156,7 +127,7 @@ class Worker:
             kinds=RULES[which],
         )
         self.exchanged: list[Exchanged] = []
-        self.unresolved: list[Entry] = []
+        self.unresolved: list[Fetched] = []
         self.packed: list[tuple[str, bytes]] = []
 
 
@@ -194,7 +165,7 @@ class Workers(RuleBasedStateMachine):
             Worker(self.url, which, self.precision, self.late_policy) for which in models
         ]
         for worker in self.workers:
-            self.run(worker.engine.hear_of_erasures())
+            self.run(worker.engine.erasures.hear())
 
     def worker(self, index: int) -> Worker:
         return self.workers[index % len(self.workers)]
@@ -295,43 +266,48 @@ class Workers(RuleBasedStateMachine):
     )
     def exchange(self, index: int, fates: list[str]) -> None:
         worker = self.worker(index)
-        wave = worker.engine.collect()
-        if not wave.entries:
+        batch = worker.engine.queue.take()
+        if not batch:
             return
-        wanted = list(wave.entries.values())
         worker.store.plan = list(fates) if self.faults else []
         before = worker.store.carried_out
-        self.run(worker.engine.exchange(wave))
+        fetched = self.run(worker.engine.exchange.run(batch))
         worker.store.plan = []
         reached = worker.store.carried_out > before
-        saw = {}
-        for entry in wanted:
-            if entry.reply is None and entry.user_id in wave.entries:
+        found, saw = {one.user_id: one for one in fetched}, {}
+        for asked in batch:
+            one = found.get(asked.user_id)
+            if one is not None and one.reply is None:
                 continue  # stale reads only: the log was not asked
-            outcomes = entry.reply.outcomes if entry.reply else None
-            new = [event for append in entry.appends for event in append.events]
-            self.check_log(entry.user_id, new if reached else [], outcomes)
-            saw[entry.user_id] = list(self.logs[entry.user_id])
-        for entry in wave.entries.values():  # the others' states are not needed
-            assert entry.reads or entry.row is not None or entry.n_events >= EVERY
-        if wave.entries:
-            worker.exchanged.append(Exchanged(list(wave.entries.values()), saw))
+            new = [event for append in asked.appends for event in append.events]
+            self.check_log(asked.user_id, new if reached else [], self.told(asked))
+            saw[asked.user_id] = list(self.logs[asked.user_id])
+            if one is not None:  # the others' states are not needed
+                assert asked.reads or one.row is not None or asked.n_events >= EVERY
+        if fetched:
+            worker.exchanged.append(Exchanged(fetched, saw))
 
-    @precondition(lambda self: any(w.engine._due for w in self.workers))
+    def told(self, asked: Asked) -> list[Outcome] | None:
+        """What the callers have heard of their events; None: an error."""
+        if any(append.done.exception() for append in asked.appends):
+            return None
+        return [outcome for append in asked.appends for outcome in append.done.result()]
+
+    @precondition(lambda self: any(w.engine.writer.n_due for w in self.workers))
     @rule(which=st.integers(0, 10**6), lost=st.booleans())
     def look_up_due(self, which: int, lost: bool) -> None:
         """Snapshots that appends of users without a row made due; or the log does not answer."""
-        due = [w for w in self.workers if w.engine._due]
+        due = [w for w in self.workers if w.engine.writer.n_due]
         worker = due[which % len(due)]
         worker.store.plan = ["unsent"] * 99 if lost and self.faults else []
         self.exchange_due(worker)
         worker.store.plan = []
 
     def exchange_due(self, worker: Worker) -> None:
-        entries = self.run(worker.engine.look_up_due())
-        saw = {entry.user_id: list(self.logs[entry.user_id]) for entry in entries}
-        if entries:
-            worker.exchanged.append(Exchanged(entries, saw))
+        fetched = self.run(worker.engine.writer.look_up())
+        saw = {one.user_id: list(self.logs[one.user_id]) for one in fetched}
+        if fetched:
+            worker.exchanged.append(Exchanged(fetched, saw))
 
     def check_log(self, user: str, new: list[NewEvent], outcomes: list[Outcome] | None) -> None:
         """The record is what it was, and of the new events exactly those to be accepted, each in
@@ -402,16 +378,14 @@ class Workers(RuleBasedStateMachine):
             self.post(index, user, items, None, False, len(items))
         worker, length = self.worker(index), len(self.logs[user])
         self.exchange(index, [])
-        while worker.exchanged or worker.unresolved or worker.engine._due:
+        while worker.exchanged or worker.unresolved or worker.engine.writer.n_due:
             self.exchange_due(worker)
-            for wave in worker.exchanged[:]:
-                worker.exchanged.remove(wave)
-                self.compute_entries(worker, wave.entries, wave.saw)
-            for entry in worker.unresolved[:]:
-                worker.unresolved.remove(entry)
-                self.run(worker.engine.resolve(entry))
-                saw = {entry.user_id: list(self.logs[entry.user_id])}
-                self.compute_entries(worker, [entry], saw)
+            for batch in worker.exchanged[:]:
+                worker.exchanged.remove(batch)
+                self.compute_batch(worker, batch)
+            for fetched in worker.unresolved[:]:
+                worker.unresolved.remove(fetched)
+                self.compute_batch(worker, self.resolved(worker, fetched))
         self.write(worker, worker.packed)
         worker.packed = []
         grown = len(self.logs[user])
@@ -432,39 +406,41 @@ class Workers(RuleBasedStateMachine):
     @precondition(lambda self: any(w.exchanged for w in self.workers))
     @rule(which=st.integers(0, 10**6))
     def compute(self, which: int) -> None:
-        """Any exchanged wave of any worker, also one out of turn."""
-        pairs = [(w, wave) for w in self.workers for wave in w.exchanged]
-        worker, wave = pairs[which % len(pairs)]
-        worker.exchanged.remove(wave)
-        self.compute_entries(worker, wave.entries, wave.saw)
+        """Any exchanged batch of any worker, also one out of turn."""
+        pairs = [(w, batch) for w in self.workers for batch in w.exchanged]
+        worker, batch = pairs[which % len(pairs)]
+        worker.exchanged.remove(batch)
+        self.compute_batch(worker, batch)
 
     @precondition(lambda self: any(w.unresolved for w in self.workers))
     @rule(which=st.integers(0, 10**6), interrupted=st.booleans())
     def resolve(self, which: int, interrupted: bool) -> None:
-        pairs = [(w, entry) for w in self.workers for entry in w.unresolved]
-        worker, entry = pairs[which % len(pairs)]
-        worker.unresolved.remove(entry)
-        self.run(worker.engine.resolve(entry))
-        saw = {entry.user_id: list(self.logs[entry.user_id])}
+        pairs = [(w, fetched) for w in self.workers for fetched in w.unresolved]
+        worker, fetched = pairs[which % len(pairs)]
+        worker.unresolved.remove(fetched)
+        resolved = self.resolved(worker, fetched)
         if interrupted:  # other things happen before its arithmetic
-            worker.exchanged.append(Exchanged([entry], saw))
+            worker.exchanged.append(resolved)
         else:
-            self.compute_entries(worker, [entry], saw)
+            self.compute_batch(worker, resolved)
 
-    def compute_entries(
-        self, worker: Worker, entries: list[Entry], saw: dict[str, list[Event]]
-    ) -> None:
-        work = worker.engine.computer.run(entries)
-        worker.engine._conclude(work)
+    def resolved(self, worker: Worker, fetched: Fetched) -> Exchanged:
+        found = self.run(worker.engine.history.resolve(fetched))
+        return Exchanged([found], {found.user_id: list(self.logs[found.user_id])})
+
+    def compute_batch(self, worker: Worker, batch: Exchanged) -> None:
+        saw = batch.saw
+        work = worker.engine.runner.run(batch.fetched)
+        worker.engine.scheduler.conclude(work)
         worker.unresolved += work.unresolved
         worker.packed += work.snapshots
         self.run(asyncio.sleep(0))
-        for entry in entries:
-            if entry in work.unresolved or entry.user_id not in saw:
+        for fetched in batch.fetched:
+            if fetched in work.unresolved or fetched.user_id not in saw:
                 continue
-            row = worker.engine.pool.get(entry.user_id)
+            row = worker.engine.pool.get(fetched.user_id)
             assert row is not None
-            log = saw[entry.user_id]
+            log = saw[fetched.user_id]
             assert row.mark.version == len(log)
             assert row.mark.uid == (log[-1].uid if log else b"")
         for read, answer in work.answers:
@@ -482,7 +458,7 @@ class Workers(RuleBasedStateMachine):
         state, seen, hidden = self.fold(worker.which, log)
         masked, found = hidden | (seen if read.exclude_seen else set()), answer.ranking.items
         assert not masked & set(found.tolist())
-        candidates = None if read.candidates is None else set(read.candidates.tolist())
+        candidates = None if read.ask.candidates is None else set(read.ask.candidates.tolist())
         if candidates is not None:
             assert sorted(found.tolist()) == sorted(candidates - masked)
         if not seen:
@@ -511,7 +487,7 @@ class Workers(RuleBasedStateMachine):
         if isinstance(fate, int):
 
             async def erase() -> None:
-                await self.truth.erase(one[0])
+                await Erasures(self.truth).erase(one[0])
                 self.forget(one[0])
 
             worker.store.plan = [*["answered"] * fate, erase]
@@ -522,13 +498,13 @@ class Workers(RuleBasedStateMachine):
         self.check_snapshot(worker, one[0])
 
     def write(self, worker: Worker, packed: list[tuple[str, bytes]]) -> None:
-        self.run(worker.engine._write_snapshots(packed))
+        self.run(worker.engine.writer.write(packed))
 
     @rule(index=st.integers(0, 2))
     def poll_erasures(self, index: int) -> None:
         """What is still under way of an erased user may be computed in between, however late."""
         engine = self.worker(index).engine
-        self.run(engine.hear_of_erasures())
+        self.run(engine.erasures.hear())
         assert not [
             user
             for user in engine.pool.users()
@@ -548,11 +524,11 @@ class Workers(RuleBasedStateMachine):
         which = (old.which + 1) % len(ARTEFACTS) if other_model else old.which
         self.run(old.store.close())
         self.workers[index] = Worker(self.url, which, self.precision, self.late_policy)
-        self.run(self.workers[index].engine.hear_of_erasures())
+        self.run(self.workers[index].engine.erasures.hear())
 
     @rule(user=st.sampled_from(USERS))
     def back_up(self, user: str) -> None:
-        (dump,) = self.run(self.own.execute([("DUMP", self.truth._record(user))], 5))
+        (dump,) = self.run(self.own.execute([("DUMP", self.truth.keys.record(user))], 5))
         if dump is not None:
             self.backups[user] = (dump, list(self.logs[user]))
 
@@ -561,7 +537,7 @@ class Workers(RuleBasedStateMachine):
     def restore(self, which: int) -> None:
         user = sorted(self.backups)[which % len(self.backups)]
         dump, log = self.backups[user]
-        key = self.truth._record(user)
+        key = self.truth.keys.record(user)
         self.run(self.own.execute([("RESTORE", key, 0, dump, "REPLACE")], 5))
         self.logs[user] = list(log)
         self.erased -= {event.uid for event in log}
@@ -571,7 +547,7 @@ class Workers(RuleBasedStateMachine):
     )
     def damage_snapshot(self, user: str, damage: str) -> None:
         for worker in self.workers:
-            key = self.truth._snapshot(worker.engine.identity, user)
+            key = self.truth.keys.snapshot(worker.engine.identity, user)
             (data,) = self.run(self.own.execute([("GET", key)], 5))
             if not data:
                 continue
@@ -581,7 +557,7 @@ class Workers(RuleBasedStateMachine):
             if damage == "another's":  # sound, of this user, but of another model
                 for other in self.workers:
                     if other.engine.identity != worker.engine.identity:
-                        at = self.truth._snapshot(other.engine.identity, user)
+                        at = self.truth.keys.snapshot(other.engine.identity, user)
                         self.run(self.own.execute([("SET", at, data)], 5))
                 continue
             place = random.Random(len(data) + len(self.sent)).randrange(len(data))
@@ -655,10 +631,10 @@ class Workers(RuleBasedStateMachine):
             for _ in range(50):  # everything under way comes to its end, without faults
                 self.faults = False
                 for index, worker in enumerate(self.workers):
-                    while worker.engine._queue:
+                    while worker.engine.queue:
                         self.exchange(index, [])
                 for worker in self.workers:
-                    while worker.engine._due:
+                    while worker.engine.writer.n_due:
                         self.exchange_due(worker)
                 if not any(w.exchanged or w.unresolved for w in self.workers):
                     break
@@ -687,8 +663,8 @@ class Workers(RuleBasedStateMachine):
             self.loop.close()
 
     def check_snapshot(self, worker: Worker, user: str) -> Snapshot | None:
-        (data,) = self.run(worker.log.read_snapshots(worker.engine.identity, [user]))
-        snapshot = snapshots.read(worker.engine.pool.layout, worker.engine.computer.stamp, data)
+        (data,) = self.run(read_snapshots(worker.log, worker.engine.identity, [user]))
+        snapshot = worker.engine.snapshots.read(data)
         if snapshot is not None:
             assert snapshot.mark.uid not in self.erased, "it outlived its user"
             events = self.prefix[snapshot.mark.uid]
@@ -700,7 +676,8 @@ class Workers(RuleBasedStateMachine):
 @pytest.fixture
 def machine(valkey: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Workers]]:
     Workers.url = valkey.url
-    monkeypatch.setattr("service.engine.engine.DROP_AGAIN_S", 1e9)  # waves are computed at any time
+    # Batches are computed at any time.
+    monkeypatch.setattr("service.engine.erasure.DROP_AGAIN_S", 1e9)
     yield Workers
     Workers.precision, Workers.late_policy = "float32", "clamp"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,10 +19,13 @@ from model.kinds import KindRules
 from service.engine import erasure
 from service.engine.engine import Engine
 from service.feedback.popularity import EPOCH, Popularity
-from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
-from service.store.store import AcksMissed, Command, Node, Store, StoreError, StoreUnavailable
+from service.store.client import Store
+from service.store.errors import AcksMissed, StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import NewEvent, new_uid
 from tests.depth import examples
 from tests.service.conftest import ValkeyCluster, ValkeyServer
+from tests.service.lossy_store import LossyStore
 from tests.service.processes import in_process, make_artefact
 from tests.waited import LONG_S, PATIENT_S
 
@@ -54,7 +57,12 @@ def popularity(store: Store, clock: Clock | None = None, **options: Any) -> Popu
     if clock is not None:
         options |= {"clock_ms": clock}
     return Popularity(
-        store, half_life_s=HALF_LIFE_S, heaviest=HEAVIEST, settled_s=PATIENT_S * 1000, **options
+        store,
+        half_life_s=HALF_LIFE_S,
+        heaviest=HEAVIEST,
+        kinds=RULES,
+        settled_s=PATIENT_S * 1000,
+        **options,
     )
 
 
@@ -142,11 +150,11 @@ STEPS = st.lists(
 
 @asynccontextmanager
 async def engines(
-    artefact: Artefact, stores: Sequence[Store], clock: Clock
+    artefact: Artefact, stores: Sequence[Store], counting: Sequence[Popularity]
 ) -> AsyncIterator[list[Engine]]:
     running = [
-        Engine(artefact, event_log(store), popularity=popularity(store, clock), kinds=RULES)
-        for store in stores
+        Engine(artefact, event_log(store), listeners=[each], kinds=RULES)
+        for store, each in zip(stores, counting, strict=True)
     ]
     for engine in running:
         await engine.start()
@@ -169,12 +177,10 @@ def test_counts_are_those_of_a_world_without_the_erased(
             client.flushall()
         clock = Clock()
         world = World(clock)
-        async with (
-            Store(valkey.url) as one,
-            Store(valkey.url) as other,
-            engines(artefact, [one, other], clock) as workers,
-        ):
-            counting = [engine.popularity for engine in workers if engine.popularity]
+        async with AsyncExitStack() as stack:
+            stores = [await stack.enter_async_context(Store(valkey.url)) for _ in range(2)]
+            counting = [popularity(store, clock) for store in stores]
+            workers = await stack.enter_async_context(engines(artefact, stores, counting))
             for n, step in enumerate(steps):
                 engine = workers[n % 2]
                 if isinstance(step, tuple):
@@ -239,12 +245,12 @@ def test_who_erases_at_the_same_time_takes_back_once(
                 world.erase(user)
                 existed = await asyncio.gather(
                     *(
-                        erasure.erase(log, user, each, RULES)
+                        erasure.erase(log, user, [each])
                         for log, each in zip(logs * 3, workers * 3, strict=True)
                     )
                 )
                 assert any(existed)
-                assert not await erasure.erase(logs[1], user, workers[1], RULES)
+                assert not await erasure.erase(logs[1], user, [workers[1]])
             await world.check(workers)
 
     run(go())
@@ -264,7 +270,7 @@ def test_what_arrives_while_a_record_is_read_is_taken_back_too(
             meanwhile = event_log(other)
             await fill(log, counting, world, "stays", some(9, clock))
             await fill(log, counting, world, "first", some(1, clock))
-            assert await erasure.erase(log, "first", counting, RULES)  # the server has the scripts
+            assert await erasure.erase(log, "first", [counting])  # the server has the scripts
             world.erase("first")
             for trip in range(5):  # four pages, and the deletion
                 user = f"u{trip}"
@@ -275,32 +281,12 @@ def test_what_arrives_while_a_record_is_read_is_taken_back_too(
                     await fill(meanwhile, counting, world, user, [event])
 
                 store.plan = ["answered"] * trip + [append]
-                assert await erasure.erase(log, user, counting, RULES)
+                assert await erasure.erase(log, user, [counting])
                 assert not store.plan
                 world.erase(user)
             await world.check([counting])
 
     run(go())
-
-
-class LossyStore(Store):
-    """Loses what it is told to: `sent` is carried out but its reply is lost, `unsent` never
-    arrives; something to call happens before. When nothing is planned, everything works."""
-
-    plan: list[Any] = []  # noqa: RUF012
-
-    async def execute(
-        self, commands: Sequence[Command], timeout_s: float, at: Node | None = None
-    ) -> list[Any]:
-        fate = self.plan.pop(0) if self.plan else "answered"
-        if callable(fate):
-            await fate()
-        if fate == "unsent":
-            raise StoreUnavailable("lost on the way there")
-        replies = await super().execute(commands, PATIENT_S, at)
-        if fate == "sent":
-            raise StoreUnavailable("lost on the way back")
-        return replies
 
 
 @pytest.mark.parametrize("fate", ["sent", "unsent"])
@@ -316,16 +302,16 @@ def test_a_lost_answer_takes_nothing_back_twice(
         async with LossyStore(valkey.url) as store:
             counting, log = popularity(store, clock), event_log(store, page=5)
             await fill(log, counting, world, "first", some(1, clock))
-            assert await erasure.erase(log, "first", counting, RULES)  # the server has the scripts
+            assert await erasure.erase(log, "first", [counting])  # the server has the scripts
             world.erase("first")
             for user in ("stays", "goes"):
                 await fill(log, counting, world, user, some(12, clock))
             with_both = World(clock, {user: list(of) for user, of in world.users.items()})
             world.erase("goes")
             store.plan = ["answered"] * trips + [fate]
-            await erasure.erase(log, "goes", counting, RULES)
+            await erasure.erase(log, "goes", [counting])
             for _ in range(2):
-                assert not await erasure.erase(log, "goes", counting, RULES)
+                assert not await erasure.erase(log, "goes", [counting])
             store.plan = []
             deletion = 3  # after three pages
             lost = fate == "sent" and trips == deletion
@@ -343,7 +329,7 @@ def test_numbers_without_an_answer_are_not_sent_again(valkey: ValkeyServer, run:
             counting, log = popularity(store, clock), event_log(store)
             for user in ("stays", "goes"):
                 await fill(log, counting, world, user, some(12, clock))
-            await erasure.erase(log, "goes", counting, RULES)
+            await erasure.erase(log, "goes", [counting])
             world.erase("goes")
             store.plan = ["sent"]
             with pytest.raises(StoreError):
@@ -359,14 +345,17 @@ def test_missing_replicas_do_not_keep_it_from_being_taken_back(
     async def go() -> None:
         clock = Clock()
         world = World(clock)
-        async with Store(valkey.url) as alone, Store(valkey.url, replica_acks=1) as waiting:
+        async with (
+            Store(valkey.url) as alone,
+            Store(valkey.url, replica_acks=1, timeout_s=1.0) as waiting,
+        ):
             counting = popularity(alone, clock)
             for user in ("stays", "goes"):
                 await fill(event_log(alone), counting, world, user, some(12, clock))
-            log = event_log(waiting, timeout_s=1.0)
+            log = event_log(waiting)
             for _ in range(2):
                 with pytest.raises(AcksMissed):
-                    await erasure.erase(log, "goes", counting, RULES)
+                    await erasure.erase(log, "goes", [counting])
             world.erase("goes")
             await world.check([counting])
 
@@ -385,8 +374,8 @@ def test_a_record_that_can_t_be_read_is_erased_all_the_same(valkey: ValkeyServer
                 client.hdel("tim4rec:u:hole", "e4")
                 client.set("tim4rec:u:string", "no record")
             for user in ("hole", "string"):
-                assert await erasure.erase(log, user, counting, RULES)
-                assert not await erasure.erase(log, user, counting, RULES)
+                assert await erasure.erase(log, user, [counting])
+                assert not await erasure.erase(log, user, [counting])
             with valkey.client() as client:
                 assert not client.keys("tim4rec:u:*")
             await world.check([counting])  # nothing is taken back of what is not known
@@ -405,7 +394,7 @@ def test_a_full_store_takes_back(valkey: ValkeyServer, run: Run) -> None:
             with valkey.client() as client:
                 client.config_set("maxmemory", 1)
                 try:
-                    assert await erasure.erase(log, "goes", counting, RULES)
+                    assert await erasure.erase(log, "goes", [counting])
                     world.erase("goes")
                     await world.check([counting])
                 finally:
@@ -426,7 +415,7 @@ def test_of_a_shortened_record_what_is_left_is_taken_back(valkey: ValkeyServer, 
             await fill(log, counting, world, "goes", some(250, clock))
             world.users["stays"] = world.users["goes"][:-100]
             world.users["goes"] = world.users["goes"][-100:]
-            assert await erasure.erase(log, "goes", counting, RULES)
+            assert await erasure.erase(log, "goes", [counting])
             world.erase("goes")
             await world.check([counting])
 

@@ -16,32 +16,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from service.store.event_log import (
-    ORIGIN,
-    Event,
-    EventLog,
-    LatePolicy,
-    LogReply,
-    LogRequest,
-    Mark,
-    NewEvent,
-    Outcome,
-    UserRecord,
-    Verdict,
-    new_uid,
-)
-from service.store.store import (
-    Command,
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.errors import (
     HistoryChanged,
     InvalidRequest,
-    Node,
     RecordDamaged,
-    Store,
     StoreError,
     StoreUnavailable,
 )
+from service.store.event_log import EventLog, LatePolicy, LogReply, LogRequest, UserRecord
+from service.store.events import ORIGIN, Event, Mark, NewEvent, Outcome, Verdict, new_uid
+from service.store.node import Node
+from service.store.script import Command
+from service.store.snapshot_store import SnapshotStore
 from tests.depth import examples
-from tests.service.record import Record
+from tests.service.record import Record, read_snapshots
 from tests.waited import waited
 
 if TYPE_CHECKING:
@@ -129,7 +119,7 @@ def test_unknown_user(run: Run, store_url: str) -> None:
             assert reply == LogReply([], ORIGIN, True, [], True, None, reply.now_ms)
             assert await history(log, "nobody") == []
             assert await log.describe("nobody") is None
-            assert not await log.erase("nobody")
+            assert not await Erasures(log).erase("nobody")
 
     run(main())
 
@@ -447,7 +437,7 @@ def test_erased_while_it_is_read(run: Run, store_url: str) -> None:
             await ask(log, "u", *[new() for _ in range(6)])
             pages = log.events("u")
             assert len(await anext(pages)) == 2
-            await log.erase("u")
+            await Erasures(log).erase("u")
             await ask(log, "u", *[new() for _ in range(6)])
             with pytest.raises(HistoryChanged, match="erased or replaced"):
                 await anext(pages)
@@ -460,7 +450,7 @@ def test_a_record_begun_anew_is_another_history(run: Run, store_url: str) -> Non
         async with Store(store_url) as store:
             log = EventLog(store)
             mark = (await ask(log, "u", new(event_id="x"), new())).newest
-            assert await log.erase("u")
+            assert await Erasures(log).erase("u")
             assert not (await ask(log, "u", known=mark)).known_is_current_history
             reply = await ask(log, "u", new(event_id="x"), new(), known=mark)
             assert verdicts(reply) == [("applied", 1), ("applied", 2)]
@@ -596,17 +586,17 @@ def test_any_user_id_has_a_record_of_its_own(
             for reply in await log.exchange(requests):
                 assert isinstance(reply, LogReply)
                 assert verdicts(reply) == [("applied", 1)]
-            await log.write_snapshots("{m}:x", [(user, user.encode()) for user in users], 60)
-            assert await log.read_snapshots("{m}:x", users) == [u.encode() for u in users]
+            await SnapshotStore(log).write("{m}:x", [(user, user.encode()) for user in users], 60)
+            assert await read_snapshots(log, "{m}:x", users) == [u.encode() for u in users]
             listed = [user async for page in log.users() for user in page]
             assert set(listed) == set(users)
             with either.client() as client:
-                keys = list(client.scan_iter(f"{log.namespace}:[us]:*", count=1000))
+                keys = list(client.scan_iter(f"{log.keys.namespace}:[us]:*", count=1000))
             assert len(keys) == 2 * len(users)
             assert not any(set(key) & set(b"{} \x00\n/") for key in keys)
-            cursor, _ = await log.erasures("$")
-            assert await log.erase(users[0])
-            assert (await log.erasures(cursor))[1] == users[:1]
+            cursor, _ = await Erasures(log).since("$")
+            assert await Erasures(log).erase(users[0])
+            assert (await Erasures(log).since(cursor))[1] == users[:1]
             for user in users[1:]:
                 (event,) = await history(log, user)
                 assert (event.uid, event.item_id, event.event_id) == (
@@ -638,7 +628,7 @@ def test_all_users_are_listed(run: Run, store_url: str) -> None:
             for group in zip(*[iter(names)] * 100, strict=True):
                 replies = await log.exchange([LogRequest(name, None, [new()]) for name in group])
                 assert all(isinstance(reply, LogReply) for reply in replies)
-                await log.write_snapshots("m", [(name, b"s") for name in group], None)
+                await SnapshotStore(log).write("m", [(name, b"s") for name in group], None)
             assert {user async for page in log.users() for user in page} == names
 
     run(main())
@@ -652,11 +642,11 @@ def test_snapshots(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
         async with Store(either.url) as store:
             log = EventLog(store)
             value = bytes(range(256)) * 150
-            await log.write_snapshots("m1", [("u", value), ("v", b"v")], 60)
-            await log.write_snapshots("m2", [("u", b"other")], None)
-            await log.write_snapshots("m3", [], 60)
-            assert await log.read_snapshots("m1", ["v", "nobody", "u"]) == [b"v", None, value]
-            assert await log.read_snapshots("m1", []) == []
+            await SnapshotStore(log).write("m1", [("u", value), ("v", b"v")], 60)
+            await SnapshotStore(log).write("m2", [("u", b"other")], None)
+            await SnapshotStore(log).write("m3", [], 60)
+            assert await read_snapshots(log, "m1", ["v", "nobody", "u"]) == [b"v", None, value]
+            assert await read_snapshots(log, "m1", []) == []
             replies = await log.exchange(
                 [
                     LogRequest("u", None, [new()], snapshot_of="m1"),
@@ -688,14 +678,14 @@ def test_erase(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
     async def main() -> None:
         async with Store(either.url) as store:
             log = EventLog(store)
-            cursor, users = await log.erasures("$")
+            cursor, users = await Erasures(log).since("$")
             assert users == []
             for user in ("u", "v"):
                 await ask(log, user, new())
-                await log.write_snapshots("m1", [(user, b"1")], 60)
-                await log.write_snapshots("m2", [(user, b"2")], 60)
-            assert await log.erase("u")
-            assert await log.read_snapshots("m1", ["u", "v"]) == [None, b"1"]
+                await SnapshotStore(log).write("m1", [(user, b"1")], 60)
+                await SnapshotStore(log).write("m2", [(user, b"2")], 60)
+            assert await Erasures(log).erase("u")
+            assert await read_snapshots(log, "m1", ["u", "v"]) == [None, b"1"]
             await asyncio.sleep(1)
             with either.client() as client:
                 left = {key for key in client.scan_iter() if b":models" not in key}
@@ -705,15 +695,15 @@ def test_erase(run: Run, either: ValkeyServer | ValkeyCluster) -> None:
                 b"tim4rec:s:m2:v",
                 b"tim4rec:erased",
             }
-            first, users = await log.erasures(cursor)
+            first, users = await Erasures(log).since(cursor)
             assert users == ["u"]
-            assert await log.erase("v")
-            assert not await log.erase("é")
-            second, users = await log.erasures(first)
+            assert await Erasures(log).erase("v")
+            assert not await Erasures(log).erase("é")
+            second, users = await Erasures(log).since(first)
             assert users == ["v", "é"]
-            assert await log.erasures(second) == (second, [])
-            assert await log.erasures("$") == (second, [])
-            assert (await log.erasures("0-0"))[1] == ["u", "v", "é"]
+            assert await Erasures(log).since(second) == (second, [])
+            assert await Erasures(log).since("$") == (second, [])
+            assert (await Erasures(log).since("0-0"))[1] == ["u", "v", "é"]
 
     run(main())
 
@@ -726,19 +716,19 @@ def test_a_snapshot_is_not_written_of_another_history(
             log = EventLog(store)
             marks = [(await ask(log, user, new(), new())).newest for user in "abcd"]
             old = (await ask(log, "a", new(), known=marks[0])).events[0].mark
-            await log.erase("b")
-            await log.erase("c")
+            await Erasures(log).erase("b")
+            await Erasures(log).erase("c")
             again = (await ask(log, "c", new(), new())).newest
             assert again.version == marks[2].version
             await asyncio.sleep(1)  # what erasures bar is open again
             with either.client() as client:
                 client.hset("tim4rec:u:d", "n", 3)  # damaged
             every = list(zip("abcd", [b"s"] * 4, strict=True))
-            assert await log.write_snapshots("m", every, 60, marks) == 1
-            assert await log.read_snapshots("m", list("abcd")) == [b"s", None, None, None]
+            assert await SnapshotStore(log).write("m", every, 60, marks) == 1
+            assert await read_snapshots(log, "m", list("abcd")) == [b"s", None, None, None]
             later = [("a", b"t"), ("c", b"t")]
-            assert await log.write_snapshots("m", later, 60, [old, again]) == 2
-            assert await log.read_snapshots("m", list("abcd")) == [b"t", None, b"t", None]
+            assert await SnapshotStore(log).write("m", later, 60, [old, again]) == 2
+            assert await read_snapshots(log, "m", list("abcd")) == [b"t", None, b"t", None]
 
     run(main())
 
@@ -755,17 +745,17 @@ def test_no_snapshot_outlives_an_erasure(
             log, other = EventLog(store), EventLog(others)
             mark = (await ask(log, "u", new())).newest
             # Now the servers know the scripts.
-            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 1
+            assert await SnapshotStore(log).write("m", [("u", b"s")], 60, [mark]) == 1
 
             async def erase() -> None:
-                await other.erase("u")
+                await Erasures(other).erase("u")
                 if recreated:
                     await ask(other, "u", new())
 
             store.before = [None] * trip + [erase]
-            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 0
+            assert await SnapshotStore(log).write("m", [("u", b"s")], 60, [mark]) == 0
             assert store.before == []
-            assert await log.read_snapshots("m", ["u"]) == [None]
+            assert await read_snapshots(log, "m", ["u"]) == [None]
             await asyncio.sleep(1)
             with either.client() as client:
                 assert not list(client.scan_iter("tim4rec:s:*:u"))
@@ -780,10 +770,10 @@ def test_a_snapshot_that_comes_late_is_not_written(run: Run, either: Any) -> Non
         async with ErasingStore(either.url) as store:
             log = EventLog(store)
             mark = (await ask(log, "u", new())).newest
-            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 1
+            assert await SnapshotStore(log).write("m", [("u", b"s")], 60, [mark]) == 1
             store.before = [None, None, lambda: asyncio.sleep(0.6)]
-            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 0
-            assert await log.write_snapshots("m", [("u", b"s")], 60, [mark]) == 1
+            assert await SnapshotStore(log).write("m", [("u", b"s")], 60, [mark]) == 0
+            assert await SnapshotStore(log).write("m", [("u", b"s")], 60, [mark]) == 1
 
     run(main())
 
@@ -804,21 +794,21 @@ def test_erasures_are_announced_for_a_while(
     run: Run, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main(kept_s: int) -> None:
-        monkeypatch.setattr("service.store.event_log.ERASURES_KEPT_S", kept_s)
+        monkeypatch.setattr("service.store.erasures.ERASURES_KEPT_S", kept_s)
         async with Store(valkey.url) as store:
             log = EventLog(store)
-            await log.erase("a")
+            await Erasures(log).erase("a")
             await asyncio.sleep(0.7 * kept_s)
-            await log.erase("b")
-            assert (await log.erasures("0-0"))[1] == ["a", "b"]
+            await Erasures(log).erase("b")
+            assert (await Erasures(log).since("0-0"))[1] == ["a", "b"]
             await asyncio.sleep(0.6 * kept_s)
-            await log.erase("c")
-            cursor, users = await log.erasures("0-0")
+            await Erasures(log).erase("c")
+            cursor, users = await Erasures(log).since("0-0")
             assert users == ["b", "c"]
             await asyncio.sleep(1.2 * kept_s)
             assert await store.execute([("EXISTS", "tim4rec:erased")], 10) == [0]
-            await log.erase("d")
-            assert (await log.erasures(cursor))[1] == ["d"]
+            await Erasures(log).erase("d")
+            assert (await Erasures(log).since(cursor))[1] == ["d"]
 
     try:
         run(main(1))
@@ -831,7 +821,7 @@ def test_erasures_are_announced_for_a_while(
 def test_a_rewritten_file_holds_nothing_of_an_erased_user(
     run: Run, durable_valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.store.event_log.ERASURES_KEPT_S", 1)
+    monkeypatch.setattr("service.store.erasures.ERASURES_KEPT_S", 1)
 
     def times_named() -> int:
         files = (durable_valkey.folder / "appendonlydir").iterdir()
@@ -841,8 +831,8 @@ def test_a_rewritten_file_holds_nothing_of_an_erased_user(
         async with Store(durable_valkey.url) as store:
             log = EventLog(store)
             await ask(log, "somebody", new("somebody's item"))
-            await log.write_snapshots("m", [("somebody", b"somebody's state")], 60)
-            await log.erase("somebody")
+            await SnapshotStore(log).write("m", [("somebody", b"somebody's state")], 60)
+            await Erasures(log).erase("somebody")
             await asyncio.sleep(1.2)
 
     run(main())
@@ -860,16 +850,16 @@ def test_a_full_store_erases(run: Run, valkey: ValkeyServer) -> None:
         async with Store(valkey.url) as store:
             log = EventLog(store)
             await ask(log, "u", *(new() for _ in range(50)))
-            await log.write_snapshots("m", [("u", b"s")], 60)
+            await SnapshotStore(log).write("m", [("u", b"s")], 60)
             with valkey.client() as client:
                 client.config_set("maxmemory", 1)
                 try:
                     (reply,) = await log.exchange([LogRequest("u", None, [new()])])
                     assert isinstance(reply, StoreError)
-                    assert await log.erase("u")
+                    assert await Erasures(log).erase("u")
                     assert await history(log, "u") == []
-                    assert await log.read_snapshots("m", ["u"]) == [None]
-                    assert (await log.erasures("0-0"))[1] == ["u"]
+                    assert await read_snapshots(log, "m", ["u"]) == [None]
+                    assert (await Erasures(log).since("0-0"))[1] == ["u"]
                 finally:
                     client.config_set("maxmemory", 0)
 
@@ -987,8 +977,8 @@ def test_the_script_comes_back_after_a_flush(run: Run, valkey: ValkeyServer, eve
 
 def test_a_silent_server_meets_the_deadline(run: Run, valkey: ValkeyServer) -> None:
     async def main() -> None:
-        async with Store(valkey.url) as store:
-            log, patient = EventLog(store, timeout_s=0.2), EventLog(store)
+        async with Store(valkey.url, timeout_s=0.2) as store, Store(valkey.url) as other:
+            log, patient = EventLog(store), EventLog(other)
             event = new()
             await ask(log, "u")
             with valkey.client() as client:
@@ -1064,15 +1054,15 @@ def test_more_callers_than_connections(run: Run, store_url: str) -> None:
 
 def test_no_server(run: Run, folder: Path) -> None:
     async def main() -> None:
-        async with Store(f"unix://{folder}/nothing") as store:
-            log = EventLog(store, timeout_s=0.1)
+        async with Store(f"unix://{folder}/nothing", timeout_s=0.1) as store:
+            log = EventLog(store)
             with pytest.raises(StoreUnavailable, match=f"{folder}/nothing") as raised:
-                await log.ping()
+                await store.ping()
             assert "\n" not in str(raised.value)
             with pytest.raises(StoreUnavailable):
-                await log.write_snapshots("m", [("u", b"s")], 1)
+                await SnapshotStore(log).write("m", [("u", b"s")], 1)
             with pytest.raises(StoreUnavailable):
-                await log.erase("u")
+                await Erasures(log).erase("u")
 
     run(main())
 
@@ -1097,8 +1087,8 @@ def test_kill_of_the_server_under_load(run: Run, durable_valkey: ValkeyServer) -
                 break
 
     async def main() -> None:
-        async with Store(durable_valkey.url) as store:
-            log = EventLog(store, timeout_s=2)
+        async with Store(durable_valkey.url, timeout_s=2) as store:
+            log = EventLog(store)
             acknowledged: dict[str, list[NewEvent]] = {f"{u}": [] for u in range(users)}
             reached = asyncio.Semaphore(0)
             clients = [
@@ -1190,7 +1180,7 @@ def test_credentials_are_not_shown(run: Run, durable_valkey: ValkeyServer) -> No
             assert "wrong" not in str(good)
         async with Store(f"unix://{durable_valkey.socket}") as store:
             with pytest.raises(StoreError, match="check the URL's credentials"):
-                await EventLog(store).ping()
+                await store.ping()
         async with Store(url + "right") as store:
             assert (await ask(EventLog(store), "u", new())).newest.version == 1
 
@@ -1279,7 +1269,7 @@ class EventLogMachine(RuleBasedStateMachine):
         for events in ([new()], []):  # both scripts, on every node
             warm_up = [LogRequest(f"warm-up {i}", None, events) for i in range(50)]
             self.started = self.run(self.log.exchange(warm_up))[0].now_ms
-        self.cursor, _ = self.run(self.log.erasures("$"))
+        self.cursor, _ = self.run(Erasures(self.log).since("$"))
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(coroutine)
@@ -1367,7 +1357,7 @@ class EventLogMachine(RuleBasedStateMachine):
 
     @rule(user=st.sampled_from(USERS), model=st.sampled_from(MODELS), value=st.binary(min_size=1))
     def write_snapshot(self, user: str, model: str, value: bytes) -> None:
-        written = self.run(self.log.write_snapshots(model, [(user, value)], 1000))
+        written = self.run(SnapshotStore(self.log).write(model, [(user, value)], 1000))
         assert written or user in self.barred
         if written:
             self.snapshots[model, user] = value
@@ -1375,12 +1365,12 @@ class EventLogMachine(RuleBasedStateMachine):
     @rule(user=st.sampled_from(USERS), losing=st.sampled_from([0, 1]))
     def erase(self, user: str, losing: int) -> None:
         self.store.losing = losing
-        assert self.run(self.log.erase(user)) == bool(self.records[user].events)
+        assert self.run(Erasures(self.log).erase(user)) == bool(self.records[user].events)
         self.records[user] = Record(WINDOW, REPLAY_LIMIT)
         self.barred.add(user)
         for model in MODELS:
             self.snapshots.pop((model, user), None)
-        self.cursor, erased = self.run(self.log.erasures(self.cursor))
+        self.cursor, erased = self.run(Erasures(self.log).since(self.cursor))
         assert set(erased) == {user}
 
     @rule(user=st.sampled_from(USERS), data=st.data())

@@ -16,8 +16,11 @@ from model.artefact import Artefact
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
 from service.observe import metrics
-from service.store.event_log import Event, EventLog, NewEvent, new_uid
-from service.store.store import Store, StoreUnavailable
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.errors import StoreUnavailable
+from service.store.event_log import EventLog
+from service.store.events import Event, NewEvent, new_uid
 from tests.service.processes import BASE_MS, make_artefact
 from tests.waited import LONG_S
 
@@ -163,7 +166,7 @@ def test_what_is_left_out(artefact: Artefact, store_url: str, run: Run) -> None:
             await engine.recommend("bob", 5)
             assert await sampler(engine).check("bob") is None
             # Another service erases the user, and a new record begins, longer than the old one.
-            await engine.log.erase("ann")
+            await Erasures(engine.log).erase("ann")
             async with started(artefact, store_url) as other:
                 await interact(other, "ann", 20, start=100)
             assert await sampler(engine).check("ann") is None

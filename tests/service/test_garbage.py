@@ -38,6 +38,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     return make_artefact(tmp_path_factory.mktemp("garbage") / "model", ITEMS)
 
 
+@pytest.mark.slow
 def test_requests_that_wait_are_not_looked_through(
     artefact: Artefact, folder: Path, durable_valkey: ValkeyServer
 ) -> None:
@@ -63,6 +64,7 @@ def test_requests_that_wait_are_not_looked_through(
         service.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "messages"),
     [

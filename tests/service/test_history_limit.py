@@ -13,9 +13,10 @@ from service.bulk.importer import Importer, UserHistory
 from service.bulk.warm import Warmer
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
-from service.settings import SettingsError, read_settings
-from service.store.event_log import EventLog, LogRequest, NewEvent, new_uid
-from service.store.store import Store
+from service.environment import SettingsError, read_settings
+from service.store.client import Store
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import NewEvent, new_uid
 from tests.service.processes import (
     BASE_MS,
     check_answer,

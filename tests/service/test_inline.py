@@ -13,8 +13,10 @@ import pytest
 
 from service.engine.batch_runner import SMALL_EVENTS, Work
 from service.engine.engine import Engine
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.engine.history import Fetched
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
 from tests.waited import LONG_S
@@ -30,18 +32,18 @@ def test_where_waves_are_computed(valkey: ValkeyServer, tmp_path: Path) -> None:
     async def run() -> None:
         async with Store(valkey.url) as store:
             engine = Engine(artefact, EventLog(store, namespace="inline"))
-            original = engine.computer.run
+            original = engine.runner.run
 
-            def watched(entries: Sequence[Any]) -> Work:
+            def watched(batch: Sequence[Fetched]) -> Work:
                 assert not inside, "two at once"
                 inside.append(threading.current_thread().name)
                 try:
-                    return original(entries)
+                    return original(batch)
                 finally:
-                    lacking = sum(len(entry.reply.events) for entry in entries)
+                    lacking = sum(len(f.reply.events) for f in batch if f.reply)
                     where.append((inside.pop(), lacking))
 
-            engine.computer.run = watched  # type: ignore[method-assign]
+            engine.runner.run = watched  # type: ignore[method-assign]
             await engine.start()
 
             async def post(user: str, events: int = 1) -> None:
@@ -76,10 +78,10 @@ def test_where_waves_are_computed(valkey: ValkeyServer, tmp_path: Path) -> None:
 
             where.clear()
             goes_on = threading.Event()
-            copying = asyncio.create_task(engine._aside(busy))
+            copying = asyncio.create_task(engine.scheduler.aside(busy))
             asking = asyncio.create_task(ask("ann"))
             async with asyncio.timeout(LONG_S):
-                while engine._in_thread < 2:  # noqa: ASYNC110
+                while engine.scheduler._in_thread < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             goes_on.set()
             await asyncio.gather(asking, copying)

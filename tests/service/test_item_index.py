@@ -16,10 +16,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.artefact import Artefact, Items
+from model.artefact import Artefact
+from model.items import Items
 from service.catalogue import item_index, retrieval
+from service.catalogue.approximate_search import ApproximateSearch
+from service.catalogue.ask import Ask
 from service.catalogue.item_index import open_index
-from service.catalogue.retrieval import ExactRetrieval, IndexRetrieval, open_retrieval
+from service.catalogue.retrieval import Retrieval, open_retrieval
 from tests.service.processes import BASE_MS, ROOT, Service, make_artefact, offline_scores
 
 torch.set_num_threads(1)
@@ -48,8 +51,8 @@ class Both:
     def __init__(self, folder: Path) -> None:
         self.items = items = Items([str(n) for n in range(SIZE)], np.zeros(SIZE, np.int64))
         embedding = torch.from_numpy(np.pad(vectors(), ((1, 0), (0, 0))))
-        index = open_index(folder, MODEL, vectors())
-        self.indexed = IndexRetrieval(embedding, items, index)
+        self.embedding, self.index = embedding, open_index(folder, MODEL, vectors())
+        self.indexed = Retrieval(embedding, items, index=self.index)
         self.queries = torch.from_numpy(vectors(40, seed=1))
         self.scores = (self.queries @ embedding.T).numpy()
 
@@ -66,7 +69,7 @@ def test_it_finds_nearly_all_of_the_best(both: Both, hidden: int, k: int) -> Non
     """Also where the very best may not be returned."""
     nothing = np.empty(0, np.int32)
     masks = [np.array(best(row, nothing, hidden), np.int32) for row in both.scores]
-    found = both.indexed.top(both.queries, masks, [k] * len(masks))
+    found = both.indexed.answer(both.queries, [Ask(k, mask) for mask in masks])
     hits = 0
     for row, mask, ranking in zip(both.scores, masks, found, strict=True):
         items = ranking.items.tolist()
@@ -86,7 +89,7 @@ def test_k_are_returned_while_so_many_are_left(both: Both) -> None:
     masks = [(draw.permutation(SIZE)[:size] + 1).astype(np.int32) for size in sizes]
     masks[1] = np.repeat(masks[1], 5)
     ks = [1, 10, 400, 25, 10, 10, 50, SIZE + 7]
-    found = both.indexed.top(both.queries[: len(ks)], masks, ks)
+    found = both.indexed.answer(both.queries[: len(ks)], list(map(Ask, ks, masks)))
     for place, (mask, k, ranking) in enumerate(zip(masks, ks, found, strict=True)):
         items = ranking.items.tolist()
         assert len(set(items)) == len(items) == min(k, SIZE - len(set(mask.tolist())))
@@ -102,7 +105,7 @@ def test_similar_items_by_the_index(both: Both) -> None:
     hits = 0
     for row in range(1, 41):
         masked = np.array([row + 1, row + 2], np.int32)
-        found = both.indexed.similar(row, 10, masked)
+        found = both.indexed.similar(row, Ask(10, masked))
         cosines = np.concatenate([[-2], unit @ unit[row - 1]])
         expected = best(cosines, np.append(masked, row), 10)
         np.testing.assert_allclose(found.scores, cosines[found.items], atol=1e-5)
@@ -110,21 +113,21 @@ def test_similar_items_by_the_index(both: Both) -> None:
         assert not {row, row + 1, row + 2} & set(found.items.tolist())
         hits += len(set(found.items.tolist()) & set(expected))
     assert hits >= 0.98 * 400
-    everything = both.indexed.similar(1, SIZE)
+    everything = both.indexed.similar(1, Ask(SIZE))
     assert len(everything.items) == SIZE - 1
 
 
 @pytest.mark.parametrize("bias", [-300.0, 300.0])
 def test_what_the_user_has_had_is_weighed(both: Both, bias: float) -> None:
     """Also items far from the query, which no index would find; none twice, masked ones not."""
-    indexed = IndexRetrieval(both.indexed._embedding, both.items, both.indexed._index, bias)
+    indexed = Retrieval(both.embedding, both.items, bias, both.index)
     nothing = np.empty(0, np.int32)
     had = [
         np.array([*best(row, nothing, 3), SIZE, SIZE - 1, SIZE], np.int32) for row in both.scores
     ]
     masks = [own[:1] for own in had]
     masks[1], had[2] = nothing, nothing
-    found = indexed.top(both.queries, masks, [20] * len(masks), had=had)
+    found = indexed.answer(both.queries, list(map(Ask, [20] * len(masks), masks, had)))
     hits = 0
     for row, mask, own, ranking in zip(both.scores, masks, had, found, strict=True):
         weighed = row.copy()
@@ -214,6 +217,7 @@ open_index(folder / "index", MODEL, data)
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_at_once_one_builds(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(
@@ -240,25 +244,29 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     return make_artefact(tmp_path_factory.mktemp("indexed") / "model", IDS)
 
 
+def is_indexed(retrieval: Retrieval) -> bool:
+    return isinstance(retrieval._search, ApproximateSearch)
+
+
 def test_large_catalogues_have_an_index(
     artefact: Artefact,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert type(open_retrieval(artefact, "auto", tmp_path)) is ExactRetrieval
+    assert not is_indexed(open_retrieval(artefact, "auto", tmp_path))
     monkeypatch.setattr(retrieval, "INDEX_FROM", len(IDS))
-    assert type(open_retrieval(artefact, "auto", tmp_path)) is IndexRetrieval
-    assert type(open_retrieval(artefact, "exact", tmp_path)) is ExactRetrieval
+    assert is_indexed(open_retrieval(artefact, "auto", tmp_path))
+    assert not is_indexed(open_retrieval(artefact, "exact", tmp_path))
     assert not caplog.records
     monkeypatch.setitem(sys.modules, "faiss", None)
-    assert type(open_retrieval(artefact, "auto", tmp_path)) is ExactRetrieval
+    assert not is_indexed(open_retrieval(artefact, "auto", tmp_path))
     assert "pip install 'tim4rec[index]'" in caplog.text
 
 
 def test_a_small_catalogue_has_none(tmp_path: Path) -> None:
     small = make_artefact(tmp_path / "model", IDS[: item_index.LEAST_ITEMS - 1])
-    assert type(open_retrieval(small, "index", tmp_path)) is ExactRetrieval
+    assert not is_indexed(open_retrieval(small, "index", tmp_path))
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from model.artefact import Artefact, Items, save_artefact
-from service.http.times import iso
+from model.artefact import Artefact, save_artefact
+from model.items import Items
+from model.times import iso
 from tests.service.conftest import ValkeyCluster, ValkeyServer
 from tests.service.processes import BASE_MS, Service, in_process, make_artefact
 from tests.service.test_api import problem
@@ -195,6 +196,7 @@ def answers(client: httpx.Client) -> Iterator[tuple[str, list[str]]]:
         yield "listing", [item["item_id"] for item in listed]
 
 
+@pytest.mark.slow
 def test_what_is_hidden_or_over_is_in_no_answer_of_any_worker(client: httpx.Client) -> None:
     client.post("/interactions", json={"user_id": "known", "item_id": "i2"}).raise_for_status()
     for _, items in answers(client):

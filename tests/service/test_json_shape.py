@@ -79,6 +79,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300))
 @given(values, st.sampled_from([None, 1]), st.booleans())
 @example({"events": [1, 2, 3, 4]}, None, True)

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import keys
+from service.environment import SettingsError, read_settings
 from service.http import problems
-from service.http.doors import Doors
+from service.http.access_control import AccessControl
 from service.keys import Keys
-from service.settings import Settings, SettingsError, read_settings
+from service.settings import Settings
 from tests.service.processes import Service, make_artefact
 from tests.waited import until
 
@@ -139,8 +140,10 @@ def test_admin_is_closed_without_keys_of_its_own() -> None:
             return "done"
 
         settings = Settings(artefact=Path())
-        doors = Doors(app, settings=settings, keys=Keys(["user"]), admin_keys=Keys(admin))
-        transport = httpx.ASGITransport(doors)
+        access_control = AccessControl(
+            app, settings=settings, keys=Keys(["user"]), admin_keys=Keys(admin)
+        )
+        transport = httpx.ASGITransport(access_control)
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
             headers = {} if shown is None else {"X-API-Key": shown}
             return await client.post("/admin/act", headers=headers)
@@ -155,6 +158,7 @@ def test_admin_is_closed_without_keys_of_its_own() -> None:
     assert asyncio.run(ask(["root"], "root")).json() == "done"
 
 
+@pytest.mark.slow
 def test_every_worker_takes_over_a_changed_file(
     store_url: str, folder: Path, tmp_path: Path
 ) -> None:

@@ -15,9 +15,11 @@ from model.kinds import Effect, KindRules
 from service.bulk.warm import Warmer
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
-from service.settings import SettingsError, read_settings
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.environment import SettingsError, read_settings
+from service.feedback.popularity import Popularity
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 
 if TYPE_CHECKING:
@@ -230,19 +232,17 @@ def test_kind_and_weight_in_the_api(artefact: Artefact, store_url: str, run: Run
 
 
 def test_popular_is_what_counts_by_its_weight(artefact: Artefact, store_url: str, run: Run) -> None:
-    class Counted:
-        def __init__(self) -> None:
-            self.calls: list[tuple[str, float]] = []
+    class Counted(Popularity):
+        calls: list[tuple[str, float]] = []  # noqa: RUF012
 
         def count(self, item_id: str, time_ms: int, weight: float = 1.0) -> None:
             self.calls.append((item_id, weight))
 
     async def main() -> None:
         async with Store(store_url) as store:
-            counted: Any = Counted()
-            engine = Engine(
-                artefact, EventLog(store), popularity=counted, kinds=KindRules.parse(RULES)
-            )
+            kinds = KindRules.parse(RULES)
+            counted = Counted(store, kinds=kinds)
+            engine = Engine(artefact, EventLog(store), listeners=[counted], kinds=kinds)
             await engine.start()
             try:
                 events = [

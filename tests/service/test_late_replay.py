@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.settings import SettingsError, read_settings
-from service.store.event_log import ORIGIN, Event, EventLog, LogReply, NewEvent, new_uid
-from service.store.store import RecordDamaged, Store
+from service.environment import SettingsError, read_settings
+from service.store.client import Store
+from service.store.errors import RecordDamaged
+from service.store.event_log import EventLog, LogReply
+from service.store.events import ORIGIN, Event, NewEvent, new_uid
 from tests.depth import examples
 from tests.service.processes import (
     BASE_MS,
@@ -180,6 +182,7 @@ async def _posted(service: Service, events: list[dict[str, Any]]) -> None:
         await asyncio.gather(write(events[::2]), write(events[1::2]))
 
 
+@pytest.mark.slow
 def test_workers_answer_as_if_all_had_arrived_in_order(
     run: Run, valkey: ValkeyServer, folder: Path
 ) -> None:

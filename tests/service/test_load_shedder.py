@@ -173,7 +173,7 @@ def test_a_refused_connection_stays_as_long_as_another(kept_s: int) -> None:
         loop = asyncio.get_running_loop()
         state = ServerState()
         server = await loop.create_server(
-            lambda: make(config, state, {"gate": Shut()}), "127.0.0.1", 0
+            lambda: make(config, state, {"load_shedder": Shut()}), "127.0.0.1", 0
         )
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
         async with asyncio.timeout(20):

@@ -172,8 +172,8 @@ app()
 class FailingService(Service):
     """`tim4rec serve` in one process, with a route more, whose handler raises."""
 
-    def __init__(self, *arguments: Any, **settings: object) -> None:
-        super().__init__(*arguments, **settings)
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, fresh=True, **settings)
         self._command = [sys.executable, "-c", FAILING, *self._command[3:]]
 
 
@@ -329,7 +329,7 @@ def test_which_requests_are_logged(
     log_requests: str,
     statuses: list[int],
 ) -> None:
-    caplog.set_level(logging.INFO, "service.http.identify")
+    caplog.set_level(logging.INFO, "service.http.observer")
     with valkey.client() as store:  # a record that can't be read
         store.hset("tim4rec:u:damaged", mapping={"n": "1", "e1": "nonsense"})
 
@@ -343,7 +343,7 @@ def test_which_requests_are_logged(
             assert (await client.get("/readyz")).status_code == 503  # a probe
 
     run(ask())
-    found = [record for record in caplog.records if record.name == "service.http.identify"]
+    found = [record for record in caplog.records if record.name == "service.http.observer"]
     assert [getattr(record, "status", None) for record in found] == statuses
 
 

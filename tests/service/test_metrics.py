@@ -22,9 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.artefact import Artefact
 from service.observe import metrics, values
-from service.store.calls import Operation
-from service.store.event_log import EventLog, LogRequest, NewEvent, Verdict, new_uid
-from service.store.store import Store
+from service.store.client import Operation, Store
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import NewEvent, Verdict, new_uid
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, alive, in_process, make_artefact, user_path
 from tests.waited import LONG_S, until
@@ -142,6 +142,7 @@ def grows_only(before: Samples, after: Samples) -> None:
             assert after[name, labels] >= number, (name, labels)
 
 
+@pytest.mark.slow
 def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
     until(lambda: started(pair) == WORKERS)
     time.sleep(3 * values.WRITE_EVERY_S)
@@ -181,6 +182,7 @@ def test_counts_hold_over_all_workers_and_their_deaths(pair: Service) -> None:
     grows_only(before, last)
     assert value(last, "tim4rec_workers") == WORKERS
     assert value(last, "tim4rec_worker_starts_total") == WORKERS + 1
+    assert len(pair.logged(message="a worker ended (SIGKILL): starting another")) == 1
     assert value(last, "tim4rec_queue_capacity_requests") == WORKERS * QUEUE
     assert sorted(file.name for file in folder.glob("*.db")) == files, "a file for every restart"
 

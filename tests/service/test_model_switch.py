@@ -119,6 +119,7 @@ async def taken(client: httpx.AsyncClient, version: int) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_no_request_notices_a_switch(
     service: Service, models: dict[str, Artefact], run: Any
 ) -> None:

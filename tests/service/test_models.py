@@ -20,8 +20,9 @@ from pydantic import SecretStr
 
 from model import artefact as artefacts
 from model.artefact import CONFIG, WEIGHTS, Artefact
-from service.models import model_folder, models
+from service.models import deployer, model_folder
 from service.models.model_folder import ModelFolder, ModelNameError
+from service.models.traffic_split import TrafficSplit, Variant
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 from tests.waited import LONG_S
@@ -194,8 +195,8 @@ def test_what_can_not_be_served_changes_nothing(
     run: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(models, "RETRY_EVERY_S", 0.1)
-    monkeypatch.setattr(models, "REPORT_EVERY_S", 0.0)
+    monkeypatch.setattr(deployer, "RETRY_EVERY_S", 0.1)
+    monkeypatch.setattr(deployer, "REPORT_EVERY_S", 0.0)
 
     async def go() -> None:
         async with served(folder, valkey.url) as client:
@@ -209,10 +210,10 @@ def test_what_can_not_be_served_changes_nothing(
             # Sound where it was set, and damaged here.
             (folder / "two" / WEIGHTS).write_bytes(weights)
             services = client._transport.app.api.state.services  # type: ignore[attr-defined]
-            active = await services.models.active.read()
+            active = await services.deployer.registry.read()
             (folder / "two" / WEIGHTS).write_bytes(weights[:-1] + b"!")
-            arm = models.Arm("two", two.identity)
-            assert await services.models.active.replace(active, active.chosen(arm, 1))
+            variant = Variant("two", two.identity)
+            assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
             found = await until(client, lambda process: process["fault"] is not None)
             assert "its hash is not the one" in found["processes"][0]["fault"]
             assert found["processes"][0]["version"] == 0
@@ -228,9 +229,9 @@ def test_what_can_not_be_served_changes_nothing(
             # Another model in the same folder is not the one that was set.
             shutil.rmtree(folder / "one")
             other = make_artefact(folder / "one", ITEMS, seed=7)
-            active = await services.models.active.read()
-            arm = models.Arm("one", "of a model that was here before")
-            assert await services.models.active.replace(active, active.chosen(arm, 1))
+            active = await services.deployer.registry.read()
+            variant = Variant("one", "of a model that was here before")
+            assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
             found = await until(client, lambda process: process["fault"] is not None)
             assert other.identity in found["processes"][0]["fault"]
         # A process that starts serves what it is given, rather than nothing.
@@ -311,10 +312,12 @@ def test_a_model_that_nobody_should_trust_is_an_error_and_the_old_one_serves_on(
             # Set past this process, they are followed by nobody.
             services = client._transport.app.api.state.services  # type: ignore[attr-defined]
             for name in ("fifo", "zeros", "deep"):
-                active = await services.models.active.read()
-                arm = models.Arm(name, two.identity)
-                assert await services.models.active.replace(active, active.chosen(arm, 1))
-                await until(client, lambda process, arm=name: arm in (process["fault"] or ""))
+                active = await services.deployer.registry.read()
+                variant = Variant(name, two.identity)
+                assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
+                await until(
+                    client, lambda process, variant=name: variant in (process["fault"] or "")
+                )
                 await check(client, "ann", events, one)
             await choose(client, "two")
             await until(client, lambda process: process["fault"] is None)
@@ -377,9 +380,9 @@ def test_who_may_choose_what(
             ]
             await choose(client, "two", share=0.2)
             services = client._transport.app.api.state.services  # type: ignore[attr-defined]
-            stale = models.Active()
-            arm = models.Arm("two", two.identity)
-            assert not await services.models.active.replace(stale, stale.chosen(arm, 1))
+            stale = TrafficSplit()
+            variant = Variant("two", two.identity)
+            assert not await services.deployer.registry.replace(stale, stale.chosen(variant, 1))
         async with in_process(folder / "one", valkey.url) as client:
             assert (await post(client, {"model": "two"})).status_code == 403
         keys = {"admin_keys": (SecretStr("of the admin"),)}
@@ -413,11 +416,11 @@ def test_a_request_ends_by_the_model_it_began_with(
             await choose(client, "two")
             await taken(client, 1)
             await check(client, "ann", events, two)
-            assert not engine._stopping
+            assert not engine.queue.closed
             held.set()
             assert (await waiting).json()["status"] == "applied"
             async with asyncio.timeout(LONG_S):
-                while engine._loops:  # noqa: ASYNC110
+                while engine.scheduler._loops:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 
     run(go())

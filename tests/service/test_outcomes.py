@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from model.artefact import Artefact
+from model.kinds import KindRules
 from service.feedback import outcomes
 from service.feedback.outcomes import ITEMS, LISTS, Outcomes
 from service.observe import metrics
-from service.store.store import Store
+from service.store.client import Store
+from service.store.events import NewEvent, new_uid
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact
@@ -31,6 +33,10 @@ KINDS = ["none", "buy"]
 def counted(model: str) -> Counter[str]:
     found = {kind: int(metrics.outcomes(model, kind)._value.get()) for kind in KINDS}
     return Counter(found)
+
+
+def interaction(item: str, kind: str = "none") -> NewEvent:
+    return NewEvent(new_uid(), item, kind=None if kind == "none" else kind)
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -62,7 +68,7 @@ def test_an_item_counts_once_for_the_model_that_showed_it_last(
         shown_before = {model: metrics.of_model(model).shown._value.get() for model in expected}
         lists: dict[str, list[tuple[str, set[str]]]] = {"ann": [], "b{o}b:/%": []}
         async with Store(store.url) as connection:
-            tried = Outcomes(connection, namespace=run)
+            tried = Outcomes(connection, namespace=run, kinds=KindRules.parse("buy:step"))
             for step in steps:
                 if step == "flush":
                     await tried.flush()
@@ -74,7 +80,7 @@ def test_an_item_counts_once_for_the_model_that_showed_it_last(
                         lists[user] = [(model, set(shown)), *lists[user]][:LISTS]
                 else:
                     user, item, kind = step
-                    tried.interacted(user, item, kind)
+                    tried.logged(user, interaction(item, kind), BASE_MS)
                     by = next((model for model, shown in lists[user] if item in shown), None)
                     if by is not None:
                         expected[by][kind] += 1
@@ -102,15 +108,17 @@ def test_what_is_kept_is_little_and_not_for_long(valkey: ValkeyServer, run: Any)
                 assert client.memory_usage("tim4rec:shown:ann") < LISTS * (5 * ITEMS + 100)
                 assert 0 < client.pttl("tim4rec:shown:ann") <= 1000
             assert metrics.of_model(model).shown._value.get() == 3 * LISTS * ITEMS
-            tried.interacted("ann", many[ITEMS], "none")  # not among those that count as shown
+            tried.logged(
+                "ann", interaction(many[ITEMS]), BASE_MS
+            )  # not among those that count as shown
             await tried.flush()
             assert not counted(model)["none"]
             await asyncio.sleep(0.6)
             tried.shown("ann", model, ["another"])  # the older ones are kept, and too old soon
             await tried.flush()
             await asyncio.sleep(0.6)
-            tried.interacted("ann", many[0], "none")
-            tried.interacted("ann", "another", "none")
+            tried.logged("ann", interaction(many[0]), BASE_MS)
+            tried.logged("ann", interaction("another"), BASE_MS)
             await tried.flush()
             assert counted(model)["none"] == 1
             await asyncio.sleep(0.6)
@@ -129,8 +137,8 @@ def test_an_outage_costs_counts_and_nothing_else(
     async def go() -> None:
         model = uuid4().hex
         failures = metrics.OUTCOME_FAILURES._value.get()
-        async with Store(durable_valkey.url) as connection:
-            tried = Outcomes(connection, timeout_s=0.2)
+        async with Store(durable_valkey.url, timeout_s=0.2) as connection:
+            tried = Outcomes(connection)
             for n in range(5):
                 tried.shown(f"user{n}", model, ["i1"])
             assert metrics.OUTCOME_FAILURES._value.get() == failures + 2
@@ -140,7 +148,7 @@ def test_an_outage_costs_counts_and_nothing_else(
                 durable_valkey.start()
                 await asyncio.sleep(0.1)
                 tried.shown("ann", model, ["i1"])
-                tried.interacted("ann", "i1", "none")
+                tried.logged("ann", interaction("i1"), BASE_MS)
                 await until(lambda: counted(model)["none"] == 1)
 
     run(go())
@@ -155,7 +163,9 @@ def folder(tmp_path: Path) -> Path:
 def test_a_trial_is_compared_by_what_its_users_do(
     folder: Path, valkey: ValkeyServer, run: Any
 ) -> None:
-    arms = {name: make_artefact(folder / name, CATALOGUE, seed) for seed, name in enumerate("cd")}
+    variants = {
+        name: make_artefact(folder / name, CATALOGUE, seed) for seed, name in enumerate("cd")
+    }
 
     async def go() -> None:
         options: dict[str, Any] = {"models_dir": folder, "admin_keys": (SecretStr("admin"),)}
@@ -173,9 +183,11 @@ def test_a_trial_is_compared_by_what_its_users_do(
                 return answer["model"], [item["item_id"] for item in answer["items"]]
 
             await client.post("/admin/model", json={"model": "d", "share": 0.5}, headers=admin)
-            await until(lambda: len(client._transport.app.api.state.services.lineup.models) == 2)
+            await until(
+                lambda: len(client._transport.app.api.state.services.deployment.models) == 2
+            )
             shown, done = Counter[str](), Counter[tuple[str, str]]()
-            before = {one.identity: counted(one.identity) for one in arms.values()}
+            before = {one.identity: counted(one.identity) for one in variants.values()}
             old = {m: metrics.of_model(m).shown._value.get() for m in before}
             for n in range(12):
                 user = f"user{n}"
@@ -200,7 +212,7 @@ def test_a_trial_is_compared_by_what_its_users_do(
                     for model in shown
                 )
             )
-            assert set(shown) == {one.identity for one in arms.values()}
+            assert set(shown) == {one.identity for one in variants.values()}
             for model in shown:
                 assert metrics.of_model(model).shown._value.get() - old[model] == shown[model]
                 grown = counted(model) - before[model]

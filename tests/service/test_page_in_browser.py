@@ -18,7 +18,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from benchmarks.browser import chromium
-from model.artefact import Artefact, Items, save_artefact
+from model.artefact import Artefact, save_artefact
+from model.items import Items
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, Service, history, make_artefact
 
@@ -324,6 +325,7 @@ def test_on_a_phone(browser: Browser, service: Service, user: str) -> None:
         assert page.evaluate(width) == 360
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(browser: Browser, service: Service, user: str, scheme: Any) -> None:
     """axe has nothing to say, of contrast neither; each scheme has its own colours."""

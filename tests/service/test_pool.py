@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from model.state import Part, StateLayout
 from service.engine.pool import PoolFull, Row, Seen, StatePool
-from service.store.event_log import ORIGIN, Mark
+from service.store.events import ORIGIN, Mark
 from tests.depth import examples
 
 torch.set_num_threads(1)

@@ -14,8 +14,9 @@ from model.artefact import Artefact
 from model.kinds import KindRules
 from service.bulk.importer import Importer, UserHistory
 from service.feedback.popularity import EPOCH, Popularity
+from service.store.client import Store
+from service.store.errors import StoreError
 from service.store.event_log import EventLog
-from service.store.store import Store, StoreError
 from tests.depth import examples
 from tests.service.conftest import ValkeyCluster, ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, popular
@@ -152,8 +153,8 @@ def test_the_rarest_are_forgotten_of_too_many(valkey: ValkeyServer, run: Any) ->
 
 def test_counts_without_an_answer_are_never_sent_twice(valkey: ValkeyServer, run: Any) -> None:
     async def go() -> None:
-        async with Store(valkey.url) as store:
-            popularity = Popularity(store, timeout_s=1)
+        async with Store(valkey.url, timeout_s=1) as store:
+            popularity = Popularity(store)
             popularity.count("a", BASE_MS)
             await popularity.flush()
             popularity.count("a", BASE_MS)

@@ -17,7 +17,8 @@ import redis
 
 from cli.spool import spooled_log
 from service.catalogue.item_index import LEAST_ITEMS, open_index
-from service.store.embedded import EmbeddedStore, EmbeddedStoreError
+from service.store.embedded import EmbeddedStore
+from service.store.errors import EmbeddedStoreError
 from service.store.private_folder import FolderError, private_folder
 from service.store.shards import ALL
 from tests.service.processes import ROOT, Service, make_artefact
@@ -54,6 +55,7 @@ def client(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, retry=None)
 
 
+@pytest.mark.slow
 def test_nobody_else_can_read_what_a_service_leaves_on_disk(tmp_path: Path, folder: Path) -> None:
     artefact = make_artefact(tmp_path / "model", [f"i{n}" for n in range(LEAST_ITEMS)])
     state = folder / "deep" / "state"
@@ -206,9 +208,19 @@ def test_no_right_to_write(folder: Path) -> None:
 
 READ_ONLY = """
 mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 77
-for command in "serve $2 --port 1" "import-log $3" "warm $2" "import-items $3"; do
-    "$4" -m cli.main $command --data-dir "$1"; echo "exit $?" >&2
-done
+exec "$2" -c "$3" "$1" "$1/../nothing"
+"""
+COMMANDS = """
+import sys
+from cli.main import app
+folder, nothing = sys.argv[1:]
+for words in ("serve", nothing, "--port", "1"), ("import-log", nothing), ("warm", nothing), (
+    "import-items", nothing
+):
+    try:
+        app([*words, "--data-dir", folder])
+    except SystemExit as ended:
+        print("exit", ended.code, file=sys.stderr)
 """
 
 
@@ -219,10 +231,8 @@ def test_a_read_only_file_system_is_one_line_before_anything_is_read(
     folder: Path, mode: int
 ) -> None:
     (folder / "ro").mkdir(mode=mode)
-    nothing = str(folder / "nothing")
     done = subprocess.run(
-        ["unshare", "-m", "bash", "-c", READ_ONLY, "-", str(folder / "ro"), nothing, nothing,
-         sys.executable],
+        ["unshare", "-m", "bash", "-c", READ_ONLY, "-", folder / "ro", sys.executable, COMMANDS],
         cwd=ROOT, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     if done.returncode == 77:

@@ -14,8 +14,12 @@ import pytest
 from redis.crc import key_slot
 
 from model.artefact import Artefact
-from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, Verdict, new_uid
-from service.store.store import AcksMissed, Store, StoreUnavailable
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.errors import AcksMissed, StoreUnavailable
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import NewEvent, Verdict, new_uid
+from service.store.snapshot_store import SnapshotStore
 from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer
 from tests.service.processes import free_port, in_process, make_artefact
 from tests.waited import LONG_S, until, waited
@@ -88,10 +92,10 @@ def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Repl
     async def main() -> None:
         events = [one(f"{n}") for n in range(4)]
         async with (
-            Store(replicated.primary.url, replica_acks=1) as store,
-            Store(replicated.primary.url, replica_acks=1) as other,
+            Store(replicated.primary.url, replica_acks=1, timeout_s=2) as store,
+            Store(replicated.primary.url, replica_acks=1, timeout_s=2) as other,
         ):
-            log, elsewhere = EventLog(store, timeout_s=2), EventLog(other, timeout_s=2)
+            log, elsewhere = EventLog(store), EventLog(other)
             assert isinstance(await append(log, events[0]), LogReply)
             replicated.replica.send(signal.SIGSTOP)
             assert isinstance(await append(log, events[1]), AcksMissed)
@@ -106,7 +110,7 @@ def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Repl
             )
             assert [type(reply) for reply in replies] == [LogReply, AcksMissed, LogReply]
             with pytest.raises(AcksMissed):
-                await log.erase("w")
+                await Erasures(log).erase("w")
             replicated.replica.send(signal.SIGCONT)
             async with asyncio.timeout(LONG_S):
                 while isinstance(reply := await append(log, events[1]), AcksMissed):  # noqa: ASYNC110
@@ -157,15 +161,15 @@ def test_an_erasure_sent_again_waits_for_the_replicas_of_each_node(
     number = ("record", "snapshot", "announcement").index(of)
 
     async def erase() -> bool:
-        async with Store(replicated_cluster.url, replica_acks=1) as store:
-            return await EventLog(store, namespace=name, timeout_s=1).erase(user)
+        async with Store(replicated_cluster.url, replica_acks=1, timeout_s=1) as store:
+            return await Erasures(EventLog(store, namespace=name)).erase(user)
 
     async def main() -> None:
         async with Store(replicated_cluster.url) as store:
             log = EventLog(store, namespace=name)
             (reply,) = await log.exchange([LogRequest(user, None, [one("1")])])
             assert isinstance(reply, LogReply)
-            await log.write_snapshots(snapshot.split(":")[2], [(user, b"s")], None)
+            await SnapshotStore(log).write(snapshot.split(":")[2], [(user, b"s")], None)
         assert [node.ask("WAIT", 1, 5000) for node in primaries] == [1, 1, 1]
         replicas[number].send(signal.SIGSTOP)
         for _ in range(2):  # each over connections of its own
@@ -194,8 +198,8 @@ def test_a_failover_keeps_what_replicas_have(
 ) -> None:
     async def main() -> None:
         acknowledged = []
-        async with Store(replicated.primary.url, replica_acks=acks) as store:
-            log = EventLog(store, timeout_s=2)
+        async with Store(replicated.primary.url, replica_acks=acks, timeout_s=2) as store:
+            log = EventLog(store)
             for n in range(20):
                 if n == 10:
                     replicated.part()

@@ -12,7 +12,8 @@ import pytest
 from model.artefact import Artefact
 from service.addresses import host_name, is_local, networks
 from service.app import create_app
-from service.settings import Settings, SettingsError, read_settings
+from service.environment import SettingsError, read_settings
+from service.settings import Settings
 from tests.service.processes import in_process, make_artefact
 
 

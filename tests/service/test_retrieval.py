@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.artefact import Items
-from service.catalogue.retrieval import ExactRetrieval
+from model.items import Items
+from service.catalogue.ask import Ask
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.view import CatalogueView
 
 torch.set_num_threads(1)
@@ -42,13 +43,12 @@ def test_top_is_the_sorted_catalogue_without_the_masked(
     had = data.draw(st.lists(of_one, min_size=len(ks), max_size=len(ks)))
     came_since = data.draw(st.lists(st.integers(size + 1, size + 10**6), max_size=3))
     items = Items([f"i{i}" for i in range(size)], np.zeros(size, np.int64))
-    retrieval = ExactRetrieval(torch.from_numpy(embedding), items, float(bias))
-    found = retrieval.top(
-        torch.from_numpy(queries),
-        [np.array([*m, *came_since], np.int32) for m in masks],
-        ks,
-        had=[np.array(h, np.int32) for h in had],
-    )
+    retrieval = Retrieval(torch.from_numpy(embedding), items, float(bias))
+    asks = [
+        Ask(k, np.array([*mask, *came_since], np.int32), np.array(own, np.int32))
+        for k, mask, own in zip(ks, masks, had, strict=True)
+    ]
+    found = retrieval.answer(torch.from_numpy(queries), asks)
     for query, mask, own, k, ranking in zip(queries, masks, had, ks, found, strict=True):
         scores = {
             i: float(query @ embedding[i]) + bias * (i in own)
@@ -68,8 +68,9 @@ def test_popular_is_sorted_by_popularity_then_index(counts: list[int], data: st.
     mask = data.draw(st.lists(st.integers(1, size), max_size=2 * size))
     k = data.draw(st.integers(1, size + 3))
     items = Items([f"i{i}" for i in range(size)], np.array(counts))
-    retrieval = ExactRetrieval(torch.zeros(size + 1, 2), items)
-    ranking = retrieval.popular(np.array(mask, np.int32), k)
+    retrieval = Retrieval(torch.zeros(size + 1, 2), items)
+    ask = Ask(k, np.array(mask, np.int32))
+    (ranking,) = retrieval.answer(None, [ask])
     left = [i for i in range(1, size + 1) if i not in mask]
     expected = sorted(left, key=lambda i: (-counts[i - 1], i))[:k]
     assert ranking.items.tolist() == expected
@@ -78,22 +79,23 @@ def test_popular_is_sorted_by_popularity_then_index(counts: list[int], data: st.
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.booleans(), st.data())
 def test_what_is_popular_of_late_comes_first(
-    counts: list[int], shelved: bool, data: st.DataObject
+    counts: list[int], blocks: bool, data: st.DataObject
 ) -> None:
     size = len(counts)
     rows = st.integers(1, size)
     mask = data.draw(st.lists(rows, max_size=2 * size))
-    blocked = data.draw(st.sets(rows)) if shelved else set[int]()
+    blocked = data.draw(st.sets(rows)) if blocks else set[int]()
     recent = data.draw(st.dictionaries(rows, st.integers(1, 9), min_size=1))
     k = data.draw(st.integers(1, size + 3))
     items = Items([f"i{i}" for i in range(size)], np.array(counts))
-    retrieval = ExactRetrieval(torch.zeros(size + 1, 2), items)
-    if shelved:
+    retrieval = Retrieval(torch.zeros(size + 1, 2), items)
+    if blocks:
         flags = np.zeros(size + 1, np.bool_)
         flags[list(blocked)] = True
-        retrieval.shelf = CatalogueView(size, flags)
+        retrieval.view = CatalogueView(size, flags)
     retrieval.show_recent(sorted(recent.items(), key=lambda pair: -pair[1]))
-    ranking = retrieval.popular(np.array(mask, np.int32), k)
+    ask = Ask(k, np.array(mask, np.int32))
+    (ranking,) = retrieval.answer(None, [ask])
     left = [i for i in range(1, size + 1) if i not in mask and i not in blocked]
     in_order = sorted(left, key=lambda i: -recent.get(i, 0))
     assert ranking.recent
@@ -103,12 +105,12 @@ def test_what_is_popular_of_late_comes_first(
     assert set(ranking.items.tolist()) <= set(left)
     others = [i for i in ranking.items.tolist() if i not in recent]
     assert others == sorted(others, key=lambda i: (-counts[i - 1], i))
-    trained = retrieval.popular(np.array(mask, np.int32), k, in_training=True)
+    trained = retrieval.popular_in_training(ask)
     assert trained.items.tolist() == sorted(left, key=lambda i: (-counts[i - 1], i))[:k]
-    ranked = retrieval.rank(None, np.array(left, np.int32))
+    (ranked,) = retrieval.answer(None, [Ask(size, candidates=np.array(left, np.int32))])
     assert ranked.scores.tolist() == [recent.get(i, 0) for i in in_order]
     retrieval.show_recent([])
-    assert retrieval.popular(np.array(mask, np.int32), k).items.tolist() == trained.items.tolist()
+    assert retrieval.answer(None, [ask])[0].items.tolist() == trained.items.tolist()
 
 
 @given(requests(), st.data())
@@ -119,8 +121,8 @@ def test_similar_items_are_sorted_by_cosine(
     size = len(embedding) - 1
     row = data.draw(st.integers(1, size))
     items = Items([f"i{i}" for i in range(size)], np.zeros(size, np.int64))
-    retrieval = ExactRetrieval(torch.from_numpy(embedding), items)
-    found = retrieval.similar(row, ks[0], np.array(masks[0], np.int32))
+    retrieval = Retrieval(torch.from_numpy(embedding), items)
+    found = retrieval.similar(row, Ask(ks[0], np.array(masks[0], np.int32)))
 
     def cosine(one: np.ndarray, other: np.ndarray) -> float:
         lengths = float(np.linalg.norm(one) * np.linalg.norm(other))

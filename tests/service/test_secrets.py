@@ -20,13 +20,13 @@ from cli.console import CommandError
 from cli.distributed import _apart
 from cli.main import app
 from cli.service_url import ServiceUrl
-from client import Client
-from service.settings import SettingsError, read_settings
+from service.environment import SettingsError, read_settings
 from service.store.url import StoreUrl, UrlError
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer, free_ports
 from tests.service.processes import Service, free_port, make_artefact
 from tests.waited import until
+from tim4rec_client import Client
 
 ODD = ["/", "#", "?", ":", "@", "%", "[", "]", " ", "é", "\\", "%2", ",", "&a=", "://"]
 FIRST, LAST = "kRx7QzWp", "Jm3TvHb9"
@@ -159,6 +159,7 @@ STORE_COMMANDS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STORE_COMMANDS)
 def test_the_login_of_the_store(
     files: Path, guarded: str, name: str, monkeypatch: pytest.MonkeyPatch,
@@ -309,6 +310,7 @@ def test_headers_of_traces_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> 
 # -- a service -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embedded", [False, True])
 def test_a_running_service(files: Path, folder: Path, embedded: bool) -> None:
     """Its answers, its log and the arguments of its processes; also when the store goes away."""
@@ -330,7 +332,7 @@ def test_a_running_service(files: Path, folder: Path, embedded: bool) -> None:
     service = Service(
         files / "model", folder / "out", "--workers", "2", api_keys=",".join(secrets),
         api_keys_file=keys, admin_keys=",".join(secrets), admin_keys_file=keys, log_level="debug",
-        log_requests="all", tracing=True, models_dir=files, store_timeout_s=1,
+        log_requests="all", tracing=True, fresh=True, models_dir=files, store_timeout_s=1,
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{login}@127.0.0.1:{free_port()}",
         OTEL_EXPORTER_OTLP_HEADERS=f"authorization={quote(marked('/'))},x={quote(marked('@'))}",
         **where,

@@ -135,6 +135,7 @@ def test_a_store_that_can_not_be_used(artefact: Artefact, tmp_path: Path) -> Non
     refused(serve(artefact.folder, "--port", port, "--data-dir", tmp_path / "file"), "file")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
     service = Service(
@@ -142,6 +143,7 @@ def test_what_it_prints_can_be_pasted(artefact: Artefact, folder: Path) -> None:
         folder / "out",
         "--data-dir",
         str(folder / "state"),
+        fresh=True,
         api_keys="a b,$c",
         public_docs=True,
     )

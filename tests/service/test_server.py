@@ -119,6 +119,7 @@ class Load:
         self.draining.set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_drain_breaks_nothing(
     start: Callable[..., Service],
@@ -171,6 +172,7 @@ def health(service: Service) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_second_signal_stops_at_once(
     start: Callable[..., Service], store_url: str, workers: int
@@ -203,6 +205,7 @@ def test_a_second_signal_stops_at_once(
     assert health(service).stderr.startswith(f"error: {service.url}/readyz: ")
 
 
+@pytest.mark.slow
 def test_a_request_without_an_end_is_given_up(
     start: Callable[..., Service], store_url: str
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_request_without_an_end_is_given_up(
         assert time.monotonic() - started >= 6
 
 
+@pytest.mark.slow
 def test_how_long_an_idle_connection_is_kept(start: Callable[..., Service], store_url: str) -> None:
     service = start("--keep-alive-s", "2", redis_url=store_url)
     with socket.create_connection(("127.0.0.1", service.port), timeout=LONG_S) as connection:
@@ -232,6 +236,7 @@ def test_how_long_an_idle_connection_is_kept(start: Callable[..., Service], stor
         assert time.monotonic() - answered > 1.9
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_the_supervisor(
     start: Callable[..., Service], artefact: Artefact, store_url: str
 ) -> None:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.settings import as_markdown, takes_settings
-from service.settings import Settings, SettingsError, flag, read_settings, secrets, variable
+from service.environment import SettingsError, flag, read_settings, variable
+from service.settings import Settings, secrets
 
 ROOT = Path(__file__).parents[2]
 

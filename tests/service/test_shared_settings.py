@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from service.settings import SHARED, Settings
+from service.store.client import Store
+from service.store.errors import StoreError
 from service.store.shared_settings import Difference, SettingsDiffer, SharedSettings
-from service.store.store import Store, StoreError
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import ROOT, Service, free_port, make_artefact
 from tests.waited import LONG_S, until
@@ -63,8 +64,8 @@ def shared(**settings: Any) -> dict[str, str]:
 async def agree(
     url: str, mine: dict[str, str], namespace: str = "tim4rec", change: bool = False
 ) -> list[Difference]:
-    async with Store(url) as store:
-        noted = SharedSettings(store, namespace=namespace, timeout_s=LONG_S)
+    async with Store(url, timeout_s=LONG_S) as store:
+        noted = SharedSettings(store, namespace=namespace)
         return await noted.agree(mine, change=change)
 
 
@@ -254,6 +255,7 @@ def services(artefact_folder: Path, folder: Path) -> Iterator[Callable[..., Serv
         service.kill()
 
 
+@pytest.mark.slow
 def test_a_rolling_change(services: Callable[..., Service], valkey: ValkeyServer) -> None:
     """The first new process brings the new value; old ones serve on, with all their workers."""
     old = services("--workers", "2", redis_url=valkey.url)
@@ -278,6 +280,7 @@ uvicorn.run("service.app:create_app", factory=True, log_config=None, port=int(sy
 """
 
 
+@pytest.mark.slow
 def test_a_server_of_ones_own_compares_too(artefact_folder: Path, valkey: ValkeyServer) -> None:
     with valkey.client() as client:
         client.hset(KEY, "dedup_window", "10")
@@ -295,6 +298,7 @@ def test_a_server_of_ones_own_compares_too(artefact_folder: Path, valkey: Valkey
     assert [record["message"] for record in errors[1:]] == ["Application startup failed. Exiting."]
 
 
+@pytest.mark.slow
 def test_a_resent_event_is_there_once(
     services: Callable[..., Service], artefact_folder: Path, valkey: ValkeyServer
 ) -> None:

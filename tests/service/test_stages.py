@@ -20,8 +20,9 @@ from model.artefact import Artefact
 from service.engine.engine import Engine
 from service.observe import stages
 from service.observe.stages import HTTP, LOG, PREFILL, QUEUE, RETRIEVE, SNAPSHOT, STEP, Stages
-from service.store.event_log import EventLog, LogRequest, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog, LogRequest
+from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import in_process, make_artefact, user_path
 
@@ -112,6 +113,7 @@ async def imported(user: str, url: str) -> None:
         await EventLog(store).exchange([LogRequest(user, events=events)])
 
 
+@pytest.mark.slow
 def test_the_stages_of_every_route_add_up(
     artefact: Artefact, durable_valkey: ValkeyServer, run: Run
 ) -> None:
@@ -195,8 +197,8 @@ def test_an_answer_says_where_its_time_went(
 
 @pytest.fixture
 def engine(artefact: Artefact, valkey: ValkeyServer, run: Run) -> Iterator[Engine]:
-    store = Store(valkey.url)
-    log = EventLog(store, page=16, timeout_s=30)
+    store = Store(valkey.url, timeout_s=30)
+    log = EventLog(store, page=16)
     one = Engine(artefact, log, pool_capacity=8, max_batch=2, snapshot_every=1000)
     run(one.start())
     yield one
@@ -228,7 +230,7 @@ def spans_of(run: Run, call: Callable[[], Any]) -> list[tuple[str, float, float]
 
 def test_the_time_line_of_a_request(engine: Engine, run: Run) -> None:
     async def settled() -> None:
-        while engine._due or engine._busy or engine._background:  # noqa: ASYNC110
+        while not engine.scheduler.is_idle:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
     def post(user: str, n: int) -> list[tuple[str, float, float]]:

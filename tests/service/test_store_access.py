@@ -13,8 +13,11 @@ from urllib.parse import quote
 import pytest
 import uvloop
 
-from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
-from service.store.store import Store, StoreError
+from service.store.client import Store
+from service.store.erasures import Erasures
+from service.store.errors import StoreError
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer, free_ports
 from tests.service.processes import Service, make_artefact
 
@@ -41,15 +44,15 @@ def url(host: str, user: str, password: str, scheme: str = "redis") -> str:
 
 
 async def works(store_url: str, **options: Any) -> None:
-    async with Store(store_url, **options) as store:
+    async with Store(store_url, **options, timeout_s=10) as store:
         await store.check()
-        log = EventLog(store, timeout_s=10)
+        log = EventLog(store)
         users = [f"{number}" for number in range(12)]
         requests = [LogRequest(user, None, [NewEvent(new_uid(), "item")]) for user in users]
         for reply in await log.exchange(requests):
             assert isinstance(reply, LogReply), reply
         assert {user async for page in log.users() for user in page} == set(users)
-        assert await log.erase("1")
+        assert await Erasures(log).erase("1")
 
 
 async def refusal(store_url: str) -> str:
@@ -77,6 +80,7 @@ def test_a_user_and_a_password_in_the_url(run: Callable[..., Any], guarded: str)
     assert "no permissions" in said.lower()
 
 
+@pytest.mark.slow
 def test_a_start_with_a_wrong_password_ends_with_a_line(
     guarded: str, artefact_folder: Path, tmp_path: Path
 ) -> None:
@@ -156,6 +160,7 @@ def test_a_cluster_over_tls(
         runner.run(works(store_url))
 
 
+@pytest.mark.slow
 @needs_tls
 def test_a_server_of_another_authority_is_not_talked_to(
     run: Callable[..., Any], tls_cluster: ValkeyCluster, folder_of_module: Path

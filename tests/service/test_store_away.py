@@ -13,8 +13,10 @@ import pytest
 import uvloop
 
 from model.artefact import Artefact
-from service.store.event_log import EventLog, LogReply, LogRequest, NewEvent, new_uid
-from service.store.store import NodeDown, Store
+from service.store.client import Store
+from service.store.errors import NodeDown
+from service.store.event_log import EventLog, LogReply, LogRequest
+from service.store.events import NewEvent, new_uid
 from tests.faults.relay import Relay
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
@@ -171,8 +173,8 @@ def test_who_waits_already_goes_on_until_its_deadline(
     """A restart within the timeout costs time and no 503, however soon the breaker opens."""
 
     async def main() -> None:
-        async with Store(durable_valkey.url) as store:
-            log = EventLog(store, timeout_s=60)
+        async with Store(durable_valkey.url, timeout_s=60) as store:
+            log = EventLog(store)
             request = LogRequest("u", None, [NewEvent(new_uid(), "i1")])
             await log.exchange([request])
             durable_valkey.kill()
@@ -201,8 +203,8 @@ def test_a_connection_that_was_reset(
     relay = Relay(durable_valkey.socket)
 
     async def main() -> None:
-        async with Store(relay.url) as store:
-            log = EventLog(store, timeout_s=5)
+        async with Store(relay.url, timeout_s=5) as store:
+            log = EventLog(store)
             versions = []
             for number in range(8):
                 if number % 4 == 3:

@@ -179,7 +179,7 @@ def test_a_child_a_stage_within_its_request(
         assert child.start_time_unix_nano <= child.end_time_unix_nano
         assert child.end_time_unix_nano <= span.end_time_unix_nano
         spent += child.end_time_unix_nano - child.start_time_unix_nano
-    (record,) = service.logged(trace_id=trace_of(number), logger="service.http.identify")
+    (record,) = service.logged(trace_id=trace_of(number), logger="service.http.observer")
     in_stages = record["duration_ms"] - record["stages_ms"]["http"]
     assert spent / 1e6 == pytest.approx(in_stages, abs=0.1)
 
@@ -187,7 +187,7 @@ def test_a_child_a_stage_within_its_request(
 def test_the_log_names_the_span(traced: tuple[Receiver, Service]) -> None:
     receiver, service = traced
     for number in (1, 2, 4, 5):
-        (record,) = service.logged(trace_id=trace_of(number), logger="service.http.identify")
+        (record,) = service.logged(trace_id=trace_of(number), logger="service.http.observer")
         assert record["span_id"] == request_span(receiver, number).span_id.hex()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,19 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec
-from model.artefact import Artefact, Items
-from service.catalogue import catalogue as catalogue_module
-from service.catalogue import item_columns
+from model.artefact import Artefact
+from model.items import Items
+from service.catalogue import column_cache, item_columns, item_selector
 from service.catalogue import turns as turns_module
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.item import read_item
 from service.catalogue.item_columns import Column
 from service.catalogue.item_store import ItemStore
-from service.catalogue.retrieval import ExactRetrieval
+from service.catalogue.retrieval import Retrieval
 from service.catalogue.turns import Shared, Steps, TooManyWait, Turns, at_once
-from service.store.store import Store
+from service.store.client import Store
 from tests.service.conftest import ValkeyServer
-from tests.waited import LONG_S, PATIENT_S
+from tests.waited import LONG_S
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -211,8 +212,8 @@ def large() -> Artefact:
 
 
 def opened(artefact: Artefact, store: Store | None) -> Catalogue:
-    retrieval = ExactRetrieval(artefact.model.item_embedding.weight, artefact.items)
-    records = ItemStore(store, timeout_s=PATIENT_S) if store is not None else None
+    retrieval = Retrieval(artefact.model.item_embedding.weight, artefact.items)
+    records = ItemStore(store) if store is not None else None
     return Catalogue(artefact, records, retrieval)  # type: ignore[arg-type]
 
 
@@ -225,6 +226,7 @@ def records(start: int, count: int) -> dict[str, bytes | None]:
     }
 
 
+@pytest.mark.slow
 def test_nothing_of_a_large_catalogue_holds_the_loop(
     run: Run, large: Artefact, valkey: ValkeyServer
 ) -> None:
@@ -236,8 +238,12 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
     async def main() -> None:
         async with Store(valkey.url) as store:
             catalogue = opened(large, store)
-            await catalogue.load()
+            await catalogue.records.load()
             shown = catalogue.hashes(np.arange(1, 1001))
+
+            async def look_up() -> None:
+                catalogue.shown(shown)
+
             acts: dict[str, Callable[[], Awaitable[Any]]] = {
                 "comparisons of ids": lambda: catalogue.matching(compared("id", "j")),
                 "of titles, others": lambda: catalogue.matching(compared("title", "s")),
@@ -250,9 +256,11 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
                 "a category in vain": lambda: catalogue.listed(
                     "e", limit=20, categories=frozenset(["none"])
                 ),
-                "what was shown": lambda: catalogue.shown(shown),
-                "writes": lambda: catalogue.write(records(0, 1000)),
-                "a category more": lambda: catalogue.write({"item1": b'{"categories":["x"]}'}),
+                "what was shown": look_up,
+                "writes": lambda: catalogue.records.write(records(0, 1000)),
+                "a category more": lambda: catalogue.records.write(
+                    {"item1": b'{"categories":["x"]}'}
+                ),
                 "a list with changes": lambda: catalogue.listed("new", limit=1000),
             }
             took: dict[str, Held] = {}
@@ -268,7 +276,7 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
             assert took["comparisons of ids"].total > HELD_S
             assert took["the list"].total > HELD_S
             assert took["a category more"].total > HELD_S
-            rows = (await catalogue.shown(shown)).tolist()
+            rows = catalogue.shown(shown).tolist()
             assert sorted(rows) == list(range(1, 1001))
             found, _ = await catalogue.listed("new", limit=1000)
             assert len(found) == 1000
@@ -287,8 +295,12 @@ def small() -> Catalogue:
     return opened(Artefact(model, Items(ids, np.arange(50)), {}, "small", Path()), None)
 
 
+def columns_of(catalogue: Catalogue) -> OrderedDict[str, tuple[Column, Shared[None]]]:
+    return catalogue._selector._columns._columns
+
+
 def put(catalogue: Catalogue, item_id: str, **attributes: Any) -> None:
-    catalogue._set(item_id, read_item(json.dumps({"attributes": attributes}).encode()))
+    catalogue._table.set(item_id, read_item(json.dumps({"attributes": attributes}).encode()))
 
 
 def test_a_name_that_no_item_has_is_not_kept(run: Run, small: Catalogue) -> None:
@@ -297,15 +309,15 @@ def test_a_name_that_no_item_has_is_not_kept(run: Run, small: Catalogue) -> None
         for n in range(50):
             text = " or ".join(f"has(x{n}y{m}) or x{n}z{m} < 3" for m in range(20))
             assert not (await small.matching(text)).allowed.any()
-        assert not small._columns
+        assert not columns_of(small)
         assert (await small.matching("price = 3 or has(nothing)")).allowed.nonzero()[
             0
         ].tolist() == [2]
-        assert list(small._columns) == ["price"]
+        assert list(columns_of(small)) == ["price"]
         put(small, "i1", size=3)
-        small.version += 1
+        small._table.version += 1
         assert not (await small.matching("has(price)")).allowed.any()
-        assert not small._columns
+        assert not columns_of(small)
 
     run(main())
 
@@ -313,22 +325,22 @@ def test_a_name_that_no_item_has_is_not_kept(run: Run, small: Catalogue) -> None
 def test_columns_are_kept_up_to_a_bound(
     run: Run, small: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue_module, "COLUMNS_BYTES", 3 * Column().nbytes)
-    monkeypatch.setattr(catalogue_module, "COLUMNS_BYTES_A_ROW", 0)
+    monkeypatch.setattr(column_cache, "BYTES", 3 * Column().nbytes)
+    monkeypatch.setattr(column_cache, "BYTES_A_ROW", 0)
 
     async def main() -> None:
         for n in range(50):
             put(small, f"i{n}", **{f"a{m}": n for m in range(20)})
         for m in range(20):
-            small.version += 1
+            small._table.version += 1
             found = await small.matching(f"a{m} < 7")
             assert found.allowed.sum() == 7
-            assert len(small._columns) <= 3
-        assert "a19" in small._columns
-        small.version += 1
+            assert len(columns_of(small)) <= 3
+        assert "a19" in columns_of(small)
+        small._table.version += 1
         every = await small.matching(" and ".join(f"a{m} < 7" for m in range(20)))
         assert every.allowed.sum() == 7
-        assert len(small._columns) <= 3
+        assert len(columns_of(small)) <= 3
 
     run(main())
 
@@ -336,17 +348,17 @@ def test_columns_are_kept_up_to_a_bound(
 def test_answers_to_filters_are_kept_up_to_a_bound(
     run: Run, small: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue_module, "SELECTIONS_BYTES", 100_000)
+    monkeypatch.setattr(item_selector, "SELECTIONS_BYTES", 100_000)
 
     async def main() -> None:
         for length in (1800, 3):
             for n in range(300):
-                small.version += n % 7 == 0
+                small._table.version += n % 7 == 0
                 await small.matching(f'id = "{n:0{length}}"')
-                held = small._selections.items()
+                held = small._selector._selections.items()
                 counted = sum(500 + 4 * len(text) + 51 for text, _ in held)
-                assert small._selected_bytes == counted <= 100_000
-        assert len(small._selections) > 100
+                assert small._selector._selected_bytes == counted <= 100_000
+        assert len(small._selector._selections) > 100
 
     run(main())
 
@@ -358,7 +370,7 @@ def test_a_write_costs_what_the_item_has(
         for n in range(40):
             put(small, f"i{n}", **{f"a{n}": n}, kind="x")
         await small.matching(" or ".join(f"a{n} = {n}" for n in range(40)) + ' or kind = "x"')
-        assert len(small._columns) == 41
+        assert len(columns_of(small)) == 41
         puts: list[int] = []
         plain = Column.put
 
@@ -369,7 +381,7 @@ def test_a_write_costs_what_the_item_has(
         monkeypatch.setattr(Column, "put", counted)
         put(small, "i1", a1=99, kind="x")
         assert puts == [2]
-        small.version += 1
+        small._table.version += 1
         assert not (await small.matching("a1 = 1")).allowed.any()
         assert (await small.matching("a1 = 99")).allowed.sum() == 1
 
@@ -381,9 +393,9 @@ def test_a_column_of_much_that_was_is_made_anew(run: Run, small: Catalogue) -> N
         for n in range(5000):
             put(small, f"i{n % 50}", sku=f"s{n}")
             if n % 50 == 0:
-                small.version += 1
+                small._table.version += 1
                 assert (await small.matching(f'sku <= "s{n}" and sku >= "s{n}"')).allowed.sum() == 1
-                column, _ = small._columns["sku"]
+                column, _ = columns_of(small)["sku"]
                 assert column.nbytes < 200_000
 
     run(main())
@@ -412,16 +424,18 @@ def test_what_changes_while_a_filter_is_looked_at_counts(
 
     def write(place: int, said: dict[str, int] | None) -> None:
         if said is None:
-            catalogue._set(f"i{place}", None)
+            catalogue._table.set(f"i{place}", None)
         else:
             put(catalogue, f"i{place}", **said)
 
     for one in before:
         write(*one)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(catalogue_module, "_SOME", few)
+        patch.setattr(column_cache, "_AT_ONCE", few)
         patch.setattr(item_columns, "_FEW", 0)
-        steps = [catalogue._matching(text) for _ in range(2)]
+        patch.setattr(item_columns, "_AT_ONCE", few)
+        selector = catalogue._selector
+        steps = [selector._matching(text) for _ in range(2)]
         left = list(steps)
         for some in meanwhile:
             for work in list(left):
@@ -432,12 +446,10 @@ def test_what_changes_while_a_filter_is_looked_at_counts(
             for one in some:
                 write(*one)
         flags = at_once(steps[1]).allowed if steps[1] in left else None
-        fresh = Catalogue.__new__(Catalogue)
-        fresh.__dict__.update(catalogue.__dict__)
-        fresh._columns = type(catalogue._columns)()
-        expected = at_once(fresh._matching(text)).allowed
+        columns_of(catalogue).clear()
+        expected = at_once(selector._matching(text)).allowed
     if flags is not None:
         assert flags.tolist() == expected.tolist()
     for work in steps:
         work.close()
-    assert not catalogue._changed
+    assert not selector._changed

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from service.engine import snapshots
 from service.engine.engine import Engine
-from service.store.event_log import EventLog, NewEvent, new_uid
-from service.store.store import Store
+from service.store.client import Store
+from service.store.event_log import EventLog
+from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import make_artefact
+from tests.service.record import read_snapshots
 
 ITEMS = [f"i{n}" for n in range(20)]
 EVERY, USERS = 8, [f"u{n}" for n in range(5)]
@@ -38,13 +39,13 @@ def test_a_user_whom_nobody_reads(valkey: ValkeyServer, tmp_path: Path, at_once:
                 version += at_once
                 if version < EVERY:
                     assert not engine.pool.users(), "a state that nobody has asked for"
-                while engine._due or engine._busy or engine._background:  # noqa: ASYNC110
+                while not engine.scheduler.is_idle:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
                 if version < EVERY:
                     continue
-                kept = await log.read_snapshots(engine.identity, USERS)
+                kept = await read_snapshots(log, engine.identity, USERS)
                 for data in kept:
-                    found = snapshots.read(engine.pool.layout, engine.computer.stamp, data)
+                    found = engine.snapshots.read(data)
                     assert found is not None
                     assert version - found.mark.version < EVERY
                 for user in engine.pool.users():
@@ -65,6 +66,6 @@ def test_what_is_due_is_done_before_the_end(valkey: ValkeyServer, tmp_path: Path
             for _ in range(2):
                 await engine.append("ann", [NewEvent(new_uid(), ITEMS[0])])
             await engine.stop()
-            assert await log.read_snapshots(engine.identity, ["ann"]) != [None]
+            assert await read_snapshots(log, engine.identity, ["ann"]) != [None]
 
     asyncio.run(run())

@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from service.store.store import Store, StoreUnavailable
+from service.store.client import Store
+from service.store.errors import StoreUnavailable
 from tests.service.conftest import ValkeyServer
 from tests.waited import LONG_S
 

@@ -159,6 +159,7 @@ async def load(pair: Pair, users: list[str], each: int) -> dict[str, list[tuple[
     return acknowledged
 
 
+@pytest.mark.slow
 def test_workers_agree_with_each_other_and_with_the_offline_model(pair: Pair, run: Any) -> None:
     users = [f"user{n}" for n in range(24)]
     acknowledged = run(load(pair, users, 16))
@@ -267,6 +268,7 @@ def test_stale_states_of_an_erased_user_are_gone_within_a_second(pair: Pair, run
     at_last(lambda: run(check_forgotten()))
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_an_erased_user_a_second_later(pair: Pair, run: Any) -> None:
     """Erased in the middle of what both services do for them, snapshots on their way included."""
     users = [f"gone{n}" for n in range(12)]
@@ -361,10 +363,12 @@ def test_another_model_on_the_same_store(
 
 
 def test_a_stopped_service_leaves_the_other_alone(pair: Pair) -> None:
-    """Last in this file: the second service is gone after it."""
     assert pair.services[1].stop() == 0
-    with pair.services[0].client() as client:
-        assert client.get("/readyz").is_success
-        body = {"user_id": "left behind", "item_id": "i1"}
-        assert client.post("/interactions", json=body).json()["version"] == 1
-    assert "Traceback" not in pair.services[1].said()
+    try:
+        with pair.services[0].client() as client:
+            assert client.get("/readyz").is_success
+            body = {"user_id": "left behind", "item_id": "i1"}
+            assert client.post("/interactions", json=body).json()["version"] == 1
+        assert "Traceback" not in pair.services[1].said()
+    finally:
+        pair.services[1].start()

@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from cli import live
+from cli.live import rank_through_service
 from cli.main import app
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
 from model.artefact import load_artefact, save_artefact
 from tests.training.logs import chain_log, make_log
-from training import live
+from tim4rec_client import AsyncClient
 from training.dataset import Protocol, build_dataset
 from training.evaluation import Ranking, agreement, rank_targets
 from training.interactions import read_log
-from training.live import rank_through_service
 
 QUICK = ["--epochs=2", "--d-model=32", "--d-state=16", "--targets=128", "--lr=5e-3", "--threads=1"]
 
@@ -69,7 +70,7 @@ def test_train_writes_a_whole_artefact(folder: Path) -> None:
     assert metrics["training"]["lr"] == 5e-3
     whole = [row for row in metrics["test"] if row["history"] == "whole"]
     assert {(row["seen"], row["request_time"]) for row in whole} == {
-        (seen, asked) for seen in ("kept", "masked") for asked in (False, True)
+        (seen, asked) for seen in ("kept", "filtered") for asked in (False, True)
     }
     card = (folder / "model" / "README.md").read_text()
     for row in whole:
@@ -95,6 +96,15 @@ def test_train_says_what_it_does(folder: Path, tmp_path: Path) -> None:
     same = load_artefact(tmp_path / "model").model.state_dict()
     for name, value in load_artefact(folder / "model").model.state_dict().items():
         assert torch.equal(value, same[name]), name
+
+
+def test_words_of_an_earlier_version_say_the_new_ones(tmp_path: Path) -> None:
+    missing = tmp_path / "none.csv"
+    result = tim4rec("train", missing, "--towers=2", "--validation-seen=masked", *QUICK)
+    assert "--towers is now --ensemble; the old name works in this version only" in result.output
+    assert "--validation-seen masked is now --validation-seen filtered;" in result.output
+    assert f"{missing}: No such file" in result.output
+    assert "masked" not in tim4rec("train", "--help").output
 
 
 def test_train_refuses_a_foreign_folder_before_training(folder: Path, tmp_path: Path) -> None:
@@ -146,7 +156,7 @@ def test_evaluate_a_sample(folder: Path) -> None:
         (["model", "nothing.csv"], "No such file"),
         (["model", "log.csv", "--device=tpu9"], "--device tpu9 can't be used"),
         (["model", "log.csv", "--core=900"], "no interactions are left in the 900-core"),
-        (["model", "log.csv", "--mode=service", "--url=http://127.0.0.1:9"], "ConnectError"),
+        (["model", "log.csv", "--mode=service", "--url=http://127.0.0.1:9"], "GET /readyz: "),
     ],
 )
 def test_evaluate_ends_in_one_line(
@@ -224,7 +234,7 @@ def test_the_service_agrees_with_both_offline_modes(
         for row in found["results"]
         if row["history"] == "whole" and row["request_time"]
     }
-    for seen in ("kept", "masked"):
+    for seen in ("kept", "filtered"):
         assert by_mode["service", seen]["NDCG@10"] == pytest.approx(
             by_mode["parallel", seen]["NDCG@10"], abs=0.02
         )
@@ -256,13 +266,14 @@ class Unreliable(httpx.AsyncBaseTransport):
         await self.real.aclose()
 
 
+@pytest.mark.slow
 def test_refused_and_lost_requests_change_no_rank(folder: Path, service: str) -> None:
     artefact = load_artefact(folder / "model")
     dataset = build_dataset(read_log(folder / "log.csv"), Protocol(), artefact.items.ids)
     unreliable = Unreliable()
 
     async def run() -> Ranking:
-        async with httpx.AsyncClient(base_url=service, transport=unreliable) as client:
+        async with AsyncClient(service, transport=unreliable) as client:
             return await rank_through_service(client, dataset, dataset.test, at_target_time=True)
 
     offline = rank_targets(artefact.model, dataset.histories, dataset.test, at_target_time=(True,))[

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from model import UNKNOWN_TIME
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from training.dataset import Dataset, Protocol, build_dataset, k_core
-from training.interactions import InputError, Log
+from training.interactions import Log
+from training.tables import InputError
 
 Pairs = list[tuple[int, int]]
 

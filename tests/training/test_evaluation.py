@@ -97,15 +97,15 @@ def test_ranks_against_brute_force(
         target = int(dataset.test.items[row])
         others = [item for item in range(1, len(scores)) if item != target]
         if math.isnan(scores[target]):
-            assert ranking.kept[row] == ranking.masked[row] == MISS
+            assert ranking.kept[row] == ranking.filtered[row] == MISS
             continue
         # Ties, and what can't be compared, count against us.
         ahead = [item for item in others if not scores[item] < scores[target]]
         assert ranking.kept[row] == 1 + len(ahead)
         if target in history:
-            assert ranking.masked[row] == MISS
+            assert ranking.filtered[row] == MISS
         else:
-            assert ranking.masked[row] == 1 + len([i for i in ahead if i not in history])
+            assert ranking.filtered[row] == 1 + len([i for i in ahead if i not in history])
 
 
 @given(st.lists(st.integers(1, 80), min_size=1, max_size=30), st.integers(1, 60))
@@ -124,7 +124,7 @@ def test_an_unknown_target_is_a_miss_even_of_a_tiny_catalogue() -> None:
     torch.manual_seed(0)
     model = TiM4Rec(ModelConfig(n_items=3, time="none"))
     ranking = rank_targets(model, dataset.histories, dataset.test)[False]
-    assert ranking.kept.tolist() == ranking.masked.tolist() == [MISS]
+    assert ranking.kept.tolist() == ranking.filtered.tolist() == [MISS]
     assert np.isnan(ranking.scores).all()
     assert ranking.metrics()["kept"]["HR@50"] == 0.0
 
@@ -143,6 +143,7 @@ def dataset() -> Dataset:
     return build_dataset(chain_log(users=80, length=40), Protocol(core=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", ["causal", "none", "sequence"])
 @pytest.mark.parametrize("last", [None, 5])
 def test_parallel_and_recurrent_give_the_same_ranks(
@@ -200,10 +201,10 @@ def test_last_n_uses_only_those_but_masks_the_whole_history(dataset: Dataset) ->
     seen = set(items.tolist())
     assert len(seen) > 3
     if target in seen:
-        assert ranking.masked[row] == MISS
+        assert ranking.filtered[row] == MISS
     else:
         scores[list(seen)] = -torch.inf
-        assert ranking.masked[row] == int((scores >= scores[target]).sum())
+        assert ranking.filtered[row] == int((scores >= scores[target]).sum())
 
 
 def test_evaluation_leaves_the_model_as_it_was(dataset: Dataset) -> None:
@@ -218,7 +219,7 @@ def test_the_table_has_a_row_for_each_history_request_time_and_seen(dataset: Dat
         (history, asked, seen)
         for history in ("whole", "last 50", "last 200")
         for asked in (False, True)
-        for seen in ("kept", "masked")
+        for seen in ("kept", "filtered")
     }
     assert set(whole) == {False, True}
     # No history here is longer than 50: those rows must repeat the whole one's.
@@ -270,8 +271,8 @@ def test_agreement_knows_ranks_up_to_the_limit_only() -> None:
     dataset = build_dataset(log, Protocol(core=1))
     base = ranking_of(dataset, [[1.0, 0.5, 2.0, 3.0]])
     beyond = np.array([MISS])
-    assert agreement(base, replace(base, kept=beyond, masked=beyond, limit=2)).same == 1
-    assert agreement(base, replace(base, kept=beyond, masked=beyond, limit=3)).different == [0]
+    assert agreement(base, replace(base, kept=beyond, filtered=beyond, limit=2)).same == 1
+    assert agreement(base, replace(base, kept=beyond, filtered=beyond, limit=3)).different == [0]
 
 
 def test_rankings_of_other_targets_are_refused(dataset: Dataset) -> None:

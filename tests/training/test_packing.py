@@ -13,10 +13,11 @@ from tests.depth import examples
 from tests.training.logs import chain_log
 from training import trainer
 from training.batches import Batch, window_batches
+from training.config import TrainingConfig
 from training.dataset import Protocol, build_dataset
 from training.loss import batch_queries, softmax_loss
 from training.packing import packed
-from training.trainer import TrainingConfig, train
+from training.trainer import train
 
 DATASET = build_dataset(chain_log(), Protocol())
 

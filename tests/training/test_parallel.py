@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 
 from model.artefact import load_artefact
 from tests.training.logs import chain_log
+from training.config import TrainingConfig
 from training.dataset import Protocol, build_dataset
 from training.recipe import model_config
-from training.trainer import TrainingConfig, train
+from training.trainer import train
 
 ROOT = Path(__file__).parents[2]
 MODEL = {"d_model": 16, "head_dim": 16, "d_state": 8, "n_layers": 1, "dropout": 0.0}
@@ -36,7 +37,8 @@ from tests.training.logs import chain_log
 from training.dataset import Protocol, build_dataset
 from training.parallel import rank
 from training.recipe import model_config
-from training.trainer import TrainingConfig, train
+from training.config import TrainingConfig
+from training.trainer import train
 
 folder, model, config = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 dataset = build_dataset(chain_log(users=41), Protocol(core=1))
@@ -104,6 +106,7 @@ def test_the_first_process_alone_writes(together: tuple[Path, str]) -> None:
     assert (folder / "full" / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_train_under_torchrun_writes_one_artefact(tmp_path: Path) -> None:
     chain_log(users=30).frame.select("user_id", "item_id", timestamp="time_ms").write_csv(
         tmp_path / "log.csv"

@@ -75,6 +75,14 @@ def test_equal_times_are_shuffled_where_their_order_is_chance() -> None:
     assert not training_config(dataset).shuffle_ties
 
 
+def test_the_quick_recipe_is_few_epochs_at_a_falling_rate(short: Dataset) -> None:
+    full, quick = training_config(short), training_config(short, "quick")
+    assert (full.schedule, quick.schedule) == ("constant", "linear")
+    assert quick.max_epochs < 10 < full.max_epochs
+    assert training_config(short, "quick", max_epochs=2, lr=1e-3).max_epochs == 2
+    assert quick.shuffle_ties == full.shuffle_ties
+
+
 def test_what_is_given_counts(short: Dataset) -> None:
     assert model_config(short, dropout=0.3).dropout == 0.3
     config = training_config(short, item_init="random", ema=0.5, time_masking=0.25, lr=1e-3)

@@ -6,22 +6,21 @@ import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from model.artefact import ArtefactError, load_artefact
+from model.times import iso
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
-from service.http.times import iso
-from service.models.active import Active, Arm
+from service.http.schemas import Body
 from service.models.model_folder import LISTED, ModelFolder, ModelNameError
+from service.models.traffic_split import TrafficSplit, Variant
 
 router = APIRouter(prefix="/admin/model", tags=["operation"])
 
 
-class ModelChoice(BaseModel):
+class ModelChoice(Body):
     """A model for everybody, or on trial for a share of the users."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str = Field(
         min_length=1, max_length=255, description="name of a folder in the setting `models_dir`"
@@ -90,14 +89,14 @@ async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
     except (ModelNameError, ArtefactError) as error:
         raise ProblemError(422, f"model: {error}", field="model") from None
     before = await _read(services)
-    arm = Arm(body.model, artefact.identity)
-    if body.share < 1 and arm.identity == _base_identity(services, before):
+    variant = Variant(body.model, artefact.identity)
+    if body.share < 1 and variant.identity == _base_identity(services, before):
         raise ProblemError(
             422,
             "model: everybody has this one; put another on trial, or leave `share` out",
             field="model",
         )
-    return await _set(services, before, before.chosen(arm, body.share))
+    return await _set(services, before, before.chosen(variant, body.share))
 
 
 @router.delete("", responses=declared(409, 503))
@@ -112,11 +111,11 @@ async def clear_model(services: ServicesDep) -> ModelsSet:
 async def get_model(services: ServicesDep) -> ModelsServed:
     """What is set, what may be, and what each process serves."""
     folder = _folder(services)
-    active = await _read(services)
-    serving = await services.models.active.serving()
+    split = await _read(services)
+    serving = await services.deployer.registry.serving()
     available = await asyncio.to_thread(folder.available)
     return ModelsServed(
-        **_shown(active).model_dump(),
+        **_shown(split).model_dump(),
         available=[SetModel(name=name, identity=which) for name, which in available.items()],
         processes=[
             Process(process=process, said_at=iso(1000 * said.pop("at")), **said)
@@ -126,7 +125,7 @@ async def get_model(services: ServicesDep) -> ModelsServed:
 
 
 def _folder(services: Services) -> ModelFolder:
-    folder = services.models.folder
+    folder = services.deployer.folder
     if folder is None:
         raise ProblemError(
             409, "this service has no folder of models: start it with TIM4REC_MODELS_DIR"
@@ -134,29 +133,24 @@ def _folder(services: Services) -> ModelFolder:
     return folder
 
 
-async def _read(services: Services) -> Active:
+async def _read(services: Services) -> TrafficSplit:
     try:
-        return await services.models.active.read()
+        return await services.deployer.registry.read()
     except ValueError as error:
         raise ProblemError(409, f"{error}: delete it, and set a model again") from None
 
 
-async def _set(services: Services, before: Active, after: Active) -> ModelsSet:
-    if not await services.models.active.replace(before, after):
+async def _set(services: Services, before: TrafficSplit, after: TrafficSplit) -> ModelsSet:
+    if not await services.deployer.registry.replace(before, after):
         raise ProblemError(409, "another change came first: look at what is set now")
     return _shown(after)
 
 
-def _base_identity(services: Services, active: Active) -> str:
-    if active.base is not None:
-        return active.base.identity
-    return services.lineup.base.artefact.identity
+def _base_identity(services: Services, split: TrafficSplit) -> str:
+    if split.base is not None:
+        return split.base.identity
+    return services.deployment.base.artefact.identity
 
 
-def _shown(active: Active) -> ModelsSet:
-    def arm(one: Arm | None) -> SetModel | None:
-        return None if one is None else SetModel(name=one.name, identity=one.identity)
-
-    return ModelsSet(
-        version=active.version, base=arm(active.base), trial=arm(active.trial), share=active.share
-    )
+def _shown(split: TrafficSplit) -> ModelsSet:
+    return ModelsSet.model_validate(split, from_attributes=True)

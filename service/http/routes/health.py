@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.http.problems import ProblemError, declared
 from service.observe import metrics, values
-from service.store.store import StoreError
+from service.store.errors import StoreError
 
 router = APIRouter(tags=["operation"])
 
@@ -33,7 +33,7 @@ async def readyz(request: Request) -> dict[str, str]:
         # Every process has the same store: taken out of traffic, none would answer reads.
         return ready | ({"store": "away"} if services.log.store.failing else {})
     try:
-        await services.log.ping()
+        await services.log.store.ping()
     except StoreError as error:
         raise ProblemError(503, str(error)) from None
     return ready

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Literal
 
 from fastapi import APIRouter
 
-from service.engine.engine import Overloaded
+from model.times import iso
+from service.engine.requests import Overloaded
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.schemas import (
@@ -18,21 +19,23 @@ from service.http.schemas import (
     InteractionBatch,
     InteractionResult,
 )
-from service.http.times import iso
-from service.store.event_log import NewEvent, Outcome, Verdict, new_uid
-from service.store.store import StoreError
+from service.store.errors import StoreError
+from service.store.events import NewEvent, Outcome, Verdict, new_uid
 
 router = APIRouter(prefix="/interactions", tags=["interactions"])
 
-_REASONS = {
-    Verdict.CONFLICT: (409, "event_id", "this event_id was used for another interaction"),
+_Refusal = tuple[int, Literal["conflict", "rejected", "future"], str, str]
+_REFUSALS: dict[Verdict, _Refusal] = {
+    Verdict.CONFLICT: (
+        409, "conflict", "event_id", "this event_id was used for another interaction",
+    ),
     Verdict.REJECTED: (
-        409,
-        "timestamp",
+        409, "rejected", "timestamp",
         "older than the user's newest interaction, or than as many as a late one may move",
     ),
-    Verdict.FUTURE: (422, "timestamp", "too far ahead of the store's clock"),
-}
+    Verdict.FUTURE: (422, "future", "timestamp", "too far ahead of the store's clock"),
+}  # fmt: skip
+"""HTTP status, status within a batch, field and reason of what is kept out of the log."""
 
 
 def _event(interaction: Interaction) -> NewEvent:
@@ -70,8 +73,8 @@ async def post_interaction(body: Interaction, services: ServicesDep) -> Interact
         raise ProblemError(422, f"body.weight: {heavy}", field="body.weight")
     services = services.of(body.user_id)
     (outcome,) = await services.engine.append(body.user_id, [_event(body)])
-    if outcome.verdict in _REASONS:
-        status, field, reason = _REASONS[outcome.verdict]
+    if (refusal := _REFUSALS.get(outcome.verdict)) is not None:
+        status, _, field, reason = refusal
         raise ProblemError(status, f"{field}: {reason}", field=field)
     assert outcome.version is not None
     assert outcome.time_ms is not None
@@ -79,7 +82,7 @@ async def post_interaction(body: Interaction, services: ServicesDep) -> Interact
         user_id=body.user_id,
         item_id=body.item_id,
         version=outcome.version,
-        status=_status(services.engine.computer.vocabulary, body.item_id, outcome.verdict),
+        status=_status(services.engine.vocabulary, body.item_id, outcome.verdict),
         timestamp=iso(outcome.time_ms),
     )
 
@@ -94,57 +97,59 @@ async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResu
             places.setdefault(interaction.user_id, []).append(place)
         else:
             results[place] = BatchResult(status="rejected", detail=f"weight: {heavy}")
-    step, start = services.log.max_events, 0
+    step = services.log.max_events
     while places:
-        # A turn is the next events of each user.
-        turn: list[tuple[str, list[int], Services, asyncio.Future[list[Outcome]]]] = []
-        failed: list[tuple[list[int], Exception]] = []
-        try:
-            for user_id, own in places.items():
-                of_user = services.of(user_id)
-                events = [_event(body.interactions[p]) for p in own[start : start + step]]
-                try:
-                    turn.append(
-                        (user_id, own, of_user, of_user.engine.submit(user_id, events, begun=True))
-                    )
-                except Overloaded as error:
-                    failed.append((own, error))
-            places = {}
-            for user_id, own, of_user, done in turn:
-                try:
-                    outcomes = await done
-                except (StoreError, Overloaded) as error:
-                    failed.append((own, error))
-                    continue
-                vocabulary = of_user.engine.computer.vocabulary
-                for place, outcome in zip(own[start : start + step], outcomes, strict=True):
-                    results[place] = _batch_result(vocabulary, body.interactions[place], outcome)
-                if len(own) > start + step:
-                    places[user_id] = own
-        finally:  # whoever leaves has its appends left, too
-            for *_, done in turn:
-                done.cancel()
-        for own, reason in failed:
-            # Later ones of this user would overtake: they fail with it.
-            for place in own[start:]:
-                results[place] = BatchResult(status="failed", detail=str(reason))
-        start += step
+        upcoming = {
+            user_id: [_event(body.interactions[place]) for place in own[:step]]
+            for user_id, own in places.items()
+        }
+        for user_id, found in (await _appended(services, upcoming)).items():
+            own = places.pop(user_id)
+            if isinstance(found, Exception):
+                # Later ones of this user would overtake: they fail with it.
+                for place in own:
+                    results[place] = BatchResult(status="failed", detail=str(found))
+                continue
+            vocabulary = services.of(user_id).engine.vocabulary
+            for place, outcome in zip(own[:step], found, strict=True):
+                results[place] = _batch_result(vocabulary, body.interactions[place], outcome)
+            if len(own) > step:
+                places[user_id] = own[step:]
     filled = [result for result in results if result is not None]
     return BatchResults(
         results=filled, accepted=sum(result.version is not None for result in filled)
     )
 
 
+async def _appended(
+    services: Services, events: Mapping[str, list[NewEvent]]
+) -> dict[str, list[Outcome] | StoreError | Overloaded]:
+    """By user, what became of the events, or why nothing did."""
+    found: dict[str, list[Outcome] | StoreError | Overloaded] = {}
+    waiting: dict[str, asyncio.Future[list[Outcome]]] = {}
+    try:
+        for user_id, own in events.items():
+            try:
+                waiting[user_id] = services.of(user_id).engine.submit(user_id, own, begun=True)
+            except Overloaded as error:
+                found[user_id] = error
+        for user_id, outcomes in waiting.items():
+            try:
+                found[user_id] = await outcomes
+            except (StoreError, Overloaded) as error:
+                found[user_id] = error
+    finally:  # whoever leaves has its appends left, too
+        for outcomes in waiting.values():
+            outcomes.cancel()
+    return found
+
+
 def _batch_result(
     vocabulary: Container[str], interaction: Interaction, outcome: Outcome
 ) -> BatchResult:
-    if outcome.verdict in _REASONS:
-        _, field, reason = _REASONS[outcome.verdict]
-        kept: Literal["conflict", "rejected", "future"] = {
-            Verdict.CONFLICT: "conflict",
-            Verdict.REJECTED: "rejected",
-        }.get(outcome.verdict, "future")  # type: ignore[assignment]
-        return BatchResult(status=kept, detail=f"{field}: {reason}")
+    if (refusal := _REFUSALS.get(outcome.verdict)) is not None:
+        _, status, field, reason = refusal
+        return BatchResult(status=status, detail=f"{field}: {reason}")
     return BatchResult(
         status=_status(vocabulary, interaction.item_id, outcome.verdict),
         version=outcome.version,

@@ -1,4 +1,4 @@
-"""The catalogue: PUT, GET and DELETE /items/{id}, POST /items/batch, GET /items."""
+"""/items: the catalogue, and which of its items are alike."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 
+from model.times import iso
 from service.catalogue.cursor import CursorError, read_place, write_place
 from service.catalogue.turns import Steps
-from service.http.dependencies import Services, ServicesDep, waiting_bounded
+from service.http.dependencies import Services, ServicesDep, check_k
 from service.http.item_schemas import (
     CatalogueItem,
     ItemBatch,
     ItemDeleted,
     ItemPage,
+    ItemQuery,
     ItemRecord,
     ItemsWritten,
     ListedItem,
+    SimilarItem,
+    SimilarItems,
 )
 from service.http.problems import ProblemError, declared
 from service.http.routes.users import decoded
-from service.http.schemas import MOST_LISTED, Id
-from service.http.times import iso
+from service.http.schemas import Id
 
 router = APIRouter(prefix="/items", tags=["items"])
 
@@ -32,44 +35,28 @@ ItemId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encod
 
 
 @router.get("", responses=declared(422, 503))
-async def list_items(
-    services: ServicesDep,
-    item_id: Annotated[
-        list[Id] | None,
-        Query(max_length=1000, description="these items, and no others: repeat it"),
-    ] = None,
-    q: Annotated[str, Query(max_length=256, description="part of a title, in any case")] = "",
-    category: Annotated[
-        list[str] | None, Query(max_length=MOST_LISTED, description="one of several: repeat it")
-    ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 20,
-    after: Annotated[str | None, Query(description="`next` of the page before")] = None,
-    unavailable: Annotated[
-        bool, Query(description="also those that no answer may hold now")
-    ] = False,
-) -> ItemPage:
+async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep) -> ItemPage:
     """Items by title, or whose titles hold `q`: first those that begin with it.
 
     With `item_id`, those of the items that there are, in the order given; the rest does not count.
     """
-    if item_id is not None:
-        rows = map(services.catalogue.row, dict.fromkeys(item_id))
-        listed = [ListedItem(**_listed(services, row)) for row in rows if row is not None]
+    if query.item_id is not None:
+        rows = map(services.catalogue.row, dict.fromkeys(query.item_id))
+        listed = [_listed(services, row) for row in rows if row is not None]
         return ItemPage(items=listed, next=None)
     try:
-        place = None if after is None else read_place(services.seal, after)
+        place = None if query.after is None else read_place(services.seal, query.after)
     except CursorError as error:
         raise ProblemError(422, str(error), field="after") from None
-    with waiting_bounded():
-        found, last = await services.catalogue.listed(
-            q,
-            limit=limit,
-            after=place,
-            categories=frozenset(category or ()),
-            unavailable=unavailable,
-        )
+    found, last = await services.catalogue.listed(
+        query.q,
+        limit=query.limit,
+        after=place,
+        categories=frozenset(query.category or ()),
+        unavailable=query.unavailable,
+    )
     return ItemPage(
-        items=[ListedItem(**_listed(services, row)) for row in found],
+        items=[_listed(services, row) for row in found],
         next=None if last is None else write_place(services.seal, last),
     )
 
@@ -85,8 +72,7 @@ async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
             yield
         return found
 
-    with waiting_bounded():
-        records = await services.catalogue.turns.run(object(), stored)
+    records = await services.catalogue.turns.run(object(), stored)
     await services.write_items(records)
     return ItemsWritten(written=len(records))
 
@@ -102,7 +88,7 @@ async def put_item(item_id: ItemId, body: ItemRecord, services: ServicesDep) -> 
 @router.get("/{item_id}", responses=declared(404, 422, 503))
 async def get_item(item_id: ItemId, services: ServicesDep) -> CatalogueItem:
     """What is known of an item."""
-    stored = await services.catalogue.read(item_id)
+    stored = await services.catalogue.records.read(item_id)
     row = services.catalogue.row(item_id)
     if stored is None and (row is None or row > services.catalogue.trained):
         raise ProblemError(404, f"item_id: nothing is known of {item_id!r}", field="item_id")
@@ -116,6 +102,33 @@ async def delete_item(item_id: ItemId, services: ServicesDep) -> ItemDeleted:
     return ItemDeleted(item_id=item_id, deleted=before[item_id])
 
 
+@router.get(
+    "/{item_id}/similar", responses=declared(404, 422, 503), response_model_exclude_none=True
+)
+async def get_similar(
+    item_id: ItemId,
+    services: ServicesDep,
+    k: Annotated[int, Query(ge=1, description="how many items")] = 10,
+) -> SimilarItems:
+    """The items that people interact with as they do with this one."""
+    check_k(services, k)
+    catalogue = services.catalogue
+    rows = catalogue.rows([item_id]).tolist()
+    if not rows or not catalogue.exists(rows[0]):
+        raise ProblemError(404, f"item_id: there is no item {item_id!r}", field="item_id")
+    found = await services.engine.similar(rows[0], k)
+    return SimilarItems(
+        item_id=item_id,
+        items=[
+            SimilarItem(
+                item_id=catalogue.ids[place - 1], score=score, title=catalogue.titles[place - 1]
+            )
+            for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
+        ],
+        model=services.engine.identity,
+    )
+
+
 def _stored(services: Services, record: ItemRecord, field: str) -> bytes:
     try:
         return record.stored(services.settings.max_item_bytes)
@@ -123,15 +136,15 @@ def _stored(services: Services, record: ItemRecord, field: str) -> bytes:
         raise ProblemError(422, f"{field}: {error}", field=field) from None
 
 
-def _listed(services: Services, row: int) -> dict[str, Any]:
+def _listed(services: Services, row: int) -> ListedItem:
     catalogue = services.catalogue
-    return {
-        "item_id": catalogue.ids[row - 1],
-        "title": catalogue.titles[row - 1],
-        "categories": list(catalogue.categories(row)),
-        "available": catalogue.is_open(row),
-        "known": row <= catalogue.trained,
-    }
+    return ListedItem(
+        item_id=catalogue.ids[row - 1],
+        title=catalogue.titles[row - 1],
+        categories=list(catalogue.categories(row)),
+        available=catalogue.is_open(row),
+        known=row <= catalogue.trained,
+    )
 
 
 def _described(services: Services, item_id: str, stored: bytes | None) -> CatalogueItem:

@@ -51,13 +51,13 @@ def _files() -> dict[str, _File]:
     return found
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def get_page(request: Request) -> Response:
     """The page."""
     return _answer("index.html", request)
 
 
-@router.api_route("/page/{name}", methods=["GET", "HEAD"])
+@router.get("/page/{name}")
 async def get_file(name: str, request: Request) -> Response:
     """A file that the page is made of."""
     return _answer(name, request)

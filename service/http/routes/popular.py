@@ -7,12 +7,17 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
-from service.catalogue.retrieval import NO_ITEMS
-from service.http.dependencies import ServicesDep
-from service.http.problems import ProblemError, declared
-from service.http.times import iso
+from model.times import iso
+from service.catalogue.ask import Ask
+from service.http.dependencies import ServicesDep, check_k
+from service.http.problems import declared
 
 router = APIRouter(tags=["recommendations"])
+
+
+class PopularQuery(BaseModel):
+    window: Literal["all", "recent"] = Field("recent", description="of all time, or of late")
+    k: int = Field(10, ge=1, description="how many items")
 
 
 class PopularItem(BaseModel):
@@ -33,22 +38,18 @@ class PopularItems(BaseModel):
 
 @router.get("/popular", responses=declared(422, 503), response_model_exclude_none=True)
 async def get_popular(
-    services: ServicesDep,
-    window: Annotated[
-        Literal["all", "recent"], Query(description="of all time, or of late")
-    ] = "recent",
-    k: Annotated[int, Query(ge=1, description="how many items")] = 10,
+    query: Annotated[PopularQuery, Query()], services: ServicesDep
 ) -> PopularItems:
     """What everybody interacts with, counted live over all processes of the service."""
-    if k > services.settings.max_k:
-        raise ProblemError(422, f"k: at most {services.settings.max_k}, not {k}", field="k")
+    window, k = query.window, query.k
+    check_k(services, k)
     popularity, catalogue = services.popularity, services.catalogue
     counts = popularity.counts
     source: Literal["all", "recent", "training"] = window
     found = counts.all if window == "all" else counts.recent
     if not (counts.all if window == "all" else popularity.enough):
         source = "training"
-        best = services.engine.computer.retrieval.popular(NO_ITEMS, k, in_training=True)
+        best = services.engine.runner.retrieval.popular_in_training(Ask(k))
         found = [
             (catalogue.ids[index - 1], score)
             for index, score in zip(best.items.tolist(), best.scores.tolist(), strict=True)

@@ -7,20 +7,19 @@ from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from service.http.dependencies import ServicesDep
 from service.http.json_shape import AtMost
 from service.http.problems import declared
-from service.http.schemas import STALE, Id, Time
+from service.http.schemas import STALE, Body, Id
+from service.http.times import Time
 
 router = APIRouter(tags=["recommendations"])
 
 
-class Candidates(BaseModel):
+class Candidates(Body):
     """Items to be put in the order in which they fit a user."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     user_id: Id
     item_ids: Annotated[list[Id], AtMost("max_candidates")] = Field(
@@ -92,7 +91,7 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         )
     ]
     ranked += [
-        RankedItem(item_id=item, known=False, score=None)
+        RankedItem(item_id=item, known=False)
         for item, row in rows.items()
         if row is None or not catalogue.exists(row)
     ]

@@ -7,37 +7,36 @@ from bisect import bisect_right
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from service.http import wishes
 from service.http.answers import recommended
-from service.http.dependencies import Services, ServicesDep
+from service.http.dependencies import Services, ServicesDep, check_k
 from service.http.json_shape import AtMost
 from service.http.problems import ProblemError, declared
-from service.http.schemas import Id, Kind, RecommendedItem, Time
-from service.http.wishes import Wishes
-from service.store.event_log import Event, new_uid
+from service.http.recommendation_options import (
+    RecommendationOptions,
+    next_cursor,
+    resolved,
+)
+from service.http.schemas import Body, Id, Kind, RecommendedItem
+from service.http.times import Time
+from service.store.events import Event, new_uid
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])
 
 
-class SessionEvent(BaseModel):
+class SessionEvent(Body):
     """One interaction of a session."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     item_id: Id
     timestamp: Time | None = Field(None, description="when; none: now, by the process's clock")
     kind: Kind | None = None
 
 
-class Session(Wishes):
+class SessionRequest(RecommendationOptions):
     """Interactions of somebody of whom nothing is stored, oldest first."""
 
     events: Annotated[list[SessionEvent], AtMost("max_session_events")]
-    k: int = Field(10, ge=1, description="how many items")
-    at: Time | None = Field(None, description="the moment recommended for; none: now")
-    exclude_seen: bool = Field(True, description="leave out the items of the session")
 
 
 class SessionRecommendations(BaseModel):
@@ -56,34 +55,32 @@ class SessionRecommendations(BaseModel):
 
 
 @router.post("/session", responses=declared(422, 503), response_model_exclude_none=True)
-async def recommend_session(body: Session, services: ServicesDep) -> SessionRecommendations:
+async def recommend_session(body: SessionRequest, services: ServicesDep) -> SessionRecommendations:
     """The best items after these interactions; nothing is stored, and the store is not asked.
 
     It is the answer that a new user would get to whom they had been posted.
     """
-    settings = services.settings
-    if body.k > settings.max_k:
-        raise ProblemError(422, f"k: at most {settings.max_k}, not {body.k}", field="k")
-    vocabulary, events = services.engine.computer.vocabulary, _events(body, services)
-    wanted = await wishes.wanted(services, body)
+    check_k(services, body.k)
+    vocabulary, events = services.engine.vocabulary, _events(body, services)
+    options = await resolved(services, body)
     found = await services.engine.recommend_session(
         events,
         body.k,
         at_ms=body.at,
         exclude_seen=body.exclude_seen,
-        masked=wanted.masked,
-        choice=wanted.choice,
+        masked=options.masked,
+        choice=options.choice,
     )
     return SessionRecommendations(
         items=recommended(services, found),
         source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
         model=services.engine.identity,
-        next=wishes.following(services, wanted.shown, found.ranking.items, body.k),
+        next=next_cursor(services, options.shown, found.ranking.items, body.k),
     )
 
 
-def _events(body: Session, services: Services) -> list[Event]:
+def _events(body: SessionRequest, services: Services) -> list[Event]:
     """The session as the log would keep it: times that fall are judged by the same policy."""
     settings, now = services.settings, round(time.time() * 1000)
     latest = now + round(settings.future_tolerance_s * 1000)

@@ -8,11 +8,11 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Path, Query
 from pydantic import BeforeValidator
 
+from model.times import iso
 from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.schemas import Erased, HistoryPage, Id, LoggedEvent, User
-from service.http.times import iso
-from service.store.event_log import Event
+from service.store.events import Event
 
 router = APIRouter(prefix="/users", tags=["users"])
 

@@ -1,0 +1,51 @@
+"""An interaction to be stored."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
+
+
+def as_sent(time: datetime | float | str | None) -> float | str | None:
+    """A time as the service reads it; a datetime without a zone is UTC."""
+    if not isinstance(time, datetime):
+        return time
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
+
+
+@dataclass(frozen=True, slots=True)
+class Interaction:
+    """One user interacted with one item.
+
+    The event id makes sending it again safe, so it is drawn here, once: keep the object, or the id,
+    until it has been stored.
+
+    Attributes:
+        timestamp: a datetime, ISO 8601, or epoch seconds; None: when the service stores it.
+        kind: such as view or purchase; what follows is the service's setting.
+        weight: how much it counts as popular, at most the service's setting `max_weight`.
+    """
+
+    user_id: str
+    item_id: str
+    timestamp: datetime | float | str | None = None
+    event_id: str = field(default_factory=_new_id)
+    kind: str | None = None
+    weight: float | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As the service takes it."""
+        given = {
+            "timestamp": as_sent(self.timestamp),
+            "event_id": self.event_id,
+            "kind": self.kind,
+            "weight": self.weight,
+        }
+        named = {"user_id": self.user_id, "item_id": self.item_id}
+        return named | {name: value for name, value in given.items() if value is not None}

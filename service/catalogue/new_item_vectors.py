@@ -1,0 +1,75 @@
+"""The vectors of all items that came after the training."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service.catalogue.cold_start import ColdStart, summed
+from service.catalogue.item_table import Change, ItemTable
+from service.catalogue.turns import Steps, in_turns
+
+_BLOCK, _LARGE_BYTES = 8192, 2_000_000
+
+
+class NewItemVectors:
+    """Args:
+    weight: (V + 1, D) the vectors of the trained items, row 0 the padding's.
+    """
+
+    def __init__(self, table: ItemTable, weight: Tensor) -> None:
+        self._table, self._weight = table, weight.detach()
+        self._blocks: list[NDArray[np.float32]] = []  # (_BLOCK, D) each
+        self._cold: ColdStart | None = None
+        self._without_vector: set[int] = set()
+        table.watchers.append(self._change)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether `refreshed` has something to do."""
+        newer = len(self._table) > self._table.trained
+        return bool(self._without_vector) or (newer and self._cold is None)
+
+    async def refreshed(self) -> Tensor:
+        """(n, D) of the n newer rows that there are when it begins, on the model's device."""
+        trained, size = self._table.trained, len(self._table)
+        rows: Iterable[int] = list(self._without_vector)
+        if self._cold is None:
+            rows = range(trained + 1, size + 1)
+            vectors = self._weight.float().cpu().numpy()[1:]
+            solved = await in_turns(summed(vectors, self._table.categories))
+            self._cold = await asyncio.to_thread(solved)
+        await in_turns(self._place(rows, self._cold))
+        if sum(block.nbytes for block in self._blocks) < _LARGE_BYTES:
+            return self._copied(size - trained)
+        return await asyncio.to_thread(self._copied, size - trained)
+
+    def _place(self, rows: Iterable[int], cold: ColdStart) -> Steps[None]:
+        table = self._table
+        for row in rows:
+            block, place = divmod(row - table.trained - 1, _BLOCK)
+            while block >= len(self._blocks):
+                self._blocks.append(np.zeros((_BLOCK, self._weight.shape[1]), np.float32))
+            item = table.items.get(row)
+            if item is None:
+                continue
+            found = [own for item_id in item.similar_to if (own := table.row(item_id))]
+            similar = [own for own in found if own <= table.trained]
+            self._blocks[block][place] = cold.vector(similar, item.categories or ())
+            yield
+        self._without_vector.clear()
+
+    def _copied(self, count: int) -> Tensor:
+        own = np.concatenate(self._blocks)[:count]
+        return torch.from_numpy(own).to(self._weight.device, self._weight.dtype)
+
+    def _change(self, change: Change) -> None:
+        if change.row > self._table.trained:
+            self._without_vector.add(change.row)
+        elif "category" in change.names:
+            self._cold = None  # and all vectors are to be found anew

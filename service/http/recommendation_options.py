@@ -1,0 +1,137 @@
+"""What a caller may ask of a list of recommendations, and what it comes to in the catalogue."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from service.catalogue.choice import Choice
+from service.catalogue.cursor import CursorError, Hashes, read_shown, write_shown
+from service.catalogue.item_filter import FilterError
+from service.catalogue.ranking import NO_ITEMS
+from service.catalogue.view import Selection
+from service.http.dependencies import Services
+from service.http.problems import ProblemError
+from service.http.schemas import MOST_LISTED, Body, Id
+from service.http.times import Time
+
+_Listed = Field(max_length=MOST_LISTED)
+_REPEATED = "in a URL, repeat it for several"
+
+
+class RecommendationOptions(Body):
+    """Each may be left out."""
+
+    k: int = Field(10, ge=1, description="how many items")
+    exclude: Annotated[list[str], _Listed] = Field(
+        default_factory=list, description=f"item ids not to return; {_REPEATED}"
+    )
+    exclude_seen: bool = Field(
+        True, description="leave out everything the user, or the session, ever interacted with"
+    )
+    at: Time | None = Field(None, description="the moment recommended for; none: now")
+    category: Annotated[list[Id] | None, _Listed] = Field(
+        None, description=f"only items of one of these categories; {_REPEATED}"
+    )
+    include: Annotated[list[str] | None, _Listed] = Field(
+        None, description=f"only these items; {_REPEATED}"
+    )
+    filter: str | None = Field(
+        None,
+        description="only items of which this holds: "
+        '`price < 20 and brand in ("a", "b") and not has(sale)`',
+    )
+    promote: str | None = Field(
+        None, description="a filter: items that come first in some places of the list"
+    )
+    promote_share: float = Field(0.2, gt=0, le=1, description="in which share of the places")
+    diversity: float = Field(
+        0, ge=0, le=1, description="0: the best items, to 1: items as unlike each other as can be"
+    )
+    paged: bool = Field(
+        False, description="whether the list will be gone on with: the answer then has `next`"
+    )
+    after: str | None = Field(None, description="`next` of the page before")
+
+
+@dataclass(frozen=True)
+class ResolvedOptions:
+    """Options, as the engine takes them. `shown`: None where the list will not be gone on with."""
+
+    masked: NDArray[np.int32]
+    choice: Choice | None
+    shown: Hashes | None
+
+
+async def resolved(services: Services, options: RecommendationOptions) -> ResolvedOptions:
+    """Looks up what the options name.
+
+    Raises:
+        ProblemError: a filter or cursor is none.
+        TooManyWait: too much of the kind is under way.
+    """
+    hashes = _hashes(services, options)
+    catalogue, rows = services.catalogue, NO_ITEMS
+    masked = catalogue.rows(options.exclude) if options.exclude else NO_ITEMS
+    selections: list[Selection] = []
+    if options.include is not None:
+        selections.append(catalogue.only(options.include))
+    if options.category is not None:
+        selections.append(await catalogue.of_categories(options.category))
+    if options.filter is not None:
+        selections.append(await _matching(services, "filter", options.filter))
+    selection = _all_of(selections)
+    promoted = None
+    if options.promote is not None:
+        selections.append(await _matching(services, "promote", options.promote))
+        promoted = _all_of(selections)
+    if hashes is not None and len(hashes):
+        rows = catalogue.shown(hashes)
+        masked = np.concatenate([masked, rows])
+    if selection is None and promoted is None and not options.diversity and not len(rows):
+        return ResolvedOptions(masked, None, hashes)
+    places = 0 if hashes is None else len(hashes)
+    choice = Choice(selection, promoted, options.promote_share, options.diversity, rows, places)
+    return ResolvedOptions(masked, choice, hashes)
+
+
+def _hashes(services: Services, options: RecommendationOptions) -> Hashes | None:
+    """What the pages before have shown; None: there are to be no pages."""
+    if options.after is None:
+        return np.empty(0, np.uint32) if options.paged else None
+    try:
+        return read_shown(services.seal, options.after, services.settings.max_paged)
+    except CursorError as error:
+        raise ProblemError(422, str(error), field="after") from None
+
+
+def next_cursor(
+    services: Services, before: Hashes | None, rows: NDArray[np.int64], k: int
+) -> str | None:
+    """The cursor of the page after one with these rows; None: it was the last."""
+    if before is None or len(rows) < k:
+        return None
+    shown = np.concatenate([before, services.catalogue.hashes(rows)])
+    return None if len(shown) >= services.settings.max_paged else write_shown(services.seal, shown)
+
+
+async def _matching(services: Services, name: str, expression: str) -> Selection:
+    longest = services.settings.max_filter_length
+    if len(expression) > longest:
+        raise ProblemError(
+            422, f"{name}: at most {longest} characters, not {len(expression)}", field=name
+        )
+    try:
+        return await services.catalogue.matching(expression)
+    except FilterError as error:
+        raise ProblemError(422, f"{name}: {error}", field=name) from None
+
+
+def _all_of(selections: list[Selection]) -> Selection | None:
+    return functools.reduce(operator.and_, selections) if selections else None

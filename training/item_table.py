@@ -1,0 +1,68 @@
+"""Item tables: CSV, CSV.gz or Parquet in, clean columns out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from model.items import Items
+from training.dataset import Dataset
+from training.tables import BadRow, id_fault, read_pieces, refuse, split_off
+
+
+def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
+    """An item table: item_id (String), title (String or null), categories (List[String]).
+
+    Read from the columns `item_id`, `title` and `categories` or `genres` (`|`-separated); the last
+    two may be missing. Raises InputError as `read_log` does; an id listed twice is a bad row.
+    """
+    frames, bad = [], list[BadRow]()
+    for piece, faults in read_pieces(path, ["item_id"], ["title", "categories", "genres"]):
+        frames.append(piece)
+        bad += faults
+    raw = pl.concat(frames)
+    raw = raw.with_columns(
+        pl.col(name).cast(pl.String)
+        for name in ("title", "categories", "genres")
+        if name in raw.columns and raw.schema[name] != pl.List(pl.String)
+    )
+    listed_before = pl.when(pl.col("item_id").is_first_distinct().not_()).then(
+        pl.format("item_id '{}' was listed before", "item_id")
+    )
+    frame, bad = split_off(raw, pl.coalesce(id_fault("item_id"), listed_before), bad)
+    if not skip_bad_rows:
+        refuse(path, bad, len(bad))
+    title = pl.col("title") if "title" in frame.columns else pl.lit(None, pl.String)
+    source = next((name for name in ("categories", "genres") if name in frame.columns), None)
+    if source is None:
+        categories = pl.lit([], pl.List(pl.String))
+    elif frame.schema[source] == pl.List(pl.String):
+        categories = pl.col(source).fill_null([])
+    else:
+        parts = (
+            pl.col(source).fill_null("").str.split("|").list.eval(pl.element().str.strip_chars())
+        )
+        categories = parts.list.eval(pl.element().filter(pl.element() != ""))
+    return frame.select(
+        "item_id",
+        pl.when(title.str.strip_chars() != "").then(title).alias("title"),
+        categories.alias("categories"),
+    )
+
+
+def items_of(dataset: Dataset, table: pl.DataFrame | None) -> Items:
+    """The vocabulary of a data set, with titles and categories where there is a table of them.
+
+    Raises ItemsError for an id that no vocabulary can have.
+    """
+    if table is None:
+        return Items(dataset.item_ids, dataset.popularity())
+    ids = pl.DataFrame({"item_id": dataset.item_ids}, schema={"item_id": pl.String})
+    joined = ids.join(table, on="item_id", how="left", maintain_order="left")
+    return Items(
+        dataset.item_ids,
+        dataset.popularity(),
+        joined["title"].to_list(),
+        joined["categories"].fill_null([]).to_list(),
+    )
