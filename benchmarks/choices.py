@@ -117,7 +117,7 @@ async def measured(size: int, repeats: int) -> dict[str, float]:
                 await written.write({item: record(draw) for item in ids[start : start + AT_ONCE]})
             catalogue = Catalogue(artefact, written, retrieval)
             started = time.process_time()
-            await catalogue.records.load()
+            await catalogue.records.refresh()
             found["load, ms"] = 1000 * (time.process_time() - started)
             text = 'price < 20 and brand in ("brand 1", "brand 2") and not has(sale)'
             found["first filter on three attributes, ms"] = await asked_ms(

@@ -121,7 +121,7 @@ def run(
         source.claim()
         on_device = ["--device", device] if device else []
         if not source.trained:
-            with subprocess.Popen([sys.executable, "-m", "cli.compile_step"]):
+            with subprocess.Popen([sys.executable, "-m", "cli.compile_ahead"]):
                 if data is None and not source.complete:
                     _tim4rec("data", "ml-100k", "--out", str(source.log.parent))
                 with_items = ["--items", str(source.items)] if source.items else []

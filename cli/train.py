@@ -15,7 +15,7 @@ from cli.console import say as say_always
 from cli.device import choose_device, require_kernels
 from cli.steps import Kinds, read_steps
 from model.artefact import save_artefact
-from model.config import TimePath
+from model.config import GapMix, TimePath
 from model.items import ItemsError
 from model.kernels import KernelChoice
 from training import parallel
@@ -101,9 +101,8 @@ def train(
         ),
     ] = None,
     gap_mix: Annotated[
-        str | None,
+        GapMix | None,
         typer.Option(
-            metavar="[factor|product|none]",
             help="(causal) How a gap changes the step size.",
             show_default="the model's",
             rich_help_panel=MODEL,
@@ -230,7 +229,7 @@ def train(
     validation_seen: Annotated[
         Literal[ValidationSeen, "masked"],
         typer.Option(
-            metavar="[auto|kept|filtered]",
+            metavar="<auto|kept|filtered>",
             help="Whether validation ranks items that the user has had; auto: only where users "
             "come back to items.",
             rich_help_panel=LOOP,

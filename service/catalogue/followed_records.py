@@ -37,7 +37,7 @@ class FollowedRecords:
         self._store, self._table = store, table
         self._vectors, self._retrieval = vectors, retrieval
         self._border_ms = NEVER
-        self._cursor = "0-0"
+        self._cursor: str | None = None
         self._lock = asyncio.Lock()
 
     async def write(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
@@ -54,28 +54,22 @@ class FollowedRecords:
         """The item's record in the store."""
         return (await self._store.read([item_id]))[item_id]
 
-    async def load(self) -> None:
-        """Takes over all records.
-
-        Raises:
-            StoreError: the store does not answer.
-        """
-        async with self._lock:
-            await self._load()
-
     async def refresh(self) -> None:
-        """Takes over what has changed in the store.
+        """Takes over what has changed in the store, at first all of it.
 
         Raises:
             StoreError: the store does not answer.
         """
         async with self._lock:
             while True:
+                if self._cursor is None:
+                    await self._load()
+                    return
                 changes = await self._store.changes(self._cursor)
                 if changes is None:
                     logger.warning("too many changes of the catalogue at once: reading all of it")
-                    await self._load()
-                    return
+                    self._cursor = None
+                    continue
                 cursor, items = changes
                 if not items:
                     return
@@ -92,7 +86,7 @@ class FollowedRecords:
     @asynccontextmanager
     async def followed(self, poll_s: float) -> AsyncIterator[None]:
         """Loads the records and follows their changes until the context ends."""
-        await self.load()
+        await self.refresh()
         async with (
             Follower(self.refresh, poll_s, "changes of the catalogue are not read"),
             # By itself: what is over is over while the store is silent, too.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class ItemSelector:
         self._columns = ColumnCache(table)
         self._selections: OrderedDict[str, tuple[int, Selection]] = OrderedDict()
         self._selected_bytes = 0
-        self._changed: list[set[int]] = []  # rows, since something began
+        self._changed: list[set[int]] = []  # of each filter that is being looked at
         table.watchers.append(self._change)
 
     async def matching(self, text: str) -> Selection:
@@ -70,7 +69,9 @@ class ItemSelector:
 
     def _matching(self, text: str) -> Steps[Selection]:
         expression, table = parse(text), self._table
-        with self._changes() as changed:
+        changed = set[int]()  # rows, meanwhile
+        self._changed.append(changed)
+        try:
             flags = yield from expression.flags(self._columns.column, len(table))
             # What has changed meanwhile was seen partly as it was, partly as it is.
             while changed:
@@ -79,6 +80,8 @@ class ItemSelector:
                 rows = [changed.pop() for _ in range(min(len(changed), _CORRECTED))]
                 flags[rows] = self._alone(expression, rows)
                 yield
+        finally:
+            self._changed = [other for other in self._changed if other is not changed]
         flags[0] = False
         found = Selection(flags)
         self._remember(text, found)
@@ -105,16 +108,6 @@ class ItemSelector:
             return Column(enumerate(values, 1))
 
         return at_once(expression.flags(column, len(rows)))[1:]
-
-    @contextmanager
-    def _changes(self) -> Iterator[set[int]]:
-        """The rows that change meanwhile."""
-        changed = set[int]()
-        self._changed.append(changed)
-        try:
-            yield changed
-        finally:
-            self._changed = [other for other in self._changed if other is not changed]
 
     def _change(self, change: Change) -> None:
         for changed in self._changed:

@@ -1,1 +1,1 @@
-"""States: waves of requests stepped, rebuilt and read in a pool."""
+"""States in a pool: batches of requests step them, rebuild them and read them."""

@@ -8,7 +8,7 @@ from model.state import StateLayout
 
 ON_CPU = 16_384
 SHARE = 0.9
-"""Of a GPU's free memory; the rest is for what waves need in between."""
+"""Of a GPU's free memory; the rest is for what batches need in between."""
 SHARE_OF_TWO = 0.45
 """The same where another model may be opened beside this one."""
 

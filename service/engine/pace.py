@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 KEPT = 0.9
-"""What of the past is left after each wave."""
+"""What of the past is left after each batch."""
 
 
 class Pace:
-    """A decaying mean over the latest waves, weighted by their requests.
+    """A decaying mean over the latest batches, weighted by their requests.
 
     Args:
         enough: nothing is said before so many requests.
@@ -18,7 +18,7 @@ class Pace:
         self._requests = self._seconds = 0.0
 
     def add(self, requests: int, seconds: float) -> None:
-        """A wave, and the time until the next one could begin."""
+        """A batch, and the time until the next one could begin."""
         self._requests = KEPT * self._requests + requests
         self._seconds = KEPT * self._seconds + seconds
 

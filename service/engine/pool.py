@@ -143,15 +143,6 @@ class StatePool:
         with self._lock:
             self._drop(user_id)
 
-    def evict(self, user_id: str) -> bool:
-        """Forgets the row unless it is pinned."""
-        with self._lock:
-            row = self._rows.get(user_id)
-            if row is None or row.pins:
-                return False
-            self._drop(user_id)
-            return True
-
     def users(self) -> list[str]:
         with self._lock:
             return list(self._rows)

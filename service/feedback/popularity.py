@@ -80,6 +80,10 @@ class Counts:
         return sum(number for _, number in self.recent)
 
 
+def _weight(event: NewEvent | Event) -> float:
+    return 1.0 if event.weight is None else event.weight
+
+
 def _now_ms() -> int:
     return round(time.time() * 1000)
 
@@ -135,7 +139,7 @@ class Popularity:
     def logged(self, user_id: str, event: NewEvent, time_ms: int) -> None:
         if self._kinds.counts(event.kind):
             at = time_ms if event.time_ms is None else event.time_ms
-            self.count(event.item_id, at, 1.0 if event.weight is None else event.weight)
+            self.count(event.item_id, at, _weight(event))
 
     def erased(self, user_id: str) -> None:
         pass  # what is counted knows no users
@@ -145,20 +149,19 @@ class Popularity:
         for event in events:
             if self._kinds.counts(event.kind):
                 at = event.time_ms if event.given_ms is None else event.given_ms
-                self.add(sums, event.item_id, at, 1.0 if event.weight is None else event.weight)
-        self.take_back(sums)
+                self._add(sums, event.item_id, at, _weight(event))
+        if sums:
+            self._taken.append((time.monotonic() + self._settled_s, sums))
 
     # -- counting ------------------------------------------------------------------------
 
     def count(self, item_id: str, time_ms: int, weight: float = 1.0) -> None:
         """Counts an interaction that has just been logged."""
-        self.add(self._waiting, item_id, time_ms, weight)
+        self._add(self._waiting, item_id, time_ms, weight)
 
-    def add(self, sums: Sums, item_id: str, time_ms: int, weight: float = 1.0) -> None:
-        """Adds to `sums` what `count` counts an interaction for.
-
-        Later it is the same, but for one that was ahead of this clock: that one counted as of then.
-        """
+    def _add(self, sums: Sums, item_id: str, time_ms: int, weight: float) -> None:
+        """Adds to `sums` what an interaction counts for: later the same as now, but for one that is
+        ahead of this clock, which counts as of now."""
         now, weight = self._clock_ms(), min(weight, self._heaviest)
         time_ms = min(time_ms, now)
         sums[self._all, item_id] += weight
@@ -166,11 +169,6 @@ class Popularity:
         if epoch >= self._epoch(now) - 1:
             grown = 2.0 ** ((time_ms - self._begin(epoch)) / self._half_life_ms)
             sums[f"{self._recent}:{epoch}", item_id] += weight * grown
-
-    def take_back(self, sums: Sums) -> None:
-        """Subtracts what interactions counted for that are no longer in the log."""
-        if sums:
-            self._taken.append((time.monotonic() + self._settled_s, sums))
 
     @property
     def waiting(self) -> int:
@@ -232,7 +230,7 @@ class Popularity:
     # -- the copy ------------------------------------------------------------------------
 
     def show(self, retrieval: Retrieval, row: Callable[[str], int | None]) -> None:
-        """From now on `retrieval.popular` begins with what is popular of late; `row`: an item's."""
+        """From now on `retrieval` knows what is popular of late; `row`: an item's."""
         self._shown.append((retrieval, row))
         self._tell()
 

@@ -16,7 +16,7 @@ import pytest
 from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
 from tests.cli.test_records import contents, history, post, record
 from tests.waited import LONG_S
-from tim4rec_client import attempts
+from tim4rec_client import retries
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyServer
@@ -217,8 +217,8 @@ def test_what_is_lost_is_sent_again_under_the_same_event_ids(
     rows = [row for n in range(6) for row in history(f"u{n}", 20)]
     unreliable = _Unreliable()
     send_through(monkeypatch, unreliable)
-    monkeypatch.setattr(attempts, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(attempts, "LONGEST_PAUSE_S", 0.002)
+    monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(retries, "LONGEST_PAUSE_S", 0.002)
     result = send(service, write(rows), "--batch", 9, "--concurrency", 2)
     assert result.exit_code == 0, result.output
     assert unreliable.requests > 30
@@ -233,7 +233,7 @@ def test_a_service_that_stays_away_is_given_up_and_the_rest_sent_the_next_time(
     log = write(history("ann", 60))
     with monkeypatch.context() as patched:
         send_through(patched, _Unreliable(gone_after=9))
-        patched.setattr(attempts, "FIRST_PAUSE_S", 0.001)
+        patched.setattr(retries, "FIRST_PAUSE_S", 0.001)
         result = send(service, log, "--batch", 10, "--retry-for", 0.3)
     assert result.exit_code == 1
     assert "10 failed" in result.stdout

@@ -49,7 +49,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     class Beside(AbstractContextManager[None]):
         def __init__(self, command: list[str]) -> None:
-            assert command == [sys.executable, "-m", "cli.compile_step"]
+            assert command == [sys.executable, "-m", "cli.compile_ahead"]
 
         def __exit__(self, *fault: object) -> None:
             pass

@@ -93,7 +93,7 @@ def test_one_that_followed_is_like_one_loaded_anew(
     async def main() -> None:
         async with Store(valkey.url, timeout_s=30) as store:
             followed, writer = opened(artefact, store), ItemStore(store)
-            await followed.records.load()
+            await followed.records.refresh()
             for step in steps:
                 if step == "look":
                     await followed.records.refresh()
@@ -102,7 +102,7 @@ def test_one_that_followed_is_like_one_loaded_anew(
                     await writer.write(step)
             await followed.records.refresh()
             fresh = opened(artefact, store)
-            await fresh.records.load()
+            await fresh.records.refresh()
             there, expected = await shown(followed), await shown(fresh)
             assert there.keys() == expected.keys()
             for item, own in there.items():
@@ -124,14 +124,14 @@ def test_a_process_that_missed_announcements_reads_all(
         async with Store(valkey.url, timeout_s=30) as store:
             writer, behind = ItemStore(store), opened(artefact, store)
             await writer.write({"n0": b"{}", "i1": b'{"hidden":true}'})
-            await behind.records.load()
+            await behind.records.refresh()
             await writer.write({"n0": None, "n1": b'{"title":"One"}'})
             await writer.write({"i1": None})
             with valkey.client() as client:
                 assert client.xtrim("tim4rec:catalogue", maxlen=1, approximate=False)
             await behind.records.refresh()
             fresh = opened(artefact, store)
-            await fresh.records.load()
+            await fresh.records.refresh()
             assert await shown(behind) == await shown(fresh)
             assert "n1" in await shown(behind)
             with valkey.client() as client:
@@ -148,7 +148,7 @@ def test_a_damaged_record_leaves_the_item_as_it_was(
     async def main() -> None:
         async with Store(valkey.url, timeout_s=30) as store:
             catalogue, writer = opened(artefact, store), ItemStore(store)
-            await catalogue.records.load()
+            await catalogue.records.refresh()
             for damaged in (b"{", b"[]", b"\xff", b'{"attributes":{"a":NaN}}'):
                 await writer.write({"i1": damaged, "i2": b'{"title":"Two"}'})
                 await catalogue.records.refresh()

@@ -50,6 +50,7 @@ from service.store.events import Event, NewEvent, Outcome, Verdict, new_uid
 from tests.depth import examples
 from tests.service.lossy_store import LossyStore
 from tests.service.record import read_snapshots
+from tests.service.test_pool import evict
 
 torch.set_num_threads(1)
 
@@ -515,7 +516,7 @@ class Workers(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
     def evict(self, index: int, user: str) -> None:
-        self.worker(index).engine.pool.evict(user)
+        evict(self.worker(index).engine.pool, user)
 
     @rule(index=st.integers(0, 2), other_model=st.booleans())
     def crash(self, index: int, other_model: bool) -> None:

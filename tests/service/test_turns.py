@@ -238,7 +238,7 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
     async def main() -> None:
         async with Store(valkey.url) as store:
             catalogue = opened(large, store)
-            await catalogue.records.load()
+            await catalogue.records.refresh()
             shown = catalogue.hashes(np.arange(1, 1001))
 
             async def look_up() -> None:
