@@ -153,6 +153,7 @@ def test_ranks_are_recboles(data: Path, capsys: pytest.CaptureFixture[str]) -> N
         run(data, *options, json.dumps(SMALL | {"epochs": 6, "learning_rate": 0.01}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -167,6 +167,7 @@ def test_what_does_not_come_is_not_waited_for(service: Service) -> None:
             assert "read_timeout_s" in document["detail"]
 
 
+@pytest.mark.slow
 def test_what_comes_byte_by_byte_is_not_waited_for(service: Service) -> None:
     held = [Slow(service) for _ in range(2)]
     for slow, sent in zip(held, (HEAD[:80], HEAD), strict=True):

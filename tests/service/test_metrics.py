@@ -195,6 +195,7 @@ def started(service: Service) -> float:
     return value(found, "tim4rec_worker_starts_total") * value(found, "tim4rec_ready")
 
 
+@pytest.mark.slow
 def test_the_vitals_of_processes_and_store(pair: Service) -> None:
     until(lambda: started(pair) >= WORKERS)
     until(lambda: value(scrape(pair), "tim4rec_store_memory_bytes") > 0)

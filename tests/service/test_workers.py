@@ -362,6 +362,7 @@ def test_another_model_on_the_same_store(
     run(both())
 
 
+@pytest.mark.slow
 def test_a_stopped_service_leaves_the_other_alone(pair: Pair) -> None:
     assert pair.services[1].stop() == 0
     try:

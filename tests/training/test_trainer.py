@@ -73,6 +73,7 @@ def dataset() -> Dataset:
     return build_dataset(chain_log(), Protocol(core=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["causal", "none", "sequence"])
 def test_every_time_path_learns(path: str) -> None:
     dataset = build_dataset(chain_log(users=120), Protocol(core=1))
@@ -106,6 +107,7 @@ def test_the_sampled_loss_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert identical(train(dataset, config, sampled, tmp_path).model, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["causal", "sequence"])
 def test_bfloat16_training_stays_close_to_float32(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, path: str
