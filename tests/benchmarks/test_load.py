@@ -115,6 +115,7 @@ def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
     assert 250 < outcome.ms(50) <= took_ms - 250  # the half that was due later waited less
 
 
+@pytest.mark.slow
 def test_open_loop_does_not_wait_for_the_next_tick() -> None:
     with answering(lambda _: (0.0, OK)) as port:
         for _ in range(3):

@@ -402,6 +402,7 @@ def test_titles_are_text(
             page.evaluate("document.getElementById('said').innerHTML = '<b>x</b>'")
 
 
+@pytest.mark.slow
 def test_what_the_store_did_not_answer_is_sent_again(
     browser: Browser, service: Service, client: httpx.Client, store: ValkeyServer, user: str
 ) -> None:
