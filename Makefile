@@ -9,7 +9,7 @@ OVERLAY ?=
 OLDEST_TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 OLDEST_TESTS ?= tests/model/test_state.py tests/model/test_artefact.py tests/client/test_client.py \
 	$(addprefix tests/training/test_,batches.py dataset.py interactions.py) \
-	$(addprefix tests/service/test_,admission.py api.py direct.py event_log.py keys.py items.py logs.py \
+	$(addprefix tests/service/test_,load_shedder.py api.py direct.py event_log.py keys.py items.py logs.py \
 	metrics.py page.py plain_request.py pool.py retrieval.py settings.py tracing.py wave.py wire.py) \
 	$(addprefix tests/cli/test_,console.py data.py main.py replay.py steps.py)
 
@@ -30,10 +30,10 @@ run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder D
 # Processes that tests start read our modules compiled.
 test quick: export PYTHONDONTWRITEBYTECODE =
 test: install ## Run the whole test suite, real servers included
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 3 --dist worksteal
 
 quick: install ## Run what of it takes less than two seconds apiece; two minutes
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow and not faults'
+	@$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not slow and not faults'
 
 test-faults: install ## Break the store and the workers under load, overload, a soak (SOAK_S=600); 20 minutes
 	@SOAK_S="$(SOAK_S)" $(BIN)/python -m pytest -m faults tests/faults

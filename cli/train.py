@@ -96,7 +96,7 @@ def train(
             min=0,
             max=0.99,
             help="Dropout probability.",
-            show_default="0.5 for histories below 20 on average, else 0.2",
+            show_default="0.5 for histories below 20 on average, else 0.2; quick: half of it",
             rich_help_panel=MODEL,
         ),
     ] = None,
@@ -123,7 +123,7 @@ def train(
         Recipe,
         typer.Option(
             help="full: until validation gets no better. quick: 5 epochs at a learning rate that "
-            "falls to 0, validated once; nearly as accurate, in a fraction of the time.",
+            "falls to 0, validated once.",
             rich_help_panel=LOOP,
         ),
     ] = "full",
@@ -291,6 +291,7 @@ def train(
     dataset = build_dataset(read, protocol)
     architecture = model_config(
         dataset,
+        recipe,
         time=time,
         d_model=d_model,
         n_layers=layers,

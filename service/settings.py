@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     namespace: str = _store("tim4rec", pattern=r"^[A-Za-z0-9_.-]+$")
     """prefix of keys"""
     store_timeout_s: float = _store(2.0, gt=0)
-    """time for the store to answer a wave, retries included"""
+    """time for the store to answer a batch, retries included"""
     replica_acks: int = _store(0, ge=0)
     """replicas that must have an interaction or an erasure before it is acknowledged; where they
     don't in time, the answer is a 503: it may be stored, and is to be sent again with the same
@@ -141,7 +141,7 @@ class Settings(BaseSettings):
     """user states kept on the device; none: 16,384, on a GPU what fits into 90 % of its free
     memory, or 45 % with models_dir"""
     max_batch: int = _engine(128, ge=1)
-    """most requests in one wave"""
+    """most requests in one batch"""
     max_queue: int = _engine(4096, ge=1)
     """most requests waiting; more get a 503"""
     max_wait_s: float = _engine(1.0, gt=0)

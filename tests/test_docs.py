@@ -3,6 +3,7 @@ files, tests and alerts."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
@@ -24,12 +25,14 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 OPERATE = ROOT / "docs" / "operate.md"
+CONTRIBUTING = ROOT / "docs" / "contributing.md"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FOLDERS = "model|training|service|cli|client|benchmarks|tests|deploy|docs"
 
 FENCED = re.compile(r"^ *```.*?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def snippets(text: str) -> list[str]:
@@ -265,6 +268,39 @@ def test_what_does_not_exist_is_found(text: str, fault: str) -> None:
     faults = [fault for check in CHECKS for fault in check(text, ROOT / "README.md")]
     assert len(faults) == 1
     assert fault in faults[0]
+
+
+def test_every_benchmark_is_listed() -> None:
+    text = CONTRIBUTING.read_text("utf-8")
+    modules = {file.stem for file in (ROOT / "benchmarks").glob("*.py")} - {"__init__"}
+    assert modules
+    assert [
+        m for m in sorted(modules) if not re.search(rf"benchmarks\.{m}\b|`{m}\.py`", text)
+    ] == []
+
+
+def test_every_function_on_a_requests_path_exists() -> None:
+    _, section = CONTRIBUTING.read_text("utf-8").split("\n## A request's path\n")
+    steps = re.findall(r"^ *(\w[\w/]*\.py) +([\w.]+)\b", section.split("\n## ")[0], re.MULTILINE)
+    assert len(steps) > 10
+    for file, name in steps:
+        assert name in functions(ROOT / file), f"{file}: no {name}"
+
+
+def functions(file: Path) -> set[str]:
+    """The functions of a file and the methods of its classes, as Class.method."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{one.name}" for one in node.body if isinstance(one, FUNCTIONS)}
+        elif isinstance(node, FUNCTIONS):
+            found.add(node.name)
+    return found
+
+
+def test_links_of_the_quality_log_lead_somewhere() -> None:
+    page = ROOT / "benchmarks" / "quality.md"
+    assert list(links(page.read_text("utf-8"), page)) == []
 
 
 def test_every_alert_has_its_section() -> None:

@@ -246,7 +246,10 @@ class BatchRunner:
     def _catch_up(self, ready: Sequence[Ready], due: Sequence[Row], work: Work) -> None:
         left = [(one.row, iter(one.events)) for one in ready if one.events]
         while True:
-            part = [(row, list(islice(events, self._room(row)))) for row, events in left]
+            part = [
+                (row, list(islice(events, self.snapshots.until_rounded(row.mark.version))))
+                for row, events in left
+            ]
             part = [(row, events) for row, events in part if events]
             if not part:
                 return
@@ -258,11 +261,6 @@ class BatchRunner:
                 if at_border:
                     work.end(stages.SNAPSHOT)
 
-    def _room(self, row: Row) -> int | None:
-        """Events up to the next version at which every worker rounds; None: it is never done."""
-        every = self.snapshots.every
-        return every - row.mark.version % every if self.snapshots.rounds else None
-
     def _apply(self, part: list[tuple[Row, list[Event]]], work: Work) -> None:
         """Moves rows on by their events; a row's mark moves only when its state has."""
         known = [(row, self.known(events)) for row, events in part]
@@ -271,7 +269,9 @@ class BatchRunner:
             most = max(len(e) for _, e in known)
         stepped = [(r, e) for r, e in known if 0 < len(e) <= most]
         if stepped:
-            self._step(stepped)
+            slots = np.array([row.slot for row, own in stepped for _ in own])
+            steps = np.array([event for _, own in stepped for event in own], np.int64)
+            self.stepper.step(slots, steps[:, 0], steps[:, 1])
             work.stepped += sum(len(indexed) for _, indexed in stepped)
             work.end(stages.STEP)
         prefilled = [(r, e) for r, e in known if len(e) > most]
@@ -286,11 +286,6 @@ class BatchRunner:
             row.hidden.add(self.hidden(events))
             row.count += len(indexed)
             row.mark = events[-1].mark
-
-    def _step(self, rows: list[tuple[Row, list[tuple[int, int]]]]) -> None:
-        slots = np.array([row.slot for row, own in rows for _ in own])
-        events = np.array([event for _, own in rows for event in own], np.int64)
-        self.stepper.step(slots, events[:, 0], events[:, 1])
 
     def _states(self, rows: list[Row]) -> tuple[Tensor, State]:
         """Places in the pool and a copy of the states there, every step taken."""

@@ -75,6 +75,10 @@ class SnapshotFormat:
         """With reduced snapshots, every worker rounds a state at every snapshot's version."""
         return self.precision != "float32"
 
+    def until_rounded(self, version: int) -> int | None:
+        """Events from a version to the next at which states are rounded; None: they never are."""
+        return self.every - version % self.every if self.rounds else None
+
     def is_due(self, outcomes: Sequence[Outcome]) -> bool:
         """Whether an append crossed a multiple of `every`."""
         own = own_versions(outcomes)

@@ -73,7 +73,7 @@ async def resolved(services: Services, options: RecommendationOptions) -> Resolv
     """Looks up what the options name.
 
     Raises:
-        ProblemError: a filter or cursor is none.
+        ProblemError: a filter can't be read, or a cursor is not one of ours.
         TooManyWait: too much of the kind is under way.
     """
     hashes = _hashes(services, options)

@@ -183,6 +183,7 @@ def write_log(folder: Path, *, missing: bool = False) -> None:
     (folder / "interactions.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_is_trained_ranked_and_resumed_like_ours(row: str, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)

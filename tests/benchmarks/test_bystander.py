@@ -69,6 +69,7 @@ def test_of_a_machine_that_others_use_nothing_is_said() -> None:
     assert not unsteady(fifths(load((30_000, 0.5)), machine(waited=EACH_S / 2), BUSY))
 
 
+@pytest.mark.slow
 def test_who_stands_in_line_is_seen() -> None:
     """Two that both want one core all the time."""
     core = min(os.sched_getaffinity(0))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import typer
@@ -19,7 +20,9 @@ from typer.testing import CliRunner
 
 from benchmarks import against, http_load, service_load, step_vs_recompute, window_load
 from benchmarks.http_load import closed_loop, get, open_loop
+from benchmarks.running import Server
 from benchmarks.window_app import Recomputing
+from cli.console import CommandError
 from model import ModelConfig, TiM4Rec
 from model.artefact import load_artefact, save_artefact
 from model.items import Items
@@ -112,6 +115,7 @@ def test_open_loop_counts_from_when_it_should_have_been_sent() -> None:
     assert 250 < outcome.ms(50) <= took_ms - 250  # the half that was due later waited less
 
 
+@pytest.mark.slow
 def test_open_loop_does_not_wait_for_the_next_tick() -> None:
     with answering(lambda _: (0.0, OK)) as port:
         for _ in range(3):
@@ -184,18 +188,26 @@ def test_service_load(artefact: Path, tmp_path: Path) -> None:
     assert row["hits"] == 1.0
 
 
-@pytest.mark.slow
-def test_against_what_it_was(artefact: Path, tmp_path: Path) -> None:
-    report = tmp_path / "against.json"
-    short = ["--users", "40", "--rounds", "2", "--seconds", "0.2", "--rate", "40"]
-    run(against.main, "HEAD", str(artefact), *short, "--rate-rounds", "2", "--json", str(report))
-    found = {row["figure"]: row for row in json.loads(report.read_text())}
-    assert len(found) == 5
-    for row in found.values():
-        assert row["then"] > 0
-        assert row["lower"] <= row["ratio"] <= row["upper"]
-    with pytest.raises(typer.Exit):
-        against.main("no such commit", artefact)
+def test_a_checkout_is_of_the_commit_and_goes() -> None:
+    with against.checkout("HEAD") as place:
+        assert (place / "service" / "app.py").exists()
+        assert place != against.ROOT
+    assert not place.exists()
+    with pytest.raises(CommandError, match="no such commit"), against.checkout("no such commit"):
+        pass
+
+
+def test_sides_are_measured_in_turn() -> None:
+    """Who is first alternates."""
+    asked: list[tuple[int, int]] = []
+
+    def measure(one: Server, turn: int) -> int:
+        asked.append((one.port, turn))
+        return one.port
+
+    then, now = (Server(port, psutil.Process()) for port in (1, 2))
+    assert against.in_turn(then, now, 2, measure) == [(1, 2), (1, 2)]
+    assert asked == [(2, 0), (1, 0), (1, 1), (2, 1)]
 
 
 @pytest.mark.parametrize("slow", [1.0, 2.0])

@@ -132,6 +132,7 @@ def test_rows_are_those_of_the_evaluation(
     assert (ranks.ranks[View()] != ranks.ranks[View(request_time=True)]).any()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(data: Path) -> None:
     first = run(data, "--rows", "causal", "--epochs", "2", "--patience", "5")
     folder = data.parent / "runs" / "ring" / "causal" / "0"

@@ -103,6 +103,7 @@ def run(data: Path, *arguments: str) -> Path:
     return runs / "ring"
 
 
+@pytest.mark.slow
 @recbole
 @pytest.mark.parametrize("model", recbole_baseline.MODELS)
 def test_without_padding_a_model_computes_the_same(model: str, tmp_path: Path) -> None:
@@ -118,6 +119,7 @@ def test_without_padding_a_model_computes_the_same(model: str, tmp_path: Path) -
     assert {name for name, difference in lines if not float(difference) < 1e-5} == set()
 
 
+@pytest.mark.slow
 @recbole
 def test_ranks_are_recboles(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--models", "SASRec", "--options")
@@ -153,6 +155,7 @@ def test_ranks_are_recboles(data: Path, capsys: pytest.CaptureFixture[str]) -> N
         run(data, *options, json.dumps(SMALL | {"epochs": 6, "learning_rate": 0.01}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

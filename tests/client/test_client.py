@@ -195,6 +195,7 @@ def test_a_user_has_a_page_after_another(running: Running, half: str) -> None:
 # -- what is lost ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_stored_twice_on_a_lossy_network(running: Running, half: str) -> None:
     network = Network(loss=0.2, seed=len(half))
     users = [f"lossy-{half}-{n}" for n in range(4)]
@@ -210,6 +211,7 @@ def test_nothing_is_lost_or_stored_twice_on_a_lossy_network(running: Running, ha
     assert network.lost > 5
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_away_and_comes_back(running: Running, half: str) -> None:
     name = f"patient-{half}"
     sent = [Interaction(name, ITEMS[n], BASE_MS + n) for n in range(20)]

@@ -414,6 +414,7 @@ def write_log(folder: Path) -> None:
         (folder / f"{name}.csv.gz").write_bytes(gzip.compress(text.encode()))
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_once_and_served_on_the_store(folder: Path) -> None:
     write_log(folder / "log")
     # Stands in for the one step that needs a network: it brings this log, not MovieLens-100K.

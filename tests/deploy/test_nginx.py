@@ -91,6 +91,7 @@ def test_without_a_user_every_replica_is_used() -> None:
         assert answers == set(ports)
 
 
+@pytest.mark.slow
 def test_a_replica_more_moves_only_its_share_of_the_users() -> None:
     with ExitStack() as stack:
         ports = [stack.enter_context(replica()) for _ in range(3)]
@@ -104,6 +105,7 @@ def test_a_replica_more_moves_only_its_share_of_the_users() -> None:
         assert len(moved) < len(USERS) * 0.7
 
 
+@pytest.mark.slow
 def test_a_get_goes_elsewhere_when_its_replica_is_overloaded_a_post_does_not() -> None:
     with front(503, 200) as (client, _):
         named = [{"X-User-Id": user} for user in USERS]

@@ -16,6 +16,7 @@ from tests.depth import examples
 from tests.model.test_exactness import histories, models, tensors
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(12))
 @given(data=st.data(), first=models(), count=st.integers(1, 3))
 def test_scores_of_an_ensemble_are_sums(data: st.DataObject, first: TiM4Rec, count: int) -> None:

@@ -284,7 +284,6 @@ def test_several_interactions_of_several_users_are_steps(
         assert_same(others, model.new_state(7 - len(rows)), 0)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 64, 300])
 def test_many_interactions_of_a_user(length: int) -> None:
     torch.manual_seed(length)

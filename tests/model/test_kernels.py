@@ -88,6 +88,7 @@ def varied(inputs: Inputs, case: str) -> tuple[Inputs, Tensor | None]:
 CASES = ("plain", "ragged", "huge gaps", "saturated", "packed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [*((case, torch.float32) for case in CASES), ("packed", torch.bfloat16)],
@@ -115,6 +116,7 @@ def test_the_scan(kernels: Kernels, device: torch.device, case: str, dtype: torc
         assert error(y, wanted) < TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
@@ -176,6 +178,7 @@ def test_a_batch_of_more_than_a_launch_takes(
         assert torch.equal(part, wanted)
 
 
+@pytest.mark.slow
 def test_sizes_are_filled_up(
     kernels: Kernels, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +212,7 @@ def tiny(device: torch.device) -> TiM4Rec:
     return found.to(device)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_that_uses_them(kernels: Kernels, device: torch.device, tiny: TiM4Rec) -> None:
     items = torch.tensor([[1, 5, 2, 9, 9, 3], [4, 4, 0, 0, 0, 0]], device=device)

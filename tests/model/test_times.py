@@ -40,6 +40,7 @@ def one(value: object) -> int | None:
         return None
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(300))
 @given(st.lists(TEXTS, min_size=1, max_size=20), st.lists(NUMBERS, min_size=1, max_size=20))
 def test_a_column_is_read_as_each_of_its_values(texts: list[str], numbers: list[float]) -> None:

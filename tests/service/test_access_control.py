@@ -167,6 +167,7 @@ def test_what_does_not_come_is_not_waited_for(service: Service) -> None:
             assert "read_timeout_s" in document["detail"]
 
 
+@pytest.mark.slow
 def test_what_comes_byte_by_byte_is_not_waited_for(service: Service) -> None:
     held = [Slow(service) for _ in range(2)]
     for slow, sent in zip(held, (HEAD[:80], HEAD), strict=True):
@@ -181,6 +182,7 @@ def test_what_comes_byte_by_byte_is_not_waited_for(service: Service) -> None:
             assert slow.answer()[0] == 408
 
 
+@pytest.mark.slow
 def test_heads_without_an_end(service: Service) -> None:
     for begun in (b"GET /" + b"a" * 200_000, b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000):
         slow = Slow(service)

@@ -95,6 +95,7 @@ def test_an_address_of_ipv6(start: Callable[..., Service]) -> None:
     assert service.stop() == 0
 
 
+@pytest.mark.slow
 @needs_ipv6
 def test_all_addresses_of_both_families(start: Callable[..., Service]) -> None:
     service = start("http://127.0.0.1", "--host", "::")

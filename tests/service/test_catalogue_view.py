@@ -28,6 +28,7 @@ def drawn(draw: st.DrawFn, rows: int) -> Flags:
     return np.array(draw(st.lists(st.booleans(), min_size=rows, max_size=rows)), np.bool_)
 
 
+@pytest.mark.slow
 @given(st.data())
 def test_exact_is_the_definition(data: st.DataObject) -> None:
     """Vectors of small whole numbers, so that many scores are equal."""

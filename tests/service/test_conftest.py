@@ -30,7 +30,6 @@ time.sleep(300)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the reaper looks into /proc")
 def test_nothing_outlives_a_killed_run(folder: Path) -> None:
     run = subprocess.Popen(

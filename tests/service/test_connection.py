@@ -274,6 +274,7 @@ def test_other_codings_are_not_read(coding: bytes) -> None:
     served(check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True])
 def test_who_reads_no_answers_is_not_read(late: bool) -> None:
     """Neither answers nor requests pile up."""

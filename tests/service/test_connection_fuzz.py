@@ -272,6 +272,7 @@ def test_valid_requests_are_answered_in_order(
     assert hear(target, cut(data, cuts), parsed).told == whole.told
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(50))
 @given(
     st.lists(ANY, min_size=1, max_size=4),

@@ -425,6 +425,7 @@ def test_of_a_shortened_record_what_is_left_is_taken_back(valkey: ValkeyServer, 
 # -- through the service -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_interaction_owns_nothing(artefact: Artefact, store_url: str, run: Run) -> None:
     async def go() -> None:
         served = {"popular_refresh_s": 0.05, "popular_least": 1, "max_weight": 5}

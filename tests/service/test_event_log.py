@@ -790,6 +790,7 @@ class ErasingStore(Store):
         return await super().execute(*arguments, **options)
 
 
+@pytest.mark.slow
 def test_erasures_are_announced_for_a_while(
     run: Run, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1394,6 +1395,7 @@ class EventLogMachine(RuleBasedStateMachine):
             assert record is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, WINDOW, WINDOW + 3])
 def test_the_log_is_what_its_rules_say(either: ValkeyServer | ValkeyCluster, limit: int) -> None:
     machine = type("Machine", (EventLogMachine,), {"url": either.url, "limit": limit})

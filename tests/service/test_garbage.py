@@ -46,7 +46,7 @@ def test_requests_that_wait_are_not_looked_through(
     (folder / "sitecustomize.py").write_text(TELLS)
     service = Service(
         artefact.folder, folder / "output", "--redis", durable_valkey.url,
-        PYTHONPATH=folder, max_wait_s=LONG_S,
+        fresh=True, PYTHONPATH=folder, max_wait_s=LONG_S,
     )  # fmt: skip
     try:
         service.start()

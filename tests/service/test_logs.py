@@ -363,6 +363,7 @@ def test_the_factory_refuses_wrong_settings_in_one_line(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_factory_configures_logging(artefact: Artefact, store_url: str, tmp_path: Path) -> None:
     output = tmp_path / "output"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")} | {

@@ -326,6 +326,7 @@ def test_a_model_that_nobody_should_trust_is_an_error_and_the_old_one_serves_on(
     run(go())
 
 
+@pytest.mark.slow
 def test_the_list_of_models_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_folder, "LISTED", 30)
     looked_at: list[Path] = []

@@ -312,6 +312,7 @@ def test_without_a_mouse(browser: Browser, service: Service, user: str) -> None:
         assert page.evaluate("document.activeElement.closest('#list') !== null")
 
 
+@pytest.mark.slow
 def test_on_a_phone(browser: Browser, service: Service, user: str) -> None:
     with opened(browser, service, user, viewport=PHONE, has_touch=True) as page:
         width = "document.documentElement.scrollWidth"
@@ -401,6 +402,7 @@ def test_titles_are_text(
             page.evaluate("document.getElementById('said').innerHTML = '<b>x</b>'")
 
 
+@pytest.mark.slow
 def test_what_the_store_did_not_answer_is_sent_again(
     browser: Browser, service: Service, client: httpx.Client, store: ValkeyServer, user: str
 ) -> None:
@@ -437,6 +439,7 @@ def test_what_is_refused_is_said(browser: Browser, service: Service, user: str) 
         expect(page.locator("#said")).to_contain_text("256 bytes")
 
 
+@pytest.mark.slow
 def test_the_charts(browser: Browser, service: Service, client: httpx.Client, user: str) -> None:
     with opened(browser, service, user) as page:
         page.get_by_role("tab", name="Live charts").click()

@@ -224,6 +224,7 @@ for words in ("serve", nothing, "--port", "1"), ("import-log", nothing), ("warm"
 """
 
 
+@pytest.mark.slow
 @AS_ROOT
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 @pytest.mark.parametrize("mode", [0o700, 0o755])

@@ -86,6 +86,7 @@ async def append(log: EventLog, *events: NewEvent) -> Any:
     return reply
 
 
+@pytest.mark.slow
 def test_without_its_replicas_nothing_is_acknowledged(run: Run, replicated: Replicated) -> None:
     """Nor a retry of what is there already, over whichever connection."""
 

@@ -215,6 +215,7 @@ def where(request: pytest.FixtureRequest, folder: Path) -> dict[str, str]:
     return {"data_dir": str(folder / "state")}
 
 
+@pytest.mark.slow
 def test_the_commands_compare(
     artefact_folder: Path, log: Path, where: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:

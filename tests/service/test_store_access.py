@@ -80,7 +80,6 @@ def test_a_user_and_a_password_in_the_url(run: Callable[..., Any], guarded: str)
     assert "no permissions" in said.lower()
 
 
-@pytest.mark.slow
 def test_a_start_with_a_wrong_password_ends_with_a_line(
     guarded: str, artefact_folder: Path, tmp_path: Path
 ) -> None:

@@ -217,6 +217,7 @@ def test_without_a_parent_a_trace_begins(traced: tuple[Receiver, Service]) -> No
     assert not any(b"ann" in request.SerializeToString() for request in receiver.requests)
 
 
+@pytest.mark.slow
 def test_a_receiver_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     tracing = Tracing()

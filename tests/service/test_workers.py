@@ -37,6 +37,8 @@ from tests.waited import LONG_S, at_last
 ITEMS = [f"i{n}" for n in range(40)]
 AT_MS = BASE_MS + 10**9
 WORKERS = 2
+pytestmark = pytest.mark.slow  # four processes
+
 # Small, so that states are evicted, rebuilt and snapshot all the time.
 SMALL = {"max_batch": 4, "pool_capacity": 16, "snapshot_every": 8, "dedup_window": 100}
 
@@ -159,7 +161,6 @@ async def load(pair: Pair, users: list[str], each: int) -> dict[str, list[tuple[
     return acknowledged
 
 
-@pytest.mark.slow
 def test_workers_agree_with_each_other_and_with_the_offline_model(pair: Pair, run: Any) -> None:
     users = [f"user{n}" for n in range(24)]
     acknowledged = run(load(pair, users, 16))
@@ -268,7 +269,6 @@ def test_stale_states_of_an_erased_user_are_gone_within_a_second(pair: Pair, run
     at_last(lambda: run(check_forgotten()))
 
 
-@pytest.mark.slow
 def test_nothing_is_left_of_an_erased_user_a_second_later(pair: Pair, run: Any) -> None:
     """Erased in the middle of what both services do for them, snapshots on their way included."""
     users = [f"gone{n}" for n in range(12)]

@@ -81,6 +81,7 @@ def test_the_quick_recipe_is_few_epochs_at_a_falling_rate(short: Dataset) -> Non
     assert quick.max_epochs < 10 < full.max_epochs
     assert training_config(short, "quick", max_epochs=2, lr=1e-3).max_epochs == 2
     assert quick.shuffle_ties == full.shuffle_ties
+    assert model_config(short, "quick").dropout == model_config(short).dropout / 2
 
 
 def test_what_is_given_counts(short: Dataset) -> None:

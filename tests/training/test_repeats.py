@@ -72,7 +72,7 @@ def test_it_does_not_depend_on_the_bias_the_model_has() -> None:
     assert repeat_bias(model, dataset) == before
 
 
-def test_without_repeats_kept_comes_to_masked(tmp_path: Path) -> None:
+def test_without_repeats_kept_comes_to_filtered(tmp_path: Path) -> None:
     dataset = log_with_repeats(0.0)
     architecture = ModelConfig(n_items=dataset.n_items, d_model=16, head_dim=8, d_state=8)
     result = train(dataset, architecture, TrainingConfig(max_epochs=3, threads=1), tmp_path)

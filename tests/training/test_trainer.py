@@ -73,6 +73,7 @@ def dataset() -> Dataset:
     return build_dataset(chain_log(), Protocol(core=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["causal", "none", "sequence"])
 def test_every_time_path_learns(path: str) -> None:
     dataset = build_dataset(chain_log(users=120), Protocol(core=1))
@@ -106,6 +107,7 @@ def test_the_sampled_loss_learns(dataset: Dataset, tmp_path: Path) -> None:
     assert identical(train(dataset, config, sampled, tmp_path).model, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["causal", "sequence"])
 def test_bfloat16_training_stays_close_to_float32(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, path: str
@@ -438,24 +440,24 @@ def test_items_had_before_are_ranked_where_users_come_back_to_them(
 
 def test_each_epoch_is_told(dataset: Dataset) -> None:
     config = model_config(dataset, **SMALL)
-    told = []
+    epochs = []
 
     def after_epoch(epoch: trainer.Epoch) -> None:
         found = rank_targets(
             epoch.model, dataset.histories, dataset.validation, at_target_time=(True,)
         )
         assert ranking_metrics(found[True].kept)["NDCG@10"] == epoch.ndcg
-        told.append(epoch)
-        if len(told) == 3:
+        epochs.append(epoch)
+        if len(epochs) == 3:
             raise InterruptedError
 
     began = time.perf_counter()
     with pytest.raises(InterruptedError):
         train(dataset, config, with_options(max_epochs=9, ema=0.7), after_epoch=after_epoch)
     spent = time.perf_counter() - began
-    assert len(told) == 3
-    assert all(min(epoch.training_seconds, epoch.validation_seconds) > 0 for epoch in told)
-    assert sum(epoch.training_seconds + epoch.validation_seconds for epoch in told) < spent
+    assert len(epochs) == 3
+    assert all(min(epoch.training_seconds, epoch.validation_seconds) > 0 for epoch in epochs)
+    assert sum(epoch.training_seconds + epoch.validation_seconds for epoch in epochs) < spent
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(dataset: Dataset) -> None:
@@ -506,9 +508,9 @@ def test_shuffled_gaps_of_a_trained_model_lower_its_ndcg() -> None:
 def test_request_time_is_learnt_and_can_be_done_without() -> None:
     dataset = build_dataset(gap_log("after"), Protocol(core=1))
     model = train(dataset, model_config(dataset, **SMALL), with_options(max_epochs=7)).model
-    told, not_told = ndcg(model, dataset, asked=True), ndcg(model, dataset)
-    assert told > not_told + 0.1
-    assert not_told > 0.5, "a quarter as good as one of two at random"
+    known, unknown = ndcg(model, dataset, asked=True), ndcg(model, dataset)
+    assert known > unknown + 0.1
+    assert unknown > 0.5, "a quarter as good as one of two at random"
 
 
 @pytest.mark.parametrize(
