@@ -5,7 +5,7 @@
     python -m benchmarks.over_time --dataset amazon-beauty --policies --artefact artefacts/mine
 
 The log is cut at `--cut` of its interactions in time; every later event's item is ranked among the
-whole catalogue given all that came before it (`benchmarks.walk_forward` has the rules).
+whole catalogue given all that came before it (`benchmarks.forward.walk` has the rules).
 
 `frozen` is our default recipe trained on what lies before the cut; `retrained` is that model
 trained on, for two epochs on every interaction so far, at each later border of a period. Both are
@@ -31,11 +31,11 @@ from rich.console import Console
 from benchmarks.baselines.item_knn import ItemKNN
 from benchmarks.baselines.popularity import Popularity
 from benchmarks.baselines.transitions import Transitions
+from benchmarks.forward.models import Served, model_ranks, with_fallback
+from benchmarks.forward.summary import summarise, tables
+from benchmarks.forward.training import frozen_model, retrained_models
+from benchmarks.forward.walk import DAY_MS, Events, Policy, Walk, walk_forward
 from benchmarks.quality import DATA, ERRORS
-from benchmarks.walk_forward import DAY_MS, Events, Policy, Walk, walk_forward
-from benchmarks.walk_models import Served, model_ranks, with_fallback
-from benchmarks.walk_summary import summarise, tables
-from benchmarks.walk_training import frozen_model, retrained_models
 from model.artefact import ArtefactError, load_artefact
 from training.dataset import Int64s
 from training.interactions import Log, read_log

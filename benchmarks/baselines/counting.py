@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.walk_forward import Bools, Events
+from benchmarks.forward.walk import Bools, Events
 from model.compiled import compiled
 from training.dataset import Int64s
 from training.metrics import MISS

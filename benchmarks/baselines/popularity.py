@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.baselines.counting import NO_PAIRS, Evidence, Float64s
-from benchmarks.walk_forward import DAY_MS, Bools, Events
+from benchmarks.forward.walk import DAY_MS, Bools, Events
 from training.dataset import Int64s
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.baselines.counting import Evidence, Pairs
 from benchmarks.baselines.popularity import Popularity
-from benchmarks.walk_forward import Events
+from benchmarks.forward.walk import Events
 from training.dataset import Int64s
 
 LAST = 5

@@ -22,8 +22,7 @@ from benchmarks import over_time
 from benchmarks.baselines.item_knn import ItemKNN
 from benchmarks.baselines.popularity import Popularity
 from benchmarks.baselines.transitions import Transitions
-from benchmarks.walk_forward import DAY_MS, Events, Walk, walk_forward
-from benchmarks.walk_models import (
+from benchmarks.forward.models import (
     AFTER,
     AT,
     BEFORE,
@@ -33,8 +32,9 @@ from benchmarks.walk_models import (
     model_ranks,
     with_fallback,
 )
-from benchmarks.walk_summary import interval, summarise
-from benchmarks.walk_training import frozen_model, retrained_models, warm_started
+from benchmarks.forward.summary import interval, summarise
+from benchmarks.forward.training import frozen_model, retrained_models, warm_started
+from benchmarks.forward.walk import DAY_MS, Events, Walk, walk_forward
 from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import build_dataset

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.walk_forward import Walk
-from benchmarks.walk_models import Served
+from benchmarks.forward.models import Served
+from benchmarks.forward.walk import Walk
 from model import TiM4Rec
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, build_dataset

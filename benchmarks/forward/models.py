@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.forward.walk import Events, Walk
 from benchmarks.ranks import ResultError
-from benchmarks.walk_forward import Events, Walk
 from model import UNKNOWN_TIME, TiM4Rec
 from training.batches import gather_padded
 from training.dataset import Histories, Int32s, Int64s

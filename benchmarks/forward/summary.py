@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from benchmarks.forward.walk import Bools, Walk
 from benchmarks.significance import CHUNK, Float64s, gains
-from benchmarks.walk_forward import Bools, Walk
 from training.dataset import Int64s
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
