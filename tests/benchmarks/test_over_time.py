@@ -227,6 +227,7 @@ def stepped_scores(
     return [{item: float(each[n]) for item, n in index.items()} for each in scores]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("request_time", [True, False])
 @given(rows=FEW_ROWS)
 def test_model_ranks_are_those_of_stepping(request_time: bool, rows: list[Row]) -> None:
@@ -317,6 +318,7 @@ def ring(seed: int = 0) -> list[Row]:
     return rows
 
 
+@pytest.mark.slow
 def test_a_retrained_model_is_trained_on_what_came_before_the_border(tmp_path: Path) -> None:
     rows = ring()
     made = walk_of(rows, periods=2)
@@ -427,6 +429,7 @@ def test_figures_are_means_over_events_of_a_slice_and_period() -> None:
     assert everything.intervals["HR@10"][0] <= 1 / 3 <= everything.intervals["HR@10"][1]
 
 
+@pytest.mark.slow
 def test_the_command_trains_once_and_tells_every_policy_and_slice(tmp_path: Path) -> None:
     data = tmp_path / "data" / "ring"
     data.mkdir(parents=True)
