@@ -227,7 +227,6 @@ def stepped_scores(
     return [{item: float(each[n]) for item, n in index.items()} for each in scores]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("request_time", [True, False])
 @given(rows=FEW_ROWS)
 def test_model_ranks_are_those_of_stepping(request_time: bool, rows: list[Row]) -> None:
@@ -318,7 +317,6 @@ def ring(seed: int = 0) -> list[Row]:
     return rows
 
 
-@pytest.mark.slow
 def test_a_retrained_model_is_trained_on_what_came_before_the_border(tmp_path: Path) -> None:
     rows = ring()
     made = walk_of(rows, periods=2)
