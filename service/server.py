@@ -101,9 +101,8 @@ class Server(uvicorn.Server):
         protocol: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
         return protocol
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        # As it comes, it sends itself the signal again at the end, and dies of it.
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before there is a loop: what a signal's handler raises, one that begins may swallow.
         on_signal: dict[signal.Signals, Any] = {
             signal.SIGTERM: self.handle_exit,
             signal.SIGINT: signal.SIG_IGN if self.supervisor else self.handle_exit,
@@ -111,10 +110,15 @@ class Server(uvicorn.Server):
         }
         before = {number: signal.signal(number, do) for number, do in on_signal.items()}
         try:
-            yield
+            super().run(sockets)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # As it comes, it sends itself the signal again at the end, and dies of it.
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Between any two lines of this thread: no lock may be taken here, so nothing is logged.
