@@ -9,13 +9,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.catalogue import numba_scores, numba_top
+from service.catalogue import numba_top
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
 from service.catalogue.view import CatalogueView, Flags
 
-FEW = 8
-"""Queries up to which a BLAS takes longer than a compiled loop."""
+FEW = 3
+"""Queries up to which one product each is quicker than one of all: for that a BLAS first packs the
+vectors for itself."""
+
+
+def products(
+    query_BD: NDArray[np.float32], components_DV: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """(B, V) products on a CPU."""
+    found_BV = np.empty((len(query_BD), components_DV.shape[1]), np.float32)
+    if len(query_BD) > FEW:
+        return np.matmul(query_BD, components_DV, out=found_BV)
+    for query_D, found_V in zip(query_BD, found_BV, strict=True):
+        np.matmul(query_D, components_DV, out=found_V)
+    return found_BV
 
 
 class ExactSearch:
@@ -125,9 +138,7 @@ class ExactSearch:
         if self._components_DV is None:
             return query_BD @ self._embedding.T
         # For many, numpy's BLAS takes half of torch's time.
-        query = query_BD.numpy()
-        product = numba_scores.scores if len(query) <= FEW else np.matmul
-        return torch.from_numpy(product(query, self._components_DV))
+        return torch.from_numpy(products(query_BD.numpy(), self._components_DV))
 
 
 def _places(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
