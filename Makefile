@@ -30,10 +30,11 @@ run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder D
 # Processes that tests start read our modules compiled.
 test quick: export PYTHONDONTWRITEBYTECODE =
 test: install ## Run the whole test suite, real servers included
-	@$(BIN)/python -m pytest -n 3 --dist worksteal
+	@$(BIN)/python -m pytest -n 4 --dist worksteal
 
-quick: install ## Run what of it takes less than two seconds apiece; two minutes
-	@$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not slow and not faults'
+# The contract's tests take seconds to collect, of each process.
+quick: install ## Run what of it takes less than two seconds apiece; two and a half minutes
+	@$(BIN)/python -m pytest -n 4 --dist worksteal -m 'not slow and not faults' --ignore tests/service/test_contract.py
 
 test-faults: install ## Break the store and the workers under load, overload, a soak (SOAK_S=600); 20 minutes
 	@SOAK_S="$(SOAK_S)" $(BIN)/python -m pytest -m faults tests/faults
