@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service.observe.tracing import FLUSH_WITHIN_S, Tracing
-from tests.waited import waited
+from tests.waited import LONG_S, waited
 
 ITEMS = [f"i{n}" for n in range(20)]
 SPAN_OF_CALLER = "00f067aa0ba902b7"
@@ -220,6 +220,8 @@ def test_without_a_parent_a_trace_begins(traced: tuple[Receiver, Service]) -> No
 @pytest.mark.slow
 def test_a_receiver_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", str(FLUSH_WITHIN_S + 10))
+    before = set(threading.enumerate())
     tracing = Tracing()
     scope: dict[str, Any] = {
         "method": "GET",
@@ -236,3 +238,6 @@ def test_a_receiver_that_is_away_holds_nobody_up(monkeypatch: pytest.MonkeyPatch
         return waiting.seconds
 
     assert asyncio.run(close()) < FLUSH_WITHIN_S + 1
+    for thread in set(threading.enumerate()) - before:  # it would go on within another test
+        thread.join(LONG_S)
+        assert not thread.is_alive()
