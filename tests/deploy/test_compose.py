@@ -468,20 +468,26 @@ def test_a_model_that_is_not_there_is_one_line(folder: Path) -> None:
     assert "no model shop" in done.stderr
 
 
+@contextlib.contextmanager
+def started(machine: Machine, name: str, program: str, port: int) -> Iterator[str]:
+    """The URL of a service that runs by the program installed here, and is healthy."""
+    machine.services[name]["entrypoint"] = [shutil.which(program)]  # the image's
+    assert not machine.healthy(name)
+    listen = f"--web.listen-address=127.0.0.1:{machine.ports[port]}"
+    with machine.running(name, listen, "--log.level=error") as process:
+        url = f"http://127.0.0.1:{machine.ports[port]}"
+        machine.wait_answer(f"{url}/-/ready", process)
+        assert machine.healthy(name)
+        yield url
+
+
 @pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("wget")),
     reason="prometheus or wget is missing: Debian packages prometheus and wget",
 )
 def test_prometheus_starts_on_its_configuration(folder: Path) -> None:
     machine = Machine(folder)
-    program = shutil.which("prometheus")
-    machine.services["prometheus"]["entrypoint"] = [program]  # the image's
-    assert not machine.healthy("prometheus")
-    listen = f"--web.listen-address=127.0.0.1:{machine.ports[9090]}"
-    with machine.running("prometheus", listen, "--log.level=error") as process:
-        url = f"http://127.0.0.1:{machine.ports[9090]}"
-        machine.wait_answer(f"{url}/-/ready", process)
-        assert machine.healthy("prometheus")
+    with started(machine, "prometheus", "prometheus", 9090) as url:
         flags = httpx.get(f"{url}/api/v1/status/flags").json()["data"]
         assert flags["storage.tsdb.path"] == str(machine.places["prometheus"])
         alerts = httpx.get(f"{url}/api/v1/rules?type=alert").json()["data"]["groups"]
@@ -494,13 +500,6 @@ def test_prometheus_starts_on_its_configuration(folder: Path) -> None:
 )
 def test_alertmanager_starts_on_its_configuration(folder: Path) -> None:
     machine = Machine(folder)
-    program = shutil.which("prometheus-alertmanager")
-    machine.services["alertmanager"]["entrypoint"] = [program]  # the image's
-    assert not machine.healthy("alertmanager")
-    listen = f"--web.listen-address=127.0.0.1:{machine.ports[9093]}"
-    with machine.running("alertmanager", listen, "--log.level=error") as process:
-        url = f"http://127.0.0.1:{machine.ports[9093]}"
-        machine.wait_answer(f"{url}/-/ready", process)
-        assert machine.healthy("alertmanager")
+    with started(machine, "alertmanager", "prometheus-alertmanager", 9093) as url:
         told = [receiver["name"] for receiver in httpx.get(f"{url}/api/v2/receivers").json()]
         assert told == ["page", "ticket"]
