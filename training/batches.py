@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from model import UNKNOWN_TIME
+from training.config import RequestMoments
 from training.dataset import Dataset, Histories, Int64s
 
 
@@ -80,6 +81,7 @@ def window_batches(
     targets: int = 2048,
     max_len: int = 200,
     request_dropout: float = 0.1,
+    request_moments: RequestMoments = "between",
     time_masking: float = 0.0,
     context: int = 0,
     seed: int = 0,
@@ -104,6 +106,8 @@ def window_batches(
         rows = order[groups[group]]
         items, times = gather_padded(dataset.histories, starts[rows], lengths[rows])
         followed, request_times = gather_padded(dataset.histories, starts[rows] + 1, lengths[rows])
+        if request_moments == "between":
+            request_times = asked_between(times, request_times, rng)
         request_times[rng.random(len(rows)) < request_dropout] = UNKNOWN_TIME
         _mask(times, time_masking, rng)
         batch = _tensors(items, times, request_times, followed, lengths[rows])
@@ -113,6 +117,28 @@ def window_batches(
             _mask(times, time_masking, rng)
             batch = replace(batch, before=Before(*_as_tensors(items, times, before)))
         yield batch
+
+
+def asked_between(last: Int64s, following: Int64s, rng: np.random.Generator) -> Int64s:
+    """Moments at which a service may be asked after an interaction and before the next one.
+
+    A third each: about a second after the interaction, as the page that follows it asks; at a
+    moment whose distance is log-uniform from a second to the next one's; at the next one's time.
+    All that is known of the next one at such a moment is that it has not happened.
+
+    Args:
+        last, following: (B, L) ms of each interaction and of the one after it.
+    """
+    gap = np.where((last == UNKNOWN_TIME) | (following == UNKNOWN_TIME), 0, following - last)
+    which = rng.random(gap.shape)
+    drawn = rng.random(gap.shape)
+    soon = 500 * 4**drawn
+    # Of equal times the true distance is below the log's grain: a second is as good as any.
+    soon = np.where(gap > 0, np.minimum(soon, gap), soon)
+    between = np.minimum(1000, gap) * np.maximum(gap / 1000, 1) ** drawn
+    distance = np.where(which < 1 / 3, soon, np.where(which < 2 / 3, between, gap))
+    known = (last != UNKNOWN_TIME) & (following != UNKNOWN_TIME)
+    return np.where(known, last + distance.astype(np.int64), following)
 
 
 def prefix_batches(

@@ -12,6 +12,7 @@ ItemInit = Literal["random", "cooccurrence"]
 Loss = Literal["full", "sampled"]
 TrainingPrecision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "linear"]
+RequestMoments = Literal["between", "next"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class TrainingConfig:
     end of `max_epochs`, whose weights are kept and validated once. patience: epochs without a
     better validation NDCG@10 before stopping. request_dropout: share of windows without request
     times.
+    request_moments: when a position is asked, of windows that are told: at moments `between` it and
+    the next interaction, as a service is, or at the `next` one's time.
     context: interactions before a window that starts within a history; the window begins with
     the state after them, without a gradient to them; 0 begins anew.
     time_masking: share of interactions whose time is hidden, for logs that lack some.
@@ -61,6 +64,7 @@ class TrainingConfig:
     targets: int = 2048
     max_len: int = 200
     request_dropout: float = 0.1
+    request_moments: RequestMoments = "between"
     time_masking: float = 0.0
     shuffle_ties: bool = False
     context: int = 0
@@ -81,7 +85,7 @@ class TrainingConfig:
         for name, choices in (
             ("schedule", Schedule), ("item_init", ItemInit), ("loss", Loss),
             ("precision", TrainingPrecision), ("validation_seen", ValidationSeen),
-            ("kernels", KernelChoice),
+            ("kernels", KernelChoice), ("request_moments", RequestMoments),
         ):  # fmt: skip
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(

@@ -33,7 +33,8 @@ def model_config(dataset: Dataset, recipe: Recipe = "full", **options: Any) -> M
     chosen: dict[str, Any] = {"dropout": dropout / 2 if recipe == "quick" else dropout}
     if (gaps := dataset.gap_range_ms()) is not None:
         seconds = (gaps[0] / 1000, gaps[1] / 1000)
-        chosen |= {"gap_range_s": seconds, "request_range_s": seconds}
+        # Asked within a second of an interaction, however coarse the log's times are.
+        chosen |= {"gap_range_s": seconds, "request_range_s": (min(1.0, seconds[0]), seconds[1])}
     return ModelConfig(n_items=dataset.n_items, **(chosen | options))
 
 

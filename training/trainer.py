@@ -208,7 +208,8 @@ class _Run(Generic[M]):
             max_len = min(c.max_len, self.model.window or c.max_len)
             return window_batches(
                 dataset, targets=c.targets, max_len=max_len,
-                request_dropout=c.request_dropout, time_masking=c.time_masking,
+                request_dropout=c.request_dropout, request_moments=c.request_moments,
+                time_masking=c.time_masking,
                 context=c.context, seed=c.seed, epoch=epoch,
             )  # fmt: skip
         return prefix_batches(
