@@ -11,6 +11,9 @@ from service.catalogue.choice import Choice
 from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
 
+RECENT = 20
+"""So many of the items that a user had last are known."""
+
 
 @dataclass(frozen=True, eq=False)
 class Ask:

@@ -23,6 +23,7 @@ from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
 from service.catalogue.retrieval import Retrieval
 from service.engine import snapshots
+from service.engine.effects import EventEffects
 from service.engine.history import Fetched, History, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
 from service.engine.requests import Read, Recommendation
@@ -89,9 +90,10 @@ class BatchRunner:
         kinds: KindRules,
         retrieval: Retrieval | None = None,
     ) -> None:
-        self.model, self.pool, self.snapshots, self.kinds = artefact.model, pool, snapshots, kinds
+        self.model, self.pool, self.snapshots = artefact.model, pool, snapshots
         self.stepper = open_stepper(self.model, pool.states)
-        self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
+        vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
+        self.effects = EventEffects(kinds, vocabulary)
         self.retrieval = retrieval or Retrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
@@ -109,25 +111,6 @@ class BatchRunner:
             state = self.model.step(items[:, 0], items[:, 0] * 3000, state)
             query = self.model.query(state, items[:, 0] * 4000)
             self.retrieval.answer(query, [Ask(10)] * batch)
-
-    def moves(self, event: Event) -> bool:
-        """Whether the event moves the state."""
-        steps = event.kind is None or self.kinds.steps(event.kind)
-        return steps and event.item_id in self.vocabulary
-
-    def known(self, events: Sequence[Event]) -> list[tuple[int, int]]:
-        """Item and time, ms, of the events that move the state."""
-        return [(self.vocabulary[e.item_id], e.time_ms) for e in events if self.moves(e)]
-
-    def hidden(self, events: Sequence[Event]) -> list[int]:
-        """The items that these events hide."""
-        return [
-            self.vocabulary[event.item_id]
-            for event in events
-            if event.kind is not None
-            and self.kinds.hides(event.kind)
-            and event.item_id in self.vocabulary
-        ]
 
     def is_small(self, batch: Sequence[Fetched]) -> bool:
         """Whether this takes a millisecond at most: users at hand, few events and few scores."""
@@ -189,7 +172,8 @@ class BatchRunner:
             return None
         try:
             _, state = self._states([row])
-            return Snapshot(row.mark, row.count, row.seen.unique(), row.hidden.unique(), state)
+            seen, hidden = row.seen.unique(), row.hidden.unique()
+            return Snapshot(row.mark, row.count, seen, hidden, row.recent, state)
         finally:
             self.pool.unpin(row)
 
@@ -239,7 +223,7 @@ class BatchRunner:
             self.pool.reset([row])
         else:
             self.pool.states.write(self.pool.index([row]), base.state)
-            row.mark, row.count = base.mark, base.count
+            row.mark, row.count, row.recent = base.mark, base.count, base.recent
             row.seen, row.hidden = Seen(base.seen), Seen(base.hidden)
         return row
 
@@ -263,7 +247,7 @@ class BatchRunner:
 
     def _apply(self, part: list[tuple[Row, list[Event]]], work: Work) -> None:
         """Moves rows on by their events; a row's mark moves only when its state has."""
-        known = [(row, self.known(events)) for row, events in part]
+        known = [(row, self.effects.known(events)) for row, events in part]
         most = self.stepper.most_steps
         if most is None:
             most = max(len(e) for _, e in known)
@@ -283,7 +267,8 @@ class BatchRunner:
             # Only a record that has lost its beginning has a gap.
             row.truncated |= events[0].version > row.mark.version + 1
             row.seen.add(item for item, _ in indexed)
-            row.hidden.add(self.hidden(events))
+            row.hidden.add(self.effects.hidden(events))
+            row.recent = self.effects.recent(row.recent, events)
             row.count += len(indexed)
             row.mark = events[-1].mark
 
@@ -327,10 +312,7 @@ class BatchRunner:
         fits = self.pool.layout.fits(state, self.snapshots.precision)
         work.unfit += int((~fits).sum())
         chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
-        extras = [
-            snapshots.describe(self.snapshots.stamp, r.mark, r.count, r.seen, r.hidden)
-            for r in chosen
-        ]
+        extras = [snapshots.describe(self.snapshots.stamp, row) for row in chosen]
         packed = self.pool.layout.pack(
             state.rows(fits.nonzero()[:, 0]), extras, self.snapshots.precision
         )

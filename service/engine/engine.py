@@ -75,7 +75,7 @@ class Engine:
         self.log, self.listeners = log, listeners
         self.pool = StatePool(model.state_layout, pool_capacity, model.device)
         self.runner = BatchRunner(artefact, self.pool, self.snapshots, kinds, retrieval)
-        self.vocabulary = self.runner.vocabulary
+        self.vocabulary = self.runner.effects.vocabulary
         self.history = HistoryReader(log, self.pool, self.snapshots)
         self.erasures = ErasureFollower(log, self.pool, listeners)
         hear, failing = self.erasures.hear, "erasures are not read"

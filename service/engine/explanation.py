@@ -90,8 +90,8 @@ class Explainer:
     ) -> tuple[list[Event], NDArray[np.float32]]:
         """The newest interactions that moved the state, and their parts of each score."""
         runner = self.engine.runner
-        events = [event for event in events if runner.moves(event)]
-        known = np.array(runner.known(events), np.int64)
+        events = [event for event in events if runner.effects.moves(event)]
+        known = np.array(runner.effects.known(events), np.int64)
         items, times = torch.from_numpy(known).to(runner.model.device).T
         vectors = runner.retrieval.vectors(rows)
         found = left_out(runner.model, items, times, vectors, at_ms, self.most_events)

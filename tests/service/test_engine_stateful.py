@@ -55,8 +55,9 @@ from tests.service.test_pool import evict
 torch.set_num_threads(1)
 
 USERS = ["ann", "b{o}b:/%"]
-ITEMS = [f"i{n}" for n in range(8)]
+ITEMS = [*(f"i{n}" for n in range(6)), 'a "b",\\ [c]\n', "é€😀" * 28]
 EVERY = 4
+RECENT = 7  # fewer than a user often has
 REPLAY_LIMIT = 9
 PAGE = 3  # smaller than what is missing after a crash: histories come in several pages
 BASE_MS = 1_700_000_000_000
@@ -94,9 +95,17 @@ def as_given(event: NewEvent) -> tuple[object, ...]:
     return event.item_id, event.time_ms, event.event_id, event.kind, event.weight
 
 
+def of_step(which: int, event: Event) -> bool:
+    return event.kind is None or Effect.STEP in RULES[which].of(event.kind)
+
+
 def stepping(which: int, event: Event) -> bool:
-    known = event.item_id in ARTEFACTS[which].items.ids
-    return known and (event.kind is None or Effect.STEP in RULES[which].of(event.kind))
+    return event.item_id in ARTEFACTS[which].items.ids and of_step(which, event)
+
+
+def recent(which: int, events: Sequence[Event]) -> tuple[str, ...]:
+    """The last items, newest first, known to the model or not."""
+    return tuple([event.item_id for event in events if of_step(which, event)][::-1][:RECENT])
 
 
 @dataclass
@@ -584,6 +593,7 @@ class Workers(RuleBasedStateMachine):
                 held = pool.states.rows(torch.tensor([row.slot]))
                 seen, hidden = (set(of.array().tolist()) for of in (row.seen, row.hidden))
                 self.check_state(worker.which, events, held, seen, hidden)
+                assert row.recent == recent(worker.which, events)
 
     def check_state(
         self, which: int, events: list[Event], held: State, seen: set[int], hidden: set[int]
@@ -671,6 +681,7 @@ class Workers(RuleBasedStateMachine):
             events = self.prefix[snapshot.mark.uid]
             seen, hidden = set(snapshot.seen.tolist()), set(snapshot.hidden.tolist())
             self.check_state(worker.which, events, snapshot.state, seen, hidden)
+            assert snapshot.recent == recent(worker.which, events)
         return snapshot
 
 
@@ -679,6 +690,7 @@ def machine(valkey: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Worke
     Workers.url = valkey.url
     # Batches are computed at any time.
     monkeypatch.setattr("service.engine.erasure.DROP_AGAIN_S", 1e9)
+    monkeypatch.setattr("service.engine.effects.RECENT", RECENT)
     yield Workers
     Workers.precision, Workers.late_policy = "float32", "clamp"
 
