@@ -326,7 +326,7 @@ class BatchRunner:
             return
         known = [(one, read) for one, read in asked if one.row.count]
         others = [(one, read) for one, read in asked if not one.row.count]
-        popular = self.retrieval.answer(None, [_ask(one.row, read) for one, read in others])
+        popular = self.retrieval.answer(None, [_ask(one, read) for one, read in others])
         rankings = [*self._rankings(known), *popular]
         for (one, read), ranking in zip(known + others, rankings, strict=True):
             work.answers.append((read, _recommendation(one, ranking)))
@@ -336,9 +336,9 @@ class BatchRunner:
         """By the states of users of whom something is known."""
         if not asked:
             return []
+        asks = [_ask(one, read) for one, read in asked]
         slots = np.array([one.row.slot for one, _ in asked])
-        times = np.array([_request_time(one.fetched, read) for one, read in asked])
-        asks = [_ask(one.row, read) for one, read in asked]
+        times = np.array([ask.at_ms for ask in asks])
         # For kernels, what is not to be returned goes with the steps that wait.
         beside = [] if self.model.kernels is None else self.retrieval.places(asks)
         index, at, *there = self.stepper.send(slots, times, *beside)
@@ -351,9 +351,10 @@ def _is_at_hand(fetched: Fetched) -> bool:
     return fetched.reply is None or fetched.reply.known_is_current_history
 
 
-def _ask(row: Row, read: Read) -> Ask:
+def _ask(ready: Ready, read: Read) -> Ask:
+    row, at_ms = ready.row, _request_time(ready.fetched, read)
     seen, hidden = row.seen.array(), row.hidden.array()
-    return read.ask.of_user(seen, hidden, exclude_seen=read.exclude_seen)
+    return read.ask.of_user(seen, hidden, row.recent, at_ms, exclude_seen=read.exclude_seen)
 
 
 def _request_time(fetched: Fetched, read: Read) -> int:

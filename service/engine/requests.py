@@ -45,7 +45,8 @@ class Read:
     """A recommendation asked for; answered when the state has caught up with the log.
 
     Attributes:
-        at_ms: the time recommended for; None: now, by the store's clock.
+        at_ms: the time recommended for, UNKNOWN_TIME where not known; None: now, by the store's
+            clock.
         allow_stale: a state in the pool will do, without asking the log.
         session: the whole history of somebody who is no user; the log is not asked.
     """

@@ -1,15 +1,18 @@
-"""The items that a user had last: in rows and in snapshots."""
+"""The items that a user had last: in rows, in snapshots, and in what the catalogue is asked."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
+from model import UNKNOWN_TIME
 from model.artefact import Artefact
 from model.kinds import KindRules
 from service.catalogue.ask import RECENT
@@ -18,9 +21,10 @@ from service.engine.pool import Row
 from service.engine.snapshots import SnapshotFormat, describe
 from service.store.client import Store
 from service.store.event_log import EventLog
-from service.store.events import ORIGIN, NewEvent, new_uid
+from service.store.events import ORIGIN, Event, NewEvent, new_uid
 from tests.service.processes import BASE_MS, make_artefact
 from tests.service.record import read_snapshots
+from tests.service.test_engine_stateful import RecordedRetrieval
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -93,6 +97,40 @@ def test_a_shortened_record_has_those_that_are_left(
             async with started(artefact, log) as engine:
                 await post(engine, GIVEN)
                 assert await recent(engine) == tuple(STEPPED[-6:][::-1])
+
+    run(main())
+
+
+def test_every_read_hands_them_on_with_its_time(
+    artefact: Artefact, store_url: str, run: Run
+) -> None:
+    async def main() -> None:
+        retrieval, began = RecordedRetrieval(artefact), round(time.time() * 1000)
+        async with (
+            Store(store_url) as store,
+            started(artefact, EventLog(store), retrieval=retrieval) as engine,
+        ):
+            session = [Event(1, new_uid(), "i4", None, BASE_MS, None)]
+            await engine.append("u", [NewEvent(new_uid(), item) for item in ("i0", "new")])
+            await engine.append("v", [NewEvent(new_uid(), "new")])  # nothing that the model knows
+            for at_ms in (None, BASE_MS, UNKNOWN_TIME):
+                retrieval.asked()
+                await engine.recommend("u", 1, at_ms=at_ms)
+                await engine.recommend("u", 1, at_ms=at_ms, allow_stale=True)
+                await engine.rank("u", np.array([1], np.int32), at_ms=at_ms)
+                await engine.recommend_session(session, 1, at_ms=at_ms)
+                await engine.recommend("v", 1, at_ms=at_ms)
+                await engine.recommend("nobody", 1, at_ms=at_ms)
+                asked = retrieval.asked()
+                of_user = ("new", "i0")
+                assert [ask.recent for ask in asked] == [
+                    of_user, of_user, of_user, ("i4",), ("new",), ()
+                ]  # fmt: skip
+                for ask in asked:
+                    if at_ms is None:
+                        assert began - 1 <= ask.at_ms <= time.time() * 1000 + 1
+                    else:
+                        assert ask.at_ms == at_ms
 
     run(main())
 
