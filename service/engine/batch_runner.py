@@ -321,23 +321,23 @@ class BatchRunner:
     # -- recommendations -----------------------------------------------------------------
 
     def _answer(self, ready: Sequence[Ready], work: Work) -> None:
-        asked = [(one, read) for one in ready for read in one.fetched.reads]
+        asked = [(one, read, _ask(one, read)) for one in ready for read in one.fetched.reads]
         if not asked:
             return
-        known = [(one, read) for one, read in asked if one.row.count]
-        others = [(one, read) for one, read in asked if not one.row.count]
-        popular = self.retrieval.answer(None, [_ask(one, read) for one, read in others])
-        rankings = [*self._rankings(known), *popular]
-        for (one, read), ranking in zip(known + others, rankings, strict=True):
-            work.answers.append((read, _recommendation(one, ranking)))
+        known = [each for each in asked if each[0].row.count]
+        others = [each for each in asked if not each[0].row.count]
+        popular = self.retrieval.answer(None, [ask for _, _, ask in others])
+        rankings = [*self._rankings([(one.row, ask) for one, _, ask in known]), *popular]
+        for (one, read, ask), ranking in zip(known + others, rankings, strict=True):
+            work.answers.append((read, _recommendation(one, ask, ranking)))
         work.end(stages.RETRIEVE)
 
-    def _rankings(self, asked: Sequence[tuple[Ready, Read]]) -> list[Ranking]:
+    def _rankings(self, asked: Sequence[tuple[Row, Ask]]) -> list[Ranking]:
         """By the states of users of whom something is known."""
         if not asked:
             return []
-        asks = [_ask(one, read) for one, read in asked]
-        slots = np.array([one.row.slot for one, _ in asked])
+        asks = [ask for _, ask in asked]
+        slots = np.array([row.slot for row, _ in asked])
         times = np.array([ask.at_ms for ask in asks])
         # For kernels, what is not to be returned goes with the steps that wait.
         beside = [] if self.model.kernels is None else self.retrieval.places(asks)
@@ -363,11 +363,12 @@ def _request_time(fetched: Fetched, read: Read) -> int:
     return fetched.reply.now_ms if fetched.reply is not None else int(time.time() * 1000)
 
 
-def _recommendation(ready: Ready, ranking: Ranking) -> Recommendation:
+def _recommendation(ready: Ready, ask: Ask, ranking: Ranking) -> Recommendation:
     row, fetched = ready.row, ready.fetched
     return Recommendation(
         ranking,
         row.mark,
+        ask.at_ms,
         source="model" if row.count else "recent" if ranking.recent else "popular",
         stale=fetched.reply is None,
         truncated=row.truncated,

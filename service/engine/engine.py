@@ -151,7 +151,7 @@ class Engine:
         """The best items by the state of everything logged before the call.
 
         Args:
-            at_ms: the time recommended for; None: the store's clock now.
+            at_ms: as of `Read`.
             masked: item indices not to return.
             allow_stale: a state in the pool will do, without asking the log.
             choice: what the list must be beside good; None: nothing.

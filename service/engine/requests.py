@@ -65,6 +65,7 @@ class Read:
 @dataclass(frozen=True)
 class Recommendation:
     """Attributes:
+    at_ms: the time recommended for, UNKNOWN_TIME where not known.
     source: `model`; where that knows nothing of the user, what is popular: `recent`, or in
         training (`popular`).
     truncated: the state is of the newest events only.
@@ -73,6 +74,7 @@ class Recommendation:
 
     ranking: Ranking
     mark: Mark
+    at_ms: int
     source: Literal["model", "popular", "recent"]
     stale: bool
     truncated: bool
