@@ -13,7 +13,7 @@ from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
 
 RECENT = 20
-"""So many of the items that a user had last are known."""
+"""Most of the items that a user had last, of which the ids are at hand."""
 
 
 @dataclass(frozen=True, eq=False)
