@@ -52,6 +52,7 @@ async def recommend(
         user_id=user_id,
         items=TEN[:k],
         version=1,
+        at=1_769_860_800_000,
         source="model",
         stale=False,
         history_truncated=False,

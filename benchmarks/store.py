@@ -33,14 +33,15 @@ from cli.console import err, errors_without_traceback, out
 from model import ModelConfig, TiM4Rec
 from model.artefact import load_artefact
 from model.state import Precision, StateLayout
+from service.catalogue.ask import RECENT
 from service.engine import snapshots
-from service.engine.pool import Seen
+from service.engine.pool import Row
 from service.engine.snapshots import SnapshotFormat
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore
 from service.store.errors import StoreError
 from service.store.event_log import EventLog, LogReply, LogRequest
-from service.store.events import ORIGIN, Mark, NewEvent, new_uid
+from service.store.events import NewEvent, new_uid
 from service.store.snapshot_store import SnapshotStore
 
 PIPELINE = 64
@@ -94,10 +95,8 @@ class Cost:
 
 @dataclass
 class _User:
-    name: str
+    row: Row
     left: int
-    mark: Mark = ORIGIN
-    seen: Seen | None = None
 
 
 async def measure(
@@ -105,7 +104,7 @@ async def measure(
 ) -> Cost:
     """One row. Raises StoreError when the store fails."""
     draw = random.Random(0)
-    crowd = [_User(f"user{n:08}", draw.randint(1, 2 * events - 1)) for n in range(users)]
+    crowd = [_User(Row(f"user{n:08}", n), draw.randint(1, 2 * events - 1)) for n in range(users)]
     total = sum(user.left for user in crowd)
     with tempfile.TemporaryDirectory(prefix="tim4rec-") as name:
         fsync = "everysec" if setting.fsync == "no" else setting.fsync
@@ -166,15 +165,18 @@ async def _live(
             part.normal_(generator=torch.Generator().manual_seed(0))
     writing: asyncio.Future[int] | None = None
     for wave in _waves(crowd, draw):
-        requests = [LogRequest(u.name, u.mark, [_event(draw, event_ids)]) for u in wave]
+        rows = [user.row for user in wave]
+        requests = [LogRequest(row.user_id, row.mark, [_event(draw, event_ids)]) for row in rows]
         due = []
         for user, request, reply in zip(wave, requests, await _asked(log, requests), strict=True):
-            user.mark, user.left = reply.newest, user.left - 1
-            user.seen = user.seen or Seen()
-            user.seen.add([int(request.events[0].item_id)])
-            if user.mark.version % setting.snapshot_every == 0:
-                about = snapshots.describe(STAMP, user.mark, user.mark.version, user.seen)
-                due.append((user.name, layout.pack(state, [about], setting.snapshot_precision)[0]))
+            row, item = user.row, request.events[0].item_id
+            row.mark, row.count, user.left = reply.newest, reply.newest.version, user.left - 1
+            row.seen.add([int(item)])
+            row.recent = (item, *row.recent)[:RECENT]
+            if row.mark.version % setting.snapshot_every == 0:
+                about = snapshots.describe(STAMP, row)
+                packed = layout.pack(state, [about], setting.snapshot_precision)
+                due.append((row.user_id, packed[0]))
         if due:
             # One at a time: a write that its user's later events overtake by a history is not done.
             if writing:
@@ -198,7 +200,7 @@ async def _miss(log: EventLog, crowd: Sequence[_User], layout: StateLayout) -> f
     replayed = 0
     for start in range(0, len(crowd), PIPELINE):
         wave = crowd[start : start + PIPELINE]
-        requests = [LogRequest(user.name, None, (), MODEL) for user in wave]
+        requests = [LogRequest(user.row.user_id, None, (), MODEL) for user in wave]
         for reply in await _asked(log, requests):
             base = SnapshotFormat(layout, MODEL).read(reply.snapshot)
             replayed += reply.newest.version - (base.mark.version if base else reply.oldest - 1)

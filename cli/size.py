@@ -15,11 +15,11 @@ from cli.settings import chosen_settings
 from model import ModelConfig, TiM4Rec
 from model.artefact import load_artefact
 from model.state import StateLayout
+from service.catalogue.ask import RECENT
 from service.engine import snapshots
 from service.engine.capacity import pool_rows
-from service.engine.pool import Seen
+from service.engine.pool import Row
 from service.settings import Settings
-from service.store.events import ORIGIN
 
 # Bytes, measured on Valkey 9.1.2 with libc's malloc: the rest of what `benchmarks.store` and
 # `benchmarks.record_size` counted, once the keys, ids and states in it are taken away.
@@ -94,9 +94,10 @@ class Sizes:
 
     def packed(self, events: int) -> int:
         """A snapshot's value; every interaction is taken to be with another item."""
-        state, seen = self.layout.new(1), Seen()
-        seen.add(range(1, events + 1))
-        about = snapshots.describe(snapshots.stamp(""), ORIGIN, events, seen)
+        row = Row("", 0, count=events, recent=("0" * self.item_id,) * min(events, RECENT))
+        row.seen.add(range(1, events + 1))
+        about = snapshots.describe(snapshots.stamp(""), row)
+        state = self.layout.new(1)
         return len(self.layout.pack(state, [about], self.settings.snapshot_precision)[0])
 
     def snapshot(self, events: int) -> int:

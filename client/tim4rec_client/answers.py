@@ -45,6 +45,7 @@ class Recommendations(TypedDict):
     user_id: str
     items: list[RecommendedItem]
     version: int
+    at: str | None
     source: Source
     stale: bool
     history_truncated: bool
@@ -54,6 +55,7 @@ class Recommendations(TypedDict):
 
 class SessionRecommendations(TypedDict):
     items: list[RecommendedItem]
+    at: str | None
     source: Source
     unknown_items: int
     model: str
@@ -71,6 +73,7 @@ class RankedItems(TypedDict):
     user_id: str
     items: list[RankedItem]
     version: int
+    at: str | None
     source: Source
     stale: bool
     history_truncated: bool

@@ -131,7 +131,7 @@ def recommend(
     """The best items for a user, by everything stored before the call.
 
     Args:
-        at: the moment recommended for; None: now.
+        at: the moment recommended for, or "unknown"; None: now.
     """
     asked = {
         "user_id": user_id,
@@ -161,6 +161,7 @@ def recommend_session(
 
     Args:
         events: item ids, pairs of an item id and a time, or interactions, whose users don't matter.
+        at: as of `recommend`.
     """
     body = {
         "events": [_session_event(event) for event in events],
@@ -189,7 +190,11 @@ def rank(
     exclude_seen: bool = False,
     allow_stale: bool = False,
 ) -> Call[answers.RankedItems]:
-    """These items in the order in which they fit the user; unknown ones last."""
+    """These items in the order in which they fit the user; unknown ones last.
+
+    Args:
+        at: as of `recommend`.
+    """
     body = {
         "user_id": user_id,
         "item_ids": list(item_ids),

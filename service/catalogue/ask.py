@@ -7,9 +7,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from model.gaps import UNKNOWN_TIME
 from service.catalogue.choice import Choice
 from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
+
+RECENT = 20
+"""Most of the items that a user had last, of which the ids are at hand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +26,9 @@ class Ask:
         seen: what the user has had and may be given again, with another score for it.
         candidates: what only may be returned, each looked at; None: anything.
         choice: what the list must be beside good; None: nothing.
+        recent: ids of the last RECENT items that the user had, newest first, in the catalogue or
+            not.
+        at_ms: the time recommended for, UNKNOWN_TIME where not known.
     """
 
     k: int
@@ -29,6 +36,8 @@ class Ask:
     seen: NDArray[np.int32] = field(default_factory=lambda: NO_ITEMS)
     candidates: NDArray[np.int32] | None = None
     choice: Choice | None = None
+    recent: tuple[str, ...] = ()
+    at_ms: int = UNKNOWN_TIME
 
     @property
     def selection(self) -> Selection | None:
@@ -36,13 +45,20 @@ class Ask:
         return None if self.choice is None else self.choice.selection
 
     def of_user(
-        self, seen: NDArray[np.int32], hidden: NDArray[np.int32], *, exclude_seen: bool
+        self,
+        seen: NDArray[np.int32],
+        hidden: NDArray[np.int32],
+        recent: tuple[str, ...],
+        at_ms: int,
+        *,
+        exclude_seen: bool,
     ) -> Ask:
         """The same for somebody who has had `seen`, and is not given what is `hidden`."""
         parts = [self.hidden, hidden, seen] if exclude_seen else [self.hidden, hidden]
         parts = [part for part in parts if len(part)]
         hidden = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else NO_ITEMS
-        return Ask(self.k, hidden, NO_ITEMS if exclude_seen else seen, self.candidates, self.choice)
+        seen = NO_ITEMS if exclude_seen else seen
+        return Ask(self.k, hidden, seen, self.candidates, self.choice, recent, at_ms)
 
     def searches(self) -> list[Ask]:
         """The lists that the answer is made of: none where there are candidates, else the best

@@ -23,6 +23,7 @@ from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
 from service.catalogue.retrieval import Retrieval
 from service.engine import snapshots
+from service.engine.effects import EventEffects
 from service.engine.history import Fetched, History, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
 from service.engine.requests import Read, Recommendation
@@ -89,9 +90,10 @@ class BatchRunner:
         kinds: KindRules,
         retrieval: Retrieval | None = None,
     ) -> None:
-        self.model, self.pool, self.snapshots, self.kinds = artefact.model, pool, snapshots, kinds
+        self.model, self.pool, self.snapshots = artefact.model, pool, snapshots
         self.stepper = open_stepper(self.model, pool.states)
-        self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
+        vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
+        self.effects = EventEffects(kinds, vocabulary)
         self.retrieval = retrieval or Retrieval(
             self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
         )
@@ -109,25 +111,6 @@ class BatchRunner:
             state = self.model.step(items[:, 0], items[:, 0] * 3000, state)
             query = self.model.query(state, items[:, 0] * 4000)
             self.retrieval.answer(query, [Ask(10)] * batch)
-
-    def moves(self, event: Event) -> bool:
-        """Whether the event moves the state."""
-        steps = event.kind is None or self.kinds.steps(event.kind)
-        return steps and event.item_id in self.vocabulary
-
-    def known(self, events: Sequence[Event]) -> list[tuple[int, int]]:
-        """Item and time, ms, of the events that move the state."""
-        return [(self.vocabulary[e.item_id], e.time_ms) for e in events if self.moves(e)]
-
-    def hidden(self, events: Sequence[Event]) -> list[int]:
-        """The items that these events hide."""
-        return [
-            self.vocabulary[event.item_id]
-            for event in events
-            if event.kind is not None
-            and self.kinds.hides(event.kind)
-            and event.item_id in self.vocabulary
-        ]
 
     def is_small(self, batch: Sequence[Fetched]) -> bool:
         """Whether this takes a millisecond at most: users at hand, few events and few scores."""
@@ -189,7 +172,8 @@ class BatchRunner:
             return None
         try:
             _, state = self._states([row])
-            return Snapshot(row.mark, row.count, row.seen.unique(), row.hidden.unique(), state)
+            seen, hidden = row.seen.unique(), row.hidden.unique()
+            return Snapshot(row.mark, row.count, seen, hidden, row.recent, state)
         finally:
             self.pool.unpin(row)
 
@@ -239,7 +223,7 @@ class BatchRunner:
             self.pool.reset([row])
         else:
             self.pool.states.write(self.pool.index([row]), base.state)
-            row.mark, row.count = base.mark, base.count
+            row.mark, row.count, row.recent = base.mark, base.count, base.recent
             row.seen, row.hidden = Seen(base.seen), Seen(base.hidden)
         return row
 
@@ -263,7 +247,7 @@ class BatchRunner:
 
     def _apply(self, part: list[tuple[Row, list[Event]]], work: Work) -> None:
         """Moves rows on by their events; a row's mark moves only when its state has."""
-        known = [(row, self.known(events)) for row, events in part]
+        known = [(row, self.effects.known(events)) for row, events in part]
         most = self.stepper.most_steps
         if most is None:
             most = max(len(e) for _, e in known)
@@ -283,7 +267,8 @@ class BatchRunner:
             # Only a record that has lost its beginning has a gap.
             row.truncated |= events[0].version > row.mark.version + 1
             row.seen.add(item for item, _ in indexed)
-            row.hidden.add(self.hidden(events))
+            row.hidden.add(self.effects.hidden(events))
+            row.recent = self.effects.recent(row.recent, events)
             row.count += len(indexed)
             row.mark = events[-1].mark
 
@@ -327,10 +312,7 @@ class BatchRunner:
         fits = self.pool.layout.fits(state, self.snapshots.precision)
         work.unfit += int((~fits).sum())
         chosen = [row for row, fit in zip(rows, fits.tolist(), strict=True) if fit]
-        extras = [
-            snapshots.describe(self.snapshots.stamp, r.mark, r.count, r.seen, r.hidden)
-            for r in chosen
-        ]
+        extras = [snapshots.describe(self.snapshots.stamp, row) for row in chosen]
         packed = self.pool.layout.pack(
             state.rows(fits.nonzero()[:, 0]), extras, self.snapshots.precision
         )
@@ -339,24 +321,24 @@ class BatchRunner:
     # -- recommendations -----------------------------------------------------------------
 
     def _answer(self, ready: Sequence[Ready], work: Work) -> None:
-        asked = [(one, read) for one in ready for read in one.fetched.reads]
+        asked = [(one, read, _ask(one, read)) for one in ready for read in one.fetched.reads]
         if not asked:
             return
-        known = [(one, read) for one, read in asked if one.row.count]
-        others = [(one, read) for one, read in asked if not one.row.count]
-        popular = self.retrieval.answer(None, [_ask(one.row, read) for one, read in others])
-        rankings = [*self._rankings(known), *popular]
-        for (one, read), ranking in zip(known + others, rankings, strict=True):
-            work.answers.append((read, _recommendation(one, ranking)))
+        known = [each for each in asked if each[0].row.count]
+        others = [each for each in asked if not each[0].row.count]
+        popular = self.retrieval.answer(None, [ask for _, _, ask in others])
+        rankings = [*self._rankings([(one.row, ask) for one, _, ask in known]), *popular]
+        for (one, read, ask), ranking in zip(known + others, rankings, strict=True):
+            work.answers.append((read, _recommendation(one, ask, ranking)))
         work.end(stages.RETRIEVE)
 
-    def _rankings(self, asked: Sequence[tuple[Ready, Read]]) -> list[Ranking]:
+    def _rankings(self, asked: Sequence[tuple[Row, Ask]]) -> list[Ranking]:
         """By the states of users of whom something is known."""
         if not asked:
             return []
-        slots = np.array([one.row.slot for one, _ in asked])
-        times = np.array([_request_time(one.fetched, read) for one, read in asked])
-        asks = [_ask(one.row, read) for one, read in asked]
+        asks = [ask for _, ask in asked]
+        slots = np.array([row.slot for row, _ in asked])
+        times = np.array([ask.at_ms for ask in asks])
         # For kernels, what is not to be returned goes with the steps that wait.
         beside = [] if self.model.kernels is None else self.retrieval.places(asks)
         index, at, *there = self.stepper.send(slots, times, *beside)
@@ -369,9 +351,10 @@ def _is_at_hand(fetched: Fetched) -> bool:
     return fetched.reply is None or fetched.reply.known_is_current_history
 
 
-def _ask(row: Row, read: Read) -> Ask:
+def _ask(ready: Ready, read: Read) -> Ask:
+    row, at_ms = ready.row, _request_time(ready.fetched, read)
     seen, hidden = row.seen.array(), row.hidden.array()
-    return read.ask.of_user(seen, hidden, exclude_seen=read.exclude_seen)
+    return read.ask.of_user(seen, hidden, row.recent, at_ms, exclude_seen=read.exclude_seen)
 
 
 def _request_time(fetched: Fetched, read: Read) -> int:
@@ -380,11 +363,12 @@ def _request_time(fetched: Fetched, read: Read) -> int:
     return fetched.reply.now_ms if fetched.reply is not None else int(time.time() * 1000)
 
 
-def _recommendation(ready: Ready, ranking: Ranking) -> Recommendation:
+def _recommendation(ready: Ready, ask: Ask, ranking: Ranking) -> Recommendation:
     row, fetched = ready.row, ready.fetched
     return Recommendation(
         ranking,
         row.mark,
+        ask.at_ms,
         source="model" if row.count else "recent" if ranking.recent else "popular",
         stale=fetched.reply is None,
         truncated=row.truncated,

@@ -75,7 +75,7 @@ class Engine:
         self.log, self.listeners = log, listeners
         self.pool = StatePool(model.state_layout, pool_capacity, model.device)
         self.runner = BatchRunner(artefact, self.pool, self.snapshots, kinds, retrieval)
-        self.vocabulary = self.runner.vocabulary
+        self.vocabulary = self.runner.effects.vocabulary
         self.history = HistoryReader(log, self.pool, self.snapshots)
         self.erasures = ErasureFollower(log, self.pool, listeners)
         hear, failing = self.erasures.hear, "erasures are not read"
@@ -151,7 +151,7 @@ class Engine:
         """The best items by the state of everything logged before the call.
 
         Args:
-            at_ms: the time recommended for; None: the store's clock now.
+            at_ms: as of `Read`.
             masked: item indices not to return.
             allow_stale: a state in the pool will do, without asking the log.
             choice: what the list must be beside good; None: nothing.

@@ -31,7 +31,7 @@ ROUNDED = 10
 @dataclass(frozen=True)
 class Sample:
     """One comparison: the events recomputed, and the largest difference of any item's score
-    (infinite where the seen or hidden items or the number of known events differ)."""
+    (infinite where the seen, hidden or recent items or the number of known events differ)."""
 
     events: int
     difference: float
@@ -107,10 +107,13 @@ class ExactnessSampler:
     @torch.inference_mode()
     def _difference(self, held: Snapshot, events: Sequence[Event]) -> float:
         runner = self.engine.runner
-        model, items = runner.model, [item for item, _ in runner.known(events)]
+        model, effects = runner.model, runner.effects
+        items = [item for item, _ in effects.known(events)]
         if len(items) != held.count or set(items) != set(held.seen.tolist()):
             return math.inf
-        if set(runner.hidden(events)) != set(held.hidden.tolist()):
+        if set(effects.hidden(events)) != set(held.hidden.tolist()):
+            return math.inf
+        if effects.recent((), events) != held.recent:
             return math.inf
         at = torch.tensor([events[-1].time_ms], device=model.device)
         there, here = (
@@ -128,7 +131,7 @@ class ExactnessSampler:
         width = kept.every if kept.rounds else len(events)
         for start in range(0, len(events), width):
             part = events[start : start + width]
-            state = runner.model.chunked_prefill([runner.known(part)], state)
+            state = runner.model.chunked_prefill([runner.effects.known(part)], state)
             at_border = kept.rounds and len(part) == width
             if at_border and bool(kept.layout.fits(state, kept.precision)):
                 state = kept.layout.rounded(state, kept.precision)

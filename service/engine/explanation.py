@@ -47,14 +47,14 @@ class Explainer:
         self._thread.shutdown()
 
     async def explain(
-        self, user_id: str, found: Recommendation, at_ms: int, most: int, *, exclude_seen: bool
+        self, user_id: str, found: Recommendation, most: int, *, exclude_seen: bool
     ) -> list[list[Reason]]:
         """For each item of a recommendation of the model, the interactions that changed its score
         most, the largest change first.
 
         Args:
-            at_ms, exclude_seen: of the recommendation.
             most: reasons of one item.
+            exclude_seen: of the recommendation.
 
         Raises:
             HistoryChanged: the history is no longer the one that the recommendation is of.
@@ -71,7 +71,7 @@ class Explainer:
                 raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
             started = time.perf_counter()
             latest, parts = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._contributions, events, found.ranking.items, at_ms, exclude_seen
+                self._thread, self._contributions, events, found, exclude_seen
             )
             timeline = stages.current.get()
             if timeline is not None:
@@ -86,15 +86,15 @@ class Explainer:
 
     @torch.inference_mode()
     def _contributions(
-        self, events: Sequence[Event], rows: NDArray[np.int64], at_ms: int, exclude_seen: bool
+        self, events: Sequence[Event], answer: Recommendation, exclude_seen: bool
     ) -> tuple[list[Event], NDArray[np.float32]]:
         """The newest interactions that moved the state, and their parts of each score."""
-        runner = self.engine.runner
-        events = [event for event in events if runner.moves(event)]
-        known = np.array(runner.known(events), np.int64)
+        runner, rows = self.engine.runner, answer.ranking.items
+        events = [event for event in events if runner.effects.moves(event)]
+        known = np.array(runner.effects.known(events), np.int64)
         items, times = torch.from_numpy(known).to(runner.model.device).T
         vectors = runner.retrieval.vectors(rows)
-        found = left_out(runner.model, items, times, vectors, at_ms, self.most_events)
+        found = left_out(runner.model, items, times, vectors, answer.at_ms, self.most_events)
         parts: NDArray[np.float32] = found.float().cpu().numpy()
         if not exclude_seen:  # without its only interaction, an item is none that the user has had
             had, times_had = np.unique(items.cpu().numpy(), return_counts=True)

@@ -48,7 +48,8 @@ class Seen:
 class Row:
     """One user's place in the pool: `slot` holds the state of exactly the events up to `mark`;
     `truncated`: of those that were still kept when it was built; `hidden`: items that the user is
-    not given any more."""
+    not given any more; `recent`: ids of the items of the newest RECENT events whose kind is a step,
+    known to the model or not, newest first."""
 
     user_id: str
     slot: int
@@ -57,6 +58,7 @@ class Row:
     truncated: bool = False
     seen: Seen = field(default_factory=Seen)
     hidden: Seen = field(default_factory=Seen)
+    recent: tuple[str, ...] = ()
     pins: int = 0
     dropped: bool = False
 

@@ -45,7 +45,8 @@ class Read:
     """A recommendation asked for; answered when the state has caught up with the log.
 
     Attributes:
-        at_ms: the time recommended for; None: now, by the store's clock.
+        at_ms: the time recommended for, UNKNOWN_TIME where not known; None: now, by the store's
+            clock.
         allow_stale: a state in the pool will do, without asking the log.
         session: the whole history of somebody who is no user; the log is not asked.
     """
@@ -64,6 +65,7 @@ class Read:
 @dataclass(frozen=True)
 class Recommendation:
     """Attributes:
+    at_ms: the time recommended for, UNKNOWN_TIME where not known.
     source: `model`; where that knows nothing of the user, what is popular: `recent`, or in
         training (`popular`).
     truncated: the state is of the newest events only.
@@ -72,6 +74,7 @@ class Recommendation:
 
     ranking: Ranking
     mark: Mark
+    at_ms: int
     source: Literal["model", "popular", "recent"]
     stale: bool
     truncated: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,43 +13,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.state import HEADER_BYTES, Precision, State, StateBytesError, StateLayout
-from service.engine.pool import Seen
+from service.engine.pool import Row
 from service.store.events import Mark, Outcome, Verdict
 
 LOGGED = (Verdict.APPLIED, Verdict.LATE)
 """What is said of an event that is a new one in the log."""
 
-_HEAD = struct.Struct("<8sq8sq")  # model, version, uid, known events
-# Then int32 each: the seen items, and the hidden ones below zero.
+_FORMAT = b"2"
+"""Of what follows; with another one, a snapshot has another stamp."""
+_HEAD = struct.Struct("<8sq8sqI")  # model, version, uid, known events, length of the recent ids
+# Then these, a JSON list; then int32 each: the seen items, and the hidden ones below zero.
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state (B = 1) after the events up to `mark`, `count` of which the model knew."""
+    """The state (B = 1) after the events up to `mark`, and what else a `Row` has of them."""
 
     mark: Mark
     count: int
     seen: NDArray[np.int32]
     hidden: NDArray[np.int32]
+    recent: tuple[str, ...]
     state: State
 
 
 def stamp(identity: str) -> bytes:
-    """What a snapshot says of its model: the layout of another one may be the same."""
-    return hashlib.blake2b(identity.encode(), digest_size=8).digest()
+    """What a snapshot says of its format and its model: the layout of another may be the same."""
+    return hashlib.blake2b(identity.encode(), digest_size=8, person=_FORMAT).digest()
 
 
-def describe(model: bytes, mark: Mark, count: int, seen: Seen, hidden: Seen | None = None) -> bytes:
-    """What is packed beside a state, under its checksum. `model`: its stamp."""
-    items = seen.unique().astype("<i4").tobytes()
-    if hidden is not None:
-        items += (-hidden.unique()).astype("<i4").tobytes()
-    return _HEAD.pack(model, mark.version, mark.uid, count) + items
+def describe(model: bytes, row: Row) -> bytes:
+    """What is packed beside a row's state, under its checksum. `model`: its stamp."""
+    recent = json.dumps(row.recent, ensure_ascii=False, separators=(",", ":")).encode()
+    items = np.concatenate([row.seen.unique(), -row.hidden.unique()]).astype("<i4")
+    head = _HEAD.pack(model, *row.mark, row.count, len(recent))
+    return head + recent + items.tobytes()
 
 
 def mark(data: bytes) -> Mark:
     """What a sound snapshot in these bytes stands for."""
-    _, version, uid, _ = _HEAD.unpack_from(data, HEADER_BYTES)
+    _, version, uid, *_ = _HEAD.unpack_from(data, HEADER_BYTES)
     return Mark(version, uid)
 
 
@@ -91,13 +95,15 @@ class SnapshotFormat:
             return None
         try:
             state, extra = self.layout.unpack(data)
-            written_by, version, uid, count = _HEAD.unpack_from(extra)
-            items = np.frombuffer(extra, "<i4", offset=_HEAD.size).astype(np.int32)
+            written_by, version, uid, count, size = _HEAD.unpack_from(extra)
+            if written_by != self.stamp:
+                return None
+            rest = extra[_HEAD.size :]
+            recent, items = tuple(json.loads(rest[:size])), np.frombuffer(rest[size:], "<i4")
         except (StateBytesError, struct.error, ValueError):
             return None
-        if written_by != self.stamp:
-            return None
-        return Snapshot(Mark(version, uid), count, items[items > 0], -items[items < 0], state)
+        seen, hidden = (part.astype(np.int32) for part in (items[items > 0], -items[items < 0]))
+        return Snapshot(Mark(version, uid), count, seen, hidden, recent, state)
 
 
 def own_versions(outcomes: Sequence[Outcome]) -> list[int]:

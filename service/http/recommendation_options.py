@@ -19,7 +19,7 @@ from service.catalogue.view import Selection
 from service.http.dependencies import Services
 from service.http.problems import ProblemError
 from service.http.schemas import MOST_LISTED, Body, Id
-from service.http.times import Time
+from service.http.times import RequestTime
 
 _Listed = Field(max_length=MOST_LISTED)
 _REPEATED = "in a URL, repeat it for several"
@@ -35,7 +35,7 @@ class RecommendationOptions(Body):
     exclude_seen: bool = Field(
         True, description="leave out everything the user, or the session, ever interacted with"
     )
-    at: Time | None = Field(None, description="the moment recommended for; none: now")
+    at: RequestTime | None = Field(None, description="the moment recommended for; none: now")
     category: Annotated[list[Id] | None, _Listed] = Field(
         None, description=f"only items of one of these categories; {_REPEATED}"
     )

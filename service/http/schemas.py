@@ -11,7 +11,7 @@ from model.items import LONGEST_ID
 from model.kinds import KIND
 from service.http import json_shape
 from service.http.json_shape import AtMost
-from service.http.times import Time
+from service.http.times import AssumedTime, Time
 
 
 def _short(value: str) -> str:
@@ -23,6 +23,7 @@ def _short(value: str) -> str:
 Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(_short)]
 MOST_LISTED = json_shape.MOST_NESTED
 """Entries of one list in a query or a record."""
+AT = "the moment recommended for; null: not known"
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 
 
@@ -139,6 +140,7 @@ class Recommendations(BaseModel):
     user_id: str
     items: list[RecommendedItem]
     version: int = Field(description="the number of the user's interactions this answer knows")
+    at: AssumedTime = Field(description=AT)
     source: Literal["model", "popular", "recent"] = Field(
         description="the model; where that knows none of the user's interactions, what is popular: "
         "recently, or, where too little is known of that, in training (popular)"

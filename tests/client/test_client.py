@@ -151,6 +151,10 @@ def test_every_route_is_there(running: Running, half: str) -> None:
         shown = [item["item_id"] for item in page["items"] + following["items"]]
         assert len(set(shown)) == 4
         plain = call("recommend", user, k=20, at=at, exclude_seen=False)
+        assert plain["at"] == at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        assert call("recommend", user, k=1, at="unknown")["at"] is None
+        assert call("recommend_session", [first], 1, at="unknown")["at"] is None
+        assert call("rank", user, ["i3"], at="unknown")["at"] is None
         session = call("recommend_session", [first, *rest], 20, at=at, exclude_seen=False)
         assert [i["item_id"] for i in session["items"]] == [i["item_id"] for i in plain["items"]]
         assert call("recommend_session", ["i1", ("i2", now), "no"], 2)["unknown_items"] == 1

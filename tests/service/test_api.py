@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from model.artefact import Artefact
+from model.gaps import UNKNOWN_TIME
 from model.times import iso, parse_time
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
@@ -255,6 +256,39 @@ def test_the_moment_recommended_for_changes_the_answer(
     # Without a moment it is now, by the store's clock.
     before = offline_scores(artefact, [("i3", BASE_MS)], round(time.time() * 1000) - 1000)
     check_answer(recommend(client, user, k=40, exclude_seen=False), before, 40)
+
+
+def test_the_moment_may_be_unknown_and_is_in_the_answer(
+    client: httpx.Client, artefact: Artefact, user: str
+) -> None:
+    post(client, user, "i3", timestamp=BASE_MS)
+    asked = {"k": 40, "exclude_seen": False}
+    scores = offline_scores(artefact, [("i3", BASE_MS)], UNKNOWN_TIME)
+    session = {"events": [{"item_id": "i3", "timestamp": BASE_MS}], **asked}
+    ranked = {"user_id": user, "item_ids": list(scores)}
+
+    def answers(at: dict[str, object]) -> list[dict[str, Any]]:
+        posted = client.post("/recommend", json={"user_id": user, **asked, **at})
+        of_session = client.post("/recommend/session", json=session | at)
+        rank = client.post("/rank", json=ranked | at)
+        others = [answer.json() for answer in (posted, of_session, rank)]
+        return [recommend(client, user, **asked, **at), *others]
+
+    for answer in answers({"at": "unknown"}):
+        assert answer["at"] is None
+        check_answer(answer, scores, 40)
+    now = offline_scores(artefact, [("i3", BASE_MS)], BASE_MS)
+    assert max(abs(scores[item] - now[item]) for item in scores) > 1e-3
+    for answer in answers({"at": iso(BASE_MS)}):
+        assert answer["at"] == iso(BASE_MS)
+        check_answer(answer, now, 40)
+    began = time.time() * 1000
+    for answer in [*answers({}), recommend(client, "nobody", k=1)]:
+        assert began - 1000 <= parse_time(answer["at"]) <= time.time() * 1000 + 1000
+    for at in ("soon", "Unknown", "nan", "99999-01-01"):
+        wrong = client.get("/recommend", params={"user_id": user, "at": at})
+        problem(wrong, 422, "at")
+        assert "or unknown" in wrong.json()["detail"]
 
 
 def test_k_and_exclude(client: httpx.Client, artefact: Artefact, user: str) -> None:

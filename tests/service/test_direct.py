@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
+from model.gaps import UNKNOWN_TIME
 from service.http import problems
 from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
@@ -23,7 +24,7 @@ from service.http.dependencies import ServicesDep
 from service.http.direct import AnswerDirectly
 from service.http.problems import ProblemError
 from service.http.schemas import Id, Interaction, InteractionBatch
-from service.http.times import Time
+from service.http.times import AssumedTime, RequestTime
 from service.keys import Keys
 from service.settings import Settings
 from service.store.errors import StoreUnavailable
@@ -32,6 +33,7 @@ from tests.depth import examples
 
 class Echo(BaseModel):
     said: str
+    at: AssumedTime = UNKNOWN_TIME
     nothing: None = None
 
 
@@ -45,13 +47,14 @@ class Options(BaseModel):
     k: int = Field(10, ge=1)
     several: list[str] | None = None
     flag: bool = True
-    at: Time | None = None
+    at: RequestTime | None = None
 
 
 @router.get("/things", response_model_exclude_none=True)
 async def things(query: Annotated[Options, Query()], services: ServicesDep) -> Echo:
     called.append(query.name)
-    return Echo(said=f"{query!r} {services.settings.max_k}")
+    at = UNKNOWN_TIME if query.at is None else query.at
+    return Echo(said=f"{query!r} {services.settings.max_k}", at=at)
 
 
 @router.post("/things", status_code=201)
@@ -124,7 +127,7 @@ def same(method: str, url: str, *keys: str, **options: Any) -> tuple[int, dict[s
 names = st.sampled_from(["name", "k", "several", "flag", "at", "other", ""])
 values = st.sampled_from(
     ["u", "", "1", "0", "-3", "+7", " 8 ", "1e3", "12.0", "1_0", "true", "off", "None", "%20",
-     "a+b", "%ff", "%E2%82%AC", "2026-01-31T12:00:00Z", "1769860800", "nan", "x" * 300,
+     "unknown", "a+b", "%ff", "%E2%82%AC", "2026-01-31T12:00:00Z", "1769860800", "nan", "x" * 300,
      "a=b", "a;b"]
 )  # fmt: skip
 
@@ -134,6 +137,7 @@ values = st.sampled_from(
 @example([("name", "u"), ("k", "3"), ("several", "a"), ("several", "b"), ("flag", "no")])
 @example([("name", "first"), ("name", "last")])
 @example([("name", "u"), ("at", "2026-01-31T12:00:00Z")])
+@example([("name", "u"), ("at", "unknown")])
 def test_any_query(pairs: list[tuple[str, str | None]]) -> None:
     query = "&".join(name if value is None else f"{name}={value}" for name, value in pairs)
     same("GET", f"/things?{query}")

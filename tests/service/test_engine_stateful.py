@@ -32,12 +32,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from torch import Tensor
 
-from model import ModelConfig, TiM4Rec
+from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
 from model.artefact import Artefact
 from model.items import Items
 from model.kinds import Effect, KindRules
 from model.state import Precision, State
+from service.catalogue.ask import Ask
+from service.catalogue.ranking import Ranking
+from service.catalogue.retrieval import Retrieval
 from service.engine.engine import Engine
 from service.engine.history import Fetched
 from service.engine.request_queue import Asked
@@ -55,8 +59,9 @@ from tests.service.test_pool import evict
 torch.set_num_threads(1)
 
 USERS = ["ann", "b{o}b:/%"]
-ITEMS = [f"i{n}" for n in range(8)]
+ITEMS = [*(f"i{n}" for n in range(6)), 'a "b",\\ [c]\n', "é€😀" * 28]
 EVERY = 4
+RECENT = 7  # fewer than a user often has
 REPLAY_LIMIT = 9
 PAGE = 3  # smaller than what is missing after a crash: histories come in several pages
 BASE_MS = 1_700_000_000_000
@@ -94,9 +99,17 @@ def as_given(event: NewEvent) -> tuple[object, ...]:
     return event.item_id, event.time_ms, event.event_id, event.kind, event.weight
 
 
+def of_step(which: int, event: Event) -> bool:
+    return event.kind is None or Effect.STEP in RULES[which].of(event.kind)
+
+
 def stepping(which: int, event: Event) -> bool:
-    known = event.item_id in ARTEFACTS[which].items.ids
-    return known and (event.kind is None or Effect.STEP in RULES[which].of(event.kind))
+    return event.item_id in ARTEFACTS[which].items.ids and of_step(which, event)
+
+
+def recent(which: int, events: Sequence[Event]) -> tuple[str, ...]:
+    """The last items, newest first, known to the model or not."""
+    return tuple([event.item_id for event in events if of_step(which, event)][::-1][:RECENT])
 
 
 @dataclass
@@ -105,6 +118,29 @@ class Exchanged:
 
     fetched: list[Fetched]
     saw: dict[str, list[Event]]
+
+
+class RecordedRetrieval(Retrieval):
+    """With what it was asked, for states and without."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        model = artefact.model
+        super().__init__(model.item_embedding.weight, artefact.items, model.repeat_bias)
+        self.of_states: list[Ask] = []
+        self.of_none: list[Ask] = []
+
+    def answer(
+        self, query_BD: Tensor | None, asks: Sequence[Ask], there: Sequence[Tensor] | None = None
+    ) -> list[Ranking]:
+        (self.of_none if query_BD is None else self.of_states).extend(asks)
+        return super().answer(query_BD, asks, there)
+
+    def asked(self) -> list[Ask]:
+        """What it was asked since the last time, in the order of a batch's answers."""
+        found = [*self.of_states, *self.of_none]
+        self.of_states.clear()
+        self.of_none.clear()
+        return found
 
 
 class Worker:
@@ -118,6 +154,7 @@ class Worker:
             late_policy=policy,
             replay_limit=REPLAY_LIMIT,
         )
+        self.retrieval = RecordedRetrieval(ARTEFACTS[which])
         self.engine = Engine(
             ARTEFACTS[which],
             self.log,
@@ -126,6 +163,7 @@ class Worker:
             snapshot_every=EVERY,
             snapshot_precision=precision,
             kinds=RULES[which],
+            retrieval=self.retrieval,
         )
         self.exchanged: list[Exchanged] = []
         self.unresolved: list[Fetched] = []
@@ -214,9 +252,13 @@ class Workers(RuleBasedStateMachine):
             again = old._replace(uid=new_uid(), kind="other")
         self.enqueue(self.worker(index).engine.append(user, [again]))
 
-    @rule(index=st.integers(0, 2), user=st.sampled_from(USERS), stale=st.booleans())
-    def read(self, index: int, user: str, stale: bool) -> None:
-        at_ms = BASE_MS + 10**9
+    @rule(
+        index=st.integers(0, 2),
+        user=st.sampled_from(USERS),
+        at_ms=st.sampled_from([BASE_MS + 10**9, UNKNOWN_TIME]),
+        stale=st.booleans(),
+    )
+    def read(self, index: int, user: str, at_ms: int, stale: bool) -> None:
         self.enqueue(self.worker(index).engine.recommend(user, 3, at_ms=at_ms, allow_stale=stale))
 
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS), first=st.integers(1, 5))
@@ -374,7 +416,7 @@ class Workers(RuleBasedStateMachine):
         elif forgets:
             self.evict(index, user)
         if reads:
-            self.read(index, user, False)
+            self.read(index, user, BASE_MS + 10**9, False)
         else:
             self.post(index, user, items, None, False, len(items))
         worker, length = self.worker(index), len(self.logs[user])
@@ -395,6 +437,17 @@ class Workers(RuleBasedStateMachine):
             snapshot = self.check_snapshot(worker, user)
             assert snapshot is not None, "nothing bounds what a read would have to replay"
             assert grown - snapshot.mark.version < EVERY
+
+    @rule(
+        index=st.integers(0, 2),
+        user=st.sampled_from(USERS),
+        items=st.lists(st.sampled_from(ITEMS), min_size=EVERY, max_size=6),
+    )
+    def come_back(self, index: int, user: str, items: list[str]) -> None:
+        """After a snapshot, a later event and an eviction."""
+        self.whole_turn(index, user, items, False, "")
+        self.whole_turn(index, user, items[:1], False, "")
+        self.whole_turn(index, user, [], True, "row")
 
     @rule(index=st.integers(0, 2), user=st.sampled_from(USERS))
     def replace_history(self, index: int, user: str) -> None:
@@ -444,18 +497,21 @@ class Workers(RuleBasedStateMachine):
             log = saw[fetched.user_id]
             assert row.mark.version == len(log)
             assert row.mark.uid == (log[-1].uid if log else b"")
-        for read, answer in work.answers:
+        asked = worker.retrieval.asked()
+        for (read, answer), ask in zip(work.answers, asked, strict=True):
             if read.session is not None:
                 assert answer.version == len(read.session)
-                self.check_answer(worker, list(read.session), read, answer)
+                self.check_answer(worker, list(read.session), read, ask, answer)
             elif read.user_id in saw:
                 assert not answer.stale
                 assert answer.version == len(saw[read.user_id])
-                self.check_answer(worker, saw[read.user_id], read, answer)
+                self.check_answer(worker, saw[read.user_id], read, ask, answer)
 
     def check_answer(
-        self, worker: Worker, log: list[Event], read: Read, answer: Recommendation
+        self, worker: Worker, log: list[Event], read: Read, ask: Ask, answer: Recommendation
     ) -> None:
+        assert ask.recent == recent(worker.which, log)
+        assert ask.at_ms == read.at_ms
         state, seen, hidden = self.fold(worker.which, log)
         masked, found = hidden | (seen if read.exclude_seen else set()), answer.ranking.items
         assert not masked & set(found.tolist())
@@ -468,7 +524,7 @@ class Workers(RuleBasedStateMachine):
         assert answer.source == "model"
         model = ARTEFACTS[worker.which].model
         with torch.no_grad():
-            scores = model.scores(model.query(state, torch.tensor([BASE_MS + 10**9])))[0]
+            scores = model.scores(model.query(state, torch.tensor([ask.at_ms])))[0]
         left = (candidates or set(range(1, len(scores)))) - masked
         best = scores[sorted(left)].sort(descending=True).values[: len(left) if candidates else 3]
         np.testing.assert_allclose(
@@ -584,6 +640,7 @@ class Workers(RuleBasedStateMachine):
                 held = pool.states.rows(torch.tensor([row.slot]))
                 seen, hidden = (set(of.array().tolist()) for of in (row.seen, row.hidden))
                 self.check_state(worker.which, events, held, seen, hidden)
+                assert row.recent == recent(worker.which, events)
 
     def check_state(
         self, which: int, events: list[Event], held: State, seen: set[int], hidden: set[int]
@@ -671,6 +728,7 @@ class Workers(RuleBasedStateMachine):
             events = self.prefix[snapshot.mark.uid]
             seen, hidden = set(snapshot.seen.tolist()), set(snapshot.hidden.tolist())
             self.check_state(worker.which, events, snapshot.state, seen, hidden)
+            assert snapshot.recent == recent(worker.which, events)
         return snapshot
 
 
@@ -679,6 +737,7 @@ def machine(valkey: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Worke
     Workers.url = valkey.url
     # Batches are computed at any time.
     monkeypatch.setattr("service.engine.erasure.DROP_AGAIN_S", 1e9)
+    monkeypatch.setattr("service.engine.effects.RECENT", RECENT)
     yield Workers
     Workers.precision, Workers.late_policy = "float32", "clamp"
 

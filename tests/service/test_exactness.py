@@ -99,13 +99,23 @@ def damage_seen(engine: Engine) -> None:
     engine.pool.get("ann").seen.add([5])  # type: ignore[union-attr]
 
 
+def damage_recent(engine: Engine) -> None:
+    engine.pool.get("ann").recent += ("i1",)  # type: ignore[union-attr]
+
+
 def damage_count(engine: Engine) -> None:
     engine.pool.get("ann").count += 1  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("damage", "infinite"),
-    [(damage_out, False), (damage_to_nan, True), (damage_seen, True), (damage_count, True)],
+    [
+        (damage_out, False),
+        (damage_to_nan, True),
+        (damage_seen, True),
+        (damage_recent, True),
+        (damage_count, True),
+    ],
 )
 def test_a_wrong_state_is_found_and_dropped(
     artefact: Artefact,

@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from model import UNKNOWN_TIME
 from model.artefact import Artefact, load_artefact, save_artefact
 from tests.service.processes import BASE_MS, in_process, make_artefact, offline_scores
 from tests.service.test_api import problem
@@ -66,6 +67,14 @@ def test_an_answer_says_what_moved_its_scores(artefact: Artefact, store_url: str
             short = await _explained(client, **asked)
             for item, reasons in zip(short["items"], because, strict=True):
                 assert item["because"] == reasons[:3]
+            unknown = await _explained(client, user_id="ann", k=5, at="unknown", reasons=20)
+            whole = offline_scores(artefact, events, UNKNOWN_TIME)
+            for item in unknown["items"]:
+                place = item["because"][0]["version"] - 1
+                left = events[:place] + events[place + 1 :]
+                without = offline_scores(artefact, left, UNKNOWN_TIME)[item["item_id"]]
+                expected = whole[item["item_id"]] - without
+                assert item["because"][0]["contribution"] == pytest.approx(expected, abs=1e-4)
             now = await _explained(client, user_id="ann", k=1)
             assert len(now["items"][0]["because"]) == 3
             stranger = await _explained(client, user_id="nobody", k=2)

@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from service.http.dependencies import ServicesDep
 from service.http.json_shape import AtMost
 from service.http.problems import declared
-from service.http.schemas import STALE, Body, Id
-from service.http.times import Time
+from service.http.schemas import AT, STALE, Body, Id
+from service.http.times import AssumedTime, RequestTime
 
 router = APIRouter(tags=["recommendations"])
 
@@ -25,7 +25,7 @@ class Candidates(Body):
     item_ids: Annotated[list[Id], AtMost("max_candidates")] = Field(
         min_length=1, description="one that comes twice counts once"
     )
-    at: Time | None = Field(None, description="the moment ranked for; none: now")
+    at: RequestTime | None = Field(None, description="the moment ranked for; none: now")
     exclude_seen: bool = Field(
         False, description="leave out everything the user ever interacted with"
     )
@@ -54,6 +54,7 @@ class RankedItems(BaseModel):
     user_id: str
     items: list[RankedItem]
     version: int = Field(description="the number of the user's interactions this answer knows")
+    at: AssumedTime = Field(description=AT)
     source: Literal["model", "popular", "recent"] = Field(
         description="what ordered them: the model; where that knows none of the user's "
         "interactions, their popularity, recently or in training (popular)"
@@ -99,6 +100,7 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         user_id=body.user_id,
         items=ranked,
         version=found.version,
+        at=found.at_ms,
         source=found.source,
         stale=found.stale,
         history_truncated=found.truncated,

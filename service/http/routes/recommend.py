@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -57,17 +56,15 @@ async def post_recommend(body: RecommendationRequest, services: ServicesDep) -> 
 
 async def _recommend(services: Services, asked: RecommendationRequest) -> Recommendations:
     # What costs nothing to see comes before what the options name is looked up.
-    user_id, k, at = asked.user_id, asked.k, asked.at
+    user_id, k = asked.user_id, asked.k
     check_k(services, k)
     if asked.explain and k > (most := services.settings.explain_k):
         raise ProblemError(422, f"k: at most {most} with explain, not {k}", field="k")
     options = await resolved(services, asked)
-    if asked.explain and at is None:
-        at = round(time.time() * 1000)
     found = await services.engine.recommend(
         user_id,
         k,
-        at_ms=at,
+        at_ms=asked.at,
         exclude_seen=asked.exclude_seen,
         masked=options.masked,
         allow_stale=asked.allow_stale,
@@ -77,6 +74,7 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         user_id=user_id,
         items=recommended(services, found),
         version=found.version,
+        at=found.at_ms,
         source=found.source,
         stale=found.stale,
         history_truncated=found.truncated,
@@ -86,9 +84,9 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
     outcomes = services.context.outcomes
     if outcomes is not None and found.source == "model":
         outcomes.shown(user_id, answer.model, (item.item_id for item in answer.items))
-    if at is not None and asked.explain and found.source == "model":
+    if asked.explain and found.source == "model":
         whys = await services.explainer.explain(
-            user_id, found, at, asked.reasons, exclude_seen=asked.exclude_seen
+            user_id, found, asked.reasons, exclude_seen=asked.exclude_seen
         )
         for item, why in zip(answer.items, whys, strict=True):
             item.because = because(why)

@@ -18,8 +18,8 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import Body, Id, Kind, RecommendedItem
-from service.http.times import Time
+from service.http.schemas import AT, Body, Id, Kind, RecommendedItem
+from service.http.times import AssumedTime, Time
 from service.store.events import Event, new_uid
 
 router = APIRouter(prefix="/recommend", tags=["recommendations"])
@@ -43,6 +43,7 @@ class SessionRecommendations(BaseModel):
     """The best items, best first."""
 
     items: list[RecommendedItem]
+    at: AssumedTime = Field(description=AT)
     source: Literal["model", "popular", "recent"] = Field(
         description="the model; where that knows none of the session's items, what is popular, "
         "recently or in training (popular)"
@@ -73,6 +74,7 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
     )
     return SessionRecommendations(
         items=recommended(services, found),
+        at=found.at_ms,
         source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
         model=services.engine.identity,
