@@ -95,7 +95,10 @@ def create_app(settings: Settings | None = None) -> Application:
             if tracing is not None:
                 stack.push_async_callback(tracing.close)
             try:
-                app.state.services = await _assemble(chosen, drain, stack, alone)
+                # Whoever was the first to ask for the document would hold the event loop.
+                app.state.services, _ = await asyncio.gather(
+                    _assemble(chosen, drain, stack, alone), asyncio.to_thread(app.openapi)
+                )
             except (SettingsDiffer, StoreError) as error:
                 app.state.fault = str(error)
                 raise

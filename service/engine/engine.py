@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from service.engine.erasure import ErasureFollower
 from service.engine.history import HistoryReader
 from service.engine.listener import Listener
 from service.engine.log_exchange import LogExchange
+from service.engine.one_at_a_time import OneAtATime
 from service.engine.pool import StatePool
 from service.engine.request_queue import RequestQueue
 from service.engine.requests import Append, Read, Recommendation, StoreAway
@@ -92,6 +94,7 @@ class Engine:
         self.tally = Tally(self.identity, self.vocabulary, kinds)
         self.exchange = LogExchange(self.history, self.writer, self.tally, listeners, store_away)
         self.scheduler = Scheduler(self.queue, self.exchange, self.writer, self.runner, self.tally)
+        self._similar = OneAtATime(max_wait_s)
         self._sessions = itertools.count()
 
     async def start(self) -> None:
@@ -194,8 +197,13 @@ class Engine:
         return await read.done
 
     async def similar(self, row: int, k: int) -> Ranking:
-        """The items most like that of a row, without itself; between two batches."""
-        return await self.scheduler.aside(self.runner.retrieval.similar, row, Ask(k))
+        """The items most like that of a row, without itself; between two batches.
+
+        Raises:
+            Overloaded: nothing was done.
+        """
+        search = partial(self.scheduler.aside, self.runner.retrieval.similar, row, Ask(k))
+        return await self._similar.run(search)
 
     async def erase(self, user_id: str) -> bool:
         """Forgets a user everywhere; False when nothing was known."""

@@ -19,12 +19,13 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from model.kinds import HEAVIEST, KindRules
 from service.catalogue.retrieval import Retrieval
+from service.catalogue.turns import Steps, in_turns
 from service.observe import metrics
 from service.store.client import Store
 from service.store.errors import StoreError, raised
@@ -42,7 +43,8 @@ SLACK = 1.25
 SETTLED_S = 1.0
 """So long what is taken back waits: what any process had counted before has arrived by then."""
 TAKEN_A_CALL = 250
-"""Numbers that are taken back in one turn of the store, which others wait for."""
+"""Numbers that are taken back in one turn of the store, which others wait for; and events that are
+looked at in one step here."""
 # A number is no more once so small a part of it is left: rounding, and for recent ones also what
 # the clocks of the store and of a process differ by.
 _LEFT_OF_ALL, _LEFT_OF_RECENT = 1e-12, 1e-6
@@ -128,7 +130,7 @@ class Popularity:
         self._kinds = kinds or KindRules()
         self._refresh_s, self._clock_ms = refresh_s, clock_ms
         self._waiting = Sums(float)
-        self._taken = deque[tuple[float, Sums]]()  # with when they are to be sent
+        self._removed = deque[tuple[float, Sequence[Event]]]()  # with when to take them back
         self._leaving = deque[Command]()
         self._sizes: dict[str, int] = {}
         self._shown: list[tuple[Retrieval, Callable[[str], int | None]]] = []
@@ -145,13 +147,7 @@ class Popularity:
         pass  # what is counted knows no users
 
     def removed(self, events: Sequence[Event]) -> None:
-        sums = Sums(float)
-        for event in events:
-            if self._kinds.counts(event.kind):
-                at = event.time_ms if event.given_ms is None else event.given_ms
-                self._add(sums, event.item_id, at, _weight(event))
-        if sums:
-            self._taken.append((time.monotonic() + self._settled_s, sums))
+        self._removed.append((time.monotonic() + self._settled_s, events))
 
     # -- counting ------------------------------------------------------------------------
 
@@ -185,11 +181,10 @@ class Popularity:
         if self._waiting:
             await self._send()
         now = float("inf") if settled else time.monotonic()
-        sums = Sums(float)
-        while self._taken and self._taken[0][0] <= now:
-            for place, number in self._taken.popleft()[1].items():
-                sums[place] += number
-        self._leaving.extend(self._subtractions(sums))
+        while self._removed and self._removed[0][0] <= now:
+            subtractions = await in_turns(self._subtractions(self._removed[0][1]))
+            self._removed.popleft()
+            self._leaving.extend(subtractions)
         while self._leaving and (settled or time.monotonic() < now + FLUSH_EVERY_S):
             raised(*await self._store.once([self._leaving.popleft()], "popularity"))
 
@@ -212,11 +207,22 @@ class Popularity:
         raised(*answers)
         self._sizes = dict(zip(keys, answers[-len(keys) :], strict=True))
 
-    def _subtractions(self, sums: Sums) -> Iterator[Command]:
+    def _subtractions(self, events: Sequence[Event]) -> Steps[list[Command]]:
+        """What takes back all that these have added."""
+        sums = Sums(float)
+        for place, event in enumerate(events):
+            if self._kinds.counts(event.kind):
+                at = event.time_ms if event.given_ms is None else event.given_ms
+                self._add(sums, event.item_id, at, _weight(event))
+            if place % TAKEN_A_CALL == 0:
+                yield
         by_key = defaultdict[str, list[tuple[str, float]]](list)
-        for (key, item), number in sums.items():
+        for place, ((key, item), number) in enumerate(sums.items()):
             if number > 0:
                 by_key[key].append((item, number))
+            if place % TAKEN_A_CALL == 0:
+                yield
+        commands: list[Command] = []
         for key, numbers in by_key.items():
             left = _LEFT_OF_ALL if key == self._all else _LEFT_OF_RECENT
             for start in range(0, len(numbers), TAKEN_A_CALL):
@@ -225,7 +231,9 @@ class Popularity:
                     for item, number in numbers[start : start + TAKEN_A_CALL]
                     for word in (item, repr(number))
                 ]
-                yield _TAKE_BACK.call(key, repr(left), *words)
+                commands.append(_TAKE_BACK.call(key, repr(left), *words))
+                yield
+        return commands
 
     # -- the copy ------------------------------------------------------------------------
 

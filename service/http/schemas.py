@@ -168,11 +168,12 @@ class User(BaseModel):
     model: str
 
 
-class LoggedEvent(BaseModel):
+@dataclass(slots=True)  # as RecommendedItem; a page has 10,000
+class LoggedEvent:
     version: int
     item_id: str
-    timestamp: str = Field(description="the time in effect")
-    given_timestamp: str | None = Field(description="the time the caller gave")
+    timestamp: Annotated[str, Field(description="the time in effect")]
+    given_timestamp: Annotated[str | None, Field(description="the time the caller gave")]
     event_id: str | None
     kind: str | None
     weight: float | None

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.artefact import Artefact
+from service.catalogue.ask import Ask
+from service.catalogue.ranking import Ranking
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
@@ -31,6 +34,7 @@ from tests.service.processes import (
     user_path,
 )
 from tests.service.test_api import problem
+from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(40)]
 HOUR_MS = 3_600_000
@@ -261,6 +265,49 @@ def test_similar_items_point_the_same_way(client: httpx.Client, artefact: Artefa
     problem(client.get("/items/no%2Fsuch/similar"), 404, "item_id")
     problem(client.get("/items/i4/similar?k=51"), 422, "k")
     problem(client.get("/items/%FF/similar"), 422, "item_id")
+
+
+def test_searches_for_similar_items_wait_for_each_other(
+    artefact: Artefact, store_url: str, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch waits for one of them at most; those that would wait for too long are refused."""
+    took_s, most = 0.05, 3
+    goes_on = threading.Event()
+    goes_on.set()
+
+    async def go() -> None:
+        async with in_process(artefact.folder, store_url, max_wait_s=most * took_s) as client:
+            engine = client._transport.app.api.state.services.engine
+            retrieval, scheduler = engine.runner.retrieval, engine.scheduler
+            search = retrieval.similar
+
+            def slow(row: int, asked: Ask) -> Ranking:
+                assert goes_on.wait(LONG_S)
+                time.sleep(took_s)
+                return search(row, asked)
+
+            monkeypatch.setattr(retrieval, "similar", slow)
+            assert (await client.get("/items/i4/similar")).status_code == 200
+            goes_on.clear()
+            searches = [asyncio.create_task(client.get("/items/i4/similar")) for _ in range(12)]
+            try:
+                async with asyncio.timeout(LONG_S):
+                    while sum(task.done() for task in searches) < 12 - most:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+                    assert scheduler._in_thread == 1
+                    asked = asyncio.create_task(client.get("/recommend?user_id=ann"))
+                    while scheduler._in_thread < 2:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+            finally:
+                goes_on.set()
+            assert (await asked).status_code == 200
+            answers = await asyncio.gather(*searches)
+            refused = [answer for answer in answers if answer.status_code == 503]
+            assert 1 <= len(answers) - len(refused) <= most
+            assert all("nothing was done" in problem(one, 503)["detail"] for one in refused)
+            assert (await client.get("/items/i4/similar")).status_code == 200
+
+    run(go())
 
 
 def test_what_the_catalogue_says_holds(artefact: Artefact, store_url: str, run: Any) -> None:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +27,12 @@ from service.catalogue.retrieval import Retrieval
 from service.catalogue.turns import Shared, Steps, TooManyWait, Turns, at_once
 from service.store.client import Store
 from tests.service.conftest import ValkeyServer
+from tests.service.held import HELD_S, Held, watched, without_garbage
 from tests.waited import LONG_S
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 SIZE = 100_000
-HELD_S = 0.05
-"""The longest that the loop may be held."""
 
 
 # -- turns -------------------------------------------------------------------------------
@@ -175,31 +171,6 @@ def test_work_that_is_shared_goes_on_without_who_began_it() -> None:
 # -- a large catalogue -------------------------------------------------------------------
 
 
-class Held:
-    """The longest turn of the event loop and all of them together, in CPU seconds of its thread: a
-    busy machine counts for nothing."""
-
-    longest = total = 0.0
-
-    async def watch(self) -> None:
-        while True:
-            began = time.thread_time()
-            await asyncio.sleep(0)
-            held = time.thread_time() - began
-            self.longest, self.total = max(self.longest, held), self.total + held
-
-
-@contextmanager
-def without_garbage() -> Iterator[None]:
-    """As in a service, in which what was there at the start is looked through for none."""
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 @pytest.fixture(scope="module")
 def large() -> Artefact:
     model = TiM4Rec(ModelConfig(n_items=SIZE, d_model=16, head_dim=8, d_state=4)).eval()
@@ -265,12 +236,8 @@ def test_nothing_of_a_large_catalogue_holds_the_loop(
             }
             took: dict[str, Held] = {}
             for name, act in acts.items():
-                held = took[name] = Held()
-                watching = asyncio.create_task(held.watch())
-                await asyncio.sleep(0)
-                await act()
-                await asyncio.sleep(0)
-                watching.cancel()
+                async with watched() as took[name]:
+                    await act()
             slow = {name: held.longest for name, held in took.items() if held.longest > HELD_S}
             assert not slow
             assert took["comparisons of ids"].total > HELD_S

@@ -43,29 +43,30 @@ async def get_history(
     record = await services.log.describe(user_id)
     if record is None:
         raise _unknown(user_id)
-    events: list[Event] = []
+    found: list[LoggedEvent] = []
     async for page in services.log.events(user_id, after):
-        events += page
-        if len(events) > limit:
+        found += map(_logged, page)  # page by page: all at once would hold the event loop
+        if len(found) > limit:
             break
-    more = len(events) > limit
-    events = events[:limit]
+    more = len(found) > limit
+    found = found[:limit]
     return HistoryPage(
         user_id=user_id,
-        events=[
-            LoggedEvent(
-                version=event.version,
-                item_id=event.item_id,
-                timestamp=iso(event.time_ms),
-                given_timestamp=None if event.given_ms is None else iso(event.given_ms),
-                event_id=event.event_id,
-                kind=event.kind,
-                weight=event.weight,
-            )
-            for event in events
-        ],
+        events=found,
         history_truncated=record.oldest > 1,
-        next=events[-1].version if more else None,
+        next=found[-1].version if more else None,
+    )
+
+
+def _logged(event: Event) -> LoggedEvent:
+    return LoggedEvent(
+        version=event.version,
+        item_id=event.item_id,
+        timestamp=iso(event.time_ms),
+        given_timestamp=None if event.given_ms is None else iso(event.given_ms),
+        event_id=event.event_id,
+        kind=event.kind,
+        weight=event.weight,
     )
 
 
