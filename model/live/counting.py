@@ -39,9 +39,7 @@ def _decay(item: int, now: int, half_life: float, counts: Any) -> float:
 
 
 @part
-def _add(
-    item: int, other: int, together: float, after: float, visit: float, counts: Any
-) -> None:
+def _add(item: int, other: int, together: float, after: float, visit: float, counts: Any) -> None:
     """Adds to a neighbour, in the place of the weakest one where there is no room."""
     weakest, place = np.inf, 0
     for m in range(counts.neighbours.shape[1]):

@@ -34,10 +34,11 @@ from benchmarks.forward.models import (
 )
 from benchmarks.forward.summary import interval, summarise
 from benchmarks.forward.training import frozen_model, retrained_models, warm_started
-from benchmarks.forward.walk import DAY_MS, Events, Walk, walk_forward
+from benchmarks.forward.walk import DAY_MS, Walk, walk_forward
 from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import build_dataset
+from training.forward import Events
 from training.interactions import Log
 from training.metrics import MISS
 from training.tables import InputError
