@@ -14,7 +14,7 @@ from model.live.evidence import Evidence
 from model.live.mixture import Mixture
 from model.live.ranking import Items, Requests, Scratch
 
-LISTED = 100
+LISTED = 50
 """N, how many of the model's best items are candidates."""
 
 Rows = npt.NDArray[np.int64]
@@ -70,7 +70,7 @@ class LiveRanker:
         self._rows_of = np.zeros(0, np.int32)
         self._numbers_of = np.full(len(self._vectors), -1, np.int32)
         self._scratch = Scratch(
-            np.zeros((3, 0), np.float32),
+            np.zeros((0, 4), np.float32),
             np.zeros((0, self._vectors.shape[1]), np.float32),
             np.zeros(0),
             np.zeros(len(self._vectors), np.int8),
@@ -166,12 +166,12 @@ class LiveRanker:
         n_rows = len(open_rows)
         if len(self._numbers_of) < n_rows:
             self._numbers_of = _longer(self._numbers_of, 2 * n_rows, -1)
-        size = len(evidence.counts.total)
+        size = len(evidence.counts.stats)
         if len(self._rows_of) < size:
             self._rows_of = _longer(self._rows_of, size, 0)
-            sums, around, around_total, *others = self._scratch
+            _, around, around_total, *others = self._scratch
             self._scratch = Scratch(
-                np.zeros((3, size), np.float32),
+                np.zeros((size, 4), np.float32),
                 np.concatenate(
                     [around, np.zeros((size - len(around), around.shape[1]), np.float32)]
                 ),
