@@ -266,7 +266,9 @@ def _gather(
         for h in range(len(half_lives)):
             popularity = counts.stats[number, POPULARITY + h] - newest_ms / half_lives[h]
             features[POPULAR + h, i] = max(popularity, LEAST_POPULARITY)
-        features[AGE, i] = max(newest_ms - counts.stats[number, FIRST_MS], 0) / 86_400_000.0 + LEAST_DAYS
+        features[AGE, i] = (
+            max(newest_ms - counts.stats[number, FIRST_MS], 0) / 86_400_000.0 + LEAST_DAYS
+        )
         _around(number, counts, items, scratch)
         own = scratch.around[number]
         features[LIKE_RECENT, i] = _dot(own, mean) / mean_length
@@ -355,9 +357,7 @@ def best(
             b, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
         )
         _score(n, scratch.features, context, weights, scores, hidden)
-        sizes[b] = _select(
-            n, scratch.rows, scores, requests.ks[b], found_rows[b], found_scores[b]
-        )
+        sizes[b] = _select(n, scratch.rows, scores, requests.ks[b], found_rows[b], found_scores[b])
 
 
 @compiled
