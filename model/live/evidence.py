@@ -115,6 +115,11 @@ class Recent(NamedTuple):
         shape = (users, RECENT)
         return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int64), np.zeros(users, np.int64))
 
+    def clear(self, slot: int) -> None:
+        """Leaves nothing of a user behind for the next one there."""
+        for part in self:
+            part[slot] = 0
+
 
 class Evidence:
     """A function of the events in their order.
@@ -167,7 +172,7 @@ class Evidence:
             for key in user_keys:
                 slot = self._slots.pop(key, None)
                 if slot is not None:
-                    self._recent.count[slot] = 0
+                    self._recent.clear(slot)
                     self._free.append(slot)
 
     def _item(self, item_id: str) -> int:
@@ -195,7 +200,7 @@ class Evidence:
                 self._recent = more
         else:
             _, slot = self._slots.popitem(last=False)
-            self._recent.count[slot] = 0
+            self._recent.clear(slot)
         self._slots[key] = slot
         return slot
 
