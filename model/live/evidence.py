@@ -152,8 +152,11 @@ class Evidence:
 
     def observe(self, events: Sequence[Observed]) -> None:
         """Counts events, in this order; a user's own are in the order of their times."""
-        if not events:
-            return
+        # Of so few no user takes the place of one of them.
+        for start in range(0, len(events), self.rules.users):
+            self._observe(events[start : start + self.rules.users])
+
+    def _observe(self, events: Sequence[Observed]) -> None:
         with self.lock:
             items = np.array([self._item(event.item_id) for event in events], np.int32)
             slots = np.array([self._slot(event.user_key) for event in events], np.int32)

@@ -22,7 +22,6 @@ from service.live.checkpoint import Checkpoints
 from service.live.entry import Forgotten, Record
 from service.live.feed import Feed, Position
 from service.live.feed_writer import observed
-from service.live.live_evidence import count
 from service.store.errors import RecordDamaged, raised
 from service.store.event_log import EventLog, LogRequest
 from service.store.events import ORIGIN, Event, Mark
@@ -219,20 +218,24 @@ class Rebuild:
         return position
 
     def _counted(self, meanwhile: list[Record]) -> Evidence:
-        """The evidence of the table, and then of what else came meanwhile."""
-        forgotten = {record.user_key for record in meanwhile if isinstance(record, Forgotten)}
+        """The evidence of what was read, and then of what else came meanwhile."""
+        forgotten, came = set[int](), list[Observed]()
+        for record in reversed(meanwhile):
+            if isinstance(record, Forgotten):
+                forgotten.add(record.user_key)
+            elif record.user_key not in forgotten:
+                came.append(record)
         self._table.without(forgotten)
-        came = [record for record in meanwhile if isinstance(record, Observed)]
         read = self._table.among({record.user_key for record in came})
-        evidence = Evidence(self._rules)
-        self._table.sort()
-        for batch in self._table.batches():
-            evidence.observe(batch)
-        left = list[Record]()
-        for record in meanwhile:
-            if isinstance(record, Observed) and read[record] > 0:
+        left = list[Observed]()
+        for record in reversed(came):
+            if read[record]:
                 read[record] -= 1
             else:
                 left.append(record)
-        count(evidence, left)
+        self._table.sort()
+        evidence = Evidence(self._rules)
+        for batch in self._table.batches():
+            evidence.observe(batch)
+        evidence.observe(left)
         return evidence
