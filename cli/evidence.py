@@ -39,7 +39,9 @@ live = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=
 
 @live.callback()
 def _live() -> None:
-    """Evidence of what all users did since the training, which services count as it comes."""
+    """Evidence of what all users did since the training. Services count it as it comes; `rebuild`
+    makes it anew (`tim4rec live rebuild --help`).
+    """
 
 
 @live.command()
