@@ -88,7 +88,7 @@ async def open_model(
             snapshot_precision=settings.snapshot_precision,
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
-            listeners=[one for one in (context.popularity, context.outcomes) if one is not None],
+            listeners=context.listeners,
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
         )
