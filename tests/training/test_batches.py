@@ -32,7 +32,7 @@ def numbered(lengths: list[int]) -> Dataset:
         for _ in range(length + 2):
             rows.append((f"u{user:02}", f"i{number:04}", 1000 * number))
             number += 1
-    return build_dataset(make_log(rows), Protocol(core=1))
+    return build_dataset(make_log(rows), Protocol(1, 1))
 
 
 def followed(batches: Iterator[Batch]) -> Counter[tuple[int, int]]:
@@ -102,7 +102,7 @@ def test_a_prefix_has_its_last_items_and_one_target(lengths: list[int], max_len:
 
 
 def test_a_batch_carries_the_number_of_targets_asked_for() -> None:
-    dataset = build_dataset(chain_log(users=300), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=300), Protocol(1, 1))
     counts = [int((b.targets > 0).sum()) for b in window_batches(dataset, targets=256)]
     assert sum(counts) == dataset.n_train_targets
     longest = int(dataset.train_lengths.max())
@@ -112,7 +112,7 @@ def test_a_batch_carries_the_number_of_targets_asked_for() -> None:
 
 
 def test_an_epoch_is_a_function_of_seed_and_number() -> None:
-    dataset = build_dataset(chain_log(), Protocol(core=1))
+    dataset = build_dataset(chain_log(), Protocol(1, 1))
 
     def epoch(seed: int, number: int) -> list[list[int]]:
         return [
@@ -127,7 +127,7 @@ def test_an_epoch_is_a_function_of_seed_and_number() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_request_dropout_takes_whole_windows(share: float) -> None:
-    dataset = build_dataset(chain_log(users=2000, length=8), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=2000, length=8), Protocol(1, 1))
     without = total = 0
     for batch in window_batches(dataset, request_dropout=share):
         inside = batch.targets > 0
@@ -180,7 +180,7 @@ def test_shuffled_ties_are_the_same_interactions(users: list[list[int]]) -> None
         for user, times in enumerate(users)
         for place, time in enumerate(times)
     ]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
     before = dataset.histories
     place = np.arange(len(before.items))
     free = (place < dataset.train_ends[before.users]) & (before.times != UNKNOWN_TIME)
@@ -202,7 +202,7 @@ def test_shuffled_ties_are_the_same_interactions(users: list[list[int]]) -> None
 
 @pytest.mark.parametrize("batches", [window_batches, prefix_batches])
 def test_the_share_of_masked_times(batches: Callable[..., Iterator[Batch]]) -> None:
-    dataset = build_dataset(chain_log(users=500), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=500), Protocol(1, 1))
     hidden = total = 0
     for batch in batches(dataset, time_masking=0.4):
         inside = batch.items > 0

@@ -290,7 +290,7 @@ def test_users_with_unknown_times_are_not_replayed_where_time_matters() -> None:
     rows = [("known", f"i{n}", 1000 * n) for n in range(6)]
     rows += [("history", f"i{n}", UNKNOWN_TIME if n == 1 else 1000 * n) for n in range(6)]
     rows += [("target", f"i{n}", UNKNOWN_TIME if n == 5 else 1000 * n) for n in range(6)]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
 
     def kept(**options: object) -> list[str]:
         config = ModelConfig(n_items=6, **options)  # type: ignore[arg-type]

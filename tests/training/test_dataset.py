@@ -59,7 +59,7 @@ logs = st.lists(
 @given(logs)
 def test_share_of_repeats_against_lists(log: Log) -> None:
     try:
-        dataset = build_dataset(log, Protocol(core=1))
+        dataset = build_dataset(log, Protocol(1, 1))
     except InputError:
         return
     targets = {int(user): place for place, user in enumerate(dataset.validation.users)}
@@ -83,9 +83,9 @@ def test_leave_one_out_against_lists(log: Log, core: int) -> None:
     tested = {user: rows for user, rows in expected.items() if len(rows) >= 3}
     if not tested:
         with pytest.raises(InputError, match=r"--core|at least 3"):
-            build_dataset(log, Protocol(core))
+            build_dataset(log, Protocol(core, core))
         return
-    dataset = build_dataset(log, Protocol(core))
+    dataset = build_dataset(log, Protocol(core, core))
     assert decoded(dataset) == expected
     assert dataset.item_ids == sorted({item for rows in expected.values() for item, _ in rows})
     for targets, back in ((dataset.test, 1), (dataset.validation, 2)):
@@ -110,21 +110,21 @@ def test_leave_one_out_against_lists(log: Log, core: int) -> None:
 def test_gap_constants_see_the_training_part_only() -> None:
     day = [0, 1, 3, 100, 300]
     rows = [("u", f"i{n}", START_MS + d * DAY_MS) for n, d in enumerate(day)]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
     assert dataset.gap_range_ms() == (DAY_MS, 2 * DAY_MS)
 
 
 def test_unknown_times_make_no_gap() -> None:
     times = [1000, UNKNOWN_TIME, 9000, 9500, UNKNOWN_TIME, 9999]
     log = make_log([("u", f"i{n}", ms) for n, ms in enumerate(times)])
-    dataset = build_dataset(log, Protocol(core=1))
+    dataset = build_dataset(log, Protocol(1, 1))
     assert dataset.gap_range_ms() == (500, 500)
     assert dataset.describe()["unknown_times"] == 2
 
 
 def test_ties_keep_the_order_of_the_log() -> None:
     log = make_log([("u", item, 5) for item in "cabed"])
-    dataset = build_dataset(log, Protocol(core=1))
+    dataset = build_dataset(log, Protocol(1, 1))
     assert [item for item, _ in decoded(dataset)["u"]] == list("cabed")
     assert dataset.item_ids[dataset.test.items[0] - 1] == "d"
 
@@ -136,7 +136,7 @@ def test_temporal_split_against_its_definition() -> None:
         for minute in range(1000)
     ]
     log = make_log(rows)
-    dataset = build_dataset(log, Protocol(core=5, split="temporal"))
+    dataset = build_dataset(log, Protocol(5, 5, split="temporal"))
     first, second = START_MS + 60_000 * 800, START_MS + 60_000 * 900
     training = [(user, item) for user, item, ms in rows if ms < first]
     core = set(brute_core(training, 5))
@@ -169,12 +169,12 @@ def test_temporal_split_against_its_definition() -> None:
 def test_temporal_split_needs_times() -> None:
     log = make_log([("u", "i", 1), ("u", "j", UNKNOWN_TIME)])
     with pytest.raises(InputError, match="needs every time; 1 are not known"):
-        build_dataset(log, Protocol(core=1, split="temporal"))
+        build_dataset(log, Protocol(1, 1, split="temporal"))
 
 
 def test_a_given_vocabulary_skips_unknown_inputs_and_misses_unknown_targets() -> None:
     log = make_log([("u", item, 1000 * n) for n, item in enumerate("abcd")])
-    dataset = build_dataset(log, Protocol(core=1), vocabulary=["c", "a"])
+    dataset = build_dataset(log, Protocol(1, 1), vocabulary=["c", "a"])
     assert decoded(dataset)["u"] == [("a", 0), ("c", 2000)]
     assert dataset.test.items.tolist() == [0]
     assert dataset.test.times.tolist() == [3000]
@@ -185,7 +185,7 @@ def test_a_given_vocabulary_skips_unknown_inputs_and_misses_unknown_targets() ->
 
 def test_too_large_a_core_says_so() -> None:
     with pytest.raises(InputError, match="no interactions are left in the 1000-core"):
-        build_dataset(chain_log(), Protocol(core=1000))
+        build_dataset(chain_log(), Protocol(1000, 1000))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_protocol_that_makes_no_sense(options: dict[str, object], message: str
 
 
 def test_a_sample_is_fixed_and_in_order() -> None:
-    targets = build_dataset(chain_log(), Protocol(core=1)).test
+    targets = build_dataset(chain_log(), Protocol(1, 1)).test
     sample = targets.sample(10)
     assert np.array_equal(sample.users, targets.sample(10).users)
     assert (np.diff(sample.users) > 0).all()

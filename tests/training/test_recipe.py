@@ -13,12 +13,12 @@ from training.recipe import model_config, training_config
 
 @pytest.fixture(scope="module")
 def short() -> Dataset:
-    return build_dataset(chain_log(), Protocol(core=1))
+    return build_dataset(chain_log(), Protocol(1, 1))
 
 
 @pytest.fixture(scope="module")
 def long() -> Dataset:
-    return build_dataset(chain_log(users=10, length=80), Protocol(core=1))
+    return build_dataset(chain_log(users=10, length=80), Protocol(1, 1))
 
 
 def test_gap_constants_come_from_the_data(short: Dataset) -> None:
@@ -28,7 +28,7 @@ def test_gap_constants_come_from_the_data(short: Dataset) -> None:
     assert config.gap_range_s == config.request_range_s == (gaps[0] / 1000, gaps[1] / 1000)
     assert config.n_items == short.n_items
     same_time = make_log([("u", item, 5) for item in "abcd"])
-    no_gaps = build_dataset(same_time, Protocol(core=1))
+    no_gaps = build_dataset(same_time, Protocol(1, 1))
     assert model_config(no_gaps).gap_range_s == ModelConfig(n_items=4).gap_range_s
 
 
@@ -62,7 +62,7 @@ def test_equal_times_are_shuffled_where_their_order_is_chance() -> None:
             rows += [(f"u{user}", item, time) for time, item in enumerate(["c", "d"])]
             rows += [(f"u{user}", item, 5) for item in pair]
             rows += [(f"u{user}", item, time) for time, item in enumerate(["e", "f"], 6)]
-        return build_dataset(make_log(rows), Protocol(core=1))
+        return build_dataset(make_log(rows), Protocol(1, 1))
 
     for agree in (0.5, 0.9):
         dataset = of(agree)
@@ -70,7 +70,7 @@ def test_equal_times_are_shuffled_where_their_order_is_chance() -> None:
         assert dataset.tie_agreement() == pytest.approx(alike, abs=0.06)
         assert training_config(dataset).shuffle_ties == (alike < 0.6)
     numbered = make_log([("u", item, time) for time, item in enumerate("abcdef")])
-    dataset = build_dataset(numbered, Protocol(core=1))
+    dataset = build_dataset(numbered, Protocol(1, 1))
     assert dataset.tie_agreement() is None
     assert not training_config(dataset).shuffle_ties
 
