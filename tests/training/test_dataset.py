@@ -12,28 +12,34 @@ from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
-from training.dataset import Dataset, Protocol, build_dataset, k_core
+from training.dataset import Dataset, Protocol, Split, build_dataset, k_core
 from training.interactions import Log
 from training.tables import InputError
 
 Pairs = list[tuple[int, int]]
 
 
-def brute_core(pairs: Pairs, k: int) -> Pairs:
+def brute_core(pairs: Pairs, k_users: int, k_items: int) -> Pairs:
     while True:
         users, items = Counter(u for u, _ in pairs), Counter(i for _, i in pairs)
-        kept = [(u, i) for u, i in pairs if users[u] >= k and items[i] >= k]
+        kept = [(u, i) for u, i in pairs if users[u] >= k_users and items[i] >= k_items]
         if kept == pairs:
             return kept
         pairs = kept
 
 
-@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=80), st.integers(1, 4))
-def test_core_against_brute_force(pairs: Pairs, k: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=80),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+def test_core_against_brute_force(pairs: Pairs, k_users: int, k_items: int) -> None:
     users = np.array([u for u, _ in pairs], dtype=np.int64)
     items = np.array([i for _, i in pairs], dtype=np.int64)
-    kept = k_core(users, items, k)
-    assert [pair for pair, keep in zip(pairs, kept, strict=True) if keep] == brute_core(pairs, k)
+    kept = k_core(users, items, k_users, k_items)
+    assert [pair for pair, keep in zip(pairs, kept, strict=True) if keep] == brute_core(
+        pairs, k_users, k_items
+    )
 
 
 def decoded(dataset: Dataset) -> dict[str, list[tuple[str, int]]]:
@@ -76,7 +82,7 @@ def test_share_of_repeats_against_lists(log: Log) -> None:
 def test_leave_one_out_against_lists(log: Log, core: int) -> None:
     rows = list(log.frame.iter_rows())
     expected: dict[str, list[tuple[str, int]]] = {}
-    remaining = Counter(brute_core([(row[0], row[1]) for row in rows], core))
+    remaining = Counter(brute_core([(row[0], row[1]) for row in rows], core, core))
     for user, item, ms in rows:
         if remaining[user, item]:
             expected.setdefault(user, []).append((item, ms))
@@ -129,17 +135,22 @@ def test_ties_keep_the_order_of_the_log() -> None:
     assert dataset.item_ids[dataset.test.items[0] - 1] == "d"
 
 
-def test_temporal_split_against_its_definition() -> None:
+@pytest.mark.parametrize("split", ["temporal", "forward"])
+def test_a_split_in_time_against_its_definition(split: Split) -> None:
     rng = np.random.default_rng(3)
     rows = [
         (f"u{rng.integers(30)}", f"i{int(rng.exponential(6))}", START_MS + 60_000 * minute)
         for minute in range(1000)
     ]
     log = make_log(rows)
-    dataset = build_dataset(log, Protocol(5, 5, split="temporal"))
-    first, second = START_MS + 60_000 * 800, START_MS + 60_000 * 900
+    dataset = build_dataset(log, Protocol(5, 3, split))
+    first, second = (
+        START_MS + 60_000 * minute
+        for minute in {"temporal": (800, 900), "forward": (900, 2000)}[split]
+    )
+    assert dataset.cut_ms == first
     training = [(user, item) for user, item, ms in rows if ms < first]
-    core = set(brute_core(training, 5))
+    core = set(brute_core(training, 5, 3))
     vocabulary = {item for _, item in core}
     users = {user for user, _ in core}
     assert set(dataset.item_ids) == vocabulary
@@ -164,12 +175,23 @@ def test_temporal_split_against_its_definition() -> None:
             given = dataset.histories.items[offset : targets.ends[row]]
             assert [dataset.item_ids[i - 1] for i in given] == before
     assert unseen > 0, "the data must contain a target that training has not seen"
+    assert dataset.n_train_targets == len(brute_core(training, 5, 3)) - len(users)
+    assert (len(dataset.test) > 0) == (split == "temporal")
 
 
-def test_temporal_split_needs_times() -> None:
+@pytest.mark.parametrize("split", ["temporal", "forward"])
+def test_a_split_in_time_needs_times(split: Split) -> None:
     log = make_log([("u", "i", 1), ("u", "j", UNKNOWN_TIME)])
     with pytest.raises(InputError, match="needs every time; 1 are not known"):
-        build_dataset(log, Protocol(1, 1, split="temporal"))
+        build_dataset(log, Protocol(1, 1, split))
+
+
+def test_a_protocol_comes_back_and_one_core_stands_for_both() -> None:
+    protocol = Protocol(3, 2, "temporal", test_share=0.2)
+    assert Protocol.from_dict(protocol.to_dict()) == protocol
+    assert Protocol.from_dict({"core": 7, "split": "temporal"}) == Protocol(7, 7, "temporal")
+    assert Protocol(7, 7).core == "7-core"
+    assert Protocol(7, 2).core == "core of 7 interactions a user and 2 an item"
 
 
 def test_a_given_vocabulary_skips_unknown_inputs_and_misses_unknown_targets() -> None:
@@ -184,14 +206,14 @@ def test_a_given_vocabulary_skips_unknown_inputs_and_misses_unknown_targets() ->
 
 
 def test_too_large_a_core_says_so() -> None:
-    with pytest.raises(InputError, match="no interactions are left in the 1000-core"):
+    with pytest.raises(InputError, match="no interactions are left in the 1000-core of"):
         build_dataset(chain_log(), Protocol(1000, 1000))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"core": 0}, "core must be at least 1"),
+        ({"core_items": 0}, "core_items must be at least 1"),
         ({"split": "random"}, "split must be leave-one-out or temporal"),
         ({"validation_share": 0.6, "test_share": 0.4}, "together below 1"),
     ],
