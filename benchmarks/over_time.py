@@ -34,10 +34,11 @@ from benchmarks.baselines.transitions import Transitions
 from benchmarks.forward.models import Served, model_ranks, with_fallback
 from benchmarks.forward.summary import summarise, tables
 from benchmarks.forward.training import frozen_model, retrained_models
-from benchmarks.forward.walk import DAY_MS, Events, Policy, Walk, walk_forward
+from benchmarks.forward.walk import DAY_MS, Policy, Walk, walk_forward
 from benchmarks.quality import DATA, ERRORS
 from model.artefact import ArtefactError, load_artefact
 from training.dataset import Int64s
+from training.forward import Events
 from training.interactions import Log, read_log
 
 RUNS = Path("runs/over_time")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.forward.walk import Bools, Events
+from benchmarks.forward.walk import Bools
 from model.compiled import compiled
 from training.dataset import Int64s
+from training.forward import Events
 from training.metrics import MISS
 
 Float64s = npt.NDArray[np.float64]

@@ -7,8 +7,8 @@ import numpy as np
 from benchmarks.baselines.counting import Evidence, Float64s, Pairs
 from benchmarks.baselines.popularity import Popularity
 from benchmarks.baselines.transitions import TIE
-from benchmarks.forward.walk import Events
 from training.dataset import Int64s
+from training.forward import Events
 
 LAST = 20
 DECAY = 0.8

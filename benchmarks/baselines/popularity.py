@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.baselines.counting import NO_PAIRS, Evidence, Float64s
-from benchmarks.forward.walk import DAY_MS, Bools, Events
+from benchmarks.forward.walk import DAY_MS, Bools
 from training.dataset import Int64s
+from training.forward import Events
 
 
 class Popularity:

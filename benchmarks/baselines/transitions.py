@@ -6,8 +6,8 @@ import numpy as np
 
 from benchmarks.baselines.counting import Evidence, Pairs
 from benchmarks.baselines.popularity import Popularity
-from benchmarks.forward.walk import Events
 from training.dataset import Int64s
+from training.forward import Events
 
 LAST = 5
 TIE = 1e-6

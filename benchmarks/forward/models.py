@@ -6,26 +6,24 @@ stepping. Items that the model does not know are left out of its input, and are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from benchmarks.forward.walk import Events, Walk
+from benchmarks.forward.walk import Walk
 from benchmarks.ranks import ResultError
 from model import UNKNOWN_TIME, TiM4Rec
 from training.batches import gather_padded
-from training.dataset import Histories, Int32s, Int64s
+from training.dataset import Int64s
+from training.forward import Events, KnownHistories, queries_at
 from training.loss import scores_at_once
 from training.metrics import MISS
 
 UNKNOWN, AFTER, BEFORE, AT = "unknown", "1 s after the last", "10 s before", "at the target's time"
 NOTHING_KNOWN = 0
 """In place of a rank: the model knows nothing of the user's history."""
-
-TOKENS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,46 +72,17 @@ def model_ranks(walk: Walk, by_period: Sequence[Served]) -> dict[str, Int64s]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """The interactions that a model knows, and where in them the events' histories lie.
-
-    histories: all users', one after the other; starts, ends: (T), the history of event i is
-    [starts[i], ends[i]); targets: (T), 0 where the model does not know the item.
-    """
-
-    histories: Histories
-    starts: Int64s
-    ends: Int64s
-    targets: Int64s
-
-    @classmethod
-    def of(cls, events: Events, rows: Int64s, item_ids: Sequence[str]) -> _Inputs:
-        index = {item: number for number, item in enumerate(item_ids, 1)}
-        items = np.array([index.get(item, 0) for item in events.item_ids])[events.items]
-        known = items > 0
-        before = np.concatenate([[0], np.cumsum(known)])
-        offsets = before[np.append(np.unique(events.firsts), len(known))]
-        known_items: Int32s = items[known].astype(np.int32)
-        histories = Histories(offsets, known_items, events.times[known])
-        return cls(histories, before[events.firsts[rows]], before[rows], items[rows])
-
-    @property
-    def lengths(self) -> Int64s:
-        return self.ends - self.starts
-
-
 class _Ranker:
     def __init__(self, events: Events, rows: Int64s, served: Served) -> None:
         self.model = served.model.eval()
         if not self.model.causal:
             raise ResultError("a model of the time path `sequence` has no query at each position")
-        self.inputs = _Inputs.of(events, rows, served.item_ids)
+        self.inputs = KnownHistories.of(events, rows, served.item_ids)
 
     @torch.inference_mode()
     def ranks(self, times: Int64s) -> Int64s:
         inputs, model = self.inputs, self.model
-        queries = self._queries(times)
+        queries = queries_at(model, inputs, times)
         found = np.full(len(times), NOTHING_KNOWN, dtype=np.int64)
         (some,) = np.nonzero(inputs.lengths)
         some = some[np.argsort(inputs.lengths[some], kind="stable")]
@@ -128,66 +97,6 @@ class _Ranker:
             missed = ~own[:, 0].isfinite()
             found[batch] = torch.where(missed, MISS, rank).numpy()
         return found
-
-    def _queries(self, times: Int64s) -> Tensor:
-        """The query (T, D) for each event, asked for at `times` (T); 0 without a history."""
-        inputs = self.inputs
-        queries = torch.zeros(len(times), self.model.item_embedding.embedding_dim)
-        for batch in _passes(inputs):
-            items, known_at = gather_padded(inputs.histories, batch.starts, batch.lengths)
-            asked = np.full_like(known_at, UNKNOWN_TIME)
-            asked[batch.lines, batch.places] = times[batch.events]
-            out = self.model(*(torch.from_numpy(part) for part in (items, known_at, asked)))
-            queries[batch.events] = out[batch.lines, batch.places]
-        return queries
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """Histories [starts, starts + lengths), (B) each, and the events whose queries they give: event
-    events[i] in line lines[i] at position places[i]."""
-
-    starts: Int64s
-    lengths: Int64s
-    events: Int64s
-    lines: Int64s
-    places: Int64s
-
-
-def _passes(inputs: _Inputs) -> Iterator[_Pass]:
-    """Batches of bounded size that have a position for every event with a history.
-
-    A position is asked once in a line: events that follow one another without an interaction that
-    the model knows between them are in different lines of the same history.
-    """
-    (some,) = np.nonzero(inputs.lengths)
-    some = some[np.argsort(inputs.ends[some], kind="stable")]
-    ends = inputs.ends[some]
-    repeat = np.arange(len(some)) - np.searchsorted(ends, ends)
-    lines = np.stack([repeat, inputs.starts[some]])
-    distinct, line = np.unique(lines, axis=1, return_inverse=True)
-    line = line.ravel()
-    lengths = np.zeros(distinct.shape[1], dtype=np.int64)
-    np.maximum.at(lengths, line, inputs.lengths[some])
-    by_length = np.argsort(lengths, kind="stable")
-    by_line = np.argsort(line, kind="stable")
-    bounds = np.searchsorted(line[by_line], np.arange(len(lengths) + 1))
-    begin = 0
-    while begin < len(by_length):
-        end = begin + 1
-        while end < len(by_length) and (end - begin + 1) * lengths[by_length[end]] <= TOKENS:
-            end += 1
-        chosen = by_length[begin:end]
-        parts = [by_line[bounds[number] : bounds[number + 1]] for number in chosen]
-        events = some[np.concatenate(parts)]
-        yield _Pass(
-            starts=distinct[1][chosen],
-            lengths=lengths[chosen],
-            events=events,
-            lines=np.repeat(np.arange(len(chosen)), [len(part) for part in parts]),
-            places=inputs.lengths[events] - 1,
-        )
-        begin = end
 
 
 def with_fallback(ranks: Mapping[str, Int64s], fallback: Int64s) -> dict[str, Int64s]:

@@ -20,9 +20,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from model import UNKNOWN_TIME
 from training.dataset import Int64s, k_core
-from training.interactions import Log
+from training.forward import Events
 from training.tables import InputError
 
 Bools = npt.NDArray[np.bool_]
@@ -32,32 +31,6 @@ PAUSE_MS = 30 * 60_000
 """A visit begins after a pause of this length."""
 
 CORE = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Events:
-    """The events of a log by user, then time, then place in the log: (N) each.
-
-    users, items: from 0 on, items in the order of `item_ids` (V); times: ms; firsts: the row of the
-    user's first event, so that a row's history is [firsts[row], row).
-    """
-
-    users: Int64s
-    items: Int64s
-    times: Int64s
-    firsts: Int64s
-    item_ids: list[str]
-
-    @classmethod
-    def of(cls, log: Log) -> Events:
-        """Raises InputError where a time is not known."""
-        times = log.frame["time_ms"].to_numpy().astype(np.int64)
-        if (times == UNKNOWN_TIME).any():
-            raise InputError("a walk forward in time needs the time of every interaction")
-        users = log.frame["user_id"].rle_id().to_numpy().astype(np.int64)
-        item_ids, items = np.unique(log.frame["item_id"].to_numpy(), return_inverse=True)
-        firsts = np.searchsorted(users, users)
-        return cls(users, items.astype(np.int64), times, firsts, item_ids.tolist())
 
 
 class Policy(Protocol):

@@ -34,8 +34,9 @@ from benchmarks.forward.models import (
 )
 from benchmarks.forward.summary import interval, summarise
 from benchmarks.forward.training import frozen_model, retrained_models
-from benchmarks.forward.walk import DAY_MS, Events, Walk, walk_forward
+from benchmarks.forward.walk import DAY_MS, Walk, walk_forward
 from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
+from training.forward import Events
 from training.interactions import Log
 from training.metrics import MISS
 from training.tables import InputError

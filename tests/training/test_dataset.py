@@ -143,14 +143,14 @@ def test_a_split_in_time_against_its_definition(split: Split) -> None:
         for minute in range(1000)
     ]
     log = make_log(rows)
-    dataset = build_dataset(log, Protocol(5, 3, split))
+    dataset = build_dataset(log, Protocol(3, 8, split))
     first, second = (
         START_MS + 60_000 * minute
         for minute in {"temporal": (800, 900), "forward": (900, 2000)}[split]
     )
     assert dataset.cut_ms == first
     training = [(user, item) for user, item, ms in rows if ms < first]
-    core = set(brute_core(training, 5, 3))
+    core = set(brute_core(training, 3, 8))
     vocabulary = {item for _, item in core}
     users = {user for user, _ in core}
     assert set(dataset.item_ids) == vocabulary
@@ -175,7 +175,7 @@ def test_a_split_in_time_against_its_definition(split: Split) -> None:
             given = dataset.histories.items[offset : targets.ends[row]]
             assert [dataset.item_ids[i - 1] for i in given] == before
     assert unseen > 0, "the data must contain a target that training has not seen"
-    assert dataset.n_train_targets == len(brute_core(training, 5, 3)) - len(users)
+    assert dataset.n_train_targets == len(brute_core(training, 3, 8)) - len(users)
     assert (len(dataset.test) > 0) == (split == "temporal")
 
 

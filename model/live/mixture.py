@@ -1,0 +1,67 @@
+"""How the model's score and what is counted join: a small network over a candidate's features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from model.live.ranking import CONTEXT, FEATURES, Weights
+
+FORMAT = 1
+MOST_HIDDEN = 256
+MOST_BYTES = 1 << 20
+
+
+class MixtureError(ValueError):
+    """Bytes that are no mixture that this code can use."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """score = (linear + by_context c) f + out relu(hidden f + hidden_context c + bias), f a
+    candidate's features and c the request's context (model.live.ranking)."""
+
+    weights: Weights
+
+    def __post_init__(self) -> None:
+        size = len(self.weights.out)
+        n_features, n_context = len(FEATURES), len(CONTEXT)
+        shapes = {
+            "linear": (n_features,),
+            "by_context": (n_features, n_context),
+            "hidden": (size, n_features),
+            "hidden_context": (size, n_context),
+            "bias": (size,),
+            "out": (size,),
+        }
+        if not 1 <= size <= MOST_HIDDEN:
+            raise MixtureError(f"it has {size} hidden units, not 1 to {MOST_HIDDEN}")
+        for name, value in self.weights._asdict().items():
+            if value.shape != shapes[name] or value.dtype != np.float32:
+                raise MixtureError(f"{name} is not float32 of shape {shapes[name]}")
+            if not np.isfinite(value).all():
+                raise MixtureError(f"{name} is not finite")
+
+    def to_bytes(self) -> bytes:
+        parts = {name: np.ascontiguousarray(v) for name, v in self.weights._asdict().items()}
+        return save(parts | {"format": np.array([FORMAT])})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Mixture:
+        """What `to_bytes` gave. Raises MixtureError."""
+        if len(data) > MOST_BYTES:
+            raise MixtureError(f"it has more than {MOST_BYTES} bytes")
+        try:
+            parts = load(data)
+            (found,) = parts.pop("format").tolist()
+            if found != FORMAT:
+                raise MixtureError(f"it has format {found}, not {FORMAT}")
+            weights = Weights(**parts)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, MixtureError):
+                raise
+            raise MixtureError(f"it is damaged: {error}") from None
+        return cls(weights)

@@ -1,0 +1,206 @@
+"""Answers requests by the model's best items and the evidence together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from model.live import ranking
+from model.live.counting import HALF_LIVES_MS, PAIRS_HALF_LIFE_MS, POPULAR, RECENT
+from model.live.evidence import Evidence
+from model.live.mixture import Mixture
+from model.live.ranking import Items, Requests, Scratch
+
+LISTED = 100
+"""N, how many of the model's best items are candidates."""
+
+Rows = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+
+
+class Request(NamedTuple):
+    """One request. query: (D), None: the model knows nothing of the user; listed, scores: rows that
+    the model ranks highest, best first; recent: ids of the last items, newest first; hidden: rows
+    not to be returned; k: how many are wanted."""
+
+    query: Float32s | None
+    listed: Rows
+    scores: Float32s
+    recent: Sequence[str]
+    hidden: npt.NDArray[np.int32]
+    k: int
+
+
+class Features(NamedTuple):
+    """Of one request: candidates' rows (C), features (F, C), context (X)."""
+
+    rows: Rows
+    features: Float32s
+    context: Float32s
+
+
+class LiveRanker:
+    """Not for two threads at once.
+
+    Args:
+        evidence: gives the one there is now.
+        vectors: (V + 1, D) of the model's items, row 0 the padding's.
+        row_of: an item's row in the catalogue, 1 to V those of the model; None: it has none, and
+            is not returned.
+    """
+
+    def __init__(
+        self,
+        evidence: Callable[[], Evidence],
+        vectors: Float32s,
+        row_of: Callable[[str], int | None],
+        mixture: Mixture | None = None,
+    ) -> None:
+        self.mixture = mixture
+        self._current, self._vectors, self._row_of = evidence, vectors, row_of
+        self._evidence = evidence()
+        self._known = 0
+        self._begin(self._evidence)
+
+    def _begin(self, evidence: Evidence) -> None:
+        self._evidence, self._known = evidence, 0
+        self._rows_of = np.zeros(0, np.int32)
+        self._numbers_of = np.full(len(self._vectors), -1, np.int32)
+        self._scratch = Scratch(
+            np.zeros((3, 0), np.float32),
+            np.zeros((0, self._vectors.shape[1]), np.float32),
+            np.zeros(0),
+            np.zeros(len(self._vectors), np.int8),
+            np.zeros((len(ranking.FEATURES), 0), np.float32),
+            np.zeros(0, np.int64),
+            np.zeros(0, np.float32),
+        )
+
+    def look_again(self) -> None:
+        """Forgets which rows items have: some that had none may have one now."""
+        self._begin(self._evidence)
+
+    def best(
+        self, requests: Sequence[Request], open_rows: npt.NDArray[np.bool_]
+    ) -> list[tuple[Rows, Float32s]]:
+        """The best items of each request, with their scores.
+
+        Args:
+            open_rows: (R + 1) which rows may be returned.
+        """
+        assert self.mixture is not None
+        k = max(request.k for request in requests)
+        rows, scores = (
+            np.zeros((len(requests), k), np.int64),
+            np.zeros((len(requests), k), np.float32),
+        )
+        sizes = np.zeros(len(requests), np.int64)
+        packed = self._packed(requests)
+        evidence = self._catch_up(packed, open_rows)
+        with evidence.lock:
+            ranking.best(
+                packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
+                PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, self.mixture.weights,
+                rows, scores, sizes,
+            )  # fmt: skip
+        return [(rows[b, :size], scores[b, :size]) for b, size in enumerate(sizes.tolist())]
+
+    def features(self, request: Request, open_rows: npt.NDArray[np.bool_]) -> Features:
+        """What a mixture is to rank."""
+        packed = self._packed([request])
+        evidence = self._catch_up(packed, open_rows)
+        context = np.zeros(len(ranking.CONTEXT), np.float32)
+        with evidence.lock:
+            n = ranking.gather(
+                packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
+                PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
+            )  # fmt: skip
+        scratch = self._scratch
+        return Features(scratch.rows[:n].copy(), scratch.features[:, :n].copy(), context)
+
+    def _items(self, open_rows: npt.NDArray[np.bool_]) -> Items:
+        return Items(self._rows_of, self._numbers_of, self._vectors, open_rows)
+
+    def _packed(self, requests: Sequence[Request]) -> Requests:
+        if self._current() is not self._evidence:
+            self._begin(self._current())
+        number, size = self._evidence.number, len(requests)
+        wide = max(len(request.listed) for request in requests)
+        listed = np.zeros((size, max(wide, 1)), np.int64)
+        scores = np.zeros(listed.shape, np.float32)
+        queries = np.zeros((size, self._vectors.shape[1]), np.float32)
+        numbers: list[int] = []
+        rows: list[int] = []
+        ends, hidden_ends = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        for b, request in enumerate(requests):
+            if request.query is not None:
+                queries[b] = request.query
+                listed[b, : len(request.listed)] = request.listed
+                scores[b, : len(request.listed)] = request.scores
+            for item_id in request.recent[:RECENT]:
+                found = number(item_id)
+                row = self._row_of(item_id)
+                numbers.append(-1 if found is None else found)
+                rows.append(row if row is not None and row < len(self._vectors) else 0)
+            ends[b] = len(numbers)
+        hidden_ends = np.cumsum([len(request.hidden) for request in requests])
+        return Requests(
+            queries,
+            np.array([len(r.listed) > 0 and r.query is not None for r in requests]),
+            listed,
+            scores,
+            np.array(numbers, np.int32),
+            np.array(rows, np.int32),
+            ends,
+            np.concatenate([request.hidden for request in requests]).astype(np.int32, copy=False),
+            hidden_ends,
+            np.array([request.k for request in requests]),
+        )
+
+    def _catch_up(self, packed: Requests, open_rows: npt.NDArray[np.bool_]) -> Evidence:
+        """Looks up the rows of items that are new in the evidence, and makes room."""
+        evidence = self._evidence
+        n_rows = len(open_rows)
+        if len(self._numbers_of) < n_rows:
+            self._numbers_of = _longer(self._numbers_of, 2 * n_rows, -1)
+        size = len(evidence.counts.total)
+        if len(self._rows_of) < size:
+            self._rows_of = _longer(self._rows_of, size, 0)
+            sums, around, around_total, *others = self._scratch
+            self._scratch = Scratch(
+                np.zeros((3, size), np.float32),
+                np.concatenate(
+                    [around, np.zeros((size - len(around), around.shape[1]), np.float32)]
+                ),
+                _longer(around_total, size, 0),
+                *others,
+            )
+        ids = evidence.item_ids
+        while self._known < len(ids):
+            row = self._row_of(ids[self._known]) or 0
+            # A row that the caller does not count yet is looked up again.
+            if row >= n_rows:
+                break
+            self._rows_of[self._known] = row
+            if row:
+                self._numbers_of[row] = self._known
+            self._known += 1
+        most = packed.listed.shape[1] + 2 * POPULAR + RECENT * evidence.rules.neighbours
+        scratch = self._scratch
+        if len(scratch.rows) < most or len(scratch.marks) < n_rows:
+            self._scratch = scratch._replace(
+                marks=np.zeros(max(len(scratch.marks), 2 * n_rows), np.int8),
+                features=np.zeros((len(ranking.FEATURES), most), np.float32),
+                rows=np.zeros(most, np.int64),
+                logs=np.zeros(most, np.float32),
+            )
+        return evidence
+
+
+def _longer(values: npt.NDArray[np.generic], size: int, fill: int) -> npt.NDArray[np.generic]:
+    longer = np.full(size, fill, values.dtype)
+    longer[: len(values)] = values
+    return longer

@@ -1,0 +1,356 @@
+"""Candidates of a request, what is known of each, and the best of them by a mixture."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from model.compiled import compiled, part
+
+FEATURES = (
+    "model",  # log-probability by the model among the items that it ranks highest
+    "scored",  # whether it has one
+    "near",  # cosine of how often it was had near the user's last items, the newest most
+    "after",  # how often soon after the last three of them
+    "popular_1d", "popular_7d", "popular_30d", "popular_180d",
+    "age",  # days since its first event
+    "known",  # whether the model knows it
+    "visit",  # as `near`, of what was had within one visit
+    "like_recent", "like_query",  # cosines of its neighbours' mean with the last items', the query
+)  # fmt: skip
+CONTEXT = ("has_query", "length", "unknown", "last_unknown", "certainty")
+"""Of a request: whether the model knows something of the user; log2(1 + last items); of these, the
+share that the model does not know; whether it does not know the last; the log-probability of the
+item that it ranks highest."""
+
+N_FEATURES, N_CONTEXT = len(FEATURES), len(CONTEXT)
+MODEL, SCORED, NEAR, AFTER, POPULAR = 0, 1, 2, 3, 4
+AGE, KNOWN, VISIT, LIKE_RECENT, LIKE_QUERY = 8, 9, 10, 11, 12
+RECENCY = 0.8
+"""The weight of an item of the history against that of the next newer one."""
+SHRINKAGE = 3.0
+LEAST = np.float32(1e-3)
+LEAST_POPULARITY = -6.64
+LEAST_DAYS = 0.02
+
+
+class Requests(NamedTuple):
+    """B requests.
+
+    queries: (B, D), where has_query (B); listed, listed_scores: (B, N) rows that the model ranks
+    highest, best first, 0 where there are fewer; numbers, rows: of last items, newest first, those
+    of request b at [recent_ends[b - 1], recent_ends[b]): as the evidence counts them, -1 for none,
+    and as the model knows them, 0 for none; hidden: rows not to be returned, likewise; seen: rows
+    that the user has had and may get, likewise; ks: (B) how many are wanted.
+    """
+
+    queries: npt.NDArray[np.float32]
+    has_query: npt.NDArray[np.bool_]
+    listed: npt.NDArray[np.int64]
+    listed_scores: npt.NDArray[np.float32]
+    numbers: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]
+    recent_ends: npt.NDArray[np.int64]
+    hidden: npt.NDArray[np.int32]
+    hidden_ends: npt.NDArray[np.int64]
+    ks: npt.NDArray[np.int64]
+
+
+class Items(NamedTuple):
+    """rows_of: (I) the catalogue's row of an item of the evidence, 0 for none; numbers_of: (R + 1)
+    the other way, -1 for none; vectors: (V + 1, D); open: (R + 1) rows that may be returned."""
+
+    rows_of: npt.NDArray[np.int32]
+    numbers_of: npt.NDArray[np.int32]
+    vectors: npt.NDArray[np.float32]
+    open: npt.NDArray[np.bool_]
+
+
+class Scratch(NamedTuple):
+    """sums: (3, I) zeros; around: (I, D) the mean vector of an item's neighbours, as of
+    around_total (I) events; marks: (R + 1) zeros; features: (F, C); rows: (C); logs: (C)."""
+
+    sums: npt.NDArray[np.float32]
+    around: npt.NDArray[np.float32]
+    around_total: npt.NDArray[np.float64]
+    marks: npt.NDArray[np.int8]
+    features: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+    logs: npt.NDArray[np.float32]
+
+
+class Weights(NamedTuple):
+    """What `Mixture` holds: linear (F), by_context (F, X), hidden (H, F), hidden_context (H, X),
+    bias (H), out (H)."""
+
+    linear: npt.NDArray[np.float32]
+    by_context: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.float32]
+    hidden_context: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    out: npt.NDArray[np.float32]
+
+
+_HIDDEN, _CANDIDATE = 1, 2
+
+
+@part
+def _log2(x: Any, exponents: Any) -> None:
+    """In place, of normal positive numbers, to 4e-5."""
+    bits = x.view(np.int32)
+    for i in range(len(x)):
+        exponents[i] = np.float32((bits[i] >> 23) - 127)
+        bits[i] = (bits[i] & 0x7FFFFF) | 0x3F800000
+    for i in range(len(x)):
+        m = x[i]
+        p = np.float32(0.043428908)
+        p = p * m + np.float32(-0.40486717)
+        p = p * m + np.float32(1.5939014)
+        p = p * m + np.float32(-3.4924943)
+        p = p * m + np.float32(5.046876)
+        p = p * m + np.float32(-2.786813)
+        x[i] = exponents[i] + p
+
+
+@part
+def _dot(x: Any, y: Any) -> float:
+    total = np.float32(0)
+    for d in range(len(x)):
+        total += x[d] * y[d]
+    return total
+
+
+@part
+def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
+    """Brings the mean vector of an item's neighbours up to date."""
+    if scratch.around_total[number] == counts.total[number]:
+        return
+    scratch.around_total[number] = counts.total[number]
+    own = scratch.around[number]
+    own[:] = 0
+    for m in range(counts.neighbours.shape[1]):
+        other = counts.neighbours[number, m]
+        if other < 0:
+            break
+        row = items.rows_of[other]
+        if 0 < row < len(items.vectors):
+            weight = counts.together[number, m]
+            for d in range(len(own)):
+                own[d] += weight * items.vectors[row, d]
+
+
+@part
+def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: Any) -> None:
+    """What an item's counts with the user's last items come to: near, after, visit."""
+    weight, after_weight = 1.0, 1.0
+    for k in range(len(numbers)):
+        source = numbers[k]
+        if source >= 0:
+            decay = 2.0 ** (min(counts.touched[source] - newest_ms, 0) / half_life)
+            total = counts.total[source]
+            near = np.float32(weight * decay / np.sqrt(total + SHRINKAGE))
+            after = np.float32(after_weight * decay / (total + 1.0)) if k < 3 else np.float32(0)
+            for m in range(counts.neighbours.shape[1]):
+                other = counts.neighbours[source, m]
+                if other < 0:
+                    break
+                together = counts.together[source, m]
+                sums[0, other] += near * together
+                sums[1, other] += after * counts.after[source, m]
+                sums[2, other] += near * counts.visit[source, m]
+        weight *= RECENCY
+        after_weight *= 0.5
+
+
+@part
+def _gather(
+    b: int, requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any,
+    half_life: float, items: Any, scratch: Any, context: Any,
+) -> int:  # fmt: skip
+    """Writes the candidates and their features; returns how many."""
+    marks, rows, features, sums = scratch.marks, scratch.rows, scratch.features, scratch.sums
+    begin = requests.recent_ends[b - 1] if b else 0
+    numbers = requests.numbers[begin : requests.recent_ends[b]]
+    recent = requests.rows[begin : requests.recent_ends[b]]
+    hidden_begin = requests.hidden_ends[b - 1] if b else 0
+    hidden = requests.hidden[hidden_begin : requests.hidden_ends[b]]
+    query, has_query = requests.queries[b], requests.has_query[b]
+    n_known = len(items.vectors)
+    for i in range(len(hidden)):
+        marks[hidden[i]] = _HIDDEN
+    n = 0
+    # -- what the model ranks highest
+    top, total = np.float32(0), 0.0
+    if has_query:
+        top = requests.listed_scores[b, 0]
+        for i in range(requests.listed.shape[1]):
+            if requests.listed[b, i] == 0:
+                break
+            total += np.exp(requests.listed_scores[b, i] - top)
+        top += np.float32(np.log(total))
+        for i in range(requests.listed.shape[1]):
+            row = requests.listed[b, i]
+            if row == 0:
+                break
+            if marks[row] == 0 and items.open[row]:
+                marks[row] = _CANDIDATE
+                rows[n] = row
+                features[MODEL, n] = requests.listed_scores[b, i] - top
+                features[SCORED, n] = 1
+                n += 1
+    listed = n
+    # -- what is popular, and what was had near the last items
+    for p in range(popular.shape[0]):
+        for i in range(popular.shape[1]):
+            if popular[p, i] < 0:
+                break
+            row = items.rows_of[popular[p, i]]
+            if row > 0 and marks[row] == 0 and items.open[row]:
+                marks[row] = _CANDIDATE
+                rows[n] = row
+                n += 1
+    for k in range(len(numbers)):
+        if numbers[k] < 0:
+            continue
+        for m in range(counts.neighbours.shape[1]):
+            other = counts.neighbours[numbers[k], m]
+            if other < 0:
+                break
+            row = items.rows_of[other]
+            if row > 0 and marks[row] == 0 and items.open[row]:
+                marks[row] = _CANDIDATE
+                rows[n] = row
+                n += 1
+    for i in range(listed, n):
+        row = rows[i]
+        scored = has_query and row < n_known
+        features[MODEL, i] = _dot(query, items.vectors[row]) - top if scored else np.float32(0)
+        features[SCORED, i] = scored
+    _sum_up(numbers, newest_ms, half_life, counts, sums)
+    # -- the mean of the last items
+    mean = np.zeros(items.vectors.shape[1], np.float32)
+    weight, unknown = np.float32(1), 0
+    for k in range(len(recent)):
+        if recent[k] > 0:
+            for d in range(len(mean)):
+                mean[d] += weight * items.vectors[recent[k], d]
+        else:
+            unknown += 1
+        weight *= np.float32(RECENCY)
+    mean_length = np.sqrt(_dot(mean, mean)) + np.float32(1e-6)
+    query_length = np.sqrt(_dot(query, query)) + np.float32(1e-6)
+    for i in range(n):
+        row = rows[i]
+        marks[row] = 0
+        number = items.numbers_of[row]
+        for f in range(2, features.shape[0]):
+            features[f, i] = 0
+        features[KNOWN, i] = row < n_known
+        if number < 0:
+            features[NEAR, i] = features[AFTER, i] = features[VISIT, i] = LEAST
+            for h in range(len(half_lives)):
+                features[POPULAR + h, i] = LEAST_POPULARITY
+            features[AGE, i] = LEAST_DAYS
+            continue
+        norm = np.float32(1 / np.sqrt(counts.total[number] + SHRINKAGE))
+        features[NEAR, i] = sums[0, number] * norm + LEAST
+        features[AFTER, i] = sums[1, number] + LEAST
+        features[VISIT, i] = sums[2, number] * norm + LEAST
+        for h in range(len(half_lives)):
+            popularity = counts.popularity[h, number] - newest_ms / half_lives[h]
+            features[POPULAR + h, i] = max(popularity, LEAST_POPULARITY)
+        features[AGE, i] = max(newest_ms - counts.first[number], 0) / 86_400_000.0 + LEAST_DAYS
+        _around(number, counts, items, scratch)
+        own = scratch.around[number]
+        length = np.sqrt(_dot(own, own))
+        if length > 0:
+            features[LIKE_RECENT, i] = _dot(own, mean) / (length * mean_length)
+            if has_query:
+                features[LIKE_QUERY, i] = _dot(own, query) / (length * query_length)
+    for f in (NEAR, AFTER, VISIT, AGE):
+        _log2(features[f, :n], scratch.logs)
+    # -- leave no trace
+    for i in range(len(hidden)):
+        marks[hidden[i]] = 0
+    for k in range(len(numbers)):
+        if numbers[k] >= 0:
+            for m in range(counts.neighbours.shape[1]):
+                other = counts.neighbours[numbers[k], m]
+                if other < 0:
+                    break
+                sums[0, other] = sums[1, other] = sums[2, other] = 0
+    context[0] = has_query
+    context[1] = np.log2(1.0 + len(numbers))
+    context[2] = unknown / max(1, len(recent))
+    context[3] = len(recent) > 0 and recent[0] == 0
+    context[4] = features[MODEL, 0] if listed else np.float32(0)
+    return n
+
+
+@part
+def _score(n: int, features: Any, context: Any, weights: Any, scores: Any, hidden: Any) -> None:
+    """Of the first n candidates: (n)."""
+    n_features, n_context = len(weights.linear), len(context)
+    scores[:n] = 0
+    for f in range(n_features):
+        slope = weights.linear[f]
+        for x in range(n_context):
+            slope += weights.by_context[f, x] * context[x]
+        for i in range(n):
+            scores[i] += slope * features[f, i]
+    for h in range(len(weights.out)):
+        bias = weights.bias[h]
+        for x in range(n_context):
+            bias += weights.hidden_context[h, x] * context[x]
+        hidden[:n] = bias
+        for f in range(n_features):
+            slope = weights.hidden[h, f]
+            for i in range(n):
+                hidden[i] += slope * features[f, i]
+        out = weights.out[h]
+        for i in range(n):
+            scores[i] += out * max(hidden[i], np.float32(0))
+
+
+@compiled
+def best(
+    requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any, half_life: float,
+    items: Any, scratch: Any, weights: Any, found_rows: Any, found_scores: Any, sizes: Any,
+) -> None:  # fmt: skip
+    """The best candidates of each request: (B, k) rows and scores, best first; equal ones in the
+    order of their rows. sizes: (B) how many there are."""
+    context = np.zeros(N_CONTEXT, np.float32)
+    wide = len(scratch.rows)
+    scores, hidden = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    for b in range(len(requests.ks)):
+        n = _gather(
+            b, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
+        )
+        _score(n, scratch.features, context, weights, scores, hidden)
+        size = min(n, requests.ks[b])
+        sizes[b] = size
+        rows = scratch.rows
+        for place in range(size):
+            chosen = place
+            for i in range(place + 1, n):
+                if scores[i] > scores[chosen] or (
+                    scores[i] == scores[chosen] and rows[i] < rows[chosen]
+                ):
+                    chosen = i
+            rows[place], rows[chosen] = rows[chosen], rows[place]
+            scores[place], scores[chosen] = scores[chosen], scores[place]
+        found_rows[b, :size] = rows[:size]
+        found_scores[b, :size] = scores[:size]
+
+
+@compiled
+def gather(
+    requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any, half_life: float,
+    items: Any, scratch: Any, context: Any,
+) -> int:  # fmt: skip
+    """The candidates of one request, into `scratch`, and its context (X); returns how many."""
+    return _gather(  # type: ignore[no-any-return]
+        0, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
+    )

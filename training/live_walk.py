@@ -1,0 +1,146 @@
+"""A log walked event by event by the live layer, as a service goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import TiM4Rec
+from model.live.counting import RECENT
+from model.live.evidence import Evidence, EvidenceRules, Observed, user_key
+from model.live.mixture import Mixture
+from model.live.ranker import LISTED, Features, Float32s, LiveRanker, Request, Rows
+from training.batches import gather_padded
+from training.dataset import Int64s
+from training.forward import Events, KnownHistories, queries_at
+from training.loss import scores_at_once
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLists:
+    """What a model says at events: queries (T, D), and its best items that the user has not had,
+    rows and scores (T, N); empty where it knows nothing of the user."""
+
+    queries: Float32s
+    known: np.ndarray
+    listed: Rows
+    scores: Float32s
+
+    @classmethod
+    @torch.inference_mode()
+    def of(
+        cls, events: Events, rows: Int64s, model: TiM4Rec, item_ids: Sequence[str], times: Int64s
+    ) -> ModelLists:
+        """times: (T) ms, when each is asked for."""
+        inputs = KnownHistories.of(events, rows, item_ids)
+        queries = queries_at(model, inputs, times)
+        wide = min(LISTED, model.config.n_items)
+        listed = np.zeros((len(rows), wide), np.int64)
+        scores = np.zeros((len(rows), wide), np.float32)
+        size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
+        (some,) = np.nonzero(inputs.lengths)
+        some = some[np.argsort(inputs.lengths[some], kind="stable")]
+        for begin in range(0, len(some), size):
+            batch = some[begin : begin + size]
+            seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
+            found: Tensor = model.scores(queries[batch]).scatter(
+                1, torch.from_numpy(seen), -torch.inf
+            )
+            best = found.topk(wide, dim=1)
+            left = best.values.isfinite()
+            listed[batch] = torch.where(left, best.indices, 0).numpy()
+            scores[batch] = torch.where(left, best.values, 0.0).numpy()
+        return cls(queries.numpy(), inputs.lengths > 0, listed, scores)
+
+
+class LiveWalk:
+    """Evidence that has observed events of a log, and the rankings by it.
+
+    Rows of the catalogue: 1 to V the model's items, then others in the order of their first event.
+    """
+
+    def __init__(
+        self,
+        events: Events,
+        user_ids: Sequence[str],
+        model: TiM4Rec,
+        item_ids: Sequence[str],
+        mixture: Mixture | None = None,
+        rules: EvidenceRules = EvidenceRules(),
+    ) -> None:
+        self.events = events
+        self._keys = [user_key(user_id) for user_id in user_ids]
+        self.evidence = Evidence(rules)
+        self._rows = {item: row for row, item in enumerate(item_ids, 1)}
+        vectors = model.item_embedding.weight.detach().float().cpu().numpy()
+        self.ranker = LiveRanker(lambda: self.evidence, vectors, self._rows.get, mixture)
+        self._row_of = np.array([self._rows.get(item, 0) for item in events.item_ids], np.int32)
+        self._open = np.ones(len(item_ids) + 1 + len(events.item_ids), np.bool_)
+        self._open[0] = False
+
+    def replace_model(self, model: TiM4Rec, item_ids: Sequence[str]) -> None:
+        """Goes on with another model."""
+        self._rows.clear()
+        self._rows.update((item, row) for row, item in enumerate(item_ids, 1))
+        for item in self.evidence.item_ids:
+            self._rows.setdefault(item, len(self._rows) + 1)
+        vectors = model.item_embedding.weight.detach().float().cpu().numpy()
+        mixture = self.ranker.mixture
+        self.ranker = LiveRanker(lambda: self.evidence, vectors, self._rows.get, mixture)
+        self._row_of = np.array([self._rows.get(i, 0) for i in self.events.item_ids], np.int32)
+
+    def observe(self, rows: Int64s) -> None:
+        """Counts events, rows of the log."""
+        events = self.events
+        for item in np.unique(events.items[rows]):
+            if not self._row_of[item]:
+                row = self._rows[events.item_ids[item]] = len(self._rows) + 1
+                self._row_of[item] = row
+        ids = events.item_ids
+        self.evidence.observe(
+            [
+                Observed(self._keys[user], ids[item], time)
+                for user, item, time in zip(
+                    events.users[rows].tolist(),
+                    events.items[rows].tolist(),
+                    events.times[rows].tolist(),
+                    strict=True,
+                )
+            ]
+        )
+
+    def best(self, rows: Int64s, lists: ModelLists, k: int) -> Iterator[Rows]:
+        """The k best items for the user of each event, just before it: catalogue's rows."""
+        for begin in range(0, len(rows), 64):
+            some = range(begin, min(begin + 64, len(rows)))
+            requests = [self._request(int(rows[i]), lists, i, k) for i in some]
+            for found, _ in self.ranker.best(requests, self._open):
+                yield found
+
+    def features(self, row: int, lists: ModelLists, place: int) -> Features:
+        return self.ranker.features(self._request(row, lists, place, 1), self._open)
+
+    def row_of(self, row: int) -> int:
+        """The catalogue's row of an event's item, 0 for none yet."""
+        return int(self._row_of[self.events.items[row]])
+
+    def _request(self, row: int, lists: ModelLists, place: int, k: int) -> Request:
+        events = self.events
+        had = events.items[events.firsts[row] : row]
+        hidden = self._row_of[had]
+        recent = [events.item_ids[item] for item in had[-RECENT:][::-1].tolist()]
+        known = lists.known[place]
+        listed, scores = lists.listed[place], lists.scores[place]
+        full = int(np.count_nonzero(listed))
+        return Request(
+            lists.queries[place] if known else None,
+            listed[:full],
+            scores[:full],
+            recent,
+            hidden[hidden > 0],
+            k,
+        )
