@@ -14,14 +14,17 @@ import polars as pl
 
 from cli.console import CommandError, err, out
 from cli.console import say as say_always
+from model import TiM4Rec
 from model.artefact import save_artefact
 from model.items import Items, ItemsError
+from model.live.mixture import Mixture
 from training import parallel
 from training.card import model_card
 from training.dataset import Dataset, Protocol, Split, build_dataset
 from training.ensemble import ensemble_of, refit_ensemble, train_members
 from training.interactions import Log
 from training.item_table import items_of
+from training.mixture import fit_mixture
 from training.outcome import Outcome, Refit
 from training.recipe import CORE, REFITTED_CORE, Recipe, model_config, split_log, training_config
 from training.refit import every_row
@@ -93,9 +96,12 @@ def publish(
         refit = Refit(every, result)
     if not first:
         return
-    outcome = Outcome.of(name, dataset, config, plan.members, trained, refit)
+    mixture = _mixture(log, dataset, trained.model, config.seed, say) if plan.refit else None
+    outcome = Outcome.of(name, dataset, config, plan.members, trained, refit, mixture)
     card = model_card(outcome, _command(), log.notes)
-    identity = save_artefact(folder, outcome.model, vocabulary, outcome.metrics(), card)
+    identity = save_artefact(
+        folder, outcome.model, vocabulary, outcome.metrics(), card, outcome.mixture
+    )
     shutil.rmtree(checkpoint)
     for line in _figures(outcome):
         say_always(line, out)
@@ -109,6 +115,18 @@ def _split(log: Log, plan: Plan, say: Callable[[str], None]) -> Dataset:
     if fault is not None:
         say(f"no validation forward in time ({fault}): each user's last interaction is set aside")
     return dataset
+
+
+def _mixture(
+    log: Log, dataset: Dataset, model: TiM4Rec, seed: int, say: Callable[[str], None]
+) -> Mixture | None:
+    """Fitted on what came after a model was trained, where times and model allow."""
+    mixture = None
+    if dataset.cut_ms is not None and model.causal:
+        mixture = fit_mixture(log, model, dataset.item_ids, dataset.cut_ms, seed=seed, console=err)
+    if mixture is None:
+        say("no mixture: what others do meanwhile will not change this model's recommendations")
+    return mixture
 
 
 def _vocabulary(

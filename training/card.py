@@ -64,6 +64,7 @@ def model_card(outcome: Outcome, command: str, notes: Sequence[str] = ()) -> str
         f"Repeat bias {outcome.model.repeat_bias:g}: added to the score of an item that the user "
         "has had, where such items are kept; fitted on validation.",
         *_refit(outcome),
+        *_mixture(outcome),
         f"## {outcome.ranked.capitalize()} results",
         *_of_which_model(outcome),
         "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
@@ -101,6 +102,17 @@ def _refit(outcome: Outcome) -> list[str]:
         f"set aside included, at a learning rate that fell from {REFIT['lr']:g} to 0, in "
         f"{outcome.refit.result.seconds:.0f} s. That model is the one in this folder.",
         _sizes(outcome.refit.dataset.describe()),
+    ]
+
+
+def _mixture(outcome: Outcome) -> list[str]:
+    if outcome.mixture is None:
+        return []
+    return [
+        "## Mixture",
+        "`mixture.safetensors` joins the model's scores and what the service counts of everybody's "
+        "interactions. It was fitted with the model before its refit, on all interactions that "
+        "came after the part that this model was trained on.",
     ]
 
 

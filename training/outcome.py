@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from model import TiM4Rec
+from model.live.mixture import Mixture
 from training.config import TrainingConfig
 from training.dataset import Dataset
 from training.evaluation import ResultRow, evaluate_offline
@@ -26,7 +27,7 @@ class Refit:
 class Outcome:
     """A model trained on one part of a log and ranked on another, and then perhaps refitted.
 
-    rows: of the model before its refit, on the targets `ranked`.
+    rows: of the model before its refit, on the targets `ranked`. mixture: fitted with that model.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Outcome:
     trained: Result[TiM4Rec]
     rows: Sequence[ResultRow]
     refit: Refit | None = None
+    mixture: Mixture | None = None
 
     @classmethod
     def of(
@@ -46,11 +48,12 @@ class Outcome:
         members: int,
         trained: Result[TiM4Rec],
         refit: Refit | None = None,
+        mixture: Mixture | None = None,
     ) -> Outcome:
         """Ranks the trained model."""
         targets = dataset.test if len(dataset.test) else dataset.validation
         rows, _ = evaluate_offline(trained.model, dataset.histories, targets)
-        return cls(name, dataset, config, members, trained, rows, refit)
+        return cls(name, dataset, config, members, trained, rows, refit, mixture)
 
     @property
     def model(self) -> TiM4Rec:
