@@ -72,9 +72,9 @@ class Counts(NamedTuple):
 
     neighbours: (I, M), -1 after the last one; together, after, visit: (I, M), how often the
     neighbour was had near the item, how soon after it, and within one visit, decayed to `touched`
-    (I) ms; stats: (I, S) the weight of all events, the time of the first in ms, and popularity by
-    each half-life: log2 of the sum of weight * 2^(time / half-life) over the events, which only
-    grows (forward decay: Cormode and others, 2009).
+    (I) ms; stats: (I, S) the weight of all events, the time of the first in ms, popularity by each
+    half-life: log2 of the sum of weight * 2^(time / half-life) over the events, which only grows
+    (forward decay: Cormode and others, 2009), and how often the item's row has changed.
     """
 
     neighbours: npt.NDArray[np.int32]
