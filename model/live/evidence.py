@@ -242,7 +242,7 @@ class Evidence:
                 begin = end
             evidence.counts = Counts(
                 *(parts[f"counts.{name}"] for name in Counts._fields)
-            ).grown(max(_SMALLEST, 2 * size))
+            ).grown(max(_SMALLEST, size + size // 4))
             evidence._recent = Recent(
                 *(
                     np.concatenate([parts[f"recent.{name}"], getattr(Recent.new(1), name)])

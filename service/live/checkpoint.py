@@ -29,7 +29,7 @@ from service.store.script import Script
 CHUNK = 2**20
 _UNPOINTED_MS = 600_000
 """So long a writer may take."""
-_REPLACED_MS = 60_000
+_REPLACED_MS = 180_000
 """So long what is pointed at no more can be read."""
 _POINT = Script.read("checkpoint", "service.live")
 
