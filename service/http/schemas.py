@@ -146,9 +146,9 @@ class Recommendations(BaseModel):
     version: int = Field(description="the number of the user's interactions this answer knows")
     at: AssumedTime = Field(description=AT)
     source: Literal["model", "live", "recent", "popular"] = Field(
-        description="the model; where that knows none of the user's interactions, what has happened "
-        "since the training (live), or what is popular: recently, or, where too little is known of "
-        "that, in training (popular)"
+        description="the model; where that knows none of the user's interactions, what has "
+        "happened since the training (live), or what is popular: recently, or, where too little is "
+        "known of that, in training (popular)"
     )
     stale: bool = Field(description=STALE)
     history_truncated: bool = Field(
