@@ -17,6 +17,7 @@ from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
 from service.engine.explanation import Explainer
+from service.models.live_items import follow_evidence, new_items_noted
 from service.models.serving_context import ServingContext
 from service.observe import metrics
 
@@ -47,12 +48,12 @@ class ServedModel:
 
 
 async def open_model(
-    folder: Path, context: ServingContext, identity: str | None = None
+    folder: Path, context: ServingContext, edition: str | None = None
 ) -> ServedModel:
     """Loads an artefact beside what is served, and warms it up.
 
     Args:
-        identity: what the artefact must have; None: any.
+        edition: what the artefact must have; None: any.
 
     Raises:
         ArtefactError: the folder can't be served, or holds another one.
@@ -67,9 +68,9 @@ async def open_model(
             model.use(choose(settings.kernels, model.device))
         except KernelsUnavailable as error:
             raise ArtefactError(f"kernels {settings.kernels}: {error}") from None
-        if identity not in (None, artefact.identity):
+        if edition not in (None, artefact.edition):
             raise ArtefactError(
-                f"{folder} holds model {artefact.identity} and not {identity}, which was set: use "
+                f"{folder} holds model {artefact.edition} and not {edition}, which was set: use "
                 "a new folder for each model"
             )
         retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
@@ -93,13 +94,17 @@ async def open_model(
             store_away=settings.store_away,
         )
         catalogue = Catalogue(artefact, context.records, retrieval)
+        if context.live is not None:
+            follow_evidence(retrieval, artefact, catalogue, context.live)
         return folder.resolve().name, artefact, engine, catalogue
 
     # In a thread: requests are answered meanwhile.
     name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
-        retrieval = engine.runner.retrieval
+        retrieval, live = engine.runner.retrieval, context.live
+        if live is not None and retrieval.live is not None and settings.live_new_items:
+            await stack.enter_async_context(new_items_noted(catalogue, live))
         context.popularity.show(retrieval, catalogue.row)
         stack.callback(context.popularity.forget, retrieval)
 
