@@ -254,7 +254,7 @@ class Evidence:
         size = len(self.item_ids)
         ids = [item_id.encode("utf-8", "surrogatepass") for item_id in self.item_ids]
         slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
-        parts = {
+        parts: dict[str, npt.NDArray[Any]] = {
             "ids": np.frombuffer(b"".join(ids), np.uint8),
             "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
             "users": np.fromiter(self._slots, np.int64, len(self._slots)),
@@ -270,7 +270,7 @@ class Evidence:
         return packed(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview, rules: EvidenceRules) -> Evidence:
+    def from_bytes(cls, data: memoryview, rules: EvidenceRules) -> Evidence:
         """What `to_bytes` gave, of whoever's hand: no more memory than some times the bytes, and
         nothing that would lead compiled code astray.
 

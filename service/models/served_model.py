@@ -102,9 +102,9 @@ async def open_model(
     name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
-        if context.live is not None and settings.live_new_items:
-            await stack.enter_async_context(new_items_noted(catalogue, context.live))
-        retrieval = engine.runner.retrieval
+        retrieval, live = engine.runner.retrieval, context.live
+        if live is not None and retrieval.live is not None and settings.live_new_items:
+            await stack.enter_async_context(new_items_noted(catalogue, live))
         context.popularity.show(retrieval, catalogue.row)
         stack.callback(context.popularity.forget, retrieval)
 
