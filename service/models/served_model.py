@@ -17,6 +17,7 @@ from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
 from service.engine.explanation import Explainer
+from service.engine.quality import QualitySampler
 from service.models.serving_context import ServingContext
 from service.observe import metrics
 
@@ -73,6 +74,8 @@ async def open_model(
                 "a new folder for each model"
             )
         retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
+        catalogue = Catalogue(artefact, context.records, retrieval)
+        sample = settings.quality_sample
         share = SHARE if settings.models_dir is None else SHARE_OF_TWO
         engine = Engine(
             artefact,
@@ -91,8 +94,8 @@ async def open_model(
             listeners=[one for one in (context.popularity, context.outcomes) if one is not None],
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
+            quality=QualitySampler(sample, catalogue.row) if sample else None,
         )
-        catalogue = Catalogue(artefact, context.records, retrieval)
         return folder.resolve().name, artefact, engine, catalogue
 
     # In a thread: requests are answered meanwhile.

@@ -44,7 +44,7 @@ OTHERS: dict[str, str] = {
     "popular_items": "1000", "popular_refresh_s": "0.5", "api_keys": " hunter4, hunter5 ,,",
     "api_keys_file": __file__, "admin_keys": "hunter6", "admin_keys_file": __file__,
     "log_level": "debug", "log_format": "text", "log_requests": "all", "tracing": "true",
-    "outcome_window_s": "60", "exactness_every_s": "0",
+    "outcome_window_s": "60", "quality_sample": "0.5", "exactness_every_s": "0",
     "exactness_max_events": "3", "exactness_tolerance": "0.5",
 }  # fmt: skip
 """A value for every setting that is not its default."""
