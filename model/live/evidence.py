@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from model.live import counting
+from model.live.arrays import packed, unpacked
 from model.live.counting import HALF_LIVES_MS, RECENT
 
 FORMAT = 1
@@ -111,6 +110,11 @@ class Recent(NamedTuple):
         shape = (users, RECENT)
         return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int64), np.zeros(users, np.int64))
 
+    def clear(self, slot: int) -> None:
+        """Leaves nothing of a user behind for the next one there."""
+        for part in self:
+            part[slot] = 0
+
 
 class Evidence:
     """A function of the events in their order.
@@ -143,8 +147,11 @@ class Evidence:
 
     def observe(self, events: Sequence[Observed]) -> None:
         """Counts events, in this order; a user's own are in the order of their times."""
-        if not events:
-            return
+        # Of so few none makes another one's user give way.
+        for start in range(0, len(events), self.rules.users):
+            self._observe(events[start : start + self.rules.users])
+
+    def _observe(self, events: Sequence[Observed]) -> None:
         with self.lock:
             items = np.array([self._item(event.item_id) for event in events], np.int32)
             slots = np.array([self._slot(event.user_key) for event in events], np.int32)
@@ -163,7 +170,7 @@ class Evidence:
             for key in user_keys:
                 slot = self._slots.pop(key, None)
                 if slot is not None:
-                    self._recent.total[slot] = 0
+                    self._recent.clear(slot)
                     self._free.append(slot)
 
     def _item(self, item_id: str) -> int:
@@ -191,37 +198,37 @@ class Evidence:
                 self._recent = more
         else:
             _, slot = self._slots.popitem(last=False)
-            self._recent.total[slot] = 0
+            self._recent.clear(slot)
         self._slots[key] = slot
         return slot
 
     # -- as bytes ------------------------------------------------------------------------
 
-    def to_bytes(self) -> bytes:
-        """All of it; the same of two that have observed the same."""
-        with self.lock:
-            size = len(self.item_ids)
-            ids = [item_id.encode("utf-8", "surrogatepass") for item_id in self.item_ids]
-            slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
-            parts = {
-                "ids": np.frombuffer(b"".join(ids), np.uint8),
-                "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
-                "users": np.fromiter(self._slots, np.int64, len(self._slots)),
-                "popular": self.popular,
-                "about": np.array([FORMAT, self.n_events, self.newest_ms]),
-            }
-            for name, value in self.counts._asdict().items():
-                parts[f"counts.{name}"] = value[:size]
-            for name, value in self._recent._asdict().items():
-                parts[f"recent.{name}"] = value[slots]
-            return save(parts)
+    def to_bytes(self) -> memoryview:
+        """All of it; the same of two that have observed the same. Nothing may be observed
+        meanwhile; it may be read, which is why it does not take the lock."""
+        size = len(self.item_ids)
+        ids = [item_id.encode("utf-8", "surrogatepass") for item_id in self.item_ids]
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        parts = {
+            "ids": np.frombuffer(b"".join(ids), np.uint8),
+            "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
+            "users": np.fromiter(self._slots, np.int64, len(self._slots)),
+            "popular": self.popular,
+            "about": np.array([FORMAT, self.n_events, self.newest_ms]),
+        }
+        for name, value in self.counts._asdict().items():
+            parts[f"counts.{name}"] = value[:size]
+        for name, value in self._recent._asdict().items():
+            parts[f"recent.{name}"] = value.take(slots, axis=0)
+        return packed(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes, rules: EvidenceRules) -> Evidence:
+    def from_bytes(cls, data: memoryview, rules: EvidenceRules) -> Evidence:
         """What `to_bytes` gave. Raises EvidenceError: damaged, or of other rules."""
         evidence = cls(rules)
         try:
-            parts = load(data)
+            parts = unpacked(data)
             about = parts["about"].tolist()
             if about[0] != FORMAT:
                 raise EvidenceError(f"it has format {about[0]}, not {FORMAT}")
@@ -234,8 +241,8 @@ class Evidence:
                 evidence.item_ids.append(text[begin:end].decode("utf-8", "surrogatepass"))
                 begin = end
             evidence.counts = Counts(
-                *(parts[f"counts.{name}"].copy() for name in Counts._fields)
-            ).grown(max(_SMALLEST, 2 * size))
+                *(parts[f"counts.{name}"] for name in Counts._fields)
+            ).grown(max(_SMALLEST, size + size // 4))
             evidence._recent = Recent(
                 *(
                     np.concatenate([parts[f"recent.{name}"], getattr(Recent.new(1), name)])
@@ -246,7 +253,7 @@ class Evidence:
                 evidence._recent = Recent(*(part[:users] for part in evidence._recent))
             evidence._slots = OrderedDict((key, n) for n, key in enumerate(parts["users"].tolist()))
             evidence.popular = parts["popular"].copy()
-        except (SafetensorError, KeyError, ValueError, UnicodeDecodeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, EvidenceError):
                 raise
             raise EvidenceError(f"it is damaged: {error}") from None

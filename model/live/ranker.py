@@ -118,8 +118,9 @@ class LiveRanker:
         )
         sizes = np.zeros(len(requests), np.int64)
         packed = self._packed(requests)
-        evidence = self._catch_up(packed, open_rows)
+        evidence = self._evidence
         with evidence.lock:
+            self._catch_up(packed, open_rows)
             ranking.best(
                 packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, self.mixture.weights,
@@ -130,9 +131,10 @@ class LiveRanker:
     def features(self, request: Request, open_rows: npt.NDArray[np.bool_]) -> Features:
         """What a mixture is to rank."""
         packed = self._packed([request])
-        evidence = self._catch_up(packed, open_rows)
         context = np.zeros(len(ranking.CONTEXT), np.float32)
+        evidence = self._evidence
         with evidence.lock:
+            self._catch_up(packed, open_rows)
             n = ranking.gather(
                 packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
@@ -179,8 +181,9 @@ class LiveRanker:
             np.array([request.k for request in requests]),
         )
 
-    def _catch_up(self, packed: Requests, open_rows: npt.NDArray[np.bool_]) -> Evidence:
-        """Looks up the rows of items that are new in the evidence, and makes room."""
+    def _catch_up(self, packed: Requests, open_rows: npt.NDArray[np.bool_]) -> None:
+        """Looks up the rows of items that are new in the evidence, and makes room; under its lock,
+        or others may be new before it is read."""
         evidence = self._evidence
         n_rows = len(open_rows)
         if len(self._numbers_of) < n_rows:
@@ -217,7 +220,6 @@ class LiveRanker:
                 rows=np.zeros(most, np.int64),
                 logs=np.zeros(most, np.float32),
             )
-        return evidence
 
 
 def _longer(values: npt.NDArray[np.generic], size: int, fill: int) -> npt.NDArray[np.generic]:
