@@ -6,27 +6,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model import TiM4Rec
 from model.live.counting import RECENT
 from model.live.evidence import Evidence, EvidenceRules, Observed, user_key
-from model.live.mixture import Mixture
+from model.live.mixture import UNFITTED, Mixture
 from model.live.ranker import LISTED, Features, Float32s, LiveRanker, Request, Rows
 from training.batches import gather_padded
 from training.dataset import Int64s
 from training.forward import Events, KnownHistories, queries_at
 from training.loss import scores_at_once
 
+RULES = EvidenceRules()
+Bools = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelLists:
     """What a model says at events: queries (T, D), and its best items that the user has not had,
-    rows and scores (T, N); empty where it knows nothing of the user."""
+    rows and scores (T, N), 0 where there are fewer; known: (T) whether it knows something of the
+    user."""
 
     queries: Float32s
-    known: np.ndarray
+    known: Bools
     listed: Rows
     scores: Float32s
 
@@ -69,8 +74,8 @@ class LiveWalk:
         user_ids: Sequence[str],
         model: TiM4Rec,
         item_ids: Sequence[str],
-        mixture: Mixture | None = None,
-        rules: EvidenceRules = EvidenceRules(),
+        mixture: Mixture = UNFITTED,
+        rules: EvidenceRules = RULES,
     ) -> None:
         self.events = events
         self._keys = [user_key(user_id) for user_id in user_ids]

@@ -8,13 +8,15 @@ import numpy as np
 
 from model.compiled import compiled, part
 
-RECENT = 20
-"""K, the last items of a user that an event is counted beside, and that a request is answered by."""
-POPULAR = 50
+RECENT = 10
+"""K: beside so many items before it an event is counted, and by so many a request is answered."""
+POPULAR = 30
 """P, how many of the most popular items are kept in order."""
 DAY_MS = 86_400_000.0
 HALF_LIVES_MS = np.array([1.0, 7.0, 30.0, 180.0]) * DAY_MS
 """(H) of an event's part in the popularity of its item."""
+TOTAL, FIRST_MS, POPULARITY, N_STATS = 0, 1, 2, 8
+"""Columns of `Counts.stats`, a cache line an item."""
 PAIRS_HALF_LIFE_MS = 180 * DAY_MS
 VISIT_MS = 30 * 60_000
 FOLLOWS = 5
@@ -61,7 +63,7 @@ def _add(item: int, other: int, together: float, after: float, visit: float, cou
 
 
 @part
-def _rank(item: int, popularity: Any, popular: Any) -> None:
+def _rank(item: int, stats: Any, column: int, popular: Any) -> None:
     """Moves an item up among the most popular ones: all others only fall against it."""
     size = len(popular)
     place = size
@@ -70,11 +72,11 @@ def _rank(item: int, popularity: Any, popular: Any) -> None:
             place = p
             break
     if place == size:
-        if popularity[item] <= popularity[popular[size - 1]]:
+        if stats[item, column] <= stats[popular[size - 1], column]:
             return
         place = size - 1
     popular[place] = item
-    while place > 0 and popularity[popular[place - 1]] < popularity[item]:
+    while place > 0 and stats[popular[place - 1], column] < stats[item, column]:
         popular[place] = popular[place - 1]
         popular[place - 1] = item
         place -= 1
@@ -96,21 +98,21 @@ def observe(
     wide = recent.items.shape[1]
     for event in range(len(items)):
         item, slot, now, weight = items[event], slots[event], times[event], weights[event]
-        if counts.total[item] == 0 or now < counts.first[item]:
-            counts.first[item] = now
-        counts.last[item] = max(counts.last[item], now)
-        counts.total[item] += weight
+        stats = counts.stats[item]
+        if stats[TOTAL] == 0 or now < stats[FIRST_MS]:
+            stats[FIRST_MS] = now
+        stats[TOTAL] += weight
         for h in range(len(half_lives)):
             # log2 of a sum: larger + log2(1 + 2^(smaller - larger))
-            old, new = counts.popularity[h, item], np.log2(np.float64(weight)) + now / half_lives[h]
+            old, new = stats[POPULARITY + h], np.log2(np.float64(weight)) + now / half_lives[h]
             high, low = max(old, new), min(old, new)
-            counts.popularity[h, item] = high + np.log2(1 + 2.0 ** (low - high))
-        _rank(item, counts.popularity[0], popular[0])
-        _rank(item, counts.popularity[-1], popular[1])
+            stats[POPULARITY + h] = high + np.log2(1 + 2.0 ** (low - high))
+        _rank(item, counts.stats, POPULARITY, popular[0])
+        _rank(item, counts.stats, POPULARITY + len(half_lives) - 1, popular[1])
         part_of_item = weight * _decay(item, now, half_life, counts)
-        have = min(recent.count[slot], wide)
+        have = min(recent.total[slot], wide)
         for back in range(have):
-            place = (recent.count[slot] - 1 - back) % wide
+            place = (recent.total[slot] - 1 - back) % wide
             other = recent.items[slot, place]
             if other == item:
                 continue
@@ -119,7 +121,7 @@ def observe(
             own = weight * _decay(other, now, half_life, counts)
             _add(other, item, own, own * after, own * visit, counts)
             _add(item, other, part_of_item, 0.0, part_of_item * visit, counts)
-        place = recent.count[slot] % wide
+        place = recent.total[slot] % wide
         recent.items[slot, place] = item
         recent.times[slot, place] = now
-        recent.count[slot] += 1
+        recent.total[slot] += 1

@@ -64,8 +64,9 @@ class Counts(NamedTuple):
 
     neighbours: (I, M) int32, -1 where there is none; together, after, visit: (I, M) float32, how
     often the neighbour was had near the item, how soon after it, and within one visit, decayed to
-    `touched` (I) ms; total: (I) events; popularity: (H, I) log2 of the sum of 2^(time / half-life)
-    over the events, which only grows (forward decay: Cormode and others, 2009); first, last: (I) ms of the item's events.
+    `touched` (I) ms; stats: (I, S) the number of events, the time of the first in ms, and
+    popularity by each half-life: log2 of the sum of 2^(time / half-life) over the events, which
+    only grows (forward decay: Cormode and others, 2009).
     """
 
     neighbours: npt.NDArray[np.int32]
@@ -73,42 +74,37 @@ class Counts(NamedTuple):
     after: npt.NDArray[np.float32]
     visit: npt.NDArray[np.float32]
     touched: npt.NDArray[np.int64]
-    total: npt.NDArray[np.float64]
-    popularity: npt.NDArray[np.float64]
-    first: npt.NDArray[np.int64]
-    last: npt.NDArray[np.int64]
+    stats: npt.NDArray[np.float64]
 
     @classmethod
     def new(cls, size: int, neighbours: int) -> Counts:
         wide = (size, neighbours)
+        stats = np.full((size, counting.N_STATS), -np.inf)
+        stats[:, : counting.POPULARITY] = 0
         return cls(
             np.full(wide, -1, np.int32),
-            *(np.zeros(wide, np.float32) for _ in range(3)),
+            np.zeros(wide, np.float32),
+            np.zeros(wide, np.float32),
+            np.zeros(wide, np.float32),
             np.zeros(size, np.int64),
-            np.zeros(size),
-            np.full((len(HALF_LIVES_MS), size), -np.inf),
-            np.zeros(size, np.int64),
-            np.zeros(size, np.int64),
+            stats,
         )
 
     def grown(self, size: int) -> Counts:
         """The same with room for more."""
         larger = Counts.new(size, self.neighbours.shape[1])
-        for name, old, new in zip(self._fields, self, larger, strict=True):
-            if name == "popularity":
-                new[:, : old.shape[1]] = old
-            else:
-                new[: len(old)] = old
+        for old, new in zip(self, larger, strict=True):
+            new[: len(old)] = old
         return larger
 
 
 class Recent(NamedTuple):
     """The last items of users, a ring each: items (U, K) int32, times (U, K) ms, and how many
-    events the ring has ever had (U)."""
+    events the ring has ever had: total (U)."""
 
     items: npt.NDArray[np.int32]
     times: npt.NDArray[np.int64]
-    count: npt.NDArray[np.int64]
+    total: npt.NDArray[np.int64]
 
     @classmethod
     def new(cls, users: int) -> Recent:
@@ -167,7 +163,7 @@ class Evidence:
             for key in user_keys:
                 slot = self._slots.pop(key, None)
                 if slot is not None:
-                    self._recent.count[slot] = 0
+                    self._recent.total[slot] = 0
                     self._free.append(slot)
 
     def _item(self, item_id: str) -> int:
@@ -175,7 +171,7 @@ class Evidence:
         if number is None:
             number = self._numbers[item_id] = len(self.item_ids)
             self.item_ids.append(item_id)
-            if number == len(self.counts.total):
+            if number == len(self.counts.stats):
                 self.counts = self.counts.grown(2 * number)
         return number
 
@@ -188,14 +184,14 @@ class Evidence:
             slot = self._free.pop()
         elif len(self._slots) < self.rules.users:
             slot = len(self._slots)
-            if slot == len(self._recent.count):
+            if slot == len(self._recent.total):
                 more = Recent.new(min(self.rules.users, 2 * slot))
                 for old, new in zip(self._recent, more, strict=True):
                     new[: len(old)] = old
                 self._recent = more
         else:
             _, slot = self._slots.popitem(last=False)
-            self._recent.count[slot] = 0
+            self._recent.total[slot] = 0
         self._slots[key] = slot
         return slot
 
@@ -215,8 +211,7 @@ class Evidence:
                 "about": np.array([FORMAT, self.n_events, self.newest_ms]),
             }
             for name, value in self.counts._asdict().items():
-                own = value[:, :size] if name == "popularity" else value[:size]
-                parts[f"counts.{name}"] = np.ascontiguousarray(own)
+                parts[f"counts.{name}"] = value[:size]
             for name, value in self._recent._asdict().items():
                 parts[f"recent.{name}"] = value[slots]
             return save(parts)

@@ -65,3 +65,16 @@ class Mixture:
                 raise
             raise MixtureError(f"it is damaged: {error}") from None
         return cls(weights)
+
+
+UNFITTED = Mixture(
+    Weights(
+        np.zeros(len(FEATURES), np.float32),
+        np.zeros((len(FEATURES), len(CONTEXT)), np.float32),
+        np.zeros((1, len(FEATURES)), np.float32),
+        np.zeros((1, len(CONTEXT)), np.float32),
+        np.zeros(1, np.float32),
+        np.zeros(1, np.float32),
+    )
+)
+"""All candidates are alike by it."""

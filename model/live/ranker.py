@@ -14,8 +14,11 @@ from model.live.evidence import Evidence
 from model.live.mixture import Mixture
 from model.live.ranking import Items, Requests, Scratch
 
-LISTED = 100
+LISTED = 50
 """N, how many of the model's best items are candidates."""
+NO_ROWS = np.zeros(0, np.int32)
+AT_ONCE = 16
+"""Requests that are ranked in one go: events that are to be counted wait for its end."""
 
 Rows = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
@@ -57,20 +60,20 @@ class LiveRanker:
         evidence: Callable[[], Evidence],
         vectors: Float32s,
         row_of: Callable[[str], int | None],
-        mixture: Mixture | None = None,
+        mixture: Mixture,
     ) -> None:
         self.mixture = mixture
         self._current, self._vectors, self._row_of = evidence, vectors, row_of
         self._evidence = evidence()
-        self._known = 0
         self._begin(self._evidence)
 
     def _begin(self, evidence: Evidence) -> None:
-        self._evidence, self._known = evidence, 0
+        self._evidence, self._looked_up, self._n_rows = evidence, 0, 0
+        self._without_row: list[int] = []
         self._rows_of = np.zeros(0, np.int32)
         self._numbers_of = np.full(len(self._vectors), -1, np.int32)
         self._scratch = Scratch(
-            np.zeros((3, 0), np.float32),
+            np.zeros((0, 4), np.float32),
             np.zeros((0, self._vectors.shape[1]), np.float32),
             np.zeros(0),
             np.zeros(len(self._vectors), np.int8),
@@ -79,9 +82,20 @@ class LiveRanker:
             np.zeros(0, np.float32),
         )
 
-    def look_again(self) -> None:
-        """Forgets which rows items have: some that had none may have one now."""
-        self._begin(self._evidence)
+    @property
+    def n_events(self) -> int:
+        """How many the evidence has observed."""
+        return self._current().n_events
+
+    def warm_up(self) -> None:
+        """Compiles what `best` needs."""
+        empty = Request(None, np.zeros(0, np.int64), np.zeros(0, np.float32), (), NO_ROWS, 1)
+        self.best([empty], np.zeros(len(self._vectors), np.bool_))
+
+    def rows_after(self, row: int, item_ids: Sequence[str]) -> list[int]:
+        """The rows of those items whose rows are beyond `row`."""
+        found = map(self._row_of, item_ids)
+        return [own for own in found if own is not None and own > row]
 
     def best(
         self, requests: Sequence[Request], open_rows: npt.NDArray[np.bool_]
@@ -91,7 +105,12 @@ class LiveRanker:
         Args:
             open_rows: (R + 1) which rows may be returned.
         """
-        assert self.mixture is not None
+        if len(requests) > AT_ONCE:
+            return [
+                one
+                for begin in range(0, len(requests), AT_ONCE)
+                for one in self.best(requests[begin : begin + AT_ONCE], open_rows)
+            ]
         k = max(request.k for request in requests)
         rows, scores = (
             np.zeros((len(requests), k), np.int64),
@@ -166,28 +185,29 @@ class LiveRanker:
         n_rows = len(open_rows)
         if len(self._numbers_of) < n_rows:
             self._numbers_of = _longer(self._numbers_of, 2 * n_rows, -1)
-        size = len(evidence.counts.total)
+        size = len(evidence.counts.stats)
         if len(self._rows_of) < size:
             self._rows_of = _longer(self._rows_of, size, 0)
-            sums, around, around_total, *others = self._scratch
+            _, around, around_total, *others = self._scratch
             self._scratch = Scratch(
-                np.zeros((3, size), np.float32),
+                np.zeros((size, 4), np.float32),
                 np.concatenate(
                     [around, np.zeros((size - len(around), around.shape[1]), np.float32)]
                 ),
                 _longer(around_total, size, 0),
                 *others,
             )
-        ids = evidence.item_ids
-        while self._known < len(ids):
-            row = self._row_of(ids[self._known]) or 0
-            # A row that the caller does not count yet is looked up again.
-            if row >= n_rows:
-                break
-            self._rows_of[self._known] = row
-            if row:
-                self._numbers_of[row] = self._known
-            self._known += 1
+        without: list[int] = []
+        if n_rows != self._n_rows:  # what had no row may have one now
+            without, self._without_row, self._n_rows = self._without_row, [], n_rows
+        for number in (*without, *range(self._looked_up, len(evidence.item_ids))):
+            row = self._row_of(evidence.item_ids[number])
+            if row is None or row >= n_rows:
+                self._without_row.append(number)
+            else:
+                self._rows_of[number] = row
+                self._numbers_of[row] = number
+        self._looked_up = len(evidence.item_ids)
         most = packed.listed.shape[1] + 2 * POPULAR + RECENT * evidence.rules.neighbours
         scratch = self._scratch
         if len(scratch.rows) < most or len(scratch.marks) < n_rows:

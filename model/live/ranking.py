@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.compiled import compiled, part
+from model.live.counting import FIRST_MS, POPULARITY, TOTAL
 
 FEATURES = (
     "model",  # log-probability by the model among the items that it ranks highest
@@ -69,7 +70,7 @@ class Items(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """sums: (3, I) zeros; around: (I, D) the mean vector of an item's neighbours, as of
+    """sums: (I, 4) zeros; around: (I, D) the direction of the mean of an item's neighbours, as of
     around_total (I) events; marks: (R + 1) zeros; features: (F, C); rows: (C); logs: (C)."""
 
     sums: npt.NDArray[np.float32]
@@ -125,9 +126,9 @@ def _dot(x: Any, y: Any) -> float:
 @part
 def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
     """Brings the mean vector of an item's neighbours up to date."""
-    if scratch.around_total[number] == counts.total[number]:
+    if scratch.around_total[number] == counts.stats[number, TOTAL]:
         return
-    scratch.around_total[number] = counts.total[number]
+    scratch.around_total[number] = counts.stats[number, TOTAL]
     own = scratch.around[number]
     own[:] = 0
     for m in range(counts.neighbours.shape[1]):
@@ -139,6 +140,10 @@ def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
             weight = counts.together[number, m]
             for d in range(len(own)):
                 own[d] += weight * items.vectors[row, d]
+    length = np.sqrt(_dot(own, own))
+    if length > 0:
+        for d in range(len(own)):
+            own[d] /= length
 
 
 @part
@@ -149,7 +154,7 @@ def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: A
         source = numbers[k]
         if source >= 0:
             decay = 2.0 ** (min(counts.touched[source] - newest_ms, 0) / half_life)
-            total = counts.total[source]
+            total = counts.stats[source, TOTAL]
             near = np.float32(weight * decay / np.sqrt(total + SHRINKAGE))
             after = np.float32(after_weight * decay / (total + 1.0)) if k < 3 else np.float32(0)
             for m in range(counts.neighbours.shape[1]):
@@ -157,9 +162,9 @@ def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: A
                 if other < 0:
                     break
                 together = counts.together[source, m]
-                sums[0, other] += near * together
-                sums[1, other] += after * counts.after[source, m]
-                sums[2, other] += near * counts.visit[source, m]
+                sums[other, 0] += near * together
+                sums[other, 1] += after * counts.after[source, m]
+                sums[other, 2] += near * counts.visit[source, m]
         weight *= RECENCY
         after_weight *= 0.5
 
@@ -254,21 +259,21 @@ def _gather(
                 features[POPULAR + h, i] = LEAST_POPULARITY
             features[AGE, i] = LEAST_DAYS
             continue
-        norm = np.float32(1 / np.sqrt(counts.total[number] + SHRINKAGE))
-        features[NEAR, i] = sums[0, number] * norm + LEAST
-        features[AFTER, i] = sums[1, number] + LEAST
-        features[VISIT, i] = sums[2, number] * norm + LEAST
+        norm = np.float32(1 / np.sqrt(counts.stats[number, TOTAL] + SHRINKAGE))
+        features[NEAR, i] = sums[number, 0] * norm + LEAST
+        features[AFTER, i] = sums[number, 1] + LEAST
+        features[VISIT, i] = sums[number, 2] * norm + LEAST
         for h in range(len(half_lives)):
-            popularity = counts.popularity[h, number] - newest_ms / half_lives[h]
+            popularity = counts.stats[number, POPULARITY + h] - newest_ms / half_lives[h]
             features[POPULAR + h, i] = max(popularity, LEAST_POPULARITY)
-        features[AGE, i] = max(newest_ms - counts.first[number], 0) / 86_400_000.0 + LEAST_DAYS
+        features[AGE, i] = (
+            max(newest_ms - counts.stats[number, FIRST_MS], 0) / 86_400_000.0 + LEAST_DAYS
+        )
         _around(number, counts, items, scratch)
         own = scratch.around[number]
-        length = np.sqrt(_dot(own, own))
-        if length > 0:
-            features[LIKE_RECENT, i] = _dot(own, mean) / (length * mean_length)
-            if has_query:
-                features[LIKE_QUERY, i] = _dot(own, query) / (length * query_length)
+        features[LIKE_RECENT, i] = _dot(own, mean) / mean_length
+        if has_query:
+            features[LIKE_QUERY, i] = _dot(own, query) / query_length
     for f in (NEAR, AFTER, VISIT, AGE):
         _log2(features[f, :n], scratch.logs)
     # -- leave no trace
@@ -280,7 +285,7 @@ def _gather(
                 other = counts.neighbours[numbers[k], m]
                 if other < 0:
                     break
-                sums[0, other] = sums[1, other] = sums[2, other] = 0
+                sums[other, 0] = sums[other, 1] = sums[other, 2] = 0
     context[0] = has_query
     context[1] = np.log2(1.0 + len(numbers))
     context[2] = unknown / max(1, len(recent))
@@ -314,6 +319,29 @@ def _score(n: int, features: Any, context: Any, weights: Any, scores: Any, hidde
             scores[i] += out * max(hidden[i], np.float32(0))
 
 
+@part
+def _select(n: int, rows: Any, scores: Any, k: int, best_rows: Any, best_scores: Any) -> int:
+    """The k best of the first n, best first, equal ones in the order of their rows."""
+    size = 0
+    for i in range(n):
+        row, score = rows[i], scores[i]
+        if size == k and score < best_scores[size - 1]:
+            continue
+        place = size
+        while place > 0 and (
+            best_scores[place - 1] < score
+            or (best_scores[place - 1] == score and best_rows[place - 1] > row)
+        ):
+            place -= 1
+        if place == k:
+            continue
+        size = min(size + 1, k)
+        for p in range(size - 1, place, -1):
+            best_rows[p], best_scores[p] = best_rows[p - 1], best_scores[p - 1]
+        best_rows[place], best_scores[place] = row, score
+    return size
+
+
 @compiled
 def best(
     requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any, half_life: float,
@@ -329,20 +357,7 @@ def best(
             b, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
         )
         _score(n, scratch.features, context, weights, scores, hidden)
-        size = min(n, requests.ks[b])
-        sizes[b] = size
-        rows = scratch.rows
-        for place in range(size):
-            chosen = place
-            for i in range(place + 1, n):
-                if scores[i] > scores[chosen] or (
-                    scores[i] == scores[chosen] and rows[i] < rows[chosen]
-                ):
-                    chosen = i
-            rows[place], rows[chosen] = rows[chosen], rows[place]
-            scores[place], scores[chosen] = scores[chosen], scores[place]
-        found_rows[b, :size] = rows[:size]
-        found_scores[b, :size] = scores[:size]
+        sizes[b] = _select(n, scratch.rows, scores, requests.ks[b], found_rows[b], found_scores[b])
 
 
 @compiled

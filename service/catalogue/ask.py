@@ -13,7 +13,8 @@ from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
 
 RECENT = 20
-"""Most of the items that a user had last, of which the ids are at hand."""
+"""Most of the items that a user had last, of which the ids are at hand: those that the live layer
+looks at, and more, which are not given again though the model does not know them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +30,8 @@ class Ask:
         recent: ids of the last RECENT items that the user had, newest first, in the catalogue or
             not.
         at_ms: the time recommended for, UNKNOWN_TIME where not known.
+        hides_recent: these are not to be returned, either.
+        live: what has happened since the training counts.
     """
 
     k: int
@@ -38,6 +41,8 @@ class Ask:
     choice: Choice | None = None
     recent: tuple[str, ...] = ()
     at_ms: int = UNKNOWN_TIME
+    hides_recent: bool = False
+    live: bool = True
 
     @property
     def selection(self) -> Selection | None:
@@ -58,7 +63,21 @@ class Ask:
         parts = [part for part in parts if len(part)]
         hidden = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else NO_ITEMS
         seen = NO_ITEMS if exclude_seen else seen
-        return Ask(self.k, hidden, seen, self.candidates, self.choice, recent, at_ms)
+        return Ask(
+            self.k,
+            hidden,
+            seen,
+            self.candidates,
+            self.choice,
+            recent,
+            at_ms,
+            exclude_seen,
+            self.live,
+        )
+
+    def of_depth(self, k: int) -> Ask:
+        """The same for another number of items."""
+        return self if k == self.k else replace(self, k=k)
 
     def searches(self) -> list[Ask]:
         """The lists that the answer is made of: none where there are candidates, else the best
@@ -68,7 +87,7 @@ class Ask:
         choice = self.choice
         if choice is None:
             return [self]
-        best = replace(self, k=choice.depth(self.k))
+        best = self.of_depth(choice.depth(self.k))
         if choice.promoted is None:
             return [best]
         return [best, replace(self, choice=Choice(choice.promoted))]

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from model.artefact import Artefact
 from model.items import Items
+from model.live.ranker import LiveRanker
 from service.catalogue.approximate_search import ApproximateSearch
 from service.catalogue.ask import Ask
 from service.catalogue.exact_search import ExactSearch
+from service.catalogue.live_search import LiveSearch
 from service.catalogue.popular import Popular
 from service.catalogue.ranking import Ranking
 from service.catalogue.similar import similar
@@ -61,6 +63,11 @@ class Retrieval:
         if index is not None:
             self._search = ApproximateSearch(self._exact, embedding.cpu(), index)
         self.view = CatalogueView(len(items))
+        self.live: LiveSearch | None = None
+
+    def follow(self, ranker: LiveRanker) -> None:
+        """Answers by what has happened since the training as well."""
+        self.live = LiveSearch(self._search, ranker, self.view.size)
 
     def answer(
         self,
@@ -77,12 +84,11 @@ class Retrieval:
         view = self.view
         lists = [(place, own) for place, ask in enumerate(asks) for own in ask.searches()]
         searches = [own for _, own in lists]
-        if query_BD is None:
-            found = iter([self._popular.top(view, own) for own in searches])
-        else:
+        queries = query_BD
+        if query_BD is not None:
             rows = [place for place, _ in lists]
             queries = query_BD if rows == list(range(len(asks))) else query_BD[rows]
-            found = iter(self._search.top(view, queries, searches, there) if searches else [])
+        found = iter(self._found(view, queries, searches, there) if searches else [])
         rankings = []
         for place, ask in enumerate(asks):
             if ask.candidates is None:
@@ -94,6 +100,40 @@ class Retrieval:
                 candidates = ask.candidates.astype(np.int64)
                 rankings.append(self._exact.best(view, query_BD[place], candidates, ask))
         return rankings
+
+    def _found(
+        self,
+        view: CatalogueView,
+        query_BD: Tensor | None,
+        searches: Sequence[Ask],
+        there: Sequence[Tensor] | None,
+    ) -> list[Ranking]:
+        """The list of each search."""
+        live = self.live
+        if live is None or not live.knows_something:
+            return self._without_live(view, query_BD, searches, there)
+        if all(search.live for search in searches):
+            return live.top(view, query_BD, searches, there)
+        if not any(search.live for search in searches):
+            return self._without_live(view, query_BD, searches, there)
+        return [  # a trial with and without: a few of each
+            one
+            for b, search in enumerate(searches)
+            for one in (live.top if search.live else self._without_live)(
+                view, None if query_BD is None else query_BD[b : b + 1], [search], None
+            )
+        ]
+
+    def _without_live(
+        self,
+        view: CatalogueView,
+        query_BD: Tensor | None,
+        searches: Sequence[Ask],
+        there: Sequence[Tensor] | None,
+    ) -> list[Ranking]:
+        if query_BD is None:
+            return [self._popular.top(view, search) for search in searches]
+        return self._search.top(view, query_BD, searches, there)
 
     def _arranged(self, ask: Ask, found: Iterator[Ranking]) -> Ranking:
         """The answer made of the next of the lists found."""

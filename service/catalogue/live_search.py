@@ -1,0 +1,87 @@
+"""The best items by the model and by what has happened since its training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.live.ranker import LISTED, LiveRanker, Request
+from service.catalogue.ask import Ask
+from service.catalogue.ranking import NO_ITEMS, Ranking
+from service.catalogue.view import CatalogueView
+
+
+class Search(Protocol):
+    """Finds the best items by the model's scores."""
+
+    def top(
+        self,
+        view: CatalogueView,
+        query_BD: Tensor,
+        asks: Sequence[Ask],
+        there: Sequence[Tensor] | None = None,
+    ) -> list[Ranking]: ...
+
+
+class LiveSearch:
+    """Ranks the model's best items anew, together with those that the evidence names.
+
+    The scores are those of the mixture: of one answer, a higher one is better.
+    """
+
+    def __init__(self, search: Search, ranker: LiveRanker, trained: int) -> None:
+        self._search, self._ranker, self._trained = search, ranker, trained
+
+    @property
+    def knows_something(self) -> bool:
+        """Whether anything was counted."""
+        return self._ranker.n_events > 0
+
+    def top(
+        self,
+        view: CatalogueView,
+        query_BD: Tensor | None,
+        asks: Sequence[Ask],
+        there: Sequence[Tensor] | None = None,
+    ) -> list[Ranking]:
+        """As `ExactSearch.top`; query_BD None: the model knows nothing of these users."""
+        listed: list[Ranking | None] = [None] * len(asks)
+        queries: NDArray[np.float32] | None = None
+        if query_BD is not None:
+            wider = [ask.of_depth(max(ask.k, LISTED)) for ask in asks]
+            listed = list(self._search.top(view, query_BD, wider, there))
+            queries = query_BD.float().cpu().numpy()
+        requests = [
+            self._request(ask, None if queries is None else queries[b], listed[b])
+            for b, ask in enumerate(asks)
+        ]
+        found: list[Ranking] = []
+        begin = 0
+        # Those that may be given the same are ranked together: nearly always all.
+        while begin < len(asks):
+            selection, end = asks[begin].selection, begin + 1
+            while end < len(asks) and asks[end].selection is selection:
+                end += 1
+            open_rows = view.open if selection is None else selection.on(view)
+            for b, (rows, scores) in enumerate(
+                self._ranker.best(requests[begin:end], open_rows), begin
+            ):
+                own = listed[b]
+                indexed = own is not None and own.indexed
+                found.append(Ranking(rows, scores, indexed=indexed, live=True))
+            begin = end
+        return found
+
+    def _request(
+        self, ask: Ask, query_D: NDArray[np.float32] | None, listed: Ranking | None
+    ) -> Request:
+        items = NO_ITEMS.astype(np.int64) if listed is None else listed.items
+        scores = np.empty(0, np.float32) if listed is None else listed.scores
+        hidden = ask.hidden
+        if ask.hides_recent and (newer := self._ranker.rows_after(self._trained, ask.recent)):
+            hidden = np.concatenate([hidden, np.array(newer, np.int32)])
+        return Request(query_D, items, scores, ask.recent, hidden, ask.k)
