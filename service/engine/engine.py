@@ -201,13 +201,13 @@ class Engine:
         self.queue.put(read)
         return await read.done
 
-    async def similar(self, row: int, k: int) -> Ranking:
+    async def similar(self, row: int, item_id: str, k: int) -> Ranking:
         """The items most like that of a row, without itself; between two batches.
 
         Raises:
             Overloaded: nothing was done.
         """
-        search = partial(self.scheduler.aside, self.runner.retrieval.similar, row, Ask(k))
+        search = partial(self.scheduler.aside, self.runner.retrieval.similar, row, item_id, Ask(k))
         return await self._similar.run(search)
 
     async def erase(self, user_id: str) -> bool:
