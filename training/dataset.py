@@ -6,6 +6,7 @@ Names: U users, N interactions, T targets.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -56,15 +57,17 @@ class Protocol:
             raise ValueError("validation_share and test_share must be positive, together below 1")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Protocol:
+    def from_dict(cls, values: object) -> Protocol:
         """From what `to_dict` gave, now or before users and items had a core each.
 
         Raises TypeError or ValueError for anything else.
         """
-        values = dict(values)
-        if "core" in values:
-            values["core_users"] = values["core_items"] = values.pop("core")
-        return cls(**values)
+        if not isinstance(values, dict):
+            raise TypeError(f"it must be an object, not {reprlib.repr(values)}")
+        given = dict(values)
+        if "core" in given:
+            given["core_users"] = given["core_items"] = given.pop("core")
+        return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

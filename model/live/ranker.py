@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.live import ranking
-from model.live.counting import HALF_LIVES_MS, PAIRS_HALF_LIFE_MS, POPULAR, RECENT
+from model.live.counting import HALF_LIVES_MS, PAIRS_HALF_LIFE_MS, POPULAR, RECENT, TOTAL
 from model.live.evidence import Evidence
 from model.live.mixture import Mixture
 from model.live.ranking import Items, Requests, Scratch
@@ -97,6 +97,28 @@ class LiveRanker:
         """The rows of those items whose rows are beyond `row`."""
         found = map(self._row_of, item_ids)
         return [own for own in found if own is not None and own > row]
+
+    def beside(
+        self, item_id: str, k: int, open_rows: npt.NDArray[np.bool_]
+    ) -> tuple[Rows, Float32s]:
+        """The items that are had most often near this one, with their cosines, best first."""
+        evidence = self._current()
+        with evidence.lock:
+            number = evidence.number(item_id)
+            if number is None:
+                return np.zeros(0, np.int64), np.zeros(0, np.float32)
+            counts = evidence.counts
+            others = counts.neighbours[number]
+            others = others[others >= 0]
+            together = counts.together[number, : len(others)]
+            totals = counts.stats[others, TOTAL] + ranking.SHRINKAGE
+            cosines = together / np.sqrt(totals * (counts.stats[number, TOTAL] + ranking.SHRINKAGE))
+            rows = np.array([self._row_of(evidence.item_ids[other]) or 0 for other in others])
+        left = (rows > 0) & (rows < len(open_rows))
+        rows, cosines = rows[left].astype(np.int64), cosines[left]
+        rows, cosines = rows[open_rows[rows]], cosines[open_rows[rows]]
+        order = np.lexsort((rows, -cosines))[:k]
+        return rows[order], cosines[order].astype(np.float32)
 
     def best(
         self, requests: Sequence[Request], open_rows: npt.NDArray[np.bool_]

@@ -29,6 +29,7 @@ item that it ranks highest."""
 N_FEATURES, N_CONTEXT = len(FEATURES), len(CONTEXT)
 MODEL, SCORED, NEAR, AFTER, POPULAR = 0, 1, 2, 3, 4
 AGE, KNOWN, VISIT, LIKE_RECENT, LIKE_QUERY = 8, 9, 10, 11, 12
+HAS_QUERY, LENGTH = 0, 1
 RECENCY = 0.8
 """The weight of an item of the history against that of the next newer one."""
 SHRINKAGE = 3.0
@@ -365,7 +366,10 @@ def best(
         n = _gather(
             b, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
         )
-        _score(n, scratch.features, context, weights, scores, hidden)
+        if context[HAS_QUERY] or context[LENGTH]:
+            _score(n, scratch.features, context, weights, scores, hidden)
+        else:  # of somebody of whom nothing is known
+            scores[:n] = scratch.features[POPULAR, :n]
         sizes[b] = _select(n, scratch.rows, scores, requests.ks[b], found_rows[b], found_scores[b])
 
 
