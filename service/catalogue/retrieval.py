@@ -151,6 +151,10 @@ class Retrieval:
         """The items whose vectors point most nearly where this row's does."""
         return similar(row, ask, self.view, self._search.around, self.vectors)
 
+    def popular(self, ask: Ask) -> Ranking:
+        """What is popular, whoever asks."""
+        return self._popular.top(self.view, ask)
+
     def popular_in_training(self, ask: Ask) -> Ranking:
         """Whatever is popular of late."""
         return self._popular.top(self.view, ask, in_training=True)
