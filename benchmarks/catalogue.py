@@ -129,7 +129,7 @@ def queries_of(artefact: Artefact, histories: Histories, count: int) -> Float32s
 
 
 def _histories(log: Path, artefact: Artefact) -> Histories:
-    everybody = dataset.Protocol(core=1)
+    everybody = dataset.Protocol(1, 1)
     return build_dataset(read_log(log), everybody, artefact.items.ids).histories
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,11 +100,18 @@ def evaluate(
         say(f"{log}: {read.bad_row_count} rows left out:")
         say(describe_bad_rows(read.bad_rows, read.bad_row_count))
     try:
-        protocol = Protocol(**loaded.metrics.get("protocol", {}))
+        protocol = Protocol.from_dict(loaded.metrics.get("protocol", {}))
     except (TypeError, ValueError) as error:
         raise CommandError(f"{artefact / METRICS}: protocol: {error}") from None
+    if "refit" in loaded.metrics:
+        say(
+            f"{artefact} was trained on every row of its log: there, these figures say what it "
+            "has learned, not what it will be worth"
+        )
+    if protocol.split == "forward":  # which has no test
+        protocol = replace(protocol, split="leave-one-out")
     if core is not None:
-        protocol = Protocol(core, protocol.split, protocol.validation_share, protocol.test_share)
+        protocol = replace(protocol, core_users=core, core_items=core)
     dataset = build_dataset(read, protocol, loaded.items.ids)
     targets = dataset.test.sample(users) if users else dataset.test
     unseen = int((targets.items == 0).sum())

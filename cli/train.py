@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import shutil
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.console import CommandError, err, out, say_renamed
-from cli.console import say as say_always
+from cli.console import say, say_renamed
 from cli.device import choose_device, require_kernels
+from cli.publish import Plan, publish
 from cli.steps import Kinds, read_steps
-from model.artefact import save_artefact
 from model.config import GapMix, TimePath
-from model.items import ItemsError
 from model.kernels import KernelChoice
 from training import parallel
-from training.card import model_card
 from training.config import ItemInit, Loss, TrainingConfig, TrainingPrecision, ValidationSeen
-from training.dataset import Protocol, Split, build_dataset
-from training.ensemble import train_ensemble
-from training.evaluation import evaluate_offline
-from training.item_table import items_of, read_items
-from training.recipe import Recipe, model_config, training_config
+from training.dataset import Split
+from training.interactions import Log
+from training.item_table import read_items
+from training.recipe import CORE, REFITTED_CORE, Recipe
 from training.tables import describe_bad_rows
 
 MODEL, LOOP, DATA = "Model", "Training", "Data"
@@ -54,14 +47,38 @@ def train(
         ),
     ] = None,
     core: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="Drop users and items with fewer interactions.", rich_help_panel=DATA
+            min=1,
+            help="Drop users and items with fewer interactions.",
+            show_default=f"{REFITTED_CORE}, or {CORE} with --no-refit",
+            rich_help_panel=DATA,
         ),
-    ] = 5,
+    ] = None,
+    core_users: Annotated[
+        int | None,
+        typer.Option(min=1, help="... users.", show_default="--core", rich_help_panel=DATA),
+    ] = None,
+    core_items: Annotated[
+        int | None,
+        typer.Option(min=1, help="... items.", show_default="--core", rich_help_panel=DATA),
+    ] = None,
     split: Annotated[
-        Split, typer.Option(help="How test data is set aside.", rich_help_panel=DATA)
-    ] = "leave-one-out",
+        Split | None,
+        typer.Option(
+            help="What is set aside to validate on, and to test on.",
+            show_default="forward, or leave-one-out with --no-refit",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    refit: Annotated[
+        bool,
+        typer.Option(
+            help="In the end, train for 2 epochs on every row, what was set aside included, and "
+            "write that model. The figures are those of the model before.",
+            rich_help_panel=LOOP,
+        ),
+    ] = True,
     skip_bad_rows: Annotated[
         bool,
         typer.Option(
@@ -267,11 +284,10 @@ def train(
 ) -> None:
     """Train a model on an interaction log and write it as an artefact.
 
-    Each user's last interaction is kept for the test and the one before for validation. A run
+    The last tenth of the log in time is set aside to validate on, and trained on in the end. For
+    figures to compare with papers, --no-refit sets each user's last two interactions aside. A run
     that was killed goes on where it stopped when the same command is given again.
     """
-    first = parallel.rank() == 0
-    say = say_always if first else lambda line, console=None: None
     if towers is not None:
         say_renamed("--towers", "--ensemble")
         ensemble = towers
@@ -279,100 +295,68 @@ def train(
         say_renamed("--validation-seen masked", "--validation-seen filtered")
         validation_seen = "filtered"
     name = _name(log)
-    folder = folder or Path("artefacts", name)
     read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows)
     table = None if items is None else read_items(items, skip_bad_rows=skip_bad_rows)
-    if read.bad_row_count:
-        say(f"{log}: {read.bad_row_count} rows left out:")
-        say(describe_bad_rows(read.bad_rows, read.bad_row_count))
-    for note in read.notes:
-        say(f"{log}: {note}")
-    protocol = Protocol(core=core, split=split)
-    dataset = build_dataset(read, protocol)
-    architecture = model_config(
-        dataset,
-        recipe,
-        time=time,
-        d_model=d_model,
-        n_layers=layers,
-        d_state=d_state,
-        max_len=window,
-        **_given(
-            dropout=dropout,
-            gap_mix=gap_mix,
-            gap_embedding=gap_embedding,
-            request_time=request_time,
-        ),
-    )
+    if parallel.rank() == 0:
+        _say_what_was_read(log, read)
     device = choose_device(device)
     require_kernels(kernels, device)
-    config = training_config(
-        dataset,
-        recipe,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        loss=loss,
-        negatives=negatives,
-        negatives_power=negatives_power,
-        targets=targets,
-        max_len=max_len,
-        context=context,
-        patience=patience,
-        validation_users=validation_users,
-        validation_seen=validation_seen,
-        precision=precision,
-        kernels=kernels,
-        seed=seed,
-        threads=threads,
-        device=device,
-        **_given(
-            lr=lr,
-            max_epochs=epochs,
-            ema=ema,
-            item_init=item_init,
-            time_masking=time_masking,
-            shuffle_ties=shuffle_ties,
-        ),
+    architecture = {
+        "time": time,
+        "d_model": d_model,
+        "n_layers": layers,
+        "d_state": d_state,
+        "max_len": window,
+    } | _given(
+        dropout=dropout,
+        gap_mix=gap_mix,
+        gap_embedding=gap_embedding,
+        request_time=request_time,
     )
-    sizes = dataset.describe()
-    say(", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in sizes.items()))
-    for title, values in (("model", architecture.to_dict()), ("training", config.to_dict())):
-        say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+    training = {
+        "weight_decay": weight_decay,
+        "label_smoothing": label_smoothing,
+        "loss": loss,
+        "negatives": negatives,
+        "negatives_power": negatives_power,
+        "targets": targets,
+        "max_len": max_len,
+        "context": context,
+        "patience": patience,
+        "validation_users": validation_users,
+        "validation_seen": validation_seen,
+        "precision": precision,
+        "kernels": kernels,
+        "seed": seed,
+        "threads": threads,
+        "device": device,
+    } | _given(
+        lr=lr,
+        max_epochs=epochs,
+        ema=ema,
+        item_init=item_init,
+        time_masking=time_masking,
+        shuffle_ties=shuffle_ties,
+    )
+    plan = Plan(
+        recipe=recipe,
+        refit=refit,
+        split=split,
+        core_users=core_users or core,
+        core_items=core_items or core,
+        members=ensemble,
+        architecture=architecture,
+        training=training,
+    )
+    publish(name, read, table, plan, folder or Path("artefacts", name), resume=resume)
 
-    checkpoint = folder.with_name(f"{folder.name}.training")
-    _require_artefact_folder(folder)
-    try:
-        vocabulary = items_of(dataset, table)
-    except ItemsError as error:
-        raise CommandError(f"{log}: {error}") from None
-    if untitled := (vocabulary.titles or []).count(None):
-        say(f"{untitled} of {len(vocabulary)} items have no title in the item table")
-    if not resume and first:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    result = train_ensemble(dataset, architecture, config, ensemble, checkpoint, console=err)
-    if not first:
-        return
-    rows, _ = evaluate_offline(result.model, dataset.histories, dataset.test)
-    metrics = {
-        "data": {"name": name, **sizes},
-        "protocol": protocol.to_dict(),
-        "training": config.to_dict(),
-        "ensemble": ensemble,
-        "epochs": result.epochs,
-        "best_epoch": result.best_epoch,
-        "seconds": round(result.seconds, 1),
-        "validation": {"NDCG@10": result.best_ndcg},
-        "test": [row.to_dict() for row in rows],
-    }
-    card = model_card(name, sizes, protocol, config, result, rows, _command(), read.notes)
-    identity = save_artefact(folder, result.model, vocabulary, metrics, card)
-    shutil.rmtree(checkpoint)
-    whole = {(row.seen, row.request_time): row.metrics for row in rows if row.history == "whole"}
-    for (seen, asked), found in whole.items():
-        how = f"request time {'known' if asked else 'unknown'}"
-        numbers = f"HR@10 {found['HR@10']:.4f}  NDCG@10 {found['NDCG@10']:.4f}"
-        say(f"test, seen {seen}, {how}: {numbers}", out)
-    say(f"{folder}: model {identity}", out)
+
+def _say_what_was_read(path: Path, log: Log) -> None:
+    if log.bad_row_count:
+        say(f"{path}: {log.bad_row_count} rows left out:")
+        say(describe_bad_rows(log.bad_rows, log.bad_row_count))
+    for note in log.notes:
+        say(f"{path}: {note}")
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -384,15 +368,3 @@ def _name(log: Path) -> str:
     """The log's name without endings; its folder's where it is merely called interactions."""
     stem = log.name.split(".")[0]
     return log.resolve().parent.name if stem == "interactions" else stem
-
-
-def _require_artefact_folder(folder: Path) -> None:
-    # Said before hours of training rather than after.
-    if folder.exists() and not folder.is_dir():
-        raise CommandError(f"--out {folder} is a file")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise CommandError(f"--out {folder} is not empty and not an artefact: choose another")
-
-
-def _command() -> str:
-    return shlex.join(["tim4rec", *sys.argv[1:]])

@@ -1,8 +1,8 @@
 """A trained model as a folder of plain files, and its identity.
 
 `config.json` (architecture, state layout, identity, hashes), `model.safetensors`, `items.json`
-(vocabulary, popularity, optional titles and categories), `metrics.json`, `README.md` (the
-model card). Nothing is pickled.
+(vocabulary, popularity, optional titles and categories), `mixture.safetensors` (how scores and
+evidence join; optional), `metrics.json`, `README.md` (the model card). Nothing is pickled.
 
 Whoever made a folder, it is loaded whole or refused: `config.json` is read first, and no more of
 the other files than it says that there is.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import reprlib
 import shutil
 import time
@@ -26,20 +27,23 @@ from safetensors.torch import save_file
 from model.config import ConfigError, ModelConfig
 from model.folder import replace_folder
 from model.items import Items, items_bytes, read_items
+from model.live.mixture import MOST_BYTES as MIXTURE_BYTES
+from model.live.mixture import Mixture, MixtureError
 from model.plain_file import open_plain, read_plain
 from model.strict_json import is_number, parse
 from model.tim4rec import TiM4Rec
 from model.weights import WeightsError, read_weights
 
 FORMAT = 1
-CONFIG, WEIGHTS, ITEMS, METRICS, CARD = (
+CONFIG, WEIGHTS, ITEMS, METRICS, CARD, MIXTURE = (
     "config.json",
     "model.safetensors",
     "items.json",
     "metrics.json",
     "README.md",
+    "mixture.safetensors",
 )
-FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD)
+FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD, MIXTURE)
 
 CONFIG_BYTES = 1 << 16
 """Most of `config.json`; 2,000 are usual. The list of models reads many of them."""
@@ -47,6 +51,7 @@ METRICS_BYTES = 1 << 20
 """Most of `metrics.json`; a hundredth of it is usual."""
 _STATE_BYTES = 1 << 20  # a user's state may have so many, and as many as the weights
 _REPLACED_FOR_S = 60.0
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ArtefactError(ValueError):
@@ -55,17 +60,33 @@ class ArtefactError(ValueError):
 
 @dataclass(frozen=True)
 class Artefact:
-    """A loaded artefact; `identity` is the hash of everything that decides a state or a score."""
+    """A loaded artefact.
+
+    identity: the hash of everything that decides a state or a model's score. mixture_hash: of the
+    mixture's file.
+    """
 
     model: TiM4Rec
     items: Items
     metrics: dict[str, Any]
     identity: str
     folder: Path
+    mixture: Mixture | None = None
+    mixture_hash: str | None = None
+
+    @property
+    def edition(self) -> str:
+        """Names the mixture too: with another one the same states are ranked otherwise."""
+        return _edition(self.identity, self.mixture_hash)
 
 
 def save_artefact(
-    folder: Path, model: TiM4Rec, items: Items, metrics: dict[str, Any], card: str
+    folder: Path,
+    model: TiM4Rec,
+    items: Items,
+    metrics: dict[str, Any],
+    card: str,
+    mixture: Mixture | None = None,
 ) -> str:
     """Writes the folder as a whole: at any moment it is the old artefact or the new one.
 
@@ -110,12 +131,15 @@ def save_artefact(
             },
             "hashes": hashes,
         }
+        if mixture is not None:
+            (partial / MIXTURE).write_bytes(mixture.to_bytes())
+            description["mixture"] = _hash(partial / MIXTURE)
         _write_json(partial / CONFIG, description)
         # safetensors writes for the owner alone; the service may be another user. Nobody else is
         # to write: it is what will be served.
         mode = (partial / CONFIG).stat().st_mode & ~0o022
-        for name in FILES:
-            (partial / name).chmod(mode)
+        for file in partial.iterdir():
+            file.chmod(mode)
         replace_folder(partial, folder, keep_others_than=FILES)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -151,19 +175,20 @@ def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Art
             raise fault
 
 
-def claimed_identity(folder: Path) -> str:
-    """The identity that a folder's `config.json` claims; nothing of it is checked.
+def claimed_edition(folder: Path) -> str:
+    """The edition that a folder's `config.json` claims; nothing of it is checked.
 
     Raises:
         ArtefactError: it claims none.
     """
     try:
-        claimed = _read_json(folder / CONFIG).get("identity")
+        description = _read_json(folder / CONFIG)
     except OSError as error:
         raise _fault(folder, error) from None
+    claimed = description.get("identity")
     if not isinstance(claimed, str) or len(claimed) > 64:
         raise ArtefactError(f"{folder / CONFIG}: `identity` is {reprlib.repr(claimed)}")
-    return claimed
+    return _edition(claimed, _mixture_hash(folder / CONFIG, description))
 
 
 def _fault(folder: Path, error: OSError) -> ArtefactError:
@@ -175,7 +200,7 @@ def _fault(folder: Path, error: OSError) -> ArtefactError:
 
 def _stamp(folder: Path) -> list[tuple[int, int, int] | None]:
     found: list[tuple[int, int, int] | None] = []
-    for name in (CONFIG, WEIGHTS, ITEMS, METRICS):
+    for name in (CONFIG, WEIGHTS, ITEMS, METRICS, MIXTURE):
         try:
             status = (folder / name).stat()
         except OSError:
@@ -191,6 +216,7 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
     config_file, weights_file, items_file = (folder / name for name in (CONFIG, WEIGHTS, ITEMS))
     description = _read_json(config_file)
     config, bias, hashes = _read_description(config_file, description)
+    mixture_hash = _mixture_hash(config_file, description)
     metrics = _read_json(folder / METRICS, METRICS_BYTES, constants=True)
     try:
         model = read_weights(weights_file, config, hashes[WEIGHTS])
@@ -212,7 +238,30 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
         metrics=metrics,
         identity=description["identity"],
         folder=folder,
+        mixture=None if mixture_hash is None else _read_mixture(folder / MIXTURE, mixture_hash),
+        mixture_hash=mixture_hash,
     )
+
+
+def _read_mixture(path: Path, expected: str) -> Mixture:
+    content = read_plain(path, MIXTURE_BYTES, within=path.parent)
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ArtefactError(f"{path}: its hash is not the one in {CONFIG}: damaged")
+    try:
+        return Mixture.from_bytes(content)
+    except MixtureError as error:
+        raise ArtefactError(f"{path}: {error}") from None
+
+
+def _mixture_hash(path: Path, description: dict[str, Any]) -> str | None:
+    found = description.get("mixture")
+    if found is not None and not (isinstance(found, str) and _SHA256.fullmatch(found)):
+        raise ArtefactError(f"{path}: `mixture` must be a hash, not {reprlib.repr(found)}")
+    return found
+
+
+def _edition(identity: str, mixture_hash: str | None) -> str:
+    return identity if mixture_hash is None else f"{identity}+{mixture_hash[:8]}"
 
 
 def _read_description(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from model import ModelConfig, TiM4Rec
-from training.config import TrainingConfig
-from training.dataset import Protocol
+from model import ModelConfig
 from training.evaluation import ResultRow
 from training.metrics import CUTOFFS
-from training.trainer import Result
+from training.outcome import Outcome
+from training.refit import REFIT
 
 TIME_PATHS = {
     "causal": "causal: the gaps before each interaction enter pointwise, so a user's state is "
@@ -32,64 +31,106 @@ TIME_PATH_CHOICE = (
 )
 
 
-def model_card(
-    name: str,
-    sizes: dict[str, int | float],
-    protocol: Protocol,
-    config: TrainingConfig,
-    result: Result[TiM4Rec],
-    rows: Sequence[ResultRow],
-    command: str,
-    notes: Sequence[str] = (),
-) -> str:
+SPLITS = {
+    "leave-one-out": "Leave-one-out: each user's last interaction is the test target, the one "
+    "before is for validation, and the test input includes it.",
+    "temporal": "Temporal: validated and tested on each user's first interaction after a cut; core "
+    "and vocabulary are of the part before the first cut, an unseen target is a miss.",
+    "forward": "Forward: validated on each user's first interaction in the last tenth of the log; "
+    "core and vocabulary are of the part before, an unseen target is a miss.",
+}
+
+
+def model_card(outcome: Outcome, command: str, notes: Sequence[str] = ()) -> str:
     """The text of an artefact's README.md (Markdown).
 
     Args:
-        name: of the data; command: what trains this model again; notes: on the data, as read.
+        command: what trains this model again; notes: on the data, as read.
     """
-    split = {
-        "leave-one-out": "Leave-one-out: each user's last interaction is the test target, the one "
-        "before is for validation, and the test input includes it.",
-        "temporal": "Temporal: tested on each user's first interaction after a cut; core and "
-        "vocabulary are of the part before the first cut, an unseen target is a miss.",
-    }[protocol.split]
-    model_config = result.model.config
-    which = "the best" if config.schedule == "constant" else "the last"
-    weights = (
-        f"the weights are those of epoch {result.best_epoch}, {which}, with a validation NDCG@10 "
-        f"of {result.best_ndcg:.4f}"
-    )
-    if model_config.n_groups > 1:
-        weights = (
-            f"an ensemble of {model_config.n_groups} models, each trained with a seed of its own, "
-            "with the weights of its best epoch; validation NDCG@10 together "
-            f"{result.best_ndcg:.4f}"
-        )
+    protocol, model_config = outcome.dataset.protocol, outcome.model.config
     sections = [
-        f"# TiM4Rec on {name}",
+        f"# TiM4Rec on {outcome.name}",
         "## Data",
-        _table(["", ""], [[key.replace("_", " "), f"{value:,}"] for key, value in sizes.items()]),
-        f"{protocol.core}-core. {split}",
+        _sizes(outcome.dataset.describe()),
+        f"{protocol.core}. {SPLITS[protocol.split]}",
         *(f"Note: {note}." for note in notes),
         "## Model",
         _table(["", ""], [[key, _shown(value)] for key, value in model_config.to_dict().items()]),
         f"Time path: {TIME_PATHS[model_config.time]}.",
         *_time_reasons(model_config),
         "## Training",
-        _table(["", ""], [[key, _shown(value)] for key, value in config.to_dict().items()]),
-        f"{result.epochs} epochs in {result.seconds:.0f} s; {weights}.",
-        f"Repeat bias {result.model.repeat_bias:g}: added to the score of an item that the user "
+        _table(["", ""], [[key, _shown(value)] for key, value in outcome.config.to_dict().items()]),
+        f"{outcome.trained.epochs} epochs in {outcome.trained.seconds:.0f} s; {_weights(outcome)}.",
+        f"Repeat bias {outcome.model.repeat_bias:g}: added to the score of an item that the user "
         "has had, where such items are kept; fitted on validation.",
-        "## Test results",
+        *_refit(outcome),
+        *_mixture(outcome),
+        f"## {outcome.ranked.capitalize()} results",
+        *_of_which_model(outcome),
         "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
         "user's earlier items stay among the candidates (kept) or not (filtered). *Request "
         "time*: whether the model knows the time of the request, here the target's own; compare "
         "only rows where it is unknown to models that do not take it.",
-        metrics_table(rows),
+        metrics_table(outcome.rows),
         "## Again",
         f"```sh\n{command}\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _weights(outcome: Outcome) -> str:
+    trained = outcome.trained
+    if outcome.members > 1:
+        return (
+            f"an ensemble of {outcome.members} models, each trained with a seed of its own, "
+            f"with the weights of its best epoch; validation NDCG@10 together "
+            f"{trained.best_ndcg:.4f}"
+        )
+    which = "the best" if outcome.config.schedule == "constant" else "the last"
+    return (
+        f"the weights are those of epoch {trained.best_epoch}, {which}, with a validation NDCG@10 "
+        f"of {trained.best_ndcg:.4f}"
+    )
+
+
+def _refit(outcome: Outcome) -> list[str]:
+    if outcome.refit is None:
+        return []
+    return [
+        "## Refit",
+        f"From these weights, {REFIT['max_epochs']} epochs on every row of the log, what had been "
+        f"set aside included, at a learning rate that fell from {REFIT['lr']:g} to 0, in "
+        f"{outcome.refit.result.seconds:.0f} s. That model is the one in this folder.",
+        _sizes(outcome.refit.dataset.describe()),
+    ]
+
+
+def _mixture(outcome: Outcome) -> list[str]:
+    if outcome.mixture is None:
+        return []
+    return [
+        "## Mixture",
+        "`mixture.safetensors` joins the model's scores and what the service counts of everybody's "
+        "interactions. It was fitted with the model before its refit, on all interactions that "
+        "came after the part that this model was trained on.",
+    ]
+
+
+def _of_which_model(outcome: Outcome) -> list[str]:
+    lines = []
+    if outcome.refit is not None:
+        lines.append(
+            "Of the model before its refit. The one in this folder has been trained on these "
+            "targets, so it has no figures of its own."
+        )
+    if outcome.ranked == "validation":
+        lines.append("These targets have chosen the epoch: the figures are a little too good.")
+    return lines
+
+
+def _sizes(sizes: dict[str, int | float]) -> str:
+    rows = [[key.replace("_", " "), f"{value:,}"] for key, value in sizes.items()]
+    return _table(["", ""], rows)
 
 
 def metrics_table(rows: Sequence[ResultRow]) -> str:

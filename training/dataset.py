@@ -20,29 +20,32 @@ from training.tables import InputError
 
 Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
-Split = Literal["leave-one-out", "temporal"]
+Split = Literal["leave-one-out", "temporal", "forward"]
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
     """How a log becomes training, validation and test parts.
 
-    core: users and items with fewer interactions are removed, until none is left.
+    core_users, core_items: users and items with fewer interactions are removed, until none is left.
     split: `leave-one-out` tests on each user's last interaction and validates on the one before
         (the test input includes it), cored on the full log; `temporal` cuts the log at two times,
-        cores and takes its vocabulary from the part before the first, and tests on each user's
-        first interaction after a cut.
-    validation_share, test_share: (temporal) of the log's interactions, its latest.
+        cores and takes its vocabulary from the part before the first, and validates and tests on
+        each user's first interaction after a cut; `forward` has the first of these cuts alone, so
+        it validates and does not test.
+    validation_share, test_share: (temporal, forward) of the log's interactions, its latest.
     """
 
-    core: int = 5
+    core_users: int = 5
+    core_items: int = 5
     split: Split = "leave-one-out"
     validation_share: float = 0.1
     test_share: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.core < 1:
-            raise ValueError(f"core must be at least 1, not {self.core}")
+        for name in ("core_users", "core_items"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.split not in get_args(Split):
             raise ValueError(f"split must be {' or '.join(get_args(Split))}, not {self.split!r}")
         if not (
@@ -52,8 +55,26 @@ class Protocol:
         ):
             raise ValueError("validation_share and test_share must be positive, together below 1")
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Protocol:
+        """From what `to_dict` gave, now or before users and items had a core each.
+
+        Raises TypeError or ValueError for anything else.
+        """
+        values = dict(values)
+        if "core" in values:
+            values["core_users"] = values["core_items"] = values.pop("core")
+        return cls(**values)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def core(self) -> str:
+        """The core in words."""
+        if self.core_users == self.core_items:
+            return f"{self.core_users}-core"
+        return f"core of {self.core_users} interactions a user and {self.core_items} an item"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +127,10 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A log, split. The training part of user u is [offsets[u], train_ends[u]) of `histories`."""
+    """A log, split. The training part of user u is [offsets[u], train_ends[u]) of `histories`.
+
+    cut_ms: the time before which everybody's training part ends; None where each has its own.
+    """
 
     protocol: Protocol
     user_ids: list[str]
@@ -115,6 +139,7 @@ class Dataset:
     train_ends: Int64s
     validation: Targets
     test: Targets
+    cut_ms: int | None = None
 
     @property
     def n_items(self) -> int:
@@ -196,12 +221,13 @@ class Dataset:
         }
 
 
-def k_core(users: Int64s, items: Int64s, k: int) -> npt.NDArray[np.bool_]:
-    """Which rows are left once every user and every item has at least k of them: (N) bool."""
+def k_core(users: Int64s, items: Int64s, k_users: int, k_items: int) -> npt.NDArray[np.bool_]:
+    """Which rows are left once every user has at least `k_users` of them and every item `k_items`:
+    (N) bool."""
     keep = np.ones(len(users), dtype=np.bool_)
     while True:
         sparse = np.zeros(len(users), dtype=np.bool_)
-        for codes in (users, items):
+        for codes, k in ((users, k_users), (items, k_items)):
             counts = np.bincount(codes[keep], minlength=int(codes.max(initial=-1)) + 1)
             sparse |= keep & (counts[codes] < k)
         if not sparse.any():
@@ -220,23 +246,26 @@ def build_dataset(
             are misses.
 
     Raises:
-        InputError: nothing is left to train or test on, or a temporal split lacks times.
+        InputError: nothing is left to train, validate or test on, or a split in time lacks times.
     """
     protocol = protocol or Protocol()
     frame = log.frame
     user_codes, user_ids = _codes(frame["user_id"])
     item_codes, item_ids = _codes(frame["item_id"])
     times = frame["time_ms"].to_numpy().astype(np.int64)
-    if protocol.split == "temporal":
+    first_cut: int | None = None
+    if protocol.split == "leave-one-out":
+        training = np.ones(len(times), dtype=np.bool_)
+    else:
         first_cut, second_cut = _cuts(times, protocol)
         training = times < first_cut
-    else:
-        training = np.ones(len(times), dtype=np.bool_)
     core = np.zeros(len(times), dtype=np.bool_)
-    core[training] = k_core(user_codes[training], item_codes[training], protocol.core)
+    core[training] = k_core(
+        user_codes[training], item_codes[training], protocol.core_users, protocol.core_items
+    )
     if not core.any():
         raise InputError(
-            f"no interactions are left in the {protocol.core}-core of {len(times)} "
+            f"no interactions are left in the {protocol.core} of {int(training.sum())} "
             "interactions to train on; use a smaller --core"
         )
     if vocabulary is None:
@@ -253,7 +282,7 @@ def build_dataset(
     items, times, training = index[item_codes[keep]], times[keep], training[keep]
 
     starts = np.searchsorted(users, np.arange(len(users_kept) + 1))
-    if protocol.split == "temporal":
+    if first_cut is not None:
         train_ends = starts[:-1] + np.bincount(users[training], minlength=len(users_kept))
         before_test = np.bincount(users[times < second_cut], minlength=len(users_kept))
         test_rows = starts[:-1] + before_test
@@ -281,10 +310,12 @@ def build_dataset(
         train_ends=before[train_ends],
         validation=targets(validation_rows, has_validation),
         test=targets(test_rows, has_test),
+        cut_ms=first_cut,
     )
-    if not (len(dataset.test) and len(dataset.validation)):
+    tested = protocol.split == "forward" or len(dataset.test)
+    if not (tested and len(dataset.validation)):
         raise InputError(
-            f"no user is left to validate and test on ({protocol.split}, {protocol.core}-core, "
+            f"no user is left to validate and test on ({protocol.split}, {protocol.core}, "
             f"{len(dataset.histories)} users): a user needs at least 3 interactions"
         )
     return dataset
@@ -298,10 +329,14 @@ def _codes(ids: pl.Series) -> tuple[Int64s, list[str]]:
 
 
 def _cuts(times: Int64s, protocol: Protocol) -> tuple[int, int]:
+    """Where validation begins and where the test does; nothing is as late as the end of int64."""
     unknown = int((times == UNKNOWN_TIME).sum())
     if unknown:
-        raise InputError(f"a temporal split needs every time; {unknown} are not known")
+        raise InputError(f"a {protocol.split} split needs every time; {unknown} are not known")
     ordered = np.sort(times)
+    if protocol.split == "forward":
+        first = int(len(ordered) * (1 - protocol.validation_share))
+        return int(ordered[first]), np.iinfo(np.int64).max
     first = int(len(ordered) * (1 - protocol.validation_share - protocol.test_share))
     second = int(len(ordered) * (1 - protocol.test_share))
     return int(ordered[first]), int(ordered[second])

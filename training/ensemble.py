@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from training.config import TrainingConfig
 from training.dataset import Dataset
 from training.evaluation import rank_targets
 from training.metrics import ranking_metrics
+from training.refit import refit
 from training.repeats import repeat_bias
 from training.trainer import Result, train, validation_of
 
@@ -29,44 +31,111 @@ def train_ensemble(
     """As `train`, `members` times; the result is the ensemble of their best weights.
 
     Its scores are the sums of theirs, so what one of them alone is wrong about counts less.
+    Args and errors are those of `train_members`; the result is that of `ensemble_of`.
+    """
+    results = train_members(dataset, model_config, config, members, folder, console=console)
+    return ensemble_of(results, dataset, config)
+
+
+def train_members(
+    dataset: Dataset,
+    model_config: ModelConfig,
+    config: TrainingConfig,
+    members: int,
+    folder: Path | None = None,
+    *,
+    console: Console | None = None,
+) -> list[Result[TiM4Rec]]:
+    """The models of an ensemble, or the one model that is to be served alone.
 
     Args:
         model_config: of one member.
         config: its seed stands for the seeds members * seed + (0 .. members - 1).
-        folder: keeps a checkpoint of each member in `member-N`.
-
-    Returns:
-        epochs and seconds of all together, the latest of the best epochs, and the validation
-        NDCG@10 of the ensemble.
+        folder: keeps a checkpoint there, or of each of several members in `member-N`.
 
     Raises:
         ConfigError: models of this architecture can't be an ensemble.
     """
-    if members == 1:
-        return train(dataset, model_config, config, folder, console=console)
-    ensemble_config(model_config, members)  # said before hours of training rather than after
+    if members > 1:
+        ensemble_config(model_config, members)  # said before hours of training rather than after
     results = []
-    for number in range(members):
-        seed = members * config.seed + number
-        if console is not None:
-            console.print(f"model {number + 1} of {members}, seed {seed}", highlight=False)
-        place = None if folder is None else _member_folder(folder, number)
-        results.append(
-            train(dataset, model_config, replace(config, seed=seed), place, console=console)
-        )
+    for number, own in enumerate(_member_configs(config, members)):
+        if members > 1:
+            _say(console, f"model {number + 1} of {members}, seed {own.seed}")
+        place = folder
+        if folder is not None and members > 1:
+            place = _member_folder(folder, number)
+        results.append(train(dataset, model_config, own, place, console=console))
+    return results
+
+
+def ensemble_of(
+    results: Sequence[Result[TiM4Rec]], dataset: Dataset, config: TrainingConfig
+) -> Result[TiM4Rec]:
+    """The ensemble of trained members, with a repeat bias of its own; one alone is itself.
+
+    Returns:
+        epochs and seconds of all together, the latest of the best epochs, and the validation
+        NDCG@10 of the ensemble.
+    """
+    if len(results) == 1:
+        return results[0]
     model = combine([result.model for result in results])
     model.repeat_bias = repeat_bias(model, dataset)
     targets, seen = validation_of(config, dataset)
     asked = model.config.uses_request_time
     ranking = rank_targets(model, dataset.histories, targets, at_target_time=(asked,), top=0)
     ranks = getattr(ranking[asked], seen)
+    return _together(results, model, ranking_metrics(ranks)["NDCG@10"])
+
+
+def refit_ensemble(
+    results: Sequence[Result[TiM4Rec]],
+    item_ids: Sequence[str],
+    dataset: Dataset,
+    config: TrainingConfig,
+    folder: Path | None = None,
+    *,
+    repeat_bias: float,
+    console: Console | None = None,
+) -> Result[TiM4Rec]:
+    """The ensemble of trained members, each refitted with its own seed; one alone is itself.
+
+    Args and errors are those of `refit`, and
+
+    Args:
+        repeat_bias: of the ensemble before, which stays.
+    """
+    refitted = []
+    for number, own in enumerate(_member_configs(config, len(results))):
+        _say(console, f"model {number + 1} of {len(results)}: refit on every row")
+        trained = results[number].model
+        refitted.append(refit(trained, item_ids, dataset, own, folder, console=console))
+    model = combine([result.model for result in refitted])
+    model.repeat_bias = repeat_bias
+    return _together(refitted, model, 0.0)
+
+
+def _together(
+    results: Sequence[Result[TiM4Rec]], model: TiM4Rec, best_ndcg: float
+) -> Result[TiM4Rec]:
     return Result(
         model,
         sum(result.epochs for result in results),
         max(result.best_epoch for result in results),
-        ranking_metrics(ranks)["NDCG@10"],
+        best_ndcg,
         sum(result.seconds for result in results),
     )
+
+
+def _member_configs(config: TrainingConfig, members: int) -> list[TrainingConfig]:
+    first = members * config.seed
+    return [replace(config, seed=first + number) for number in range(members)]
+
+
+def _say(console: Console | None, line: str) -> None:
+    if console is not None:
+        console.print(line, highlight=False)
 
 
 def _member_folder(folder: Path, number: int) -> Path:

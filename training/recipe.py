@@ -5,13 +5,19 @@ What was tried, with figures: benchmarks/quality.md.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from model import UNKNOWN_TIME, ModelConfig
 from training.config import TrainingConfig
-from training.dataset import Dataset
+from training.dataset import Dataset, Protocol, build_dataset
+from training.interactions import Log
+from training.tables import InputError
+
+CORE, REFITTED_CORE = 5, 2
+"""Fewest interactions of users and items, in tables and in a model that is refitted."""
 
 Recipe = Literal["full", "quick"]
 """`full` trains until validation gets no better, `quick` for a few epochs at a falling rate."""
@@ -36,6 +42,21 @@ def model_config(dataset: Dataset, recipe: Recipe = "full", **options: Any) -> M
         # Asked within a second of an interaction, however coarse the log's times are.
         chosen |= {"gap_range_s": seconds, "request_range_s": (min(1.0, seconds[0]), seconds[1])}
     return ModelConfig(n_items=dataset.n_items, **(chosen | options))
+
+
+def split_log(log: Log, protocol: Protocol) -> tuple[Dataset, str | None]:
+    """A log, split forward in time where it can be, else by leaving each user's last out.
+
+    Returns:
+        why it could not be, where it was not.
+
+    Raises:
+        InputError: it can be split in neither way.
+    """
+    try:
+        return build_dataset(log, replace(protocol, split="forward")), None
+    except InputError as error:
+        return build_dataset(log, replace(protocol, split="leave-one-out")), str(error)
 
 
 def training_config(dataset: Dataset, recipe: Recipe = "full", **options: Any) -> TrainingConfig:

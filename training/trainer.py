@@ -191,7 +191,8 @@ class _Run(Generic[M]):
             if after_epoch is not None:
                 after_epoch(done)
         self.model.load_state_dict(self.best)
-        self.model.repeat_bias = repeat_bias(self.model, self.dataset)
+        if len(self.validation):
+            self.model.repeat_bias = repeat_bias(self.model, self.dataset)
         p = self.progress
         return Result(self.model.eval(), p.epoch, p.best_epoch, p.best_ndcg, p.seconds)
 
@@ -329,11 +330,13 @@ class _Run(Generic[M]):
             value.lerp_(now[name], share)
 
     def _validate(self) -> dict[str, float]:
-        """Metrics of this epoch's weights; of a rate that falls, of the last epoch's alone.
+        """Metrics of this epoch's weights; of a rate that falls, of the last epoch's alone; none
+        where there are no targets.
 
         Asked for at the target's own time where the model takes one.
         """
-        if self.config.schedule == "linear" and self.progress.epoch + 1 < self.config.max_epochs:
+        last = self.progress.epoch + 1 >= self.config.max_epochs
+        if not len(self.validation) or (self.config.schedule == "linear" and not last):
             return {}
         model = self.average or self.model
         asked = model.config.uses_request_time

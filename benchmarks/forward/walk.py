@@ -81,7 +81,7 @@ class Walk:
         events, rows = self.events, self.rows
         before = np.sort(self.order[: -len(rows)])
         users, items = events.users[before], events.items[before]
-        core = np.isin(events.items[rows], items[k_core(users, items, CORE)])
+        core = np.isin(events.items[rows], items[k_core(users, items, CORE, CORE)])
         new = ~np.isin(events.items[rows], items)
         has_history = rows > events.firsts[rows]
         pause = events.times[rows] - events.times[np.maximum(rows - 1, 0)]

@@ -188,6 +188,6 @@ class Deployer:
 def _described(model: ServedModel) -> dict[str, str]:
     return {
         "name": model.name,
-        "identity": model.artefact.identity,
+        "identity": model.artefact.edition,
         "model": model.identity,
     }

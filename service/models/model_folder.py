@@ -6,7 +6,7 @@ import heapq
 import os
 from pathlib import Path
 
-from model.artefact import FILES, ArtefactError, claimed_identity
+from model.artefact import FILES, ArtefactError, claimed_edition
 
 LISTED = 500
 """Most folders that are looked at for the list: the newest."""
@@ -48,7 +48,7 @@ class ModelFolder:
         return found
 
     def available(self) -> dict[str, str]:
-        """Names and claimed identities of what looks like an artefact; nothing of it is checked."""
+        """Names and claimed editions of what looks like an artefact; nothing of it is checked."""
         found: dict[str, str] = {}
         try:
             with os.scandir(self.folder) as entries:
@@ -57,7 +57,7 @@ class ModelFolder:
             return found
         for name in sorted(name for _, name in newest):
             try:
-                found[name] = claimed_identity(self.find(name))
+                found[name] = claimed_edition(self.find(name))
             except (ModelNameError, ArtefactError):
                 continue
         return found

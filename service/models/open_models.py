@@ -21,9 +21,9 @@ class OpenModels:
 
     def __init__(self, context: ServingContext, folder: ModelFolder | None) -> None:
         self._context, self._folder = context, folder
-        self._models: dict[str, ServedModel] = {}  # by the artefact's identity
+        self._models: dict[str, ServedModel] = {}  # by the artefact's edition
         self._uses: Counter[str] = Counter()
-        self._own: str | None = None  # the identity of what the process was started with
+        self._own: str | None = None  # the edition of what the process was started with
         self._lock = asyncio.Lock()
 
     async def open(self, variant: Variant | None) -> ServedModel:
@@ -34,21 +34,21 @@ class OpenModels:
             StoreError: the store does not answer.
         """
         async with self._lock:
-            identity = self._own if variant is None else variant.identity
-            model = self._models.get(identity) if identity else None
+            edition = self._own if variant is None else variant.identity
+            model = self._models.get(edition) if edition else None
             if model is None:
                 model = await self._opened(variant)
-                self._models[model.artefact.identity] = model
-            self._uses[model.artefact.identity] += 1
+                self._models[model.artefact.edition] = model
+            self._uses[model.artefact.edition] += 1
             return model
 
     async def close(self, model: ServedModel) -> None:
         """Ends a model, if nobody else has opened it too."""
-        identity = model.artefact.identity
+        edition = model.artefact.edition
         async with self._lock:
-            self._uses[identity] -= 1
-            if not self._uses[identity]:
-                del self._models[identity]
+            self._uses[edition] -= 1
+            if not self._uses[edition]:
+                del self._models[edition]
                 await model.close()
                 logger.info("model %s is served no more", model.identity)
 
@@ -61,7 +61,7 @@ class OpenModels:
     async def _opened(self, variant: Variant | None) -> ServedModel:
         if variant is None:
             model = await open_model(self._context.settings.artefact, self._context)
-            self._own = model.artefact.identity
+            self._own = model.artefact.edition
             return model
         assert self._folder is not None
         path = await asyncio.to_thread(self._folder.find, variant.name)

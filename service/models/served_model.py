@@ -47,12 +47,12 @@ class ServedModel:
 
 
 async def open_model(
-    folder: Path, context: ServingContext, identity: str | None = None
+    folder: Path, context: ServingContext, edition: str | None = None
 ) -> ServedModel:
     """Loads an artefact beside what is served, and warms it up.
 
     Args:
-        identity: what the artefact must have; None: any.
+        edition: what the artefact must have; None: any.
 
     Raises:
         ArtefactError: the folder can't be served, or holds another one.
@@ -67,9 +67,9 @@ async def open_model(
             model.use(choose(settings.kernels, model.device))
         except KernelsUnavailable as error:
             raise ArtefactError(f"kernels {settings.kernels}: {error}") from None
-        if identity not in (None, artefact.identity):
+        if edition not in (None, artefact.edition):
             raise ArtefactError(
-                f"{folder} holds model {artefact.identity} and not {identity}, which was set: use "
+                f"{folder} holds model {artefact.edition} and not {edition}, which was set: use "
                 "a new folder for each model"
             )
         retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Variant:
-    """An artefact: its folder's name, and its identity, which another one of that name has not."""
+    """An artefact: its folder's name, and its edition, which another one of that name has not."""
 
     name: str
     identity: str

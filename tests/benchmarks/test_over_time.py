@@ -33,11 +33,9 @@ from benchmarks.forward.models import (
     with_fallback,
 )
 from benchmarks.forward.summary import interval, summarise
-from benchmarks.forward.training import frozen_model, retrained_models, warm_started
+from benchmarks.forward.training import frozen_model, retrained_models
 from benchmarks.forward.walk import DAY_MS, Walk, walk_forward
 from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
-from training.cooccurrence import cooccurrence_vectors
-from training.dataset import build_dataset
 from training.forward import Events
 from training.interactions import Log
 from training.metrics import MISS
@@ -344,26 +342,6 @@ def test_a_retrained_model_is_trained_on_what_came_before_the_border(tmp_path: P
             assert torch.equal(value, other.model.state_dict()[name]), name
     first, second = (served.model.blocks[0].ssd.state_dict() for served in ours)
     assert any(not torch.equal(first[name], second[name]) for name in first)
-
-
-def test_a_warm_start_keeps_weights_and_vectors_by_id_and_maps_those_of_new_items() -> None:
-    dataset = build_dataset(log_of(ring()))
-    vectors, met = cooccurrence_vectors(dataset, 8, seed=3)
-    assert met.all()
-    new = [row for row, item in enumerate(dataset.item_ids) if item in ("i3", "i4")]
-    old = [row for row in reversed(range(dataset.n_items)) if row not in new]
-    trained = small_model([dataset.item_ids[row] for row in old])
-    mapped = vectors @ torch.randn(8, 8)
-    with torch.no_grad():
-        trained.model.item_embedding.weight[1:] = mapped[old]
-    model = warm_started(trained, dataset, 3)
-    assert torch.equal(model.item_embedding.weight[1:][old], mapped[old])
-    assert torch.allclose(model.item_embedding.weight[1:][new], mapped[new], atol=1e-2)
-    padding = trained.model.item_embedding.weight[0]
-    assert torch.equal(model.item_embedding.weight[0], padding)
-    for name, value in trained.model.state_dict().items():
-        if name != "item_embedding.weight":
-            assert torch.equal(model.state_dict()[name], value), name
 
 
 # -- parts of the walk and figures -----------------------------------------------------------

@@ -18,8 +18,16 @@ import torch
 
 from model import ModelConfig, TiM4Rec
 from model import artefact as module
-from model.artefact import FILES, Artefact, ArtefactError, load_artefact, save_artefact
+from model.artefact import (
+    FILES,
+    Artefact,
+    ArtefactError,
+    claimed_edition,
+    load_artefact,
+    save_artefact,
+)
 from model.items import Items, ItemsError
+from tests.model.mixtures import same, some_mixture
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ModelConfig(n_items=6, d_model=8, n_layers=2, head_dim=4, d_state=3, max_len=4)
@@ -52,7 +60,9 @@ def outputs(model: TiM4Rec) -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_artefact(tmp_path / "model", make(), ITEMS, {"ndcg@10": 0.25}, "# A card\n")
+    save_artefact(
+        tmp_path / "model", make(), ITEMS, {"ndcg@10": 0.25}, "# A card\n", some_mixture()
+    )
     return tmp_path / "model"
 
 
@@ -73,7 +83,10 @@ def test_loading_gives_the_same_scores(tmp_path: Path, time: str) -> None:
     assert loaded.items.categories == ITEMS.categories
     assert loaded.items.popularity.dtype == np.int64
     assert loaded.items.popularity.tolist() == ITEMS.popularity.tolist()
-    assert sorted(p.name for p in (tmp_path / "new" / "m").iterdir()) == sorted(FILES)
+    assert loaded.mixture is None
+    assert loaded.edition == identity
+    names = {p.name for p in (tmp_path / "new" / "m").iterdir()}
+    assert names == {*FILES} - {"mixture.safetensors"}
     assert (tmp_path / "new" / "m" / "README.md").read_text() == "# A card\n"
     assert len({p.stat().st_mode for p in (tmp_path / "new" / "m").iterdir()}) == 1
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["m"]
@@ -91,7 +104,29 @@ def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "items.json"])
+def test_another_mixture_is_another_edition_and_no_other_identity(
+    folder: Path, tmp_path: Path
+) -> None:
+    first = load_artefact(folder)
+    assert first.mixture is not None
+    assert same(first.mixture, some_mixture())
+    assert {p.name for p in folder.iterdir()} == {*FILES}
+    found = {}
+    for name, mixture in (("same", some_mixture()), ("new", some_mixture(1)), ("none", None)):
+        identity = save_artefact(tmp_path / name, make(), ITEMS, {}, "", mixture)
+        loaded = load_artefact(tmp_path / name)
+        assert identity == loaded.identity == first.identity
+        assert loaded.edition == claimed_edition(tmp_path / name)
+        found[name] = loaded.edition
+    assert found["same"] == first.edition
+    assert len({*found.values()}) == 3
+    assert found["none"] == first.identity
+    save_artefact(folder, make(), ITEMS, {}, "")
+    assert not (folder / "mixture.safetensors").exists(), "the old one's is none of the new one's"
+    assert load_artefact(folder).mixture is None
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "items.json", "mixture.safetensors"])
 def test_a_changed_byte_is_refused(folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
     data[-3] ^= 1
@@ -150,8 +185,12 @@ def test_a_changed_architecture_is_refused(folder: Path, values: dict[str, Any])
 
 
 @pytest.mark.parametrize("value", [None, [], "x"])
-@pytest.mark.parametrize("field", ["architecture", "hashes", "identity", "state", "repeat_bias"])
+@pytest.mark.parametrize(
+    "field", ["architecture", "hashes", "identity", "state", "repeat_bias", "mixture"]
+)
 def test_a_field_of_another_type_is_refused(folder: Path, field: str, value: object) -> None:
+    if (field, value) == ("mixture", None):
+        return  # there need not be one
     change(folder / "config.json", **{field: value})
     assert str(folder / "config.json") in refusal(folder)
 

@@ -23,6 +23,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
 from safetensors.torch import load_file, save_file
 
 from model import ModelConfig, TiM4Rec
@@ -32,6 +34,7 @@ from model.artefact import (
     CONFIG,
     ITEMS,
     METRICS,
+    MIXTURE,
     WEIGHTS,
     Artefact,
     ArtefactError,
@@ -40,11 +43,13 @@ from model.artefact import (
 )
 from model.config import SIZES
 from model.items import Items, ItemsError
+from model.live.mixture import MOST_BYTES
 from tests.depth import examples
+from tests.model.mixtures import same, some_mixture
 from tests.waited import LONG_S
 
 ROOT = Path(__file__).parents[2]
-READ = (CONFIG, WEIGHTS, ITEMS, METRICS)
+READ = (CONFIG, WEIGHTS, ITEMS, METRICS, MIXTURE)
 SHAPE = ModelConfig(n_items=5, d_model=8, n_layers=1, head_dim=4, d_state=3)
 VOCABULARY = Items(
     ["a", "ü", "3", " d", "e" * 256],
@@ -60,7 +65,8 @@ CPU_S = 10.0
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("saved") / "model"
-    save_artefact(folder, TiM4Rec(SHAPE), VOCABULARY, {"protocol": {"core": 5}}, "")
+    metrics = {"protocol": {"core": 5}}
+    save_artefact(folder, TiM4Rec(SHAPE), VOCABULARY, metrics, "", some_mixture())
     for _ in range(2):  # what is allocated once is there
         loaded = load_artefact(folder)
     return loaded
@@ -126,6 +132,11 @@ def assert_same(loaded: Artefact, saved: Artefact, but: str) -> None:
     assert loaded.identity == saved.identity
     assert loaded.model.config == saved.model.config
     assert loaded.metrics == saved.metrics or but == METRICS
+    assert saved.mixture is not None
+    if loaded.mixture is None:
+        assert but == CONFIG, "only what says that there is one can say that there is none"
+    else:
+        assert same(loaded.mixture, saved.mixture)
     assert vars(loaded.items).keys() == vars(saved.items).keys()
     for name, column in vars(loaded.items).items():
         assert (
@@ -149,6 +160,8 @@ def assert_sound(loaded: Artefact) -> None:
     for tensor in model.state_dict().values():
         assert tensor.dtype == torch.float32
         assert tensor.isfinite().all()
+    if loaded.mixture is not None:
+        assert all(np.isfinite(part).all() for part in loaded.mixture.weights)
     state = model.step(torch.tensor([1]), torch.tensor([0]), model.new_state(1))
     assert model.scores(model.query(state)).shape == (1, len(items) + 1)
 
@@ -159,6 +172,8 @@ def seal(folder: Path) -> None:
         description = json.loads((folder / CONFIG).read_text())
         hashes = {name: module._hash(folder / name) for name in (WEIGHTS, ITEMS)}
         description["hashes"] = hashes
+        if (folder / MIXTURE).exists():
+            description["mixture"] = module._hash(folder / MIXTURE)
         config = ModelConfig.from_dict(description["architecture"])
         description["identity"] = module._identity(config, description["repeat_bias"], hashes)
         (folder / CONFIG).write_text(json.dumps(description))
@@ -275,13 +290,14 @@ def tensor_changed(draw: st.DrawFn) -> Change:
 
 def header_changed(draw: st.DrawFn) -> Change:
     """A safetensors file that claims other tensors, or another length of what describes them."""
+    file = draw(st.sampled_from((WEIGHTS, MIXTURE)))
     which, raw = draw(st.integers(0, 10**6)), draw(RAW)
     length = draw(st.none() | st.integers(0, 2**64 - 1))
     what = draw(st.sampled_from(["dtype", "shape", "data_offsets", "whole"]))
     claim = draw(st.sampled_from(["[1099511627776,8]", "[4294967296,4294967296]", raw]))
 
     def change(folder: Path) -> str:
-        data = (folder / WEIGHTS).read_bytes()
+        data = (folder / file).read_bytes()
         old = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + old])
         name = sorted(header)[which % len(header)]
@@ -291,8 +307,8 @@ def header_changed(draw: st.DrawFn) -> Change:
             header[name][what] = "@@"
         text = json.dumps(header).replace('"@@"', claim).encode()
         told = (len(text) if length is None else length).to_bytes(8, "little")
-        (folder / WEIGHTS).write_bytes(told + text + data[8 + old :])
-        return WEIGHTS
+        (folder / file).write_bytes(told + text + data[8 + old :])
+        return file
 
     return change
 
@@ -466,6 +482,24 @@ def test_weights_that_are_not_finite(saved: Artefact, value: float) -> None:
             save_file(weights, folder / WEIGHTS)
             seal(folder)
             refused(folder, WEIGHTS, f"{name} has values that are not finite")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_mixture_that_is_not_finite_or_of_other_features(saved: Artefact, value: float) -> None:
+    for change, part in (
+        (lambda a: np.full_like(a, value), "linear is not finite"),
+        (lambda a: a[:-1], "linear is not float32 of shape"),
+        (lambda a: a.astype(np.float64), "linear is not float32"),
+    ):
+        with copied(saved) as folder:
+            parts = load_arrays((folder / MIXTURE).read_bytes())
+            parts["linear"] = change(parts["linear"])
+            (folder / MIXTURE).write_bytes(save_arrays(parts))
+            seal(folder)
+            refused(folder, MIXTURE, part)
+            (folder / MIXTURE).write_bytes(b"x" * (MOST_BYTES + 1))
+            seal(folder)
+            refused(folder, MIXTURE, "bytes: at most 1,048,576 are read")
 
 
 def test_hashes_that_lie(saved: Artefact) -> None:

@@ -23,6 +23,7 @@ from model.artefact import CONFIG, WEIGHTS, Artefact
 from service.models import deployer, model_folder
 from service.models.model_folder import ModelFolder, ModelNameError
 from service.models.traffic_split import TrafficSplit, Variant
+from tests.model.mixtures import some_mixture
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 from tests.waited import LONG_S
@@ -133,6 +134,33 @@ def test_another_model_takes_over(
             await choose(client, "two")
         async with served(folder, valkey.url) as client:  # started again: what is set
             await check(client, "ann", events, two)
+
+    run(go())
+
+
+def test_another_mixture_takes_over_and_keeps_the_states(
+    folder: Path, one: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    artefacts.save_artefact(folder / "mixed", one.model, one.items, one.metrics, "", some_mixture())
+    mixed = artefacts.load_artefact(folder / "mixed")
+
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            await write(client, "ann", ITEMS[3:12])
+            said = await choose(client, "mixed")
+            assert said["base"] == {"name": "mixed", "identity": mixed.edition}
+            assert mixed.edition != one.identity == mixed.identity
+            await taken(client, 1)
+            listed = (await shown(client))["available"]
+            assert [m["identity"] for m in listed] == [mixed.edition, one.edition]
+            assert (await client.get("/readyz")).json()["model"] == one.identity
+            assert (await get(client, "ann"))["model"] == one.identity
+            refused = await client.post(
+                "/admin/model", json={"model": "mixed", "share": 0.5}, headers=ADMIN
+            )
+            assert refused.status_code == 422
+            await choose(client, "one", share=0.5)
+            await taken(client, 2)
 
     run(go())
 

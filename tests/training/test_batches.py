@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME
 from model.gaps import past_gaps
-from tests.training.logs import chain_log, make_log
+from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from training.batches import (
     Batch,
+    asked_between,
     gather_padded,
     prefix_batches,
     ties_shuffled,
@@ -32,7 +34,7 @@ def numbered(lengths: list[int]) -> Dataset:
         for _ in range(length + 2):
             rows.append((f"u{user:02}", f"i{number:04}", 1000 * number))
             number += 1
-    return build_dataset(make_log(rows), Protocol(core=1))
+    return build_dataset(make_log(rows), Protocol(1, 1))
 
 
 def followed(batches: Iterator[Batch]) -> Counter[tuple[int, int]]:
@@ -65,12 +67,14 @@ def test_every_target_once_an_epoch(
 
 
 @given(lengths, st.integers(1, 15), st.integers(1, 60))
-def test_windows_are_consecutive_right_padded_and_ask_at_the_targets_time(
+def test_windows_are_consecutive_right_padded_and_may_ask_at_the_targets_time(
     lengths: list[int], max_len: int, targets: int
 ) -> None:
     dataset = numbered(lengths)
     item_time = dict(zip(dataset.histories.items, dataset.histories.times, strict=True))
-    for batch in window_batches(dataset, max_len=max_len, targets=targets, request_dropout=0.0):
+    for batch in window_batches(
+        dataset, max_len=max_len, targets=targets, request_dropout=0.0, request_moments="next"
+    ):
         assert batch.items.dtype == batch.times.dtype == torch.int64
         assert batch.items.shape[1] <= max_len
         for row, length in enumerate(batch.lengths.tolist()):
@@ -102,7 +106,7 @@ def test_a_prefix_has_its_last_items_and_one_target(lengths: list[int], max_len:
 
 
 def test_a_batch_carries_the_number_of_targets_asked_for() -> None:
-    dataset = build_dataset(chain_log(users=300), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=300), Protocol(1, 1))
     counts = [int((b.targets > 0).sum()) for b in window_batches(dataset, targets=256)]
     assert sum(counts) == dataset.n_train_targets
     longest = int(dataset.train_lengths.max())
@@ -112,7 +116,7 @@ def test_a_batch_carries_the_number_of_targets_asked_for() -> None:
 
 
 def test_an_epoch_is_a_function_of_seed_and_number() -> None:
-    dataset = build_dataset(chain_log(), Protocol(core=1))
+    dataset = build_dataset(chain_log(), Protocol(1, 1))
 
     def epoch(seed: int, number: int) -> list[list[int]]:
         return [
@@ -125,9 +129,76 @@ def test_an_epoch_is_a_function_of_seed_and_number() -> None:
     assert epoch(1, 2) != epoch(2, 2)
 
 
+@pytest.mark.parametrize("gap", [20_000, 30 * DAY_MS])
+def test_a_third_of_the_moments_are_a_second_after_the_last_and_a_third_at_the_next(
+    gap: int,
+) -> None:
+    last = np.full((300, 100), START_MS)
+    asked = asked_between(last, last + gap, np.random.default_rng(0)) - last
+    n = asked.size
+    assert ((asked >= 500) & (asked <= gap)).all()
+    at_next = asked == gap
+    within = np.log(np.clip(asked, 1000, gap) / 1000) / np.log(gap / 1000)
+    # Below 2 s: the third that comes soon, and the first of what is log-uniform from 1 s on.
+    soon = 1 / 3 + np.log(2) / np.log(gap / 1000) / 3
+    assert at_next.mean() == pytest.approx(1 / 3, abs=4 * (2 / 9 / n) ** 0.5)
+    assert (asked < 2000).mean() == pytest.approx(soon, abs=4 * (0.25 / n) ** 0.5)
+    later = within[(asked >= 2000) & ~at_next]
+    start = np.log(2) / np.log(gap / 1000)
+    assert np.quantile(later, [0.25, 0.5, 0.75]) == pytest.approx(
+        start + (1 - start) * np.array([0.25, 0.5, 0.75]), abs=0.02
+    )
+
+
+@given(st.integers(0, 5000), st.integers(0, 99))
+def test_a_moment_of_asking_is_within_the_gap_and_a_second_after_equal_times(
+    gap: int, seed: int
+) -> None:
+    last = np.full((4, 8), START_MS)
+    asked = asked_between(last, last + gap, np.random.default_rng(seed))
+    assert (asked >= last).all()
+    assert (asked <= last + (gap or 2000)).all()
+    if gap == 0:
+        again = asked_between(last, last, np.random.default_rng(seed))
+        assert (asked == again).all()
+
+
+def test_equal_times_are_asked_at_once_or_soon_after() -> None:
+    last = np.full((300, 100), START_MS)
+    asked = asked_between(last, last, np.random.default_rng(0)) - last
+    soon = asked > 0
+    assert soon.mean() == pytest.approx(1 / 3, abs=4 * (2 / 9 / asked.size) ** 0.5)
+    assert asked[soon].min() >= 500
+    assert asked[soon].max() <= 2000
+
+
+def test_where_a_time_is_not_known_the_moment_is_that_of_the_next() -> None:
+    known, unknown = np.full((5, 9), START_MS), np.full((5, 9), UNKNOWN_TIME)
+    rng = np.random.default_rng(0)
+    assert (asked_between(unknown, known, rng) == START_MS).all()
+    assert (asked_between(known, unknown, rng) == UNKNOWN_TIME).all()
+    assert (asked_between(unknown, unknown, rng) == UNKNOWN_TIME).all()
+
+
+def test_windows_ask_between_an_interaction_and_the_next() -> None:
+    dataset = build_dataset(chain_log(users=300), Protocol(1, 1))
+    before, between = 0, 0
+    for batch in window_batches(dataset, request_dropout=0.0, time_masking=0.0):
+        followed = batch.targets > 0
+        assert (batch.request_times[followed] >= batch.times[followed]).all()
+        inner = followed[:, 1:]
+        gap = batch.times[:, 1:] - batch.times[:, :-1]
+        asked = batch.request_times[:, :-1] - batch.times[:, :-1]
+        long = inner & (gap > 2000)
+        assert (asked[long] <= gap[long]).all()
+        between += int((asked[long] < gap[long]).sum())
+        before += int(long.sum())
+    assert between / before == pytest.approx(2 / 3, abs=4 * (2 / 9 / before) ** 0.5)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_request_dropout_takes_whole_windows(share: float) -> None:
-    dataset = build_dataset(chain_log(users=2000, length=8), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=2000, length=8), Protocol(1, 1))
     without = total = 0
     for batch in window_batches(dataset, request_dropout=share):
         inside = batch.targets > 0
@@ -143,7 +214,9 @@ def test_masked_times_leave_gaps_from_the_latest_known_earlier_row(
     lengths: list[int], max_len: int, share: float
 ) -> None:
     dataset = numbered(lengths)
-    options = {"max_len": max_len, "targets": 30, "request_dropout": 0.0}
+    options: dict[str, Any] = {
+        "max_len": max_len, "targets": 30, "request_dropout": 0.0, "request_moments": "next",
+    }  # fmt: skip
     masked = list(window_batches(dataset, time_masking=share, **options))
     plain = {}
     for batch in window_batches(dataset, **options):
@@ -180,7 +253,7 @@ def test_shuffled_ties_are_the_same_interactions(users: list[list[int]]) -> None
         for user, times in enumerate(users)
         for place, time in enumerate(times)
     ]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
     before = dataset.histories
     place = np.arange(len(before.items))
     free = (place < dataset.train_ends[before.users]) & (before.times != UNKNOWN_TIME)
@@ -202,7 +275,7 @@ def test_shuffled_ties_are_the_same_interactions(users: list[list[int]]) -> None
 
 @pytest.mark.parametrize("batches", [window_batches, prefix_batches])
 def test_the_share_of_masked_times(batches: Callable[..., Iterator[Batch]]) -> None:
-    dataset = build_dataset(chain_log(users=500), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=500), Protocol(1, 1))
     hidden = total = 0
     for batch in batches(dataset, time_masking=0.4):
         inside = batch.items > 0

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).write_csv(folder / "items.csv")
     result = tim4rec(
         "train", folder / "log.csv", "--items", folder / "items.csv", "--out", folder / "model",
-        *QUICK,
+        "--no-refit", *QUICK,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     return folder
@@ -65,7 +65,8 @@ def test_train_writes_a_whole_artefact(folder: Path) -> None:
     assert artefact.items.categories is not None
     assert artefact.items.categories[3] == ["Drama", "Film-Noir"]
     metrics = artefact.metrics
-    assert metrics["protocol"]["core"] == 5
+    assert metrics["protocol"]["core_users"] == metrics["protocol"]["core_items"] == 5
+    assert "refit" not in metrics
     assert metrics["data"]["users"] == 40
     assert metrics["training"]["lr"] == 5e-3
     whole = [row for row in metrics["test"] if row["history"] == "whole"]
@@ -88,7 +89,9 @@ def test_train_says_what_it_does(folder: Path, tmp_path: Path) -> None:
     assert "2 fields instead of 3" in refused.output
     assert "Traceback" not in refused.output
     assert not (tmp_path / "model").exists()
-    used = tim4rec("train", log, "--out", tmp_path / "model", "--skip-bad-rows", *QUICK)
+    used = tim4rec(
+        "train", log, "--out", tmp_path / "model", "--skip-bad-rows", "--no-refit", *QUICK
+    )
     assert used.exit_code == 0, used.output
     assert "1 rows left out" in used.output
     assert "dropout=0.5" in used.output, "the recipe that was chosen is shown"
@@ -96,6 +99,72 @@ def test_train_says_what_it_does(folder: Path, tmp_path: Path) -> None:
     same = load_artefact(tmp_path / "model").model.state_dict()
     for name, value in load_artefact(folder / "model").model.state_dict().items():
         assert torch.equal(value, same[name]), name
+
+
+def test_what_is_published_knows_every_row_and_says_whose_figures_it_has(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "model"
+    done = tim4rec("train", folder / "log.csv", "--out", out, *QUICK)
+    assert done.exit_code == 0, done.output
+    assert "model 1 of 1: refit on every row" in done.output
+    assert "validation, seen filtered, request time known: HR@10 " in done.output
+    assert not (tmp_path / "model.training").exists()
+    artefact = load_artefact(out)
+    log = read_log(folder / "log.csv")
+    dataset = build_dataset(log, Protocol(2, 2, "forward"))
+    metrics = artefact.metrics
+    assert metrics["protocol"] == Protocol(2, 2, "forward").to_dict()
+    assert metrics["data"] == {"name": "log", **dataset.describe()}
+    assert metrics["refit"]["data"]["training_targets"] == len(log.frame) - 40
+    assert artefact.items.popularity.sum() == len(log.frame) - 40
+    assert "test" not in metrics
+    whole = [row for row in metrics["validation"]["rows"] if row["history"] == "whole"]
+    assert len(whole) == 4
+    card = (out / "README.md").read_text()
+    for part in (
+        "2-core. Forward: validated on",
+        "## Refit",
+        "## Validation results",
+        "Of the model before its refit.",
+        *(f"{row['NDCG@10']:.4f}" for row in whole),
+    ):
+        assert part in card
+    evaluated = tim4rec("evaluate", out, folder / "log.csv", "--users=9")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert "was trained on every row of its log" in " ".join(evaluated.output.split())
+    assert "9 users tested of 40" in evaluated.output
+
+
+def test_a_log_without_all_times_is_refitted_all_the_same(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "log.csv").read_text().splitlines()
+    lines[1] = ",".join([*lines[1].split(",")[:2], ""])
+    (tmp_path / "log.csv").write_text("\n".join(lines))
+    done = tim4rec("train", tmp_path / "log.csv", "--out", tmp_path / "model", *QUICK)
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "no validation forward in time (a forward split needs every time; 1 are not" in said
+    assert "test, seen filtered, request time known: HR@10 " in done.output
+    metrics = load_artefact(tmp_path / "model").metrics
+    assert metrics["protocol"] == Protocol(2, 2).to_dict()
+    assert metrics["refit"]["data"]["training_targets"] == len(lines) - 1 - 40
+    refused = tim4rec(
+        "train", tmp_path / "log.csv", "--out", tmp_path / "new", "--split=forward", *QUICK
+    )
+    assert refused.exit_code == 1
+    assert "a forward split needs every time; 1 are not known" in refused.output
+
+
+def test_users_and_items_may_have_a_core_each(folder: Path, tmp_path: Path) -> None:
+    done = tim4rec(
+        "train", folder / "log.csv", "--out", tmp_path / "model", "--core=3", "--core-items=1",
+        "--split=temporal", *QUICK,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    metrics = load_artefact(tmp_path / "model").metrics
+    assert metrics["protocol"] == Protocol(3, 1, "temporal").to_dict()
+    assert metrics["test"]
+    assert "refit" in metrics
 
 
 def test_words_of_an_earlier_version_say_the_new_ones(tmp_path: Path) -> None:
@@ -290,7 +359,7 @@ def test_users_with_unknown_times_are_not_replayed_where_time_matters() -> None:
     rows = [("known", f"i{n}", 1000 * n) for n in range(6)]
     rows += [("history", f"i{n}", UNKNOWN_TIME if n == 1 else 1000 * n) for n in range(6)]
     rows += [("target", f"i{n}", UNKNOWN_TIME if n == 5 else 1000 * n) for n in range(6)]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
 
     def kept(**options: object) -> list[str]:
         config = ModelConfig(n_items=6, **options)  # type: ignore[arg-type]

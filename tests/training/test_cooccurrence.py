@@ -30,7 +30,7 @@ def information(dataset: Dataset, window: int) -> torch.Tensor:
 def test_vectors_are_the_decomposition_of_the_information_of_pairs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    dataset = build_dataset(chain_log(users=12, items=15), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=12, items=15), Protocol(1, 1))
     for window in (50, 3):
         monkeypatch.setattr(cooccurrence, "WINDOW", window)
         left, values, _ = torch.linalg.svd(information(dataset, window))
@@ -45,21 +45,21 @@ def test_vectors_are_the_decomposition_of_the_information_of_pairs(
 
 def test_pairs_of_validation_and_test_items_do_not_count() -> None:
     rows = [(user, item, START_MS + n) for user in "ab" for n, item in enumerate("wxyz")]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
     _, known = cooccurrence_vectors(dataset, 2)
     assert {dataset.item_ids[i] for i in np.flatnonzero(known)} == {"w", "x"}
 
 
 def test_a_wide_model_of_few_items_and_one_that_never_meets_another() -> None:
     rows = [(user, "x", START_MS + n) for user in "ab" for n in range(4)]
-    vectors, known = cooccurrence_vectors(build_dataset(make_log(rows), Protocol(core=1)), 8)
+    vectors, known = cooccurrence_vectors(build_dataset(make_log(rows), Protocol(1, 1)), 8)
     assert vectors.shape == (1, 8)
     assert bool(vectors.isfinite().all())
     assert not known.any()
 
 
 def test_a_long_log_is_counted_in_a_smaller_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    dataset = build_dataset(chain_log(users=12, items=15), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=12, items=15), Protocol(1, 1))
     monkeypatch.setattr(cooccurrence, "WINDOW", 2)
     two, _ = cooccurrence_vectors(dataset, 8)
     monkeypatch.setattr(cooccurrence, "WINDOW", 50)

@@ -12,28 +12,34 @@ from hypothesis import strategies as st
 
 from model import UNKNOWN_TIME
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
-from training.dataset import Dataset, Protocol, build_dataset, k_core
+from training.dataset import Dataset, Protocol, Split, build_dataset, k_core
 from training.interactions import Log
 from training.tables import InputError
 
 Pairs = list[tuple[int, int]]
 
 
-def brute_core(pairs: Pairs, k: int) -> Pairs:
+def brute_core(pairs: Pairs, k_users: int, k_items: int) -> Pairs:
     while True:
         users, items = Counter(u for u, _ in pairs), Counter(i for _, i in pairs)
-        kept = [(u, i) for u, i in pairs if users[u] >= k and items[i] >= k]
+        kept = [(u, i) for u, i in pairs if users[u] >= k_users and items[i] >= k_items]
         if kept == pairs:
             return kept
         pairs = kept
 
 
-@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=80), st.integers(1, 4))
-def test_core_against_brute_force(pairs: Pairs, k: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=80),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+def test_core_against_brute_force(pairs: Pairs, k_users: int, k_items: int) -> None:
     users = np.array([u for u, _ in pairs], dtype=np.int64)
     items = np.array([i for _, i in pairs], dtype=np.int64)
-    kept = k_core(users, items, k)
-    assert [pair for pair, keep in zip(pairs, kept, strict=True) if keep] == brute_core(pairs, k)
+    kept = k_core(users, items, k_users, k_items)
+    assert [pair for pair, keep in zip(pairs, kept, strict=True) if keep] == brute_core(
+        pairs, k_users, k_items
+    )
 
 
 def decoded(dataset: Dataset) -> dict[str, list[tuple[str, int]]]:
@@ -59,7 +65,7 @@ logs = st.lists(
 @given(logs)
 def test_share_of_repeats_against_lists(log: Log) -> None:
     try:
-        dataset = build_dataset(log, Protocol(core=1))
+        dataset = build_dataset(log, Protocol(1, 1))
     except InputError:
         return
     targets = {int(user): place for place, user in enumerate(dataset.validation.users)}
@@ -76,16 +82,16 @@ def test_share_of_repeats_against_lists(log: Log) -> None:
 def test_leave_one_out_against_lists(log: Log, core: int) -> None:
     rows = list(log.frame.iter_rows())
     expected: dict[str, list[tuple[str, int]]] = {}
-    remaining = Counter(brute_core([(row[0], row[1]) for row in rows], core))
+    remaining = Counter(brute_core([(row[0], row[1]) for row in rows], core, core))
     for user, item, ms in rows:
         if remaining[user, item]:
             expected.setdefault(user, []).append((item, ms))
     tested = {user: rows for user, rows in expected.items() if len(rows) >= 3}
     if not tested:
         with pytest.raises(InputError, match=r"--core|at least 3"):
-            build_dataset(log, Protocol(core))
+            build_dataset(log, Protocol(core, core))
         return
-    dataset = build_dataset(log, Protocol(core))
+    dataset = build_dataset(log, Protocol(core, core))
     assert decoded(dataset) == expected
     assert dataset.item_ids == sorted({item for rows in expected.values() for item, _ in rows})
     for targets, back in ((dataset.test, 1), (dataset.validation, 2)):
@@ -110,36 +116,41 @@ def test_leave_one_out_against_lists(log: Log, core: int) -> None:
 def test_gap_constants_see_the_training_part_only() -> None:
     day = [0, 1, 3, 100, 300]
     rows = [("u", f"i{n}", START_MS + d * DAY_MS) for n, d in enumerate(day)]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
     assert dataset.gap_range_ms() == (DAY_MS, 2 * DAY_MS)
 
 
 def test_unknown_times_make_no_gap() -> None:
     times = [1000, UNKNOWN_TIME, 9000, 9500, UNKNOWN_TIME, 9999]
     log = make_log([("u", f"i{n}", ms) for n, ms in enumerate(times)])
-    dataset = build_dataset(log, Protocol(core=1))
+    dataset = build_dataset(log, Protocol(1, 1))
     assert dataset.gap_range_ms() == (500, 500)
     assert dataset.describe()["unknown_times"] == 2
 
 
 def test_ties_keep_the_order_of_the_log() -> None:
     log = make_log([("u", item, 5) for item in "cabed"])
-    dataset = build_dataset(log, Protocol(core=1))
+    dataset = build_dataset(log, Protocol(1, 1))
     assert [item for item, _ in decoded(dataset)["u"]] == list("cabed")
     assert dataset.item_ids[dataset.test.items[0] - 1] == "d"
 
 
-def test_temporal_split_against_its_definition() -> None:
+@pytest.mark.parametrize("split", ["temporal", "forward"])
+def test_a_split_in_time_against_its_definition(split: Split) -> None:
     rng = np.random.default_rng(3)
     rows = [
         (f"u{rng.integers(30)}", f"i{int(rng.exponential(6))}", START_MS + 60_000 * minute)
         for minute in range(1000)
     ]
     log = make_log(rows)
-    dataset = build_dataset(log, Protocol(core=5, split="temporal"))
-    first, second = START_MS + 60_000 * 800, START_MS + 60_000 * 900
+    dataset = build_dataset(log, Protocol(3, 8, split))
+    first, second = (
+        START_MS + 60_000 * minute
+        for minute in {"temporal": (800, 900), "forward": (900, 2000)}[split]
+    )
+    assert dataset.cut_ms == first
     training = [(user, item) for user, item, ms in rows if ms < first]
-    core = set(brute_core(training, 5))
+    core = set(brute_core(training, 3, 8))
     vocabulary = {item for _, item in core}
     users = {user for user, _ in core}
     assert set(dataset.item_ids) == vocabulary
@@ -164,17 +175,28 @@ def test_temporal_split_against_its_definition() -> None:
             given = dataset.histories.items[offset : targets.ends[row]]
             assert [dataset.item_ids[i - 1] for i in given] == before
     assert unseen > 0, "the data must contain a target that training has not seen"
+    assert dataset.n_train_targets == len(brute_core(training, 3, 8)) - len(users)
+    assert (len(dataset.test) > 0) == (split == "temporal")
 
 
-def test_temporal_split_needs_times() -> None:
+@pytest.mark.parametrize("split", ["temporal", "forward"])
+def test_a_split_in_time_needs_times(split: Split) -> None:
     log = make_log([("u", "i", 1), ("u", "j", UNKNOWN_TIME)])
     with pytest.raises(InputError, match="needs every time; 1 are not known"):
-        build_dataset(log, Protocol(core=1, split="temporal"))
+        build_dataset(log, Protocol(1, 1, split))
+
+
+def test_a_protocol_comes_back_and_one_core_stands_for_both() -> None:
+    protocol = Protocol(3, 2, "temporal", test_share=0.2)
+    assert Protocol.from_dict(protocol.to_dict()) == protocol
+    assert Protocol.from_dict({"core": 7, "split": "temporal"}) == Protocol(7, 7, "temporal")
+    assert Protocol(7, 7).core == "7-core"
+    assert Protocol(7, 2).core == "core of 7 interactions a user and 2 an item"
 
 
 def test_a_given_vocabulary_skips_unknown_inputs_and_misses_unknown_targets() -> None:
     log = make_log([("u", item, 1000 * n) for n, item in enumerate("abcd")])
-    dataset = build_dataset(log, Protocol(core=1), vocabulary=["c", "a"])
+    dataset = build_dataset(log, Protocol(1, 1), vocabulary=["c", "a"])
     assert decoded(dataset)["u"] == [("a", 0), ("c", 2000)]
     assert dataset.test.items.tolist() == [0]
     assert dataset.test.times.tolist() == [3000]
@@ -184,14 +206,14 @@ def test_a_given_vocabulary_skips_unknown_inputs_and_misses_unknown_targets() ->
 
 
 def test_too_large_a_core_says_so() -> None:
-    with pytest.raises(InputError, match="no interactions are left in the 1000-core"):
-        build_dataset(chain_log(), Protocol(core=1000))
+    with pytest.raises(InputError, match="no interactions are left in the 1000-core of"):
+        build_dataset(chain_log(), Protocol(1000, 1000))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"core": 0}, "core must be at least 1"),
+        ({"core_items": 0}, "core_items must be at least 1"),
         ({"split": "random"}, "split must be leave-one-out or temporal"),
         ({"validation_share": 0.6, "test_share": 0.4}, "together below 1"),
     ],
@@ -202,7 +224,7 @@ def test_a_protocol_that_makes_no_sense(options: dict[str, object], message: str
 
 
 def test_a_sample_is_fixed_and_in_order() -> None:
-    targets = build_dataset(chain_log(), Protocol(core=1)).test
+    targets = build_dataset(chain_log(), Protocol(1, 1)).test
     sample = targets.sample(10)
     assert np.array_equal(sample.users, targets.sample(10).users)
     assert (np.diff(sample.users) > 0).all()

@@ -63,7 +63,7 @@ def tables(draw: st.DrawFn) -> tuple[Dataset, torch.Tensor]:
         for place, item in enumerate(history)
     ]
     dataset = build_dataset(
-        make_log(rows), Protocol(core=1), [f"i{n}" for n in draw(st.permutations(range(items)))]
+        make_log(rows), Protocol(1, 1), [f"i{n}" for n in draw(st.permutations(range(items)))]
     )
     values = draw(
         st.lists(
@@ -119,7 +119,7 @@ def test_metrics_against_their_definition(ranks: list[int], k: int) -> None:
 
 def test_an_unknown_target_is_a_miss_even_of_a_tiny_catalogue() -> None:
     dataset = build_dataset(
-        make_log([("u", item, n) for n, item in enumerate("abcd")]), Protocol(core=1), list("abc")
+        make_log([("u", item, n) for n, item in enumerate("abcd")]), Protocol(1, 1), list("abc")
     )
     torch.manual_seed(0)
     model = TiM4Rec(ModelConfig(n_items=3, time="none"))
@@ -140,7 +140,7 @@ def untrained(dataset: Dataset, **options: object) -> TiM4Rec:
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return build_dataset(chain_log(users=80, length=40), Protocol(core=1))
+    return build_dataset(chain_log(users=80, length=40), Protocol(1, 1))
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def ranking_of(dataset: Dataset, scores: list[list[float]]) -> Ranking:
 
 def test_agreement_tolerates_only_places_changed_with_near_scores() -> None:
     log = make_log([("u", item, n) for n, item in enumerate("abcd")])
-    dataset = build_dataset(log, Protocol(core=1))
+    dataset = build_dataset(log, Protocol(1, 1))
     near, far = TOLERANCE / 2, 3 * TOLERANCE
     base = ranking_of(dataset, [[1.0, 0.5, 1.0 - near, 1.0 + far]])
     assert base.kept.tolist() == [2]
@@ -268,7 +268,7 @@ def test_agreement_tolerates_only_places_changed_with_near_scores() -> None:
 
 def test_agreement_knows_ranks_up_to_the_limit_only() -> None:
     log = make_log([("u", item, n) for n, item in enumerate("abcd")])
-    dataset = build_dataset(log, Protocol(core=1))
+    dataset = build_dataset(log, Protocol(1, 1))
     base = ranking_of(dataset, [[1.0, 0.5, 2.0, 3.0]])
     beyond = np.array([MISS])
     assert agreement(base, replace(base, kept=beyond, filtered=beyond, limit=2)).same == 1
@@ -289,7 +289,7 @@ def test_unknown_times_are_ranked_the_same_in_both_modes() -> None:
         for user in range(20)
         for place in range(12)
     ]
-    dataset = build_dataset(make_log(rows), Protocol(core=1))
+    dataset = build_dataset(make_log(rows), Protocol(1, 1))
     for time in ("causal", "sequence"):
         model = untrained(dataset, time=time)
         parallel, recurrent = (

@@ -165,7 +165,7 @@ def test_a_sampled_gradient_touches_only_the_items_it_names(
 
 
 def test_queries_are_those_of_the_positions_with_a_target() -> None:
-    dataset = build_dataset(chain_log(), Protocol(core=1))
+    dataset = build_dataset(chain_log(), Protocol(1, 1))
     torch.manual_seed(0)
     model = TiM4Rec(ModelConfig(n_items=dataset.n_items, time="causal")).eval()
     batch = next(window_batches(dataset, targets=100))
@@ -184,7 +184,7 @@ def test_queries_are_those_of_the_positions_with_a_target() -> None:
 def test_a_window_with_all_that_came_before_it_is_the_whole_history(
     options: dict[str, str],
 ) -> None:
-    dataset = build_dataset(chain_log(users=9, length=40), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=9, length=40), Protocol(1, 1))
     torch.manual_seed(0)
     model = TiM4Rec(ModelConfig(n_items=dataset.n_items, **options)).double().eval()  # type: ignore[arg-type]
     for parameter in model.parameters():
@@ -209,7 +209,7 @@ def test_a_window_with_all_that_came_before_it_is_the_whole_history(
 
 
 def test_a_sequence_model_trains_on_its_window_output() -> None:
-    dataset = build_dataset(chain_log(), Protocol(core=1))
+    dataset = build_dataset(chain_log(), Protocol(1, 1))
     torch.manual_seed(0)
     model = TiM4Rec(ModelConfig(n_items=dataset.n_items, time="sequence", max_len=6)).eval()
     batch = next(prefix_batches(dataset, targets=40, max_len=6))

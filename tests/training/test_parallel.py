@@ -41,7 +41,7 @@ from training.config import TrainingConfig
 from training.trainer import train
 
 folder, model, config = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-dataset = build_dataset(chain_log(users=41), Protocol(core=1))
+dataset = build_dataset(chain_log(users=41), Protocol(1, 1))
 for loss in ("full", "sampled"):
     options = TrainingConfig(**config | {"loss": loss})
     result = train(dataset, model_config(dataset, **model), options, folder / loss,
@@ -81,7 +81,7 @@ def losses(printed: str) -> list[float]:
 @pytest.mark.parametrize("loss", ["full", "sampled"])
 def test_two_processes_train_the_weights_of_one(together: tuple[Path, str], loss: str) -> None:
     folder, printed = together
-    dataset = build_dataset(chain_log(users=41), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=41), Protocol(1, 1))
     output = io.StringIO()
     config = TrainingConfig(**CONFIG | {"loss": loss})
     console = Console(file=output, width=100)

@@ -3,33 +3,73 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 from model import UNKNOWN_TIME, ModelConfig
-from tests.training.logs import chain_log, make_log
+from tests.training.logs import DAY_MS, chain_log, make_log
 from training.dataset import Dataset, Protocol, build_dataset
-from training.recipe import model_config, training_config
+from training.interactions import Log
+from training.recipe import model_config, split_log, training_config
+from training.tables import InputError
 
 
 @pytest.fixture(scope="module")
 def short() -> Dataset:
-    return build_dataset(chain_log(), Protocol(core=1))
+    return build_dataset(chain_log(), Protocol(1, 1))
 
 
 @pytest.fixture(scope="module")
 def long() -> Dataset:
-    return build_dataset(chain_log(users=10, length=80), Protocol(core=1))
+    return build_dataset(chain_log(users=10, length=80), Protocol(1, 1))
 
 
 def test_gap_constants_come_from_the_data(short: Dataset) -> None:
     config = model_config(short)
     gaps = short.gap_range_ms()
     assert gaps is not None
-    assert config.gap_range_s == config.request_range_s == (gaps[0] / 1000, gaps[1] / 1000)
+    assert config.gap_range_s == (gaps[0] / 1000, gaps[1] / 1000)
+    assert config.request_range_s == config.gap_range_s
     assert config.n_items == short.n_items
     same_time = make_log([("u", item, 5) for item in "abcd"])
-    no_gaps = build_dataset(same_time, Protocol(core=1))
+    no_gaps = build_dataset(same_time, Protocol(1, 1))
     assert model_config(no_gaps).gap_range_s == ModelConfig(n_items=4).gap_range_s
+
+
+def test_a_request_may_come_within_a_second_however_coarse_the_times_of_a_log_are() -> None:
+    days = [
+        (f"u{user}", item, day * DAY_MS) for user in range(3) for day, item in enumerate("abcd")
+    ]
+    config = model_config(build_dataset(make_log(days), Protocol(1, 1)))
+    assert config.gap_range_s == (86_400, 86_400)
+    assert config.request_range_s == (1, 86_400)
+
+
+def test_a_log_is_split_forward_where_it_can_be(ml_100k: Log) -> None:
+    protocol = Protocol(2, 2)
+    dataset, fault = split_log(ml_100k, protocol)
+    assert fault is None
+    assert dataset.protocol == replace(protocol, split="forward")
+    lacking = ml_100k.frame.with_columns(
+        time_ms=pl.when(pl.col("user_id") == "7").then(UNKNOWN_TIME).otherwise("time_ms")
+    )
+    dataset, fault = split_log(replace(ml_100k, frame=lacking), protocol)
+    assert fault is not None
+    assert "needs every time" in fault
+    assert dataset.protocol == protocol
+    assert dataset.cut_ms is None
+
+
+def test_a_log_whose_users_do_not_come_back_is_not_split_forward() -> None:
+    rows = [
+        (f"u{user}", item, 1000 * user + n) for user in range(20) for n, item in enumerate("abcd")
+    ]
+    dataset, fault = split_log(make_log(rows), Protocol(2, 2))
+    assert fault is not None
+    assert "no user is left to validate" in fault
+    assert dataset.protocol.split == "leave-one-out"
+    with pytest.raises(InputError, match="no interactions are left in the 99-core"):
+        split_log(make_log(rows), Protocol(99, 99))
 
 
 def test_short_histories_get_more_dropout(short: Dataset, long: Dataset) -> None:
@@ -62,7 +102,7 @@ def test_equal_times_are_shuffled_where_their_order_is_chance() -> None:
             rows += [(f"u{user}", item, time) for time, item in enumerate(["c", "d"])]
             rows += [(f"u{user}", item, 5) for item in pair]
             rows += [(f"u{user}", item, time) for time, item in enumerate(["e", "f"], 6)]
-        return build_dataset(make_log(rows), Protocol(core=1))
+        return build_dataset(make_log(rows), Protocol(1, 1))
 
     for agree in (0.5, 0.9):
         dataset = of(agree)
@@ -70,7 +110,7 @@ def test_equal_times_are_shuffled_where_their_order_is_chance() -> None:
         assert dataset.tie_agreement() == pytest.approx(alike, abs=0.06)
         assert training_config(dataset).shuffle_ties == (alike < 0.6)
     numbered = make_log([("u", item, time) for time, item in enumerate("abcdef")])
-    dataset = build_dataset(numbered, Protocol(core=1))
+    dataset = build_dataset(numbered, Protocol(1, 1))
     assert dataset.tie_agreement() is None
     assert not training_config(dataset).shuffle_ties
 

@@ -27,7 +27,7 @@ def log_with_repeats(share: float, users: int = 80, items: int = 30) -> Dataset:
             if rng.random() < share:
                 history[place] = history[rng.integers(6)]
         rows += [(f"u{user}", f"i{item}", 1000 * place) for place, item in enumerate(history)]
-    return build_dataset(make_log(rows), Protocol(core=1))
+    return build_dataset(make_log(rows), Protocol(1, 1))
 
 
 def untrained(dataset: Dataset) -> TiM4Rec:

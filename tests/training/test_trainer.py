@@ -70,13 +70,13 @@ def identical(a: TiM4Rec, b: TiM4Rec) -> bool:
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return build_dataset(chain_log(), Protocol(core=1))
+    return build_dataset(chain_log(), Protocol(1, 1))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ["causal", "none", "sequence"])
 def test_every_time_path_learns(path: str) -> None:
-    dataset = build_dataset(chain_log(users=120), Protocol(core=1))
+    dataset = build_dataset(chain_log(users=120), Protocol(1, 1))
     config = model_config(dataset, time=path, max_len=12, **SMALL)
     torch.manual_seed(0)
     before = ndcg(TiM4Rec(config), dataset)
@@ -196,7 +196,7 @@ from training.recipe import model_config
 from training.config import TrainingConfig
 from training.trainer import DivergedError, Epoch, train
 
-dataset = build_dataset(chain_log(), Protocol(core=1))
+dataset = build_dataset(chain_log(), Protocol(1, 1))
 config = TrainingConfig(**{RESUMED.to_dict()})
 stepping, ended = itertools.count(1), []
 
@@ -337,7 +337,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
     train(dataset, config, with_options(max_epochs=1), tmp_path)
     with pytest.raises(CheckpointError, match=r"other data or settings.*--fresh"):
         train(dataset, config, with_options(max_epochs=1, lr=1e-4), tmp_path)
-    other = build_dataset(chain_log(seed=1), Protocol(core=1))
+    other = build_dataset(chain_log(seed=1), Protocol(1, 1))
     with pytest.raises(CheckpointError, match="other data or settings"):
         train(other, model_config(other, **SMALL), with_options(max_epochs=1), tmp_path)
     file = tmp_path / "checkpoint.safetensors"
@@ -423,7 +423,7 @@ def test_items_had_before_are_ranked_where_users_come_back_to_them(
         for place in range(8)
     ]
     for data, filtered in (
-        (build_dataset(make_log(rows), Protocol(core=1)), True),
+        (build_dataset(make_log(rows), Protocol(1, 1)), True),
         (dataset, False),
     ):
         if seen != "auto":
@@ -483,7 +483,7 @@ def gap_log(decides: str, users: int = 200, length: int = 16, items: int = 12) -
 
 @pytest.mark.slow
 def test_shuffled_gaps_of_a_trained_model_lower_its_ndcg() -> None:
-    dataset = build_dataset(gap_log("before"), Protocol(core=1))
+    dataset = build_dataset(gap_log("before"), Protocol(1, 1))
     options = with_options(max_epochs=7)
     config = model_config(dataset, request_time=False, **SMALL)
     model = train(dataset, config, options).model
@@ -506,7 +506,7 @@ def test_shuffled_gaps_of_a_trained_model_lower_its_ndcg() -> None:
 
 
 def test_request_time_is_learnt_and_can_be_done_without() -> None:
-    dataset = build_dataset(gap_log("after"), Protocol(core=1))
+    dataset = build_dataset(gap_log("after"), Protocol(1, 1))
     model = train(dataset, model_config(dataset, **SMALL), with_options(max_epochs=7)).model
     known, unknown = ndcg(model, dataset, asked=True), ndcg(model, dataset)
     assert known > unknown + 0.1

@@ -89,7 +89,7 @@ async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
     except (ModelNameError, ArtefactError) as error:
         raise ProblemError(422, f"model: {error}", field="model") from None
     before = await _read(services)
-    variant = Variant(body.model, artefact.identity)
+    variant = Variant(body.model, artefact.edition)
     if body.share < 1 and variant.identity == _base_identity(services, before):
         raise ProblemError(
             422,
@@ -149,7 +149,7 @@ async def _set(services: Services, before: TrafficSplit, after: TrafficSplit) ->
 def _base_identity(services: Services, split: TrafficSplit) -> str:
     if split.base is not None:
         return split.base.identity
-    return services.deployment.base.artefact.identity
+    return services.deployment.base.artefact.edition
 
 
 def _shown(split: TrafficSplit) -> ModelsSet:

@@ -1,0 +1,168 @@
+"""From a log to an artefact: what `tim4rec train` does once its options are read."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from cli.console import CommandError, err, out
+from cli.console import say as say_always
+from model import TiM4Rec
+from model.artefact import save_artefact
+from model.items import Items, ItemsError
+from model.live.mixture import Mixture
+from training import parallel
+from training.card import model_card
+from training.dataset import Dataset, Protocol, Split, build_dataset
+from training.ensemble import ensemble_of, refit_ensemble, train_members
+from training.interactions import Log
+from training.item_table import items_of
+from training.mixture import fit_mixture
+from training.outcome import Outcome, Refit
+from training.recipe import CORE, REFITTED_CORE, Recipe, model_config, split_log, training_config
+from training.refit import every_row
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a model is made of a log.
+
+    split, core_users, core_items: None leaves them to what is best for a model that is refitted,
+    or for one that is not. architecture, training: options given against the recipe.
+    """
+
+    recipe: Recipe
+    refit: bool
+    split: Split | None
+    core_users: int | None
+    core_items: int | None
+    members: int
+    architecture: Mapping[str, Any]
+    training: Mapping[str, Any]
+
+    @property
+    def protocol(self) -> Protocol:
+        core = REFITTED_CORE if self.refit else CORE
+        return Protocol(
+            self.core_users or core, self.core_items or core, self.split or "leave-one-out"
+        )
+
+
+def publish(
+    name: str, log: Log, table: pl.DataFrame | None, plan: Plan, folder: Path, *, resume: bool
+) -> None:
+    """Trains and writes an artefact; goes on with an interrupted run where there is one.
+
+    Args:
+        name: of the data.
+        table: of the items, as `read_items` has it.
+        resume: False: an interrupted run is deleted first.
+
+    Raises:
+        CommandError, InputError, CheckpointError, DivergedError, ArtefactError
+    """
+    first = parallel.rank() == 0
+    say: Callable[[str], None] = say_always if first else lambda line: None
+    dataset = _split(log, plan, say)
+    every = every_row(log, dataset.protocol) if plan.refit else dataset
+    architecture = model_config(dataset, plan.recipe, **plan.architecture)
+    config = training_config(dataset, plan.recipe, **plan.training)
+    say(_in_words(dataset))
+    if plan.refit:
+        say(f"refit: {_in_words(every)}")
+    for title, values in (("model", architecture.to_dict()), ("training", config.to_dict())):
+        say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+
+    _require_artefact_folder(folder)
+    vocabulary = _vocabulary(name, every, table, say)
+    checkpoint = folder.with_name(f"{folder.name}.training")
+    if not resume and first:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+    members = train_members(dataset, architecture, config, plan.members, checkpoint, console=err)
+    trained = ensemble_of(members, dataset, config)
+    refit = None
+    if plan.refit:
+        result = refit_ensemble(
+            members, dataset.item_ids, every, config, checkpoint,
+            repeat_bias=trained.model.repeat_bias, console=err,
+        )  # fmt: skip
+        refit = Refit(every, result)
+    if not first:
+        return
+    mixture = _mixture(log, dataset, trained.model, config.seed, say) if plan.refit else None
+    outcome = Outcome.of(name, dataset, config, plan.members, trained, refit, mixture)
+    card = model_card(outcome, _command(), log.notes)
+    identity = save_artefact(
+        folder, outcome.model, vocabulary, outcome.metrics(), card, outcome.mixture
+    )
+    shutil.rmtree(checkpoint)
+    for line in _figures(outcome):
+        say_always(line, out)
+    say_always(f"{folder}: model {identity}", out)
+
+
+def _split(log: Log, plan: Plan, say: Callable[[str], None]) -> Dataset:
+    if plan.split is not None or not plan.refit:
+        return build_dataset(log, plan.protocol)
+    dataset, fault = split_log(log, plan.protocol)
+    if fault is not None:
+        say(f"no validation forward in time ({fault}): each user's last interaction is set aside")
+    return dataset
+
+
+def _mixture(
+    log: Log, dataset: Dataset, model: TiM4Rec, seed: int, say: Callable[[str], None]
+) -> Mixture | None:
+    """Fitted on what came after a model was trained, where times and model allow."""
+    mixture = None
+    if dataset.cut_ms is not None and model.causal:
+        mixture = fit_mixture(log, model, dataset.item_ids, dataset.cut_ms, seed=seed, console=err)
+    if mixture is None:
+        say("no mixture: what others do meanwhile will not change this model's recommendations")
+    return mixture
+
+
+def _vocabulary(
+    name: str, dataset: Dataset, table: pl.DataFrame | None, say: Callable[[str], None]
+) -> Items:
+    try:
+        vocabulary = items_of(dataset, table)
+    except ItemsError as error:
+        raise CommandError(f"{name}: {error}") from None
+    if untitled := (vocabulary.titles or []).count(None):
+        say(f"{untitled} of {len(vocabulary)} items have no title in the item table")
+    return vocabulary
+
+
+def _figures(outcome: Outcome) -> list[str]:
+    lines = []
+    for row in outcome.rows:
+        if row.history == "whole":
+            asked = "known" if row.request_time else "unknown"
+            numbers = f"HR@10 {row.metrics['HR@10']:.4f}  NDCG@10 {row.metrics['NDCG@10']:.4f}"
+            lines.append(f"{outcome.ranked}, seen {row.seen}, request time {asked}: {numbers}")
+    return lines
+
+
+def _in_words(dataset: Dataset) -> str:
+    sizes = dataset.describe().items()
+    return ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in sizes)
+
+
+def _require_artefact_folder(folder: Path) -> None:
+    # Said before hours of training rather than after.
+    if folder.exists() and not folder.is_dir():
+        raise CommandError(f"--out {folder} is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise CommandError(f"--out {folder} is not empty and not an artefact: choose another")
+
+
+def _command() -> str:
+    return shlex.join(["tim4rec", *sys.argv[1:]])

@@ -1,0 +1,96 @@
+"""What a training run has made of a log, and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from model import TiM4Rec
+from model.live.mixture import Mixture
+from training.config import TrainingConfig
+from training.dataset import Dataset
+from training.evaluation import ResultRow, evaluate_offline
+from training.refit import REFIT
+from training.trainer import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """dataset: every row of the log; result: the model trained on it, which is served."""
+
+    dataset: Dataset
+    result: Result[TiM4Rec]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A model trained on one part of a log and ranked on another, and then perhaps refitted.
+
+    rows: of the model before its refit, on the targets `ranked`. mixture: fitted with that model.
+    """
+
+    name: str
+    dataset: Dataset
+    config: TrainingConfig
+    members: int
+    trained: Result[TiM4Rec]
+    rows: Sequence[ResultRow]
+    refit: Refit | None = None
+    mixture: Mixture | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        dataset: Dataset,
+        config: TrainingConfig,
+        members: int,
+        trained: Result[TiM4Rec],
+        refit: Refit | None = None,
+        mixture: Mixture | None = None,
+    ) -> Outcome:
+        """Ranks the trained model."""
+        targets = dataset.test if len(dataset.test) else dataset.validation
+        rows, _ = evaluate_offline(trained.model, dataset.histories, targets)
+        return cls(name, dataset, config, members, trained, rows, refit, mixture)
+
+    @property
+    def model(self) -> TiM4Rec:
+        """What is served."""
+        return self.trained.model if self.refit is None else self.refit.result.model
+
+    @property
+    def published(self) -> Dataset:
+        """What the model that is served was trained on."""
+        return self.dataset if self.refit is None else self.refit.dataset
+
+    @property
+    def ranked(self) -> Literal["test", "validation"]:
+        """Whose figures `rows` are; those of validation have chosen the epoch."""
+        return "test" if len(self.dataset.test) else "validation"
+
+    def metrics(self) -> dict[str, Any]:
+        """What an artefact's `metrics.json` says."""
+        trained, rows = self.trained, [row.to_dict() for row in self.rows]
+        found: dict[str, Any] = {
+            "data": {"name": self.name, **self.dataset.describe()},
+            "protocol": self.dataset.protocol.to_dict(),
+            "training": self.config.to_dict(),
+            "ensemble": self.members,
+            "epochs": trained.epochs,
+            "best_epoch": trained.best_epoch,
+            "seconds": round(trained.seconds, 1),
+            "validation": {"NDCG@10": trained.best_ndcg},
+        }
+        if self.ranked == "test":
+            found["test"] = rows
+        else:
+            found["validation"]["rows"] = rows
+        if self.refit is not None:
+            found["refit"] = {
+                "data": self.refit.dataset.describe(),
+                "training": REFIT,
+                "seconds": round(self.refit.result.seconds, 1),
+            }
+        return found
