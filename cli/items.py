@@ -16,9 +16,8 @@ from pydantic import ValidationError
 
 from cli.console import CommandError, out, say
 from cli.progress import progress
-from cli.records import DataDir, Namespace, Redis
 from cli.settings import chosen_settings
-from cli.store import opened, require_data_dir
+from cli.store import DataDir, Namespace, Redis, opened, require_data_dir
 from model.plain_file import open_plain
 from model.strict_json import parse
 from service.catalogue.item_store import ItemStore

@@ -42,6 +42,7 @@ COMMANDS = {
     "import-log": _Command("cli.records", "import_log", "Write a log straight into the store."),
     "import-items": _Command("cli.items", "import_items", "Write items into the catalogue."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
+    "live": _Command("cli.evidence", "live", "Make the live evidence anew from the log."),
     "on-ray": _Command("cli.distributed", "on_ray", "Run import-log or warm in shards on Ray."),
     "size": _Command("cli.size", "size", "Say what memory and traffic to expect."),
     "import-official": _Command(
@@ -69,8 +70,11 @@ class _LazyGroup(TyperGroup):
 
 def _load(name: str) -> Any:
     command = COMMANDS[name]
+    loaded = getattr(import_module(command.module), command.function)
+    if isinstance(loaded, typer.Typer):
+        return typer.main.get_command(loaded)
     single = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-    single.command(name)(getattr(import_module(command.module), command.function))
+    single.command(name)(loaded)
     return typer.main.get_command(single)
 
 

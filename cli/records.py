@@ -13,11 +13,21 @@ import typer
 
 from cli.console import CommandError, out, say
 from cli.device import choose_device
+from cli.evidence import rebuild_evidence
 from cli.progress import progress
 from cli.rows import describe_rows
 from cli.settings import chosen_settings
 from cli.spool import SpooledLog, spooled_log
-from cli.store import agreed, opened, require_data_dir
+from cli.store import (
+    DataDir,
+    Namespace,
+    Redis,
+    agreed,
+    event_log,
+    opened,
+    require_data_dir,
+    shared_settings,
+)
 from model.artefact import load_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
@@ -25,40 +35,13 @@ from service.bulk.importer import Importer, ImportResult, UserHistory
 from service.bulk.warm import Warmer
 from service.feedback.popularity import Popularity
 from service.settings import Settings
-from service.store.client import Store
 from service.store.errors import StoreError
-from service.store.event_log import EventLog
 from service.store.shards import ALL, Shard
 from service.store.shared_settings import tell_changes
 
 LISTED = 20
 READ_PAGE = 1000
 
-Redis = Annotated[
-    str | None,
-    typer.Option(
-        metavar="URL",
-        help="redis://, rediss:// or unix:// URL of the store. None: TIM4REC_REDIS_URL, or else "
-        "the embedded one in --data-dir.",
-        show_default=False,
-    ),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="Folder of the embedded store, the one that `serve` is given; a service may be "
-        "running on it.",
-        show_default="TIM4REC_DATA_DIR or state",
-    ),
-]
-Namespace = Annotated[
-    str | None,
-    typer.Option(
-        help="Prefix of the keys, as in the service.",
-        show_default="TIM4REC_NAMESPACE or tim4rec",
-    ),
-]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -86,6 +69,13 @@ def import_log(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live/--no-live",
+            help="Then make the live evidence anew, as `live rebuild` does; not with --shard.",
+        ),
+    ] = True,
     shard: ShardOption = None,
     rows_at_once: Annotated[
         int,
@@ -138,7 +128,9 @@ def import_log(
             skip_bad_rows=skip_bad_rows,
             heaviest=settings.max_weight,
         ) as rows:
-            result = asyncio.run(_import(rows, settings, onto_existing))
+            result = asyncio.run(
+                _import(rows, settings, onto_existing, live and settings.live and shard is None)
+            )
     except StoreError as error:
         raise CommandError(
             f"{error}; running the same command again goes on where this one stopped"
@@ -158,13 +150,15 @@ def import_log(
         )
 
 
-async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> ImportResult:
+async def _import(
+    rows: SpooledLog, settings: Settings, onto_existing: bool, live: bool
+) -> ImportResult:
     async with opened(settings) as store:
-        tell_changes(await agreed(store, settings, _shared(settings)))
-        log = _event_log(store, settings, 1)
+        tell_changes(await agreed(store, settings, shared_settings(settings)))
+        log = event_log(store, settings, 1)
         importer = Importer(
             log,
-            _event_log(store, settings, READ_PAGE),
+            event_log(store, settings, READ_PAGE),
             onto_existing=onto_existing,
             popularity=Popularity(
                 store,
@@ -185,7 +179,10 @@ async def _import(rows: SpooledLog, settings: Settings, onto_existing: bool) -> 
                 "Mend their timestamps, or the store's clock."
             )
         with progress("importing", rows.rows, "events") as advance:
-            return await importer.run(_histories(rows.frames()), advance)
+            result = await importer.run(_histories(rows.frames()), advance)
+        if live and result.written:
+            await rebuild_evidence(store, settings)
+        return result
 
 
 def _histories(frames: Iterable[pl.DataFrame]) -> Iterator[UserHistory]:
@@ -261,10 +258,10 @@ async def _warm(settings: Settings, shard: Shard) -> None:
         raise CommandError(f"kernels {settings.kernels}: {error}") from None
     started = time.perf_counter()
     async with opened(settings) as store:
-        tell_changes(await agreed(store, settings, _shared(settings)))
+        tell_changes(await agreed(store, settings, shared_settings(settings)))
         warmer = Warmer(
             loaded,
-            _event_log(store, settings, max(256, 2 * settings.snapshot_every)),
+            event_log(store, settings, max(256, 2 * settings.snapshot_every)),
             snapshot_every=settings.snapshot_every,
             snapshot_ttl_s=settings.snapshot_ttl_s,
             snapshot_precision=settings.snapshot_precision,
@@ -296,24 +293,6 @@ async def _warm(settings: Settings, shard: Shard) -> None:
             f"{len(result.damaged):,} records can't be read:\n"
             f"{_listed(result.damaged, len(result.damaged))}"
         )
-
-
-def _shared(settings: Settings) -> dict[str, str]:
-    # Late events are clamped here under every policy.
-    late = ("late_policy", "replay_limit")
-    return {name: value for name, value in settings.shared().items() if name not in late}
-
-
-def _event_log(store: Store, settings: Settings, page: int) -> EventLog:
-    return EventLog(
-        store,
-        namespace=settings.namespace,
-        page=page,
-        dedup_window=settings.dedup_window,
-        future_tolerance_ms=round(settings.future_tolerance_s * 1000),
-        idle_ttl_s=settings.idle_ttl_s,
-        history_limit=settings.history_limit,
-    )
 
 
 def _shard(text: str | None) -> Shard:

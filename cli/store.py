@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from cli.console import CommandError
 from service.lifecycle import STARTUP_FAILURE
@@ -11,7 +15,34 @@ from service.settings import Settings
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore, own_directory
 from service.store.errors import EmbeddedStoreError
+from service.store.event_log import EventLog
 from service.store.shared_settings import Difference, SettingsDiffer, SharedSettings
+
+Redis = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="redis://, rediss:// or unix:// URL of the store. None: TIM4REC_REDIS_URL, or else "
+        "the embedded one in --data-dir.",
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of the embedded store, the one that `serve` is given; a service may be "
+        "running on it.",
+        show_default="TIM4REC_DATA_DIR or state",
+    ),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option(
+        help="Prefix of the keys, as in the service.",
+        show_default="TIM4REC_NAMESPACE or tim4rec",
+    ),
+]
 
 LONGEST_CALL_S = 60.0
 """For a pipeline much longer than a wave of the service, on a store that may be busy."""
@@ -52,3 +83,23 @@ async def agreed(store: Store, settings: Settings, shared: Mapping[str, str]) ->
         return await noted.agree(shared, change=settings.change_shared_settings)
     except SettingsDiffer as error:
         raise CommandError(str(error), STARTUP_FAILURE) from None
+
+
+def shared_settings(settings: Settings) -> dict[str, str]:
+    """Those that a command in bulk has to have like the services: late events are clamped in it
+    under every policy."""
+    late = ("late_policy", "replay_limit")
+    return {name: value for name, value in settings.shared().items() if name not in late}
+
+
+def event_log(store: Store, settings: Settings, page: int) -> EventLog:
+    """The log for a command in bulk; `page`: as the log's."""
+    return EventLog(
+        store,
+        namespace=settings.namespace,
+        page=page,
+        dedup_window=settings.dedup_window,
+        future_tolerance_ms=round(settings.future_tolerance_s * 1000),
+        idle_ttl_s=settings.idle_ttl_s,
+        history_limit=settings.history_limit,
+    )

@@ -19,10 +19,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from model.kinds import KindRules
+from model.live.evidence import EvidenceRules
 from service import vitals
 from service.addresses import networks
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
+from service.engine.listener import Listener
 from service.environment import SettingsError, read_settings
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
@@ -49,6 +51,10 @@ from service.http.routes import (
 from service.http.schemas import Problem
 from service.keys import Keys
 from service.lifecycle import STARTUP_FAILURE, Drain
+from service.live.checkpoint import Checkpoints
+from service.live.feed import Feed
+from service.live.feed_writer import FeedWriter
+from service.live.live_evidence import LiveEvidence
 from service.models.deployer import Deployer
 from service.models.deployment import Deployment
 from service.models.registry import ModelRegistry
@@ -225,6 +231,7 @@ async def _assemble(
         refresh_s=settings.popular_refresh_s,
     )
     await stack.enter_async_context(popularity.running())
+    listeners: list[Listener] = [popularity]
     outcomes = None
     if settings.outcome_window_s:
         outcomes = Outcomes(
@@ -234,7 +241,25 @@ async def _assemble(
             kinds=KindRules.parse(settings.kinds),
         )
         await stack.enter_async_context(outcomes.running())
-    context = ServingContext(settings, device, log, records, popularity, outcomes, seal, drain)
+        listeners.append(outcomes)
+    live = None
+    if settings.live:
+        feed = Feed(store, namespace=settings.namespace, most=settings.live_feed_events)
+        live = LiveEvidence(
+            feed,
+            Checkpoints(store, namespace=settings.namespace),
+            EvidenceRules(settings.live_neighbours, settings.live_users),
+            checkpoint_s=settings.live_checkpoint_s,
+        )
+        await stack.enter_async_context(live.running())
+        writer = FeedWriter(
+            feed, heaviest=settings.max_weight, kinds=KindRules.parse(settings.kinds)
+        )
+        await stack.enter_async_context(writer.running())
+        listeners.append(writer)
+    context = ServingContext(
+        settings, device, log, records, popularity, outcomes, live, listeners, seal, drain
+    )
     deployer = Deployer(context, ModelRegistry(store, namespace=settings.namespace))
     stack.push_async_callback(deployer.close)
     await deployer.open()

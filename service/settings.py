@@ -37,7 +37,7 @@ from service.store.url import StoreUrl
 PREFIX = "TIM4REC_"
 SHARED = (
     "kinds", "late_policy", "replay_limit", "dedup_window", "idle_ttl_s", "history_limit",
-    "popular_half_life_s", "popular_items",
+    "popular_half_life_s", "popular_items", "live_neighbours", "live_users",
 )  # fmt: skip
 """What `Settings.shared` tells."""
 
@@ -46,11 +46,11 @@ def _group(name: str) -> Any:
     return partial(Field, json_schema_extra={"group": name})
 
 
-_model, _http, _store, _engine, _log, _limit, _access, _popular, _watch = (
+_model, _http, _store, _engine, _log, _limit, _access, _popular, _live, _watch = (
     _group(name)
     for name in (
         "Model", "Process", "Store", "States", "Interactions", "API", "Access", "Popularity",
-        "Observation",
+        "Live evidence", "Observation",
     )
 )  # fmt: skip
 
@@ -240,6 +240,22 @@ class Settings(BaseSettings):
     """(shared) items counted; of those beyond, the rarest are forgotten"""
     popular_refresh_s: float = _popular(5, gt=0)
     """how often a process reads what all have counted"""
+
+    live: bool = _live(True)
+    """what all users did since the training counts beside the model's score; `false`: nothing of
+    it is read, kept or scored"""
+    live_neighbours: int = _live(64, ge=1)
+    """(shared) most items whose connection with an item is kept; memory grows with it"""
+    live_users: int = _live(200_000, ge=1)
+    """(shared) users whose last items are kept to be counted with their next one; of those beyond,
+    who have been away longest are left out"""
+    live_new_items: bool = _live(True)
+    """whether items may be recommended that have interactions and are neither in the model nor in
+    the catalogue"""
+    live_feed_events: int = _live(200_000, ge=1000)
+    """events that wait in the store, a day at most, for processes to count them"""
+    live_checkpoint_s: float = _live(300, gt=0)
+    """how often what is counted is written to the store, from which processes start"""
 
     log_level: logs.Level = _watch("info")
     """what is logged, at least; to standard error"""

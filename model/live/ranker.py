@@ -16,6 +16,7 @@ from model.live.ranking import Items, Requests, Scratch
 
 LISTED = 50
 """N, how many of the model's best items are candidates."""
+NO_ROWS = np.zeros(0, np.int32)
 AT_ONCE = 16
 """Requests that are ranked in one go: events that are to be counted wait for its end."""
 
@@ -85,6 +86,11 @@ class LiveRanker:
     def n_events(self) -> int:
         """How many the evidence has observed."""
         return self._current().n_events
+
+    def warm_up(self) -> None:
+        """Compiles what `best` needs."""
+        empty = Request(None, np.zeros(0, np.int64), np.zeros(0, np.float32), (), NO_ROWS, 1)
+        self.best([empty], np.zeros(len(self._vectors), np.bool_))
 
     def rows_after(self, row: int, item_ids: Sequence[str]) -> list[int]:
         """The rows of those items whose rows are beyond `row`."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
 
 from torch import Tensor
 
-from service.catalogue.item import ItemError, read_item
+from service.catalogue.item import Item, ItemError, read_item
 from service.catalogue.item_store import ItemStore
 from service.catalogue.item_table import NEVER, ItemTable
 from service.catalogue.new_item_vectors import NewItemVectors
@@ -38,6 +38,7 @@ class FollowedRecords:
         self._vectors, self._retrieval = vectors, retrieval
         self._border_ms = NEVER
         self._cursor: str | None = None
+        self._noted: set[int] = set()
         self._lock = asyncio.Lock()
 
     async def write(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
@@ -49,6 +50,23 @@ class FollowedRecords:
         before = await self._store.write(records)
         await self.refresh()
         return before
+
+    async def note(self, item_ids: Sequence[str]) -> None:
+        """Gives items a row that have none yet, though they have no record: in this process."""
+        new = [item_id for item_id in item_ids if self._table.row(item_id) is None]
+        if new:
+            async with self._lock:
+                await in_turns(self._given_rows(new))
+                await self._show()
+
+    def _given_rows(self, item_ids: Sequence[str]) -> Steps[None]:
+        for item_id in item_ids:
+            if (row := self._table.row(item_id)) is None:
+                self._table.set(item_id, Item())
+                row = self._table.row(item_id)
+                assert row is not None
+                self._noted.add(row)
+            yield
 
     async def read(self, item_id: str) -> bytes | None:
         """The item's record in the store."""
@@ -102,7 +120,7 @@ class FollowedRecords:
     async def _load(self) -> None:
         cursor = await self._store.newest()  # before the records: what changes meanwhile is seen
         table = self._table
-        gone = set(table.items)
+        gone = set(table.items) - self._noted
         async for records in self._store.all():
             gone.difference_update(map(table.row, records))
             await self._apply(records)

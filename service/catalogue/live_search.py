@@ -71,7 +71,8 @@ class LiveSearch:
                 self._ranker.best(requests[begin:end], open_rows), begin
             ):
                 own = listed[b]
-                found.append(Ranking(rows, scores, indexed=own is not None and own.indexed))
+                indexed = own is not None and own.indexed
+                found.append(Ranking(rows, scores, indexed=indexed, live=True))
             begin = end
         return found
 

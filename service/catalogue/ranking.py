@@ -16,6 +16,7 @@ class Ranking:
     items, scores: rows of the catalogue, and their scores.
     indexed: an index found them.
     recent: they are what is popular of late, by their numbers.
+    live: what has happened since the training counted.
     promoted: which have their places by a promotion; None: none.
     """
 
@@ -23,4 +24,5 @@ class Ranking:
     scores: NDArray[np.float32]
     indexed: bool = False
     recent: bool = False
+    live: bool = False
     promoted: NDArray[np.bool_] | None = None

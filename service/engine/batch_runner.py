@@ -26,7 +26,7 @@ from service.engine import snapshots
 from service.engine.effects import EventEffects
 from service.engine.history import Fetched, History, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
-from service.engine.requests import Read, Recommendation
+from service.engine.requests import Read, Recommendation, Source
 from service.engine.snapshots import Snapshot, SnapshotFormat, own_versions
 from service.observe import stages
 from service.observe.stages import Span
@@ -369,8 +369,14 @@ def _recommendation(ready: Ready, ask: Ask, ranking: Ranking) -> Recommendation:
         ranking,
         row.mark,
         ask.at_ms,
-        source="model" if row.count else "recent" if ranking.recent else "popular",
+        source=_source(row, ranking),
         stale=fetched.reply is None,
         truncated=row.truncated,
         away=fetched.away,
     )
+
+
+def _source(row: Row, ranking: Ranking) -> Source:
+    if row.count:
+        return "model"
+    return "live" if ranking.live else "recent" if ranking.recent else "popular"

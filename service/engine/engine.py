@@ -150,6 +150,7 @@ class Engine:
         masked: NDArray[np.int32] = NO_ITEMS,
         allow_stale: bool = False,
         choice: Choice | None = None,
+        live: bool = True,
     ) -> Recommendation:
         """The best items by the state of everything logged before the call.
 
@@ -158,8 +159,9 @@ class Engine:
             masked: item indices not to return.
             allow_stale: a state in the pool will do, without asking the log.
             choice: what the list must be beside good; None: nothing.
+            live: what has happened since the training counts.
         """
-        ask = Ask(k, masked, choice=choice)
+        ask = Ask(k, masked, choice=choice, live=live)
         return await self._read(Read(user_id, ask, exclude_seen, at_ms, allow_stale))
 
     async def rank(
@@ -184,12 +186,13 @@ class Engine:
         exclude_seen: bool = True,
         masked: NDArray[np.int32] = NO_ITEMS,
         choice: Choice | None = None,
+        live: bool = True,
     ) -> Recommendation:
         """`recommend` for somebody with this whole history (versions from 1 on, times not
         falling), of whom nothing is stored or known before."""
         # Half of a surrogate pair: no user that the log takes has this name.
         name = f"\udfff{next(self._sessions)}"
-        ask = Ask(k, masked, choice=choice)
+        ask = Ask(k, masked, choice=choice, live=live)
         return await self._read(Read(name, ask, exclude_seen, at_ms, session=events))
 
     async def _read(self, read: Read) -> Recommendation:

@@ -16,6 +16,7 @@ from service.store.events import Event, Mark, NewEvent, Outcome
 
 T = TypeVar("T")
 
+Source = Literal["model", "live", "recent", "popular"]
 StoreAway = Literal["refuse", "pool", "popular"]
 """What reads get while the store does not answer: nothing, an answer from the state in the pool if
 there is one, or what is popular if there is none."""
@@ -66,8 +67,8 @@ class Read:
 class Recommendation:
     """Attributes:
     at_ms: the time recommended for, UNKNOWN_TIME where not known.
-    source: `model`; where that knows nothing of the user, what is popular: `recent`, or in
-        training (`popular`).
+    source: `model`; where that knows nothing of the user, what has happened since the training
+        (`live`), or what is popular: `recent`, or in training (`popular`).
     truncated: the state is of the newest events only.
     away: the store did not answer.
     """
@@ -75,7 +76,7 @@ class Recommendation:
     ranking: Ranking
     mark: Mark
     at_ms: int
-    source: Literal["model", "popular", "recent"]
+    source: Source
     stale: bool
     truncated: bool
     away: bool

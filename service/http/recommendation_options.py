@@ -36,6 +36,10 @@ class RecommendationOptions(Body):
         True, description="leave out everything the user, or the session, ever interacted with"
     )
     at: RequestTime | None = Field(None, description="the moment recommended for; none: now")
+    live: bool = Field(
+        True,
+        description="whether what has happened since the training counts, beside the model's score",
+    )
     category: Annotated[list[Id] | None, _Listed] = Field(
         None, description=f"only items of one of these categories; {_REPEATED}"
     )

@@ -141,7 +141,7 @@ class Recommendations(BaseModel):
     items: list[RecommendedItem]
     version: int = Field(description="the number of the user's interactions this answer knows")
     at: AssumedTime = Field(description=AT)
-    source: Literal["model", "popular", "recent"] = Field(
+    source: Literal["model", "live", "recent", "popular"] = Field(
         description="the model; where that knows none of the user's interactions, what is popular: "
         "recently, or, where too little is known of that, in training (popular)"
     )

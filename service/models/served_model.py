@@ -17,6 +17,7 @@ from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
 from service.engine.explanation import Explainer
+from service.models.live_items import follow_evidence, new_items_noted
 from service.models.serving_context import ServingContext
 from service.observe import metrics
 
@@ -88,17 +89,21 @@ async def open_model(
             snapshot_precision=settings.snapshot_precision,
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
-            listeners=[one for one in (context.popularity, context.outcomes) if one is not None],
+            listeners=context.listeners,
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
         )
         catalogue = Catalogue(artefact, context.records, retrieval)
+        if context.live is not None:
+            follow_evidence(retrieval, artefact, catalogue, context.live)
         return folder.resolve().name, artefact, engine, catalogue
 
     # In a thread: requests are answered meanwhile.
     name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
+        if context.live is not None and settings.live_new_items:
+            await stack.enter_async_context(new_items_noted(catalogue, context.live))
         retrieval = engine.runner.retrieval
         context.popularity.show(retrieval, catalogue.row)
         stack.callback(context.popularity.forget, retrieval)

@@ -33,7 +33,16 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-OPERATIONS = ("exchange", "snapshot", "erasures", "catalogue", "popularity", "ping", "other")
+OPERATIONS = (
+    "exchange",
+    "snapshot",
+    "erasures",
+    "catalogue",
+    "popularity",
+    "live",
+    "ping",
+    "other",
+)
 
 _ours = CollectorRegistry()
 
@@ -213,6 +222,20 @@ AWAY = _counters(
 )
 POPULARITY_FAILURES = _counter(
     "tim4rec_popularity_failures", "Times that counts of items were not sent, or not read"
+)
+LIVE_EVENTS = _counter("tim4rec_live_events", "Records of the live feed that a process has counted")
+LIVE_LAG = _most(
+    "tim4rec_live_lag_seconds",
+    "How old the newest counted entry of the live feed was when it was counted",
+)
+LIVE_ITEMS = _latest("tim4rec_live_items", "Items that live evidence knows")
+LIVE_RELOADS = _counter("tim4rec_live_reloads", "Checkpoints of live evidence that were taken over")
+LIVE_GAPS = _counter(
+    "tim4rec_live_gaps",
+    "Times that the live feed had lost events which neither a process nor a checkpoint had counted",
+)
+LIVE_FAILURES = _counter(
+    "tim4rec_live_failures", "Times that the live feed or a checkpoint was not written, or not read"
 )
 SNAPSHOTS = _counters(
     "tim4rec_snapshots",

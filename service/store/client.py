@@ -21,7 +21,9 @@ from service.store.script import Command, ScriptCall
 from service.store.topology import Topology
 from service.store.url import StoreUrl
 
-Operation = Literal["exchange", "snapshot", "erasures", "catalogue", "popularity", "ping", "other"]
+Operation = Literal[
+    "exchange", "snapshot", "erasures", "catalogue", "popularity", "live", "ping", "other"
+]
 """What a round trip to the store is for."""
 
 _REDIRECTS = 5

@@ -43,6 +43,8 @@ OTHERS: dict[str, str] = {
     "allow_open": "true", "max_weight": "2.5",
     "popular_items": "1000", "popular_refresh_s": "0.5", "api_keys": " hunter4, hunter5 ,,",
     "api_keys_file": __file__, "admin_keys": "hunter6", "admin_keys_file": __file__,
+    "live": "false", "live_neighbours": "8", "live_users": "1000", "live_new_items": "false",
+    "live_feed_events": "5000", "live_checkpoint_s": "7.5",
     "log_level": "debug", "log_format": "text", "log_requests": "all", "tracing": "true",
     "outcome_window_s": "60", "exactness_every_s": "0",
     "exactness_max_events": "3", "exactness_tolerance": "0.5",

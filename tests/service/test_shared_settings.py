@@ -35,7 +35,7 @@ KEY = "tim4rec:settings"
 OTHERS = {
     "kinds": "view:step,*:log", "late_policy": "reject", "dedup_window": "10",
     "idle_ttl_s": "3600", "history_limit": "5000", "popular_half_life_s": "3600",
-    "popular_items": "5000",
+    "popular_items": "5000", "live_neighbours": "8", "live_users": "1000",
 }  # fmt: skip
 
 

@@ -69,6 +69,7 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         masked=options.masked,
         allow_stale=asked.allow_stale,
         choice=options.choice,
+        live=asked.live,
     )
     answer = Recommendations(
         user_id=user_id,

@@ -71,6 +71,7 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
         exclude_seen=body.exclude_seen,
         masked=options.masked,
         choice=options.choice,
+        live=body.live,
     )
     return SessionRecommendations(
         items=recommended(services, found),

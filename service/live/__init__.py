@@ -1,0 +1,1 @@
+"""Evidence of what has happened since training, counted alike by every process."""
