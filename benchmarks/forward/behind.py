@@ -55,13 +55,14 @@ def behind(figures: Sequence[Figures], policy: str) -> list[Behind]:
 
 def _places(row: Figures, others: Sequence[Figures], asked: str) -> Iterator[Behind]:
     for period in (None, *range(1, len(row.periods) + 1)):
-        own, events = _means(row, period), _events(row, period)
-        if own is None:
-            continue
+        means = {other.policy: _means(other, period) for other in (row, *others)}
         for metric in METRICS:
-            values = {other.policy: (_means(other, period) or own)[metric] for other in others}
-            best = max(values, key=values.__getitem__)
-            yield Behind(row.slice, period, events, asked, metric, own[metric], values[best], best)
+            values = {policy: own[metric] for policy, own in means.items() if own is not None}
+            if values:
+                own = values.pop(row.policy)
+                best = max(values, key=values.__getitem__)
+                events = _events(row, period)
+                yield Behind(row.slice, period, events, asked, metric, own, values[best], best)
 
 
 def _means(row: Figures, period: int | None) -> dict[str, float] | None:
