@@ -16,7 +16,7 @@ from cli.console import CommandError, err, out
 from cli.console import say as say_always
 from model import TiM4Rec
 from model.artefact import save_artefact
-from model.items import Items, ItemsError
+from model.items import Items
 from model.live.mixture import Mixture
 from training import parallel
 from training.card import model_card
@@ -66,7 +66,7 @@ def publish(
         resume: False: an interrupted run is deleted first.
 
     Raises:
-        CommandError, InputError, CheckpointError, DivergedError, ArtefactError
+        CommandError, InputError, ItemsError, CheckpointError, DivergedError, ArtefactError
     """
     first = parallel.rank() == 0
     say: Callable[[str], None] = say_always if first else lambda line: None
@@ -81,7 +81,7 @@ def publish(
         say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
 
     _require_artefact_folder(folder)
-    vocabulary = _vocabulary(name, every, table, say)
+    vocabulary = _vocabulary(every, table, say)
     checkpoint = folder.with_name(f"{folder.name}.training")
     if not resume and first:
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -129,13 +129,8 @@ def _mixture(
     return mixture
 
 
-def _vocabulary(
-    name: str, dataset: Dataset, table: pl.DataFrame | None, say: Callable[[str], None]
-) -> Items:
-    try:
-        vocabulary = items_of(dataset, table)
-    except ItemsError as error:
-        raise CommandError(f"{name}: {error}") from None
+def _vocabulary(dataset: Dataset, table: pl.DataFrame | None, say: Callable[[str], None]) -> Items:
+    vocabulary = items_of(dataset, table)
     if untitled := (vocabulary.titles or []).count(None):
         say(f"{untitled} of {len(vocabulary)} items have no title in the item table")
     return vocabulary

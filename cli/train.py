@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.console import say, say_renamed
+from cli.console import CommandError, say, say_renamed
 from cli.device import choose_device, require_kernels
 from cli.publish import Plan, publish
 from cli.steps import Kinds, read_steps
 from model.config import GapMix, TimePath
+from model.items import ItemsError
 from model.kernels import KernelChoice
 from training import parallel
 from training.config import ItemInit, Loss, TrainingConfig, TrainingPrecision, ValidationSeen
@@ -348,7 +349,10 @@ def train(
         architecture=architecture,
         training=training,
     )
-    publish(name, read, table, plan, folder or Path("artefacts", name), resume=resume)
+    try:
+        publish(name, read, table, plan, folder or Path("artefacts", name), resume=resume)
+    except ItemsError as error:
+        raise CommandError(f"{log}: {error}") from None
 
 
 def _say_what_was_read(path: Path, log: Log) -> None:

@@ -268,6 +268,9 @@ class Settings(BaseSettings):
     outcome_window_s: int = _watch(0, ge=0)
     """how soon after an item was recommended to a user an interaction with it counts as an outcome
     of the model; 0: neither is counted"""
+    quality_sample: float = _watch(0.05, ge=0, le=1)
+    """share of interactions whose item is looked for in what the user would have been recommended
+    just before: HR@10, NDCG@10 and MRR@10 as metrics; 0: none"""
     exactness_every_s: float = _watch(10, ge=0)
     """how often each process recomputes a resident user; 0: never"""
     exactness_max_events: int = _watch(2000, ge=1)

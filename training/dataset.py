@@ -6,6 +6,7 @@ Names: U users, N interactions, T targets.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -32,7 +33,7 @@ class Protocol:
         (the test input includes it), cored on the full log; `temporal` cuts the log at two times,
         cores and takes its vocabulary from the part before the first, and validates and tests on
         each user's first interaction after a cut; `forward` has the first of these cuts alone, so
-        it validates and does not test.
+        it validates and does not test, and validates on users who begin after it, too.
     validation_share, test_share: (temporal, forward) of the log's interactions, its latest.
     """
 
@@ -56,15 +57,17 @@ class Protocol:
             raise ValueError("validation_share and test_share must be positive, together below 1")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Protocol:
+    def from_dict(cls, values: object) -> Protocol:
         """From what `to_dict` gave, now or before users and items had a core each.
 
         Raises TypeError or ValueError for anything else.
         """
-        values = dict(values)
-        if "core" in values:
-            values["core_users"] = values["core_items"] = values.pop("core")
-        return cls(**values)
+        if not isinstance(values, dict):
+            raise TypeError(f"it must be an object, not {reprlib.repr(values)}")
+        given = dict(values)
+        if "core" in given:
+            given["core_users"] = given["core_items"] = given.pop("core")
+        return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -276,26 +279,35 @@ def build_dataset(
 
     users_kept = np.unique(user_codes[core])
     keep = core | (~training & np.isin(user_codes, users_kept))
+    if protocol.split == "forward":  # newer users are validated on as well
+        newer = np.setdiff1d(_that_go_on(user_codes, index[item_codes] > 0, training), users_kept)
+        keep |= np.isin(user_codes, newer)
+        users_kept = np.union1d(users_kept, newer)
     user_of = np.full(len(user_ids), -1)
     user_of[users_kept] = np.arange(len(users_kept))
     users = user_of[user_codes[keep]]
-    items, times, training = index[item_codes[keep]], times[keep], training[keep]
+    items, times, core, training = (
+        index[item_codes[keep]], times[keep], core[keep], training[keep]
+    )  # fmt: skip
+    known = items > 0
+    before = np.concatenate([[0], np.cumsum(known)])  # known rows before each row
 
     starts = np.searchsorted(users, np.arange(len(users_kept) + 1))
     if first_cut is not None:
-        train_ends = starts[:-1] + np.bincount(users[training], minlength=len(users_kept))
+        train_ends = starts[:-1] + np.bincount(users[core], minlength=len(users_kept))
         before_test = np.bincount(users[times < second_cut], minlength=len(users_kept))
         test_rows = starts[:-1] + before_test
         has_validation = train_ends < test_rows
         has_test = test_rows < starts[1:]
         validation_rows = train_ends
+        if protocol.split == "forward":
+            asked = ~training & (before[:-1] > before[starts[users]])
+            validation_rows = starts[:-1] + _first_of_each(users, asked, len(users_kept))
+            has_validation = validation_rows < starts[1:]
     else:
         has_validation = has_test = np.diff(starts) >= 3
         test_rows, validation_rows = starts[1:] - 1, starts[1:] - 2
         train_ends = np.where(has_test, validation_rows, starts[1:])
-
-    known = items > 0
-    before = np.concatenate([[0], np.cumsum(known)])  # known rows before each row
 
     def targets(rows: Int64s, chosen: npt.NDArray[np.bool_]) -> Targets:
         of = np.flatnonzero(chosen)
@@ -319,6 +331,32 @@ def build_dataset(
             f"{len(dataset.histories)} users): a user needs at least 3 interactions"
         )
     return dataset
+
+
+def _first_of_each(users: Int64s, chosen: npt.NDArray[np.bool_], n_users: int) -> Int64s:
+    """Where among a user's own rows the first chosen one is: (n_users), past them for none.
+
+    Args:
+        users, chosen: (N), a user's rows together.
+    """
+    sizes = np.bincount(users, minlength=n_users)
+    starts = np.cumsum(sizes) - sizes
+    place = np.where(chosen, np.arange(len(users)) - starts[users], sizes[users])
+    first = sizes.copy()
+    np.minimum.at(first, users, place)
+    return first
+
+
+def _that_go_on(
+    users: Int64s, known: npt.NDArray[np.bool_], training: npt.NDArray[np.bool_]
+) -> Int64s:
+    """The users who have an interaction outside the training part after one of a known item."""
+    row = np.arange(len(users))
+    n_users = int(users.max()) + 1
+    first, last = np.full(n_users, len(users)), np.full(n_users, -1)
+    np.minimum.at(first, users[known], row[known])
+    np.maximum.at(last, users[~training], row[~training])
+    return np.flatnonzero(last > first)
 
 
 def _codes(ids: pl.Series) -> tuple[Int64s, list[str]]:

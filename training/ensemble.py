@@ -108,7 +108,8 @@ def refit_ensemble(
     """
     refitted = []
     for number, own in enumerate(_member_configs(config, len(results))):
-        _say(console, f"model {number + 1} of {len(results)}: refit on every row")
+        which = f", model {number + 1} of {len(results)}" if len(results) > 1 else ""
+        _say(console, f"refit on every row{which}")
         trained = results[number].model
         refitted.append(refit(trained, item_ids, dataset, own, folder, console=console))
     model = combine([result.model for result in refitted])

@@ -175,7 +175,7 @@ def fitted(examples: Examples, *, seed: int = 0) -> Mixture:
             scores = network(features, context).masked_fill(~inside, -1e9)
             loss = nn.functional.cross_entropy(scores, targets)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return network.mixture()

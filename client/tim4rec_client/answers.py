@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-Source = Literal["model", "popular", "recent"]
+Source = Literal["model", "live", "recent", "popular"]
 
 
 class Stored(TypedDict):

@@ -112,6 +112,7 @@ class RecommendationOptions(TypedDict, total=False):
     filter: str
     promote: str
     promote_share: float
+    live: bool
     diversity: float
     paged: bool
     after: str

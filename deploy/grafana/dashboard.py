@@ -232,6 +232,15 @@ def what_is_served() -> table.Panel:
     )
 
 
+def per_judged(metric: str, label: str) -> str:
+    """The mean over the interactions judged in an hour, by `label` and by what ranked them."""
+    return (
+        f"sum by ({label}, by) (increase(tim4rec_quality_{metric}_total[1h])) "
+        f"/ on ({label}) group_left () "
+        f"(sum by ({label}) (increase(tim4rec_quality_events_total[1h])) > 0)"
+    )
+
+
 Panel = stat.Panel | timeseries.Panel | heatmap.Panel | table.Panel
 ROWS: Mapping[str, list[Panel]] = {
     "Overview": [
@@ -650,6 +659,51 @@ ROWS: Mapping[str, list[Panel]] = {
                 "(increase(tim4rec_shown_items_total[1h])) > 0)",
                 "{{model}}",
             ),
+            width=12,
+        ),
+    ],
+    "Quality": [
+        lines(
+            "NDCG@10",
+            "short",
+            "How far up the items that users took to stood in what they would have been given just "
+            "before (served), and in what is popular (popularity), over the last hour: 1 is always "
+            "first, 0 never among ten. Served below popularity: the model is worse than none.",
+            (per_judged("ndcg", "model"), "{{by}} {{model}}"),
+        ),
+        lines(
+            "HR@10",
+            "percentunit",
+            "The share of interactions judged whose item was among the ten that the user would "
+            "have been given just before (served), and among the ten most popular (popularity).",
+            (per_judged("hits", "model"), "{{by}} {{model}}"),
+        ),
+        lines(
+            "MRR@10",
+            "short",
+            "The mean of 1 / rank of the items that users took to, 0 where they were not among the "
+            "ten: as NDCG@10, with more weight on the first places.",
+            (per_judged("reciprocal_ranks", "model"), "{{by}} {{model}}"),
+        ),
+        lines(
+            "NDCG@10 by item",
+            "short",
+            "Of items that the model knows, and of those that came after its training. If only new "
+            "ones are low, train a new model or give the items categories or similar ones.",
+            (per_judged("ndcg", "item"), "{{by}}, {{item}} items"),
+            width=12,
+        ),
+        lines(
+            "Interactions judged",
+            "cpm",
+            "How many a minute the figures beside rest on, by model and by whether it knows the "
+            "item. A thousand give NDCG@10 to about a tenth; quality_sample makes more of them.",
+            (
+                "60 * sum by (model, item) (rate(tim4rec_quality_events_total[]))",
+                "{{item}} {{model}}",
+            ),
+            ("60 * sum(rate(tim4rec_quality_failures_total[]))", "not judged"),
+            colors={"not judged": "red"},
             width=12,
         ),
     ],

@@ -29,7 +29,7 @@ def _decay(item: int, now: int, half_life: float, counts: Any) -> float:
     ahead of it."""
     ahead = counts.touched[item] - now
     if ahead > 0:
-        return 2.0 ** (-ahead / half_life)
+        return float(2.0 ** (-ahead / half_life))
     if ahead < 0:
         factor = np.float32(2.0 ** (ahead / half_life))
         for m in range(counts.together.shape[1]):
@@ -117,7 +117,7 @@ def observe(
             if other == item:
                 continue
             after = 1.0 / (back + 1) if back < follows else 0.0
-            visit = 1.0 if now - recent.times[slot, place] <= visit_ms else 0.0
+            visit = 1.0 if abs(now - recent.times[slot, place]) <= visit_ms else 0.0
             own = weight * _decay(other, now, half_life, counts)
             _add(other, item, own, own * after, own * visit, counts)
             _add(item, other, part_of_item, 0.0, part_of_item * visit, counts)

@@ -9,20 +9,24 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
+from model.kinds import HEAVIEST
 from model.live import counting
+from model.live.arrays import packed, unpacked
 from model.live.counting import HALF_LIVES_MS, RECENT
+from model.live.saved import require_readable
+from model.times import EARLIEST_MS, LATEST_MS
 
 FORMAT = 1
 _SMALLEST = 64
+LIGHTEST = 2.0**-126
+"""An event that weighs less does not count: in float32 it would be nothing."""
 
 
 class EvidenceError(ValueError):
@@ -31,16 +35,20 @@ class EvidenceError(ValueError):
 
 @dataclass(frozen=True)
 class EvidenceRules:
-    """neighbours: M, the most an item has; users: whose last items are kept, those who have been
-    away longest are forgotten."""
+    """Bounds of memory: some 16 bytes for each of an item's neighbours.
+
+    neighbours: M, the most an item has; users: whose last items are kept, those who have been
+    away longest are forgotten; items: the most that are counted, those that come first.
+    """
 
     neighbours: int = 64
     users: int = 200_000
+    items: int = 500_000
 
     def __post_init__(self) -> None:
-        for name in ("neighbours", "users"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 class Observed(NamedTuple):
@@ -62,11 +70,11 @@ def user_key(user_id: str) -> int:
 class Counts(NamedTuple):
     """The numbers, item i's in row i; rows beyond the last item are free.
 
-    neighbours: (I, M) int32, -1 where there is none; together, after, visit: (I, M) float32, how
-    often the neighbour was had near the item, how soon after it, and within one visit, decayed to
-    `touched` (I) ms; stats: (I, S) the number of events, the time of the first in ms, and
-    popularity by each half-life: log2 of the sum of 2^(time / half-life) over the events, which
-    only grows (forward decay: Cormode and others, 2009).
+    neighbours: (I, M), -1 after the last one; together, after, visit: (I, M), how often the
+    neighbour was had near the item, how soon after it, and within one visit, decayed to `touched`
+    (I) ms; stats: (I, S) the weight of all events, the time of the first in ms, and popularity by
+    each half-life: log2 of the sum of weight * 2^(time / half-life) over the events, which only
+    grows (forward decay: Cormode and others, 2009).
     """
 
     neighbours: npt.NDArray[np.int32]
@@ -79,8 +87,8 @@ class Counts(NamedTuple):
     @classmethod
     def new(cls, size: int, neighbours: int) -> Counts:
         wide = (size, neighbours)
-        stats = np.full((size, counting.N_STATS), -np.inf)
-        stats[:, : counting.POPULARITY] = 0
+        stats = np.zeros((size, counting.N_STATS))
+        stats[:, counting.POPULARITY : counting.POPULARITY + len(HALF_LIVES_MS)] = -np.inf
         return cls(
             np.full(wide, -1, np.int32),
             np.zeros(wide, np.float32),
@@ -93,14 +101,16 @@ class Counts(NamedTuple):
     def grown(self, size: int) -> Counts:
         """The same with room for more."""
         larger = Counts.new(size, self.neighbours.shape[1])
-        for old, new in zip(self, larger, strict=True):
-            new[: len(old)] = old
+        _copy(self, larger)
         return larger
 
 
 class Recent(NamedTuple):
-    """The last items of users, a ring each: items (U, K) int32, times (U, K) ms, and how many
-    events the ring has ever had: total (U)."""
+    """The last items of users, a ring each.
+
+    items, times: (U, K), ms; total: (U), how many events the ring has had, the next one's place
+    being that modulo K.
+    """
 
     items: npt.NDArray[np.int32]
     times: npt.NDArray[np.int64]
@@ -111,15 +121,31 @@ class Recent(NamedTuple):
         shape = (users, RECENT)
         return cls(np.zeros(shape, np.int32), np.zeros(shape, np.int64), np.zeros(users, np.int64))
 
+    def grown(self, users: int) -> Recent:
+        """The same with room for more."""
+        larger = Recent.new(users)
+        _copy(self, larger)
+        return larger
+
+    def clear(self, slot: int) -> None:
+        """Leaves nothing of a user behind for the next one there."""
+        self.items[slot], self.times[slot], self.total[slot] = 0, 0, 0
+
+
+def _copy(source: Iterable[npt.NDArray[Any]], target: Iterable[npt.NDArray[Any]]) -> None:
+    for old, new in zip(source, target, strict=True):
+        new[: len(old)] = old
+
 
 class Evidence:
-    """A function of the events in their order.
+    """A deterministic function of the events in their order, however they are cut into batches.
 
     Attributes:
-        item_ids: of the items that had an event, in the order of their first.
+        item_ids: of the items that are counted, in the order of their first event.
         n_events: how many were observed.
+        n_uncounted: how many of them were not counted, as there was no room for their item.
         counts: as of the last of them; to be read under `lock`.
-        newest_ms: the latest time of them.
+        newest_ms: the latest time of those that were counted, 0 before the first.
         popular: (2, P) the items most popular by the shortest and by the longest half-life, most
             first, -1 where there are fewer.
         lock: held while they change.
@@ -128,9 +154,9 @@ class Evidence:
     def __init__(self, rules: EvidenceRules = EvidenceRules()) -> None:
         self.rules = rules
         self.item_ids: list[str] = []
-        self.n_events, self.newest_ms = 0, 0
+        self.n_events = self.n_uncounted = self.newest_ms = 0
         self.lock = threading.Lock()
-        self.counts = Counts.new(_SMALLEST, rules.neighbours)
+        self.counts = Counts.new(min(rules.items, _SMALLEST), rules.neighbours)
         self.popular = np.full((2, counting.POPULAR), -1, np.int32)
         self._numbers: dict[str, int] = {}
         self._recent = Recent.new(min(rules.users, _SMALLEST))
@@ -142,20 +168,41 @@ class Evidence:
         return self._numbers.get(item_id)
 
     def observe(self, events: Sequence[Observed]) -> None:
-        """Counts events, in this order; a user's own are in the order of their times."""
+        """Counts events, in this order. A user's own come in the order of their times; one that
+        comes late adds less, by as much as the counts have decayed since its time.
+
+        Raises:
+            ValueError: a time beyond the years 1 to 9999, or a weight that is not in
+                LIGHTEST..HEAVIEST; nothing was counted.
+        """
+        for event in events:
+            if not (
+                EARLIEST_MS <= event.time_ms <= LATEST_MS and LIGHTEST <= event.weight <= HEAVIEST
+            ):
+                raise ValueError(f"{event} has a time or a weight that cannot be counted")
+        # Of so few none makes another one's user give way.
+        for start in range(0, len(events), self.rules.users):
+            with self.lock:
+                self._count(events[start : start + self.rules.users])
+
+    def _count(self, events: Sequence[Observed]) -> None:
+        self.n_events += len(events)
+        numbers = [self._number_for(event.item_id) for event in events]
+        if None in numbers:
+            events = [event for event in events if event.item_id in self._numbers]
+            self.n_uncounted += len(numbers) - len(events)
+            numbers = [number for number in numbers if number is not None]
         if not events:
             return
-        with self.lock:
-            items = np.array([self._item(event.item_id) for event in events], np.int32)
-            slots = np.array([self._slot(event.user_key) for event in events], np.int32)
-            times = np.array([event.time_ms for event in events], np.int64)
-            weights = np.array([event.weight for event in events], np.float32)
-            counting.observe(
-                items, slots, times, weights, self.counts, self._recent, self.popular,
-                HALF_LIVES_MS, counting.PAIRS_HALF_LIFE_MS, counting.FOLLOWS, counting.VISIT_MS,
-            )  # fmt: skip
-            self.newest_ms = max(self.newest_ms, int(times.max()))
-            self.n_events += len(events)
+        items = np.array(numbers, np.int32)
+        slots = np.array([self._slot(event.user_key) for event in events], np.int32)
+        times = np.array([event.time_ms for event in events], np.int64)
+        weights = np.array([event.weight for event in events], np.float32)
+        counting.observe(
+            items, slots, times, weights, self.counts, self._recent, self.popular,
+            HALF_LIVES_MS, counting.PAIRS_HALF_LIFE_MS, counting.FOLLOWS, counting.VISIT_MS,
+        )  # fmt: skip
+        self.newest_ms = max(self.newest_ms, int(times.max()))
 
     def forget(self, user_keys: Iterable[int]) -> None:
         """Drops the last items of users. What they have added to counts stays."""
@@ -163,19 +210,26 @@ class Evidence:
             for key in user_keys:
                 slot = self._slots.pop(key, None)
                 if slot is not None:
-                    self._recent.total[slot] = 0
+                    self._recent.clear(slot)
                     self._free.append(slot)
 
-    def _item(self, item_id: str) -> int:
+    def _number_for(self, item_id: str) -> int | None:
+        """The item's number, a new one where it has none; None: there is no room."""
         number = self._numbers.get(item_id)
-        if number is None:
-            number = self._numbers[item_id] = len(self.item_ids)
-            self.item_ids.append(item_id)
-            if number == len(self.counts.stats):
-                self.counts = self.counts.grown(2 * number)
+        if number is not None:
+            return number
+        number = len(self.item_ids)
+        if number == self.rules.items:
+            return None
+        if number == len(self.counts.stats):
+            self.counts = self.counts.grown(min(2 * number, self.rules.items))
+        self.item_ids.append(item_id)
+        self._numbers[item_id] = number
         return number
 
     def _slot(self, key: int) -> int:
+        """The user's place in `_recent`, that of the one who was away longest where all are
+        taken."""
         slot = self._slots.get(key)
         if slot is not None:
             self._slots.move_to_end(key)
@@ -185,70 +239,83 @@ class Evidence:
         elif len(self._slots) < self.rules.users:
             slot = len(self._slots)
             if slot == len(self._recent.total):
-                more = Recent.new(min(self.rules.users, 2 * slot))
-                for old, new in zip(self._recent, more, strict=True):
-                    new[: len(old)] = old
-                self._recent = more
+                self._recent = self._recent.grown(min(2 * slot, self.rules.users))
         else:
             _, slot = self._slots.popitem(last=False)
-            self._recent.total[slot] = 0
+            self._recent.clear(slot)
         self._slots[key] = slot
         return slot
 
     # -- as bytes ------------------------------------------------------------------------
 
-    def to_bytes(self) -> bytes:
-        """All of it; the same of two that have observed the same."""
-        with self.lock:
-            size = len(self.item_ids)
-            ids = [item_id.encode("utf-8", "surrogatepass") for item_id in self.item_ids]
-            slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
-            parts = {
-                "ids": np.frombuffer(b"".join(ids), np.uint8),
-                "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
-                "users": np.fromiter(self._slots, np.int64, len(self._slots)),
-                "popular": self.popular,
-                "about": np.array([FORMAT, self.n_events, self.newest_ms]),
-            }
-            for name, value in self.counts._asdict().items():
-                parts[f"counts.{name}"] = value[:size]
-            for name, value in self._recent._asdict().items():
-                parts[f"recent.{name}"] = value[slots]
-            return save(parts)
+    def to_bytes(self) -> memoryview:
+        """All of it; the same of two that have observed the same. Nothing may be observed
+        meanwhile; it may be read, which is why it does not take the lock."""
+        size = len(self.item_ids)
+        ids = [item_id.encode("utf-8", "surrogatepass") for item_id in self.item_ids]
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        parts = {
+            "ids": np.frombuffer(b"".join(ids), np.uint8),
+            "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
+            "users": np.fromiter(self._slots, np.int64, len(self._slots)),
+            "popular": self.popular,
+            "about": np.array(
+                [FORMAT, *astuple(self.rules), self.n_events, self.n_uncounted, self.newest_ms]
+            ),
+        }
+        for name, value in self.counts._asdict().items():
+            parts[f"counts.{name}"] = value[:size]
+        for name, value in self._recent._asdict().items():
+            parts[f"recent.{name}"] = value.take(slots, axis=0)
+        return packed(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes, rules: EvidenceRules) -> Evidence:
-        """What `to_bytes` gave. Raises EvidenceError: damaged, or of other rules."""
-        evidence = cls(rules)
+    def from_bytes(cls, data: bytes | memoryview, rules: EvidenceRules) -> Evidence:
+        """What `to_bytes` gave, of whoever's hand: no more memory than some times the bytes, and
+        nothing that would lead compiled code astray.
+
+        Raises:
+            EvidenceError: damaged, or of other rules.
+        """
         try:
-            parts = load(data)
-            about = parts["about"].tolist()
-            if about[0] != FORMAT:
-                raise EvidenceError(f"it has format {about[0]}, not {FORMAT}")
-            _, evidence.n_events, evidence.newest_ms = about
-            size, users = len(parts["id_ends"]), len(parts["users"])
-            if parts["counts.neighbours"].shape != (size, rules.neighbours) or users > rules.users:
-                raise EvidenceError("it was made by other rules (live_neighbours, live_users)")
-            text, begin = parts["ids"].tobytes(), 0
-            for end in parts["id_ends"].tolist():
-                evidence.item_ids.append(text[begin:end].decode("utf-8", "surrogatepass"))
-                begin = end
-            evidence.counts = Counts(
-                *(parts[f"counts.{name}"].copy() for name in Counts._fields)
-            ).grown(max(_SMALLEST, 2 * size))
-            evidence._recent = Recent(
-                *(
-                    np.concatenate([parts[f"recent.{name}"], getattr(Recent.new(1), name)])
-                    for name in Recent._fields
-                )
-            )
-            if users == rules.users:
-                evidence._recent = Recent(*(part[:users] for part in evidence._recent))
-            evidence._slots = OrderedDict((key, n) for n, key in enumerate(parts["users"].tolist()))
-            evidence.popular = parts["popular"].copy()
-        except (SafetensorError, KeyError, ValueError, UnicodeDecodeError) as error:
-            if isinstance(error, EvidenceError):
-                raise
+            parts = unpacked(data)
+            found, *about = parts["about"].tolist()
+            if found != FORMAT:
+                raise EvidenceError(f"it has format {found}, not {FORMAT}")
+            if about[:-3] != list(astuple(rules)):
+                raise EvidenceError(f"it was made by other rules: {about[:-3]}, not {rules}")
+            require_readable(parts, **asdict(rules))
+            return cls._of(parts, rules, *about[-3:])
+        except EvidenceError:
+            raise
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
             raise EvidenceError(f"it is damaged: {error}") from None
-        evidence._numbers = {item_id: n for n, item_id in enumerate(evidence.item_ids)}
+
+    @classmethod
+    def _of(
+        cls,
+        parts: Mapping[str, npt.NDArray[Any]],
+        rules: EvidenceRules,
+        n_events: int,
+        n_uncounted: int,
+        newest_ms: int,
+    ) -> Evidence:
+        evidence = cls(rules)
+        evidence.n_events, evidence.n_uncounted = n_events, n_uncounted
+        evidence.newest_ms = newest_ms
+        text, begin = parts["ids"].tobytes(), 0
+        for number, end in enumerate(parts["id_ends"].tolist()):
+            item_id = text[begin:end].decode("utf-8", "surrogatepass")
+            evidence.item_ids.append(item_id)
+            evidence._numbers[item_id] = number
+            begin = end
+        evidence._slots.update((key, slot) for slot, key in enumerate(parts["users"].tolist()))
+        size, users = len(parts["id_ends"]), len(parts["users"])
+        if len(evidence._numbers) < size or len(evidence._slots) < users:
+            raise ValueError("an item or a user is there twice")
+        counts = Counts(*(parts[f"counts.{name}"] for name in Counts._fields))
+        evidence.counts = counts.grown(min(max(_SMALLEST, 2 * size), rules.items))
+        recent = Recent(*(parts[f"recent.{name}"] for name in Recent._fields))
+        evidence._recent = recent.grown(min(max(_SMALLEST, 2 * users), rules.users))
+        evidence.popular = parts["popular"].copy()
         return evidence

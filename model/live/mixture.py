@@ -27,7 +27,7 @@ class Mixture:
     weights: Weights
 
     def __post_init__(self) -> None:
-        size = len(self.weights.out)
+        size = self.weights.out.size
         n_features, n_context = len(FEATURES), len(CONTEXT)
         shapes = {
             "linear": (n_features,),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from model.live import ranking
-from model.live.counting import HALF_LIVES_MS, PAIRS_HALF_LIFE_MS, POPULAR, RECENT
+from model.live.counting import HALF_LIVES_MS, PAIRS_HALF_LIFE_MS, POPULAR, RECENT, TOTAL
 from model.live.evidence import Evidence
 from model.live.mixture import Mixture
 from model.live.ranking import Items, Requests, Scratch
@@ -22,6 +22,7 @@ AT_ONCE = 16
 
 Rows = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
+T = TypeVar("T", bound=np.generic)
 
 
 class Request(NamedTuple):
@@ -97,6 +98,28 @@ class LiveRanker:
         found = map(self._row_of, item_ids)
         return [own for own in found if own is not None and own > row]
 
+    def beside(
+        self, item_id: str, k: int, open_rows: npt.NDArray[np.bool_]
+    ) -> tuple[Rows, Float32s]:
+        """The items that are had most often near this one, with their cosines, best first."""
+        evidence = self._current()
+        with evidence.lock:
+            number = evidence.number(item_id)
+            if number is None:
+                return np.zeros(0, np.int64), np.zeros(0, np.float32)
+            counts = evidence.counts
+            others = counts.neighbours[number]
+            others = others[others >= 0]
+            together = counts.together[number, : len(others)]
+            totals = counts.stats[others, TOTAL] + ranking.SHRINKAGE
+            cosines = together / np.sqrt(totals * (counts.stats[number, TOTAL] + ranking.SHRINKAGE))
+            rows = np.array([self._row_of(evidence.item_ids[other]) or 0 for other in others])
+        left = (rows > 0) & (rows < len(open_rows))
+        rows, cosines = rows[left].astype(np.int64), cosines[left]
+        rows, cosines = rows[open_rows[rows]], cosines[open_rows[rows]]
+        order = np.lexsort((rows, -cosines))[:k]
+        return rows[order], cosines[order].astype(np.float32)
+
     def best(
         self, requests: Sequence[Request], open_rows: npt.NDArray[np.bool_]
     ) -> list[tuple[Rows, Float32s]]:
@@ -105,21 +128,21 @@ class LiveRanker:
         Args:
             open_rows: (R + 1) which rows may be returned.
         """
-        if len(requests) > AT_ONCE:
-            return [
-                one
-                for begin in range(0, len(requests), AT_ONCE)
-                for one in self.best(requests[begin : begin + AT_ONCE], open_rows)
-            ]
-        k = max(request.k for request in requests)
-        rows, scores = (
-            np.zeros((len(requests), k), np.int64),
-            np.zeros((len(requests), k), np.float32),
-        )
-        sizes = np.zeros(len(requests), np.int64)
+        found: list[tuple[Rows, Float32s]] = []
+        for begin in range(0, len(requests), AT_ONCE):
+            found += self._best(requests[begin : begin + AT_ONCE], open_rows)
+        return found
+
+    def _best(
+        self, requests: Sequence[Request], open_rows: npt.NDArray[np.bool_]
+    ) -> list[tuple[Rows, Float32s]]:
         packed = self._packed(requests)
-        evidence = self._catch_up(packed, open_rows)
+        shape = (len(requests), max(1, int(packed.ks.max())))
+        rows, scores = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        sizes = np.zeros(len(requests), np.int64)
+        evidence = self._evidence
         with evidence.lock:
+            self._catch_up(packed, open_rows)
             ranking.best(
                 packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, self.mixture.weights,
@@ -130,9 +153,10 @@ class LiveRanker:
     def features(self, request: Request, open_rows: npt.NDArray[np.bool_]) -> Features:
         """What a mixture is to rank."""
         packed = self._packed([request])
-        evidence = self._catch_up(packed, open_rows)
+        evidence = self._evidence
         context = np.zeros(len(ranking.CONTEXT), np.float32)
         with evidence.lock:
+            self._catch_up(packed, open_rows)
             n = ranking.gather(
                 packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
@@ -179,23 +203,21 @@ class LiveRanker:
             np.array([request.k for request in requests]),
         )
 
-    def _catch_up(self, packed: Requests, open_rows: npt.NDArray[np.bool_]) -> Evidence:
-        """Looks up the rows of items that are new in the evidence, and makes room."""
+    def _catch_up(self, packed: Requests, open_rows: npt.NDArray[np.bool_]) -> None:
+        """Looks up the rows of items that are new in the evidence, and makes room: an index beyond
+        it would not be noticed. Under the evidence's lock."""
         evidence = self._evidence
         n_rows = len(open_rows)
         if len(self._numbers_of) < n_rows:
             self._numbers_of = _longer(self._numbers_of, 2 * n_rows, -1)
         size = len(evidence.counts.stats)
+        scratch = self._scratch
         if len(self._rows_of) < size:
             self._rows_of = _longer(self._rows_of, size, 0)
-            _, around, around_total, *others = self._scratch
-            self._scratch = Scratch(
-                np.zeros((size, 4), np.float32),
-                np.concatenate(
-                    [around, np.zeros((size - len(around), around.shape[1]), np.float32)]
-                ),
-                _longer(around_total, size, 0),
-                *others,
+            scratch = scratch._replace(
+                sums=np.zeros((size, 4), np.float32),
+                around=_longer(scratch.around, size, 0),
+                around_total=_longer(scratch.around_total, size, 0),
             )
         without: list[int] = []
         if n_rows != self._n_rows:  # what had no row may have one now
@@ -209,18 +231,17 @@ class LiveRanker:
                 self._numbers_of[row] = number
         self._looked_up = len(evidence.item_ids)
         most = packed.listed.shape[1] + 2 * POPULAR + RECENT * evidence.rules.neighbours
-        scratch = self._scratch
         if len(scratch.rows) < most or len(scratch.marks) < n_rows:
-            self._scratch = scratch._replace(
+            scratch = scratch._replace(
                 marks=np.zeros(max(len(scratch.marks), 2 * n_rows), np.int8),
                 features=np.zeros((len(ranking.FEATURES), most), np.float32),
                 rows=np.zeros(most, np.int64),
                 logs=np.zeros(most, np.float32),
             )
-        return evidence
+        self._scratch = scratch
 
 
-def _longer(values: npt.NDArray[np.generic], size: int, fill: int) -> npt.NDArray[np.generic]:
-    longer = np.full(size, fill, values.dtype)
+def _longer(values: npt.NDArray[T], size: int, fill: int) -> npt.NDArray[T]:
+    longer = np.full((size, *values.shape[1:]), fill, values.dtype)
     longer[: len(values)] = values
     return longer

@@ -29,6 +29,7 @@ item that it ranks highest."""
 N_FEATURES, N_CONTEXT = len(FEATURES), len(CONTEXT)
 MODEL, SCORED, NEAR, AFTER, POPULAR = 0, 1, 2, 3, 4
 AGE, KNOWN, VISIT, LIKE_RECENT, LIKE_QUERY = 8, 9, 10, 11, 12
+HAS_QUERY, LENGTH = 0, 1
 RECENCY = 0.8
 """The weight of an item of the history against that of the next newer one."""
 SHRINKAGE = 3.0
@@ -41,10 +42,10 @@ class Requests(NamedTuple):
     """B requests.
 
     queries: (B, D), where has_query (B); listed, listed_scores: (B, N) rows that the model ranks
-    highest, best first, 0 where there are fewer; numbers, rows: of last items, newest first, those
-    of request b at [recent_ends[b - 1], recent_ends[b]): as the evidence counts them, -1 for none,
-    and as the model knows them, 0 for none; hidden: rows not to be returned, likewise; seen: rows
-    that the user has had and may get, likewise; ks: (B) how many are wanted.
+    highest, best first, 0 after the last; numbers, rows: of last items, newest first, those of
+    request b at [recent_ends[b - 1], recent_ends[b]): as the evidence counts them, -1 for none,
+    and as the model knows them, 0 for none; hidden: rows not to be returned, likewise by
+    hidden_ends; ks: (B) how many are wanted.
     """
 
     queries: npt.NDArray[np.float32]
@@ -116,7 +117,7 @@ def _log2(x: Any, exponents: Any) -> None:
 
 
 @part
-def _dot(x: Any, y: Any) -> float:
+def _dot(x: Any, y: Any) -> np.float32:
     total = np.float32(0)
     for d in range(len(x)):
         total += x[d] * y[d]
@@ -170,6 +171,12 @@ def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: A
 
 
 @part
+def _is_new(row: int, items: Any, marks: Any) -> bool:
+    """Whether a row may be returned and is no candidate yet."""
+    return bool(0 < row < len(items.open) and items.open[row] and marks[row] == 0)
+
+
+@part
 def _gather(
     b: int, requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any,
     half_life: float, items: Any, scratch: Any, context: Any,
@@ -184,7 +191,8 @@ def _gather(
     query, has_query = requests.queries[b], requests.has_query[b]
     n_known = len(items.vectors)
     for i in range(len(hidden)):
-        marks[hidden[i]] = _HIDDEN
+        if 0 <= hidden[i] < len(marks):
+            marks[hidden[i]] = _HIDDEN
     n = 0
     # -- what the model ranks highest
     top, total = np.float32(0), 0.0
@@ -199,7 +207,7 @@ def _gather(
             row = requests.listed[b, i]
             if row == 0:
                 break
-            if marks[row] == 0 and items.open[row]:
+            if _is_new(row, items, marks):
                 marks[row] = _CANDIDATE
                 rows[n] = row
                 features[MODEL, n] = requests.listed_scores[b, i] - top
@@ -212,7 +220,7 @@ def _gather(
             if popular[p, i] < 0:
                 break
             row = items.rows_of[popular[p, i]]
-            if row > 0 and marks[row] == 0 and items.open[row]:
+            if _is_new(row, items, marks):
                 marks[row] = _CANDIDATE
                 rows[n] = row
                 n += 1
@@ -224,7 +232,7 @@ def _gather(
             if other < 0:
                 break
             row = items.rows_of[other]
-            if row > 0 and marks[row] == 0 and items.open[row]:
+            if _is_new(row, items, marks):
                 marks[row] = _CANDIDATE
                 rows[n] = row
                 n += 1
@@ -278,7 +286,8 @@ def _gather(
         _log2(features[f, :n], scratch.logs)
     # -- leave no trace
     for i in range(len(hidden)):
-        marks[hidden[i]] = 0
+        if 0 <= hidden[i] < len(marks):
+            marks[hidden[i]] = 0
     for k in range(len(numbers)):
         if numbers[k] >= 0:
             for m in range(counts.neighbours.shape[1]):
@@ -356,7 +365,10 @@ def best(
         n = _gather(
             b, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
         )
-        _score(n, scratch.features, context, weights, scores, hidden)
+        if context[HAS_QUERY] or context[LENGTH]:
+            _score(n, scratch.features, context, weights, scores, hidden)
+        else:  # of somebody of whom nothing is known
+            scores[:n] = scratch.features[POPULAR, :n]
         sizes[b] = _select(n, scratch.rows, scores, requests.ks[b], found_rows[b], found_scores[b])
 
 

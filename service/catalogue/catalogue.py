@@ -56,7 +56,7 @@ class Catalogue:
                 self.turns.close()
 
     def row(self, item_id: str) -> int | None:
-        """The item's row; one that was deleted keeps it."""
+        """The item's row; one that was deleted keeps it. Any thread may ask."""
         return self._table.row(item_id)
 
     def rows(self, items: Iterable[str]) -> NDArray[np.int32]:

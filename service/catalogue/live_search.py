@@ -76,6 +76,15 @@ class LiveSearch:
             begin = end
         return found
 
+    def beside(self, item_id: str, ask: Ask, view: CatalogueView) -> Ranking:
+        """The items that are had most often near this one; the score is their cosine."""
+        open_rows = view.open
+        if len(ask.hidden):
+            open_rows = open_rows.copy()
+            open_rows[ask.hidden] = False
+        rows, scores = self._ranker.beside(item_id, ask.k, open_rows)
+        return Ranking(rows, scores, live=True)
+
     def _request(
         self, ask: Ask, query_D: NDArray[np.float32] | None, listed: Ranking | None
     ) -> Request:

@@ -62,12 +62,13 @@ class Retrieval:
         self._search: ExactSearch | ApproximateSearch = self._exact
         if index is not None:
             self._search = ApproximateSearch(self._exact, embedding.cpu(), index)
+        self._trained = len(items)
         self.view = CatalogueView(len(items))
         self.live: LiveSearch | None = None
 
     def follow(self, ranker: LiveRanker) -> None:
         """Answers by what has happened since the training as well."""
-        self.live = LiveSearch(self._search, ranker, self.view.size)
+        self.live = LiveSearch(self._search, ranker, self._trained)
 
     def answer(
         self,
@@ -147,9 +148,18 @@ class Retrieval:
         """(2, n) places of hidden and of seen items among the scores that `answer` looks at."""
         return self._exact.places([own for ask in asks for own in ask.searches()])
 
-    def similar(self, row: int, ask: Ask) -> Ranking:
-        """The items whose vectors point most nearly where this row's does."""
+    def similar(self, row: int, item_id: str, ask: Ask) -> Ranking:
+        """The items whose vectors point most nearly where this one's does; for one that the model
+        was not trained on, those that are had near it, if any are."""
+        if self.live is not None and row > self._trained:
+            found = self.live.beside(item_id, ask, self.view)
+            if len(found.items):
+                return found
         return similar(row, ask, self.view, self._search.around, self.vectors)
+
+    def popular(self, ask: Ask) -> Ranking:
+        """What is popular, whoever asks."""
+        return self._popular.top(self.view, ask)
 
     def popular_in_training(self, ask: Ask) -> Ranking:
         """Whatever is popular of late."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -26,10 +26,11 @@ from service.engine import snapshots
 from service.engine.effects import EventEffects
 from service.engine.history import Fetched, History, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
+from service.engine.quality import QualitySampler
 from service.engine.requests import Read, Recommendation, Source
 from service.engine.snapshots import Snapshot, SnapshotFormat, own_versions
+from service.engine.work import Work
 from service.observe import stages
-from service.observe.stages import Span
 from service.store.events import ORIGIN, Event
 
 SMALL_EVENTS = 32
@@ -54,31 +55,6 @@ class Ready:
     due: bool = False
 
 
-@dataclass
-class Work:
-    """What one pass did: answers, snapshots to write, users whose history is needed.
-
-    `spans` follow each other without a gap from `started` on.
-    """
-
-    answers: list[tuple[Read, Recommendation]] = field(default_factory=list)
-    snapshots: list[tuple[str, bytes]] = field(default_factory=list)
-    unresolved: list[Fetched] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
-    spans: list[Span] = field(default_factory=list)
-    from_snapshot: int = 0
-    from_log: int = 0
-    stepped: int = 0
-    prefilled: int = 0
-    unfit: int = 0
-    unsound: int = 0
-
-    def end(self, stage: str) -> None:
-        """What was done since the last span was `stage`."""
-        start = self.spans[-1][2] if self.spans else self.started
-        self.spans.append((stage, start, time.perf_counter()))
-
-
 class BatchRunner:
     """Applies events to the rows of a pool and reads recommendations out of them."""
 
@@ -89,8 +65,10 @@ class BatchRunner:
         snapshots: SnapshotFormat,
         kinds: KindRules,
         retrieval: Retrieval | None = None,
+        quality: QualitySampler | None = None,
     ) -> None:
         self.model, self.pool, self.snapshots = artefact.model, pool, snapshots
+        self.quality = quality
         self.stepper = open_stepper(self.model, pool.states)
         vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.effects = EventEffects(kinds, vocabulary)
@@ -117,11 +95,13 @@ class BatchRunner:
         if not self.stepper.in_microseconds:
             return False
         asks = [read.ask for fetched in batch for read in fetched.reads]
+        replies = [(fetched, fetched.reply) for fetched in batch if fetched.reply is not None]
+        judged = sum(self._drawn(one, reply.events) is not None for one, reply in replies)
         return (
-            len(asks) * self.retrieval.view.size <= SMALL_SCORES
+            (len(asks) + judged) * self.retrieval.view.size <= SMALL_SCORES
             and all(ask.candidates is None and ask.choice is None for ask in asks)
             and all(_is_at_hand(fetched) for fetched in batch)
-            and sum(len(f.reply.events) for f in batch if f.reply is not None) <= SMALL_EVENTS
+            and sum(len(reply.events) for _, reply in replies) <= SMALL_EVENTS
         )
 
     @torch.inference_mode()
@@ -152,7 +132,7 @@ class BatchRunner:
                 else:
                     ready.append(placed)
             due = [one.row for one in ready if one.due]
-            self._catch_up(ready, due, work)
+            self._catch_up(self._judge(ready, due, work), due, work)
             if due and not self.snapshots.rounds:
                 # A record erased since its append leaves nothing to keep.
                 self._pack([row for row in due if row.mark != ORIGIN], work)
@@ -320,20 +300,49 @@ class BatchRunner:
 
     # -- recommendations -----------------------------------------------------------------
 
+    def _judge(self, ready: Sequence[Ready], due: Sequence[Row], work: Work) -> Sequence[Ready]:
+        """Catches up to just before the events of the quality sample and judges them; what is left
+        to catch up with."""
+        if self.quality is None:
+            return ready
+        places = [self._drawn(one.fetched, one.events) for one in ready]
+        chosen = [(one, n) for one, n in zip(ready, places, strict=True) if n is not None]
+        if not chosen:
+            return ready
+        self._catch_up([replace(one, events=one.events[:n]) for one, n in chosen], due, work)
+        self.stepper.send()  # a failure of these steps is the batch's
+        events = [(one.row, one.events[n]) for one, n in chosen]
+        try:
+            work.judged = self.quality.judged(events, self.effects, self.retrieval, self._rankings)
+        except Exception:
+            work.unjudged = len(events)
+            self.quality.log_failure()
+        work.end(stages.RETRIEVE)
+        parts = zip(ready, places, strict=True)
+        return [replace(one, events=one.events[n:]) if n else one for one, n in parts]
+
+    def _drawn(self, fetched: Fetched, events: Sequence[Event]) -> int | None:
+        """Which of the events that a row lacks is of the quality sample; None: none."""
+        if self.quality is None or fetched.reply is None:
+            return None
+        return self.quality.place(fetched.reply, events, self.effects)
+
     def _answer(self, ready: Sequence[Ready], work: Work) -> None:
         asked = [(one, read, _ask(one, read)) for one in ready for read in one.fetched.reads]
         if not asked:
             return
-        known = [each for each in asked if each[0].row.count]
-        others = [each for each in asked if not each[0].row.count]
-        popular = self.retrieval.answer(None, [ask for _, _, ask in others])
-        rankings = [*self._rankings([(one.row, ask) for one, _, ask in known]), *popular]
-        for (one, read, ask), ranking in zip(known + others, rankings, strict=True):
+        rankings = self._rankings([(one.row, ask) for one, _, ask in asked])
+        for (one, read, ask), ranking in zip(asked, rankings, strict=True):
             work.answers.append((read, _recommendation(one, ask, ranking)))
         work.end(stages.RETRIEVE)
 
     def _rankings(self, asked: Sequence[tuple[Row, Ask]]) -> list[Ranking]:
-        """By the states of users of whom something is known."""
+        """What users are given: by their states, or, where those say nothing, what is popular."""
+        popular = iter(self.retrieval.answer(None, [ask for row, ask in asked if not row.count]))
+        best = iter(self._by_states([(row, ask) for row, ask in asked if row.count]))
+        return [next(best if row.count else popular) for row, _ in asked]
+
+    def _by_states(self, asked: Sequence[tuple[Row, Ask]]) -> list[Ranking]:
         if not asked:
             return []
         asks = [ask for _, ask in asked]

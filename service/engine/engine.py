@@ -29,6 +29,7 @@ from service.engine.listener import Listener
 from service.engine.log_exchange import LogExchange
 from service.engine.one_at_a_time import OneAtATime
 from service.engine.pool import StatePool
+from service.engine.quality import QualitySampler
 from service.engine.request_queue import RequestQueue
 from service.engine.requests import Append, Read, Recommendation, StoreAway
 from service.engine.scheduler import Scheduler
@@ -65,6 +66,7 @@ class Engine:
         listeners: Sequence[Listener] = (),
         kinds: KindRules | None = None,
         store_away: StoreAway = "refuse",
+        quality: QualitySampler | None = None,
     ) -> None:
         kinds = kinds or KindRules()
         model = artefact.model
@@ -76,7 +78,7 @@ class Engine:
         )
         self.log, self.listeners = log, listeners
         self.pool = StatePool(model.state_layout, pool_capacity, model.device)
-        self.runner = BatchRunner(artefact, self.pool, self.snapshots, kinds, retrieval)
+        self.runner = BatchRunner(artefact, self.pool, self.snapshots, kinds, retrieval, quality)
         self.vocabulary = self.runner.effects.vocabulary
         self.history = HistoryReader(log, self.pool, self.snapshots)
         self.erasures = ErasureFollower(log, self.pool, listeners)
@@ -199,13 +201,13 @@ class Engine:
         self.queue.put(read)
         return await read.done
 
-    async def similar(self, row: int, k: int) -> Ranking:
+    async def similar(self, row: int, item_id: str, k: int) -> Ranking:
         """The items most like that of a row, without itself; between two batches.
 
         Raises:
             Overloaded: nothing was done.
         """
-        search = partial(self.scheduler.aside, self.runner.retrieval.similar, row, Ask(k))
+        search = partial(self.scheduler.aside, self.runner.retrieval.similar, row, item_id, Ask(k))
         return await self._similar.run(search)
 
     async def erase(self, user_id: str) -> bool:

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from service.engine.batch_runner import BatchRunner, Work
+from service.engine.batch_runner import BatchRunner
 from service.engine.history import MAX_ATTEMPTS, Fetched
 from service.engine.log_exchange import LogExchange
 from service.engine.request_queue import Asked, RequestQueue
 from service.engine.requests import Append, Read, Recommendation, reject, resolve
 from service.engine.snapshot_writer import SnapshotWriter
 from service.engine.tally import Tally
+from service.engine.work import Work
 from service.observe import stages
 from service.store.errors import HistoryChanged, StoreError
 

@@ -7,9 +7,9 @@ from collections.abc import Container
 from functools import cached_property
 
 from model.kinds import KindRules
-from service.engine.batch_runner import Work
 from service.engine.pool import StatePool
 from service.engine.snapshots import LOGGED
+from service.engine.work import Work
 from service.observe import metrics
 from service.store.events import NewEvent, Verdict
 
@@ -43,6 +43,8 @@ class Tally:
             metrics.kinds(kind)
             metrics.outcomes(self._identity, kind)
         self._of_model.users.set(0)
+        for known in (True, False):
+            self._quality(known)
 
     def end(self) -> None:
         """The engine is gone, and so is its part of what the process shows."""
@@ -104,4 +106,10 @@ class Tally:
             (metrics.SNAPSHOTS["unsound"], work.unsound),
             (self._of_model.recommendations, len(work.answers)),
             (self._of_model.rebuilds, work.from_snapshot + work.from_log),
+            (metrics.QUALITY_FAILURES, work.unjudged),
         )
+        for one in work.judged:
+            self._quality(one.known).count(one.served, one.popular)
+
+    def _quality(self, known: bool) -> metrics.Quality:
+        return metrics.quality(self._identity, "known" if known else "new")

@@ -10,19 +10,21 @@ from model.times import iso
 from service.engine import explanation
 from service.engine.requests import Recommendation
 from service.http.dependencies import Services
-from service.http.schemas import Reason, RecommendedItem
+from service.http.schemas import Path, Reason, RecommendedItem
 
 
 def recommended(services: Services, found: Recommendation) -> list[RecommendedItem]:
     """The items of an answer, best first."""
     catalogue, ranking = services.catalogue, found.ranking
     ids, titles, trained = catalogue.ids, catalogue.titles, catalogue.trained
+    newer: Path = "live" if ranking.live else "cold"
+    other: Path = "live" if ranking.live else "popular"
     by_model = found.source == "model"
     items = [
         RecommendedItem(
             ids[row - 1],
             score,
-            ("model" if row <= trained else "cold") if by_model else "popular",
+            ("model" if row <= trained else newer) if by_model else other,
             titles[row - 1],
         )
         for row, score in zip(ranking.items.tolist(), ranking.scores.tolist(), strict=True)

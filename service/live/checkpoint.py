@@ -26,10 +26,10 @@ from service.store.client import Store
 from service.store.errors import raised
 from service.store.script import Script
 
-_CHUNK = 2**20
+CHUNK = 2**20
 _UNPOINTED_MS = 600_000
 """So long a writer may take."""
-_REPLACED_MS = 60_000
+_REPLACED_MS = 180_000
 """So long what is pointed at no more can be read."""
 _POINT = Script.read("checkpoint", "service.live")
 
@@ -76,7 +76,7 @@ class Checkpoints:
         text: bytes | None = await self._store.request(("GET", self._key), "live")
         return text
 
-    async def read(self, pointer: Pointer) -> bytes:
+    async def read(self, pointer: Pointer) -> memoryview:
         """What was written. Raises EvidenceError: it is gone or damaged."""
         digest, data = hashlib.blake2b(digest_size=16), bytearray()
         for key in self._chunks(pointer):
@@ -90,15 +90,15 @@ class Checkpoints:
                 raise EvidenceError(f"a part of it is damaged: {error}") from None
         if digest.hexdigest() != pointer.digest:
             raise EvidenceError("its checksum is wrong")
-        return bytes(data)
+        return memoryview(data)
 
     async def write(
-        self, data: bytes, rules: EvidenceRules, lineage: str, position: Position
+        self, data: memoryview, rules: EvidenceRules, lineage: str, position: Position
     ) -> Pointer:
         """Writes chunks; `point` makes a checkpoint of them."""
         digest, name, chunks = hashlib.blake2b(digest_size=16), uuid4().hex, 0
-        for start in range(0, len(data), _CHUNK):
-            part = data[start : start + _CHUNK]
+        for start in range(0, len(data), CHUNK):
+            part = data[start : start + CHUNK]
             chunk = await asyncio.to_thread(zlib.compress, part, 1)
             digest.update(chunk)
             key = f"{self._key}:{name}:{chunks}"

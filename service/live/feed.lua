@@ -7,7 +7,7 @@
 local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 local count = tonumber(ARGV[1])
 if newest then count = count + tonumber(newest[2][2]) end
-redis.call('XADD', KEYS[1], '*', 'n', string.format('%.0f', count), 'records', ARGV[2])
+redis.call('XADD', KEYS[1], '*', 'n', string.format('%.0f', count), 'own', ARGV[1], 'records', ARGV[2])
 
 local clock = redis.call('TIME')
 local since = tonumber(clock[1]) * 1000 - tonumber(ARGV[4])

@@ -41,14 +41,19 @@ BEGINNING = Position()
 
 @dataclass(frozen=True)
 class Entry:
-    """`end`: the position after it."""
+    """`size`: how many records it has; `end`: the position after it."""
 
     end: Position
-    records: Sequence[Record]
+    size: int
+    packed: bytes
 
-    def follows(self, position: Position) -> bool:
-        """Whether nothing is missing between."""
-        return self.end.records - len(self.records) == position.records
+    @property
+    def begin(self) -> int:
+        """How many records there were before it."""
+        return self.end.records - self.size
+
+    def records(self) -> list[Record]:
+        return list(unpacked(self.packed))
 
 
 class Feed:
@@ -86,5 +91,5 @@ class Feed:
 
 def _entry(entry_id: bytes, fields: Sequence[bytes]) -> Entry:
     ms, _, sequence = entry_id.partition(b"-")
-    _, count, _, records = fields
-    return Entry(Position(int(ms), int(sequence), int(count)), list(unpacked(records)))
+    _, count, _, size, _, records = fields
+    return Entry(Position(int(ms), int(sequence), int(count)), int(size), records)

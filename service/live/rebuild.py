@@ -208,12 +208,12 @@ class Rebuild:
     async def _followed(self, position: Position, meanwhile: list[Record]) -> Position:
         while entries := await self._feed.after(position):
             for entry in entries:
-                if not entry.follows(position):
+                if entry.begin != position.records:
                     raise RebuildError(
                         "more events came than the live feed holds: run it again, or with a larger "
                         "live_feed_events"
                     )
-                meanwhile += entry.records
+                meanwhile += entry.records()
                 position = entry.end
         return position
 

@@ -17,6 +17,7 @@ from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
 from service.engine.explanation import Explainer
+from service.engine.quality import QualitySampler
 from service.models.live_items import follow_evidence, new_items_noted
 from service.models.serving_context import ServingContext
 from service.observe import metrics
@@ -74,6 +75,8 @@ async def open_model(
                 "a new folder for each model"
             )
         retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
+        catalogue = Catalogue(artefact, context.records, retrieval)
+        sample = settings.quality_sample
         share = SHARE if settings.models_dir is None else SHARE_OF_TWO
         engine = Engine(
             artefact,
@@ -92,8 +95,8 @@ async def open_model(
             listeners=context.listeners,
             kinds=KindRules.parse(settings.kinds),
             store_away=settings.store_away,
+            quality=QualitySampler(sample, catalogue.row) if sample else None,
         )
-        catalogue = Catalogue(artefact, context.records, retrieval)
         if context.live is not None:
             follow_evidence(retrieval, artefact, catalogue, context.live)
         return folder.resolve().name, artefact, engine, catalogue
@@ -102,9 +105,9 @@ async def open_model(
     name, artefact, engine, catalogue = await asyncio.to_thread(load)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(catalogue.followed(settings.catalogue_poll_s))
-        if context.live is not None and settings.live_new_items:
-            await stack.enter_async_context(new_items_noted(catalogue, context.live))
-        retrieval = engine.runner.retrieval
+        retrieval, live = engine.runner.retrieval, context.live
+        if live is not None and retrieval.live is not None and settings.live_new_items:
+            await stack.enter_async_context(new_items_noted(catalogue, live))
         context.popularity.show(retrieval, catalogue.row)
         stack.callback(context.popularity.forget, retrieval)
 

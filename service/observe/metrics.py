@@ -7,6 +7,7 @@ Only the thread of the event loop may change a metric.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -301,6 +302,27 @@ outcomes = _counters_of(
 OUTCOME_FAILURES = _counter(
     "tim4rec_outcome_failures", "Times that recommended items or outcomes were not sent"
 )
+_quality_events = _counters_of(
+    "tim4rec_quality_events",
+    "Interactions judged (quality_sample), by the user's model and whether it knows the item",
+    "model",
+    "item",
+)
+_quality_hits, _quality_ndcg, _quality_reciprocal_ranks = (
+    _counters_of(f"tim4rec_quality_{name}", meaning, "model", "item", "by")
+    for name, meaning in (
+        (
+            "hits",
+            "Interactions judged whose item was among the 10 that the user would have been given "
+            "just before (served), or among the 10 most popular (popularity)",
+        ),
+        ("ndcg", "Sum over these of 1 / log2(rank + 1); a judged interaction: NDCG@10"),
+        ("reciprocal_ranks", "Sum over these of 1 / rank; a judged interaction: MRR@10"),
+    )
+)
+QUALITY_FAILURES = _counter(
+    "tim4rec_quality_failures", "Interactions of the quality sample that could not be judged"
+)
 _moved_users = _sum(
     "tim4rec_moved_users",
     "Users in the pool whose model the last change changed, by whether they have its state",
@@ -341,6 +363,28 @@ class OfModel:
 
 
 of_model = cache(OfModel)
+
+
+class Quality:
+    """What is counted of the interactions judged, by model and item: `known` to it, or `new`. To be
+    made in the thread of the event loop."""
+
+    def __init__(self, model: str, item: Literal["known", "new"]) -> None:
+        self._events = _quality_events(model, item)
+        counters = _quality_hits, _quality_ndcg, _quality_reciprocal_ranks
+        self._served = [of(model, item, "served") for of in counters]
+        self._popularity = [of(model, item, "popularity") for of in counters]
+
+    def count(self, served: int | None, popular: int | None) -> None:
+        """An interaction, by the rank of its item, from 1; None: not among the best."""
+        self._events.inc()
+        for rank, counters in ((served, self._served), (popular, self._popularity)):
+            if rank is not None:
+                gains = 1, 1 / math.log2(rank + 1), 1 / rank
+                count(*zip(counters, gains, strict=True))
+
+
+quality = cache(Quality)
 
 
 def observe_request(

@@ -54,6 +54,7 @@ WHILE_ALL_IS_WELL = {
     ("Popularity not kept", "failures a second"),
     ("Changes of the models", "behind"),
     ("What is shown and taken to", "not counted"),
+    ("Interactions judged", "not judged"),
     ("Event loop lag", "{{instance}}"),
     ("Workers", "replaced"),
 }
@@ -353,6 +354,7 @@ def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
         max_queue=8,
         snapshot_every=4,
         outcome_window_s=60,
+        quality_sample=1,
         exactness_every_s=0.2,
     )
     with Prometheus(f"127.0.0.1:{service.port}", EVERY_S) as prometheus:

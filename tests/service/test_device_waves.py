@@ -18,8 +18,9 @@ from model.kernels import Kernels
 from service.engine.batch_runner import BatchRunner
 from service.engine.capacity import ON_CPU, SHARE_OF_TWO, pool_rows, rows_within
 from service.engine.engine import Engine
+from service.engine.quality import Judged, QualitySampler
 from service.store.client import Store
-from service.store.event_log import EventLog
+from service.store.event_log import EventLog, LogRequest
 from service.store.events import NewEvent, new_uid
 from tests.model.conftest import device, kernels  # noqa: F401
 from tests.service.processes import BASE_MS, make_artefact
@@ -85,6 +86,39 @@ def test_answers_are_those_of_the_cpu(engines: Any, store_url: str, run: Run) ->
             assert one.mark == other.mark
             for name, part in other.state.parts.items():
                 torch.testing.assert_close(one.state[name].cpu(), part, rtol=0, atol=1e-4)
+            for engine in (by_kernels, by_cpu):
+                await engine.stop()
+
+    run(go())
+
+
+def test_events_are_judged_as_on_the_cpu(engines: Any, store_url: str, run: Run) -> None:
+    class Recorded(QualitySampler):
+        found: list[Judged]
+
+        def judged(self, *chosen: Any) -> list[Judged]:
+            self.found += super().judged(*chosen)
+            return []
+
+    async def judged(engine: Engine, user: str) -> list[Judged]:
+        quality = engine.runner.quality = Recorded(1, engine.vocabulary.get)
+        quality.found = []
+        await engine.recommend(user, 1)
+        for place, n in enumerate((0, 7, 2, 9, 4)):
+            event = NewEvent(new_uid(), ITEMS[n], BASE_MS + place * place * 10**6)
+            await engine.append(user, [event])
+        elsewhere = [NewEvent(new_uid(), ITEMS[n], BASE_MS + 10**9 + n) for n in (1, 3)]
+        await engine.log.exchange([LogRequest(user, events=elsewhere)])
+        await engine.append(user, [NewEvent(new_uid(), ITEMS[8], BASE_MS + 10**10)])
+        found = await engine.recommend(user, 3)
+        assert found.version == 8
+        assert len(quality.found) == 6
+        return quality.found
+
+    async def go() -> None:
+        async with Store(store_url) as store:
+            by_kernels, by_cpu = await engines(store)
+            assert await judged(by_kernels, "kim") == await judged(by_cpu, "lea")
             for engine in (by_kernels, by_cpu):
                 await engine.stop()
 

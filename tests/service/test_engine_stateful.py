@@ -7,7 +7,8 @@ workers in between. What must hold throughout:
 - the log is exactly what was accepted, in the order it was accepted or, with the policy replay,
   in that of its times, each event once;
 - every state in a pool or in a snapshot is the pure function of the events up to its mark;
-- an answer is computed from exactly the log that its exchange saw.
+- an answer is computed from exactly the log that its exchange saw;
+- an event is judged by the state of exactly the events before it, once or never.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ from service.catalogue.ranking import Ranking
 from service.catalogue.retrieval import Retrieval
 from service.engine.engine import Engine
 from service.engine.history import Fetched
+from service.engine.pool import Row, StatePool
+from service.engine.quality import Judged, QualitySampler
 from service.engine.request_queue import Asked
 from service.engine.requests import Read, Recommendation
 from service.engine.snapshots import Snapshot
 from service.store.client import Store
 from service.store.erasures import Erasures
 from service.store.event_log import EventLog, LatePolicy, LogRequest
-from service.store.events import Event, NewEvent, Outcome, Verdict, new_uid
+from service.store.events import ORIGIN, Event, Mark, NewEvent, Outcome, Verdict, new_uid
 from tests.depth import examples
 from tests.service.lossy_store import LossyStore
 from tests.service.record import read_snapshots
@@ -136,10 +139,40 @@ class RecordedRetrieval(Retrieval):
         return super().answer(query_BD, asks, there)
 
     def asked(self) -> list[Ask]:
-        """What it was asked since the last time, in the order of a batch's answers."""
+        """What it was asked since the last time, for states and then without."""
         found = [*self.of_states, *self.of_none]
         self.of_states.clear()
         self.of_none.clear()
+        return found
+
+
+@dataclass
+class Chosen:
+    """An event that was judged, and its user's row just then."""
+
+    event: Event
+    mark: Mark
+    state: State
+    seen: set[int]
+    hidden: set[int]
+
+
+class RecordedSampler(QualitySampler):
+    """Of every event, with what was to be judged."""
+
+    def __init__(self, artefact: Artefact, retrieval: RecordedRetrieval) -> None:
+        super().__init__(1.0, {item: n for n, item in enumerate(artefact.items.ids, 1)}.get)
+        self.pool: StatePool
+        self.chosen: list[Chosen] = []
+        self._recorded = retrieval
+
+    def judged(self, chosen: Sequence[tuple[Row, Event]], *others: Any) -> list[Judged]:
+        for row, event in chosen:
+            state = self.pool.states.rows(torch.tensor([row.slot]))
+            seen, hidden = (set(of.array().tolist()) for of in (row.seen, row.hidden))
+            self.chosen.append(Chosen(event, row.mark, state, seen, hidden))
+        found = super().judged(chosen, *others)
+        self._recorded.asked()
         return found
 
 
@@ -155,6 +188,7 @@ class Worker:
             replay_limit=REPLAY_LIMIT,
         )
         self.retrieval = RecordedRetrieval(ARTEFACTS[which])
+        self.quality = RecordedSampler(ARTEFACTS[which], self.retrieval)
         self.engine = Engine(
             ARTEFACTS[which],
             self.log,
@@ -164,7 +198,9 @@ class Worker:
             snapshot_precision=precision,
             kinds=RULES[which],
             retrieval=self.retrieval,
+            quality=self.quality,
         )
+        self.quality.pool = self.engine.pool
         self.exchanged: list[Exchanged] = []
         self.unresolved: list[Fetched] = []
         self.packed: list[tuple[str, bytes]] = []
@@ -194,6 +230,7 @@ class Workers(RuleBasedStateMachine):
         self.barred: set[str] = set()  # users of whom a snapshot may be refused for a while
         self.calls: list[asyncio.Task[Any]] = []
         self.folded: dict[tuple[int, bytes], tuple[State, set[int]]] = {}
+        self.judged: set[bytes] = set()
 
     def run(self, work: Any) -> Any:
         return self.loop.run_until_complete(work)
@@ -497,8 +534,10 @@ class Workers(RuleBasedStateMachine):
             log = saw[fetched.user_id]
             assert row.mark.version == len(log)
             assert row.mark.uid == (log[-1].uid if log else b"")
+        self.check_judged(worker)
         asked = worker.retrieval.asked()
-        for (read, answer), ask in zip(work.answers, asked, strict=True):
+        by_source = sorted(work.answers, key=lambda one: one[1].source != "model")
+        for (read, answer), ask in zip(by_source, asked, strict=True):
             if read.session is not None:
                 assert answer.version == len(read.session)
                 self.check_answer(worker, list(read.session), read, ask, answer)
@@ -506,6 +545,17 @@ class Workers(RuleBasedStateMachine):
                 assert not answer.stale
                 assert answer.version == len(saw[read.user_id])
                 self.check_answer(worker, saw[read.user_id], read, ask, answer)
+
+    def check_judged(self, worker: Worker) -> None:
+        for one in worker.quality.chosen:
+            *before, event = self.prefix[one.event.uid]
+            assert event == one.event
+            assert of_step(worker.which, event)
+            assert one.mark == (before[-1].mark if before else ORIGIN)
+            self.check_state(worker.which, before, one.state, one.seen, one.hidden)
+            assert event.sent_uid not in self.judged
+            self.judged.add(event.sent_uid)
+        worker.quality.chosen.clear()
 
     def check_answer(
         self, worker: Worker, log: list[Event], read: Read, ask: Ask, answer: Recommendation

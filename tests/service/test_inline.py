@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from service.engine.batch_runner import SMALL_EVENTS, Work
+from service.engine.batch_runner import SMALL_EVENTS
 from service.engine.engine import Engine
 from service.engine.history import Fetched
+from service.engine.work import Work
 from service.store.client import Store
 from service.store.event_log import EventLog
 from service.store.events import NewEvent, new_uid

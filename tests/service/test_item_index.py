@@ -105,7 +105,7 @@ def test_similar_items_by_the_index(both: Both) -> None:
     hits = 0
     for row in range(1, 41):
         masked = np.array([row + 1, row + 2], np.int32)
-        found = both.indexed.similar(row, Ask(10, masked))
+        found = both.indexed.similar(row, "any", Ask(10, masked))
         cosines = np.concatenate([[-2], unit @ unit[row - 1]])
         expected = best(cosines, np.append(masked, row), 10)
         np.testing.assert_allclose(found.scores, cosines[found.items], atol=1e-5)
@@ -113,7 +113,7 @@ def test_similar_items_by_the_index(both: Both) -> None:
         assert not {row, row + 1, row + 2} & set(found.items.tolist())
         hits += len(set(found.items.tolist()) & set(expected))
     assert hits >= 0.98 * 400
-    everything = both.indexed.similar(1, Ask(SIZE))
+    everything = both.indexed.similar(1, "any", Ask(SIZE))
     assert len(everything.items) == SIZE - 1
 
 

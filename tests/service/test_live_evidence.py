@@ -106,7 +106,7 @@ def test_all_hold_what_the_feed_says(valkey: ValkeyServer, run: Run, steps: list
 def test_a_checkpoint_is_as_good_as_all_of_the_feed(
     either: ValkeyServer | ValkeyCluster, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.live.checkpoint._CHUNK", 100)  # many
+    monkeypatch.setattr("service.live.checkpoint.CHUNK", 100)  # many
 
     async def go() -> None:
         async with Store(either.url) as store:

@@ -43,8 +43,8 @@ async def everything(feed: Feed) -> list[Record]:
     position, found = BEGINNING, list[Record]()
     while entries := await feed.after(position):
         for entry in entries:
-            assert entry.follows(position) or not found
-            found += entry.records
+            assert entry.begin == position.records or not found
+            found += entry.records()
             position = entry.end
     assert position == await feed.end()
     return found

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.kinds import KindRules
+from model.live.counting import TOTAL
 from model.live.evidence import Evidence, Observed, user_key
 from service.live.checkpoint import Checkpoints
 from service.live.feed import Feed
@@ -222,7 +223,8 @@ def test_nothing_that_comes_meanwhile_is_missing_or_twice(
                     async for page in log.events(user):
                         expected.update(event.item_id for event in page)
             evidence = running.evidence
-            found = zip(evidence.item_ids, evidence.counts.total.tolist(), strict=False)
+            totals = evidence.counts.stats[:, TOTAL].tolist()
+            found = zip(evidence.item_ids, totals, strict=False)
             assert dict(found) == expected
             assert evidence.n_events == expected.total()
 

@@ -122,7 +122,7 @@ def test_similar_items_are_sorted_by_cosine(
     row = data.draw(st.integers(1, size))
     items = Items([f"i{i}" for i in range(size)], np.zeros(size, np.int64))
     retrieval = Retrieval(torch.from_numpy(embedding), items)
-    found = retrieval.similar(row, Ask(ks[0], np.array(masks[0], np.int32)))
+    found = retrieval.similar(row, f"i{row}", Ask(ks[0], np.array(masks[0], np.int32)))
 
     def cosine(one: np.ndarray, other: np.ndarray) -> float:
         lengths = float(np.linalg.norm(one) * np.linalg.norm(other))

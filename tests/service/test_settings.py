@@ -46,7 +46,7 @@ OTHERS: dict[str, str] = {
     "live": "false", "live_neighbours": "8", "live_users": "1000", "live_new_items": "false",
     "live_feed_events": "5000", "live_checkpoint_s": "7.5",
     "log_level": "debug", "log_format": "text", "log_requests": "all", "tracing": "true",
-    "outcome_window_s": "60", "exactness_every_s": "0",
+    "outcome_window_s": "60", "quality_sample": "0.5", "exactness_every_s": "0",
     "exactness_max_events": "3", "exactness_tolerance": "0.5",
 }  # fmt: skip
 """A value for every setting that is not its default."""

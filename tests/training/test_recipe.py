@@ -60,10 +60,27 @@ def test_a_log_is_split_forward_where_it_can_be(ml_100k: Log) -> None:
     assert dataset.cut_ms is None
 
 
-def test_a_log_whose_users_do_not_come_back_is_not_split_forward() -> None:
+def test_a_log_of_sessions_is_validated_on_those_that_begin_later() -> None:
     rows = [
-        (f"u{user}", item, 1000 * user + n) for user in range(20) for n, item in enumerate("abcd")
+        (f"u{user:02}", item, 1000 * user + n)
+        for user in range(20)
+        for n, item in enumerate("xabcd" if user == 19 else "abcd")
     ]
+    dataset, fault = split_log(make_log(rows), Protocol(2, 2))
+    assert fault is None
+    assert dataset.user_ids == [f"u{user:02}" for user in range(20)]
+    # The first thing that can be asked: after an item that training knows.
+    validated = {
+        dataset.user_ids[user]: dataset.item_ids[item - 1]
+        for user, item in zip(dataset.validation.users, dataset.validation.items, strict=True)
+    }
+    assert validated == {"u18": "b", "u19": "b"}
+    assert dataset.train_lengths.tolist() == [4] * 18 + [0, 0]
+
+
+def test_a_log_in_which_nobody_goes_on_is_not_split_forward() -> None:
+    rows = [(f"u{user:02}", item, n) for user in range(20) for n, item in enumerate("abcd")]
+    rows += [(f"v{user}", "a", 1000) for user in range(12)]
     dataset, fault = split_log(make_log(rows), Protocol(2, 2))
     assert fault is not None
     assert "no user is left to validate" in fault

@@ -116,7 +116,7 @@ async def get_similar(
     rows = catalogue.rows([item_id]).tolist()
     if not rows or not catalogue.exists(rows[0]):
         raise ProblemError(404, f"item_id: there is no item {item_id!r}", field="item_id")
-    found = await services.engine.similar(rows[0], k)
+    found = await services.engine.similar(rows[0], item_id, k)
     return SimilarItems(
         item_id=item_id,
         items=[

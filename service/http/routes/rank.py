@@ -55,7 +55,7 @@ class RankedItems(BaseModel):
     items: list[RankedItem]
     version: int = Field(description="the number of the user's interactions this answer knows")
     at: AssumedTime = Field(description=AT)
-    source: Literal["model", "popular", "recent"] = Field(
+    source: Literal["model", "live", "recent", "popular"] = Field(
         description="what ordered them: the model; where that knows none of the user's "
         "interactions, their popularity, recently or in training (popular)"
     )

@@ -44,7 +44,7 @@ class SessionRecommendations(BaseModel):
 
     items: list[RecommendedItem]
     at: AssumedTime = Field(description=AT)
-    source: Literal["model", "popular", "recent"] = Field(
+    source: Literal["model", "live", "recent", "popular"] = Field(
         description="the model; where that knows none of the session's items, what is popular, "
         "recently or in training (popular)"
     )
