@@ -21,6 +21,7 @@ from benchmarks.performance_pictures import INK, finish, pyplot
 from cli.console import CommandError, errors_without_traceback, say
 
 METRIC, SLICE = "NDCG@10", "all events"
+COLUMNS = 2
 LINES = {
     "served": ("served", "#0969da", 2.4),
     "live-off": ("its model alone", "#8250df", 1.4),
@@ -60,7 +61,9 @@ class Panel:
 def _labels(borders: list[str]) -> list[str]:
     """The days, with times where there are several a day."""
     days = [border.partition("T")[0] for border in borders]
-    return days if len(set(days)) == len(days) else [border.replace("T", " ") for border in borders]
+    if len(set(days)) == len(days):
+        return days
+    return [border.partition("-")[2].replace("T", " ") for border in borders]
 
 
 def _asked(values: dict[str, list[float | None]], name: str) -> list[float | None] | None:
@@ -70,25 +73,30 @@ def _asked(values: dict[str, list[float | None]], name: str) -> list[float | Non
 
 def draw(panels: list[Panel], file: Path) -> None:
     """Raises CommandError without matplotlib."""
-    size = (4.6 * len(panels), 3.8)
+    columns = min(COLUMNS, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (4.6 * columns, 3.4 * lines + 0.6)
     figure, plots = pyplot().subplots(
-        1, len(panels), figsize=size, layout="constrained", squeeze=False
+        lines, columns, figsize=size, layout="constrained", squeeze=False
     )
-    lines = {}
-    for panel, plot in zip(panels, plots[0], strict=True):
+    for spare in plots.flat[len(panels) :]:
+        spare.remove()
+    shown = {}
+    for panel, plot in zip(panels, plots.flat, strict=False):
         for name, values in panel.values.items():
             title, color, width = LINES[name]
-            (lines[title],) = plot.plot(
+            (shown[title],) = plot.plot(
                 panel.periods, [float("nan") if v is None else v for v in values],
                 color=color, linewidth=width, marker="o", markersize=3,
             )  # fmt: skip
         plot.set_title(panel.title, color=INK, fontsize=10)
-        plot.set_ylim(bottom=0)
+        plot.set(ylim=(0, None), ylabel=METRIC)
         finish(plot)
         plot.tick_params(axis="x", rotation=45)
-    plots[0][0].set_ylabel(METRIC)
     figure.supxlabel("periods of equally many events, by when they begin")
-    figure.legend(list(lines.values()), list(lines), loc="outside right upper", frameon=False)
+    figure.legend(
+        list(shown.values()), list(shown), loc="outside upper center", ncols=3, frameon=False
+    )
     figure.savefig(file, metadata={"Date": None}, facecolor="white")
     pyplot().close(figure)
 
