@@ -36,9 +36,8 @@ SPLITS = {
     "before is for validation, and the test input includes it.",
     "temporal": "Temporal: validated and tested on each user's first interaction after a cut; core "
     "and vocabulary are of the part before the first cut, an unseen target is a miss.",
-    "forward": "Forward: validated on each user's first interaction in the last tenth of the log "
-    "that follows a known item; core and vocabulary are of the part before, an unseen target is a "
-    "miss.",
+    "forward": "Forward: validated on a sample of what follows a known item in the last tenth of "
+    "the log; core and vocabulary are of the part before, an unseen target is a miss.",
 }
 
 
