@@ -61,6 +61,11 @@ class ModelLists:
             scores[batch] = torch.where(left, best.values, 0.0).numpy()
         return cls(queries.numpy(), inputs.lengths > 0, listed, scores)
 
+    def part(self, chosen: slice) -> ModelLists:
+        return ModelLists(
+            self.queries[chosen], self.known[chosen], self.listed[chosen], self.scores[chosen]
+        )
+
 
 class LiveWalk:
     """Evidence that has observed events of a log, and the rankings by it.

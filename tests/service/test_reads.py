@@ -281,10 +281,10 @@ def test_searches_for_similar_items_wait_for_each_other(
             retrieval, scheduler = engine.runner.retrieval, engine.scheduler
             search = retrieval.similar
 
-            def slow(row: int, asked: Ask) -> Ranking:
+            def slow(row: int, item_id: str, asked: Ask) -> Ranking:
                 assert goes_on.wait(LONG_S)
                 time.sleep(took_s)
-                return search(row, asked)
+                return search(row, item_id, asked)
 
             monkeypatch.setattr(retrieval, "similar", slow)
             assert (await client.get("/items/i4/similar")).status_code == 200
