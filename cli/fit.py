@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cli.console import CommandError, err, out, say
+from cli.console import CommandError, out, say
 from cli.steps import Kinds, read_steps
 from model.artefact import CARD, METRICS, load_artefact, save_artefact
 from model.times import iso, parse_time
@@ -48,7 +48,7 @@ def fit(
     metrics = json.loads((artefact / METRICS).read_text(encoding="utf-8"))
     begin = _since(since, metrics)
     interactions = read_steps(log, kinds, skip_bad_rows=False)
-    mixture = fit_mixture(interactions, found.model, found.items.ids, begin, seed=seed, console=err)
+    mixture = fit_mixture(interactions, found.model, found.items.ids, begin, seed=seed)
     if mixture is None:
         raise CommandError(
             f"{log}: fewer than {LEAST_EVENTS} interactions from {iso(begin)} on are with items "
