@@ -328,7 +328,7 @@ def gather(
     context[UNKNOWN] = unknown / max(1, len(recent))
     context[LAST_UNKNOWN] = len(recent) > 0 and recent[0] == 0
     context[CERTAINTY] = features[MODEL, 0] if listed else np.float32(0)
-    return n
+    return int(n)
 
 
 @part
