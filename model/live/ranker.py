@@ -75,7 +75,7 @@ class LiveRanker:
         self._numbers_of = np.full(len(self._vectors), -1, np.int32)
         self._scratch = Scratch(
             np.zeros((0, 4), np.float32),
-            np.zeros((0, self._vectors.shape[1]), np.float32),
+            np.zeros((0, self._vectors.shape[1]), np.int8),
             np.zeros(0),
             np.zeros(len(self._vectors), np.int8),
             np.zeros((len(ranking.FEATURES), 0), np.float32),

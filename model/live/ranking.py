@@ -10,7 +10,7 @@ import numpy.typing as npt
 from model.compiled import compiled, part
 
 FEATURES = (
-    "model",  # log-probability by the model among the items that it ranks highest
+    "model",  # log-probability by the model among the items that it lists, below the last of others
     "scored",  # whether it has one
     "near",  # cosine of how often it was had near the user's last items, the newest most
     "after",  # how often soon after the last three of them
@@ -34,6 +34,10 @@ TOTAL, FIRST_MS, POPULARITY, CHANGES, DAY_MS = 0, 1, 2, 6, 86_400_000.0
 RECENCY = 0.8
 """The weight of an item of the history against that of the next newer one."""
 SHRINKAGE = 3.0
+UNLISTED = -8.0
+"""Of items that the model does not list, where it lists none."""
+STEPS = np.float32(127)
+"""Of a component of a neighbours' mean, which takes a byte: 64 of them are one cache line."""
 LEAST, LEAST_POPULARITY, LEAST_DAYS = np.float32(1e-3), -6.64, 0.02
 """What is added to counts and days, for their logarithms, and the least log2 of a popularity."""
 
@@ -71,12 +75,12 @@ class Items(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """sums: (I, 4) zeros; around: (I, D) the direction of the mean of an item's neighbours, as of
-    the change of its counts that around_changes (I) says; marks: (R + 1) zeros; features: (F, C);
-    rows, logs: (C)."""
+    """sums: (I, 4) zeros; around: (I, D) the direction of the mean of an item's neighbours, in
+    STEPS, as of the change of its counts that around_changes (I) says; marks: (R + 1) zeros;
+    features: (F, C); rows, logs: (C)."""
 
     sums: npt.NDArray[np.float32]
-    around: npt.NDArray[np.float32]
+    around: npt.NDArray[np.int8]
     around_changes: npt.NDArray[np.float64]
     marks: npt.NDArray[np.int8]
     features: npt.NDArray[np.float32]
@@ -119,8 +123,7 @@ def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
     if scratch.around_changes[number] == counts.stats[number, CHANGES]:
         return
     scratch.around_changes[number] = counts.stats[number, CHANGES]
-    own = scratch.around[number]
-    own[:] = 0
+    own = np.zeros(scratch.around.shape[1], np.float32)
     for m in range(counts.neighbours.shape[1]):
         other = counts.neighbours[number, m]
         if other < 0:
@@ -130,10 +133,9 @@ def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
             weight = counts.together[number, m]
             for d in range(len(own)):
                 own[d] += weight * items.vectors[row, d]
-    length = np.sqrt(_dot(own, own))
-    if length > 0:
-        for d in range(len(own)):
-            own[d] /= length
+    scale = np.float32(STEPS) / (np.sqrt(_dot(own, own)) + np.float32(1e-30))
+    for d in range(len(own)):
+        scratch.around[number, d] = np.int8(np.rint(own[d] * scale))
 
 
 @part
@@ -185,8 +187,7 @@ def _add(row: int, n: int, open_rows: Any, marks: Any, rows: Any) -> int:
 
 @part
 def _add_listed(listed: Any, listed_scores: Any, items: Any, scratch: Any) -> Any:
-    """What the model ranks highest: how many there are then, and the logarithm of the sum of the
-    exponents of their scores."""
+    """What the model ranks highest; returns how many there are."""
     total, n = 0.0, 0
     for i in range(len(listed)):
         if listed[i] == 0:
@@ -200,7 +201,7 @@ def _add_listed(listed: Any, listed_scores: Any, items: Any, scratch: Any) -> An
         if n > before:
             scratch.features[MODEL, before] = listed_scores[i] - all_of_them
             scratch.features[SCORED, before] = 1
-    return n, all_of_them
+    return n
 
 
 @part
@@ -289,24 +290,23 @@ def gather(
     recent = _own(requests.rows, requests.recent_ends, b)
     hidden = _own(requests.hidden, requests.hidden_ends, b)
     _mark(hidden, _HIDDEN, scratch.marks)
-    listed, all_of_them = 0, np.float32(0)
+    listed = 0
     if has_query:
-        listed, all_of_them = _add_listed(
-            requests.listed[b], requests.listed_scores[b], items, scratch
-        )
+        listed = _add_listed(requests.listed[b], requests.listed_scores[b], items, scratch)
+    # The own score of any other would be a vector to fetch, and changes no list.
+    floor = features[MODEL, listed - 1] - np.float32(1) if listed else np.float32(UNLISTED)
     n = _add_counted(listed, numbers, counts, popular, items, scratch)
     _mark(hidden, 0, scratch.marks)
     _sum_up(numbers, newest_ms, half_life, counts, scratch.sums)
     mean = _mean(recent, vectors)
-    mean_length, query_length = _length(mean), _length(query)
+    mean_length, query_length = STEPS * _length(mean), STEPS * _length(query)
     for i in range(n):
         row = scratch.rows[i]
         scratch.marks[row] = 0
         known = row < len(vectors)
         if i >= listed:
-            scored = has_query and known
-            score = _dot(query, vectors[row]) - all_of_them if scored else np.float32(0)
-            features[MODEL, i], features[SCORED, i] = score, scored
+            features[SCORED, i] = has_query and known
+            features[MODEL, i] = floor * features[SCORED, i]
         features[KNOWN, i] = known
         features[LIKE_RECENT, i] = features[LIKE_QUERY, i] = 0
         number = items.numbers_of[row]

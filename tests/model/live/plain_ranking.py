@@ -93,6 +93,9 @@ class PlainFeatures:
             if row:
                 self.mean += 0.8**back * situation.vectors[row].astype(float)
         self.top = np.log(np.exp(request.scores.astype(float)).sum()) if self.has_query else 0.0
+        given = [row for row in request.listed.tolist() if self._may_be_given(row)]
+        last = request.scores[request.listed == given[-1]][0] if given else 0.0
+        self.floor = last - self.top - 1 if given else -8.0
         self.by_row = {row: self._features(row) for row in self._candidates()}
         self.context = self._context()
 
@@ -147,7 +150,7 @@ class PlainFeatures:
             (place,) = np.flatnonzero(self.request.listed == row)
             found["model"], found["scored"] = self.request.scores[place] - self.top, 1.0
         elif self.has_query and known:
-            found["model"], found["scored"] = vectors[row] @ query - self.top, 1.0
+            found["model"], found["scored"] = self.floor, 1.0
         item = next(item for item, own in self.situation.rows.items() if own == row)
         number = self.numbers.get(item)
         total, first = (
@@ -165,11 +168,11 @@ class PlainFeatures:
                 value = self.evidence.counts.stats[number, POPULARITY + h]
                 value -= self.evidence.newest_ms / POPULARITY_HALF_LIVES_MS[h]
             found[f"popular_{name}"] = max(value, -6.64)
-        around = np.zeros(WIDTH)
+        around = np.zeros(WIDTH, np.float32)  # what is rounded must not be rounded before
         for other, together in self._pairs(item, "together").items():
             if self._known_row(other):
-                around += together * vectors[self._known_row(other)]
-        around /= np.linalg.norm(around) or 1.0
+                around += np.float32(together) * self.situation.vectors[self._known_row(other)]
+        around = np.rint(around * (127 / (np.linalg.norm(around) or np.float32(1)))) / 127.0
         found["like_recent"] = around @ self.mean / (np.linalg.norm(self.mean) + 1e-6)
         if self.has_query:
             found["like_query"] = around @ query / (np.linalg.norm(query) + 1e-6)
