@@ -66,7 +66,7 @@ class LiveSearch:
             selection, end = asks[begin].selection, begin + 1
             while end < len(asks) and asks[end].selection is selection:
                 end += 1
-            open_rows = view.open if selection is None else selection.on(view)
+            open_rows = view.open_live if selection is None else selection.of(view.open_live)
             for b, (rows, scores) in enumerate(
                 self._ranker.best(requests[begin:end], open_rows), begin
             ):
@@ -78,7 +78,7 @@ class LiveSearch:
 
     def beside(self, item_id: str, ask: Ask, view: CatalogueView) -> Ranking:
         """The items that are had most often near this one; the score is their cosine."""
-        open_rows = view.open
+        open_rows = view.open_live
         if len(ask.hidden):
             open_rows = open_rows.copy()
             open_rows[ask.hidden] = False
