@@ -46,6 +46,15 @@ class Features(NamedTuple):
     context: Float32s
 
 
+class LivePart(NamedTuple):
+    """What the evidence does for a candidate. share: its score less what it would be had nothing
+    been counted of it; item_id: of the user's last items, the one that it was had near most; None:
+    near none."""
+
+    share: float
+    item_id: str | None
+
+
 class LiveRanker:
     """Not for two threads at once.
 
@@ -163,6 +172,48 @@ class LiveRanker:
             )  # fmt: skip
         scratch = self._scratch
         return Features(scratch.rows[:n].copy(), scratch.features[:, :n].copy(), context)
+
+    def parts(
+        self, request: Request, open_rows: npt.NDArray[np.bool_], rows: Rows
+    ) -> dict[int, LivePart]:
+        """Of those of these rows that are candidates."""
+        found = self.features(request, open_rows)
+        without = found.features.copy()
+        for feature, value in ranking.UNCOUNTED.items():
+            without[feature] = value
+        shares = self._scores(found) - self._scores(found._replace(features=without))
+        near = self._near(request.recent)
+        return {
+            row: LivePart(share, near.get(int(self._numbers_of[row])))
+            for row, share in zip(found.rows.tolist(), shares.tolist(), strict=True)
+            if row in rows
+        }
+
+    def _scores(self, found: Features) -> Float32s:
+        if found.context[ranking.HAS_QUERY] or found.context[ranking.LENGTH]:
+            return self.mixture.scores(found.features, found.context)
+        popularity: Float32s = found.features[ranking.POPULAR]
+        return popularity
+
+    def _near(self, recent: Sequence[str]) -> dict[int, str]:
+        """By item, as the evidence counts them: of the last items, the one to which it owes most of
+        the feature `near`."""
+        evidence, found = self._evidence, dict[int, tuple[float, str]]()
+        with evidence.lock:
+            counts = evidence.counts
+            for place, item_id in enumerate(recent[:RECENT]):
+                source = evidence.number(item_id)
+                if source is None:
+                    continue
+                away_ms = min(counts.touched[source] - evidence.newest_ms, 0)
+                weight = ranking.RECENCY**place * 2.0 ** (away_ms / PAIRS_HALF_LIFE_MS)
+                weight /= np.sqrt(counts.stats[source, TOTAL] + ranking.SHRINKAGE)
+                neighbours, together = counts.neighbours[source], counts.together[source]
+                for other, number in zip(neighbours.tolist(), together.tolist(), strict=True):
+                    part = weight * number
+                    if other >= 0 and part > found.get(other, (0.0, ""))[0]:
+                        found[other] = part, item_id
+        return {other: item_id for other, (_, item_id) in found.items()}
 
     def _items(self, open_rows: npt.NDArray[np.bool_]) -> Items:
         return Items(self._rows_of, self._numbers_of, self._vectors, open_rows)

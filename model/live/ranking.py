@@ -36,6 +36,14 @@ SHRINKAGE = 3.0
 LEAST = np.float32(1e-3)
 LEAST_POPULARITY = -6.64
 LEAST_DAYS = 0.02
+UNCOUNTED = {
+    **dict.fromkeys((NEAR, AFTER, VISIT), np.log2(LEAST)),
+    **dict.fromkeys(range(POPULAR, AGE), LEAST_POPULARITY),
+    AGE: np.log2(LEAST_DAYS),
+    LIKE_RECENT: 0.0,
+    LIKE_QUERY: 0.0,
+}
+"""The features that depend on what is counted, of an item of which nothing is."""
 
 
 class Requests(NamedTuple):

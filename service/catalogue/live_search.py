@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.live.ranker import LISTED, LiveRanker, Request
+from model.live.ranker import LISTED, LivePart, LiveRanker, Request
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import NO_ITEMS, Ranking
-from service.catalogue.view import CatalogueView
+from service.catalogue.view import CatalogueView, Flags, Selection
 
 
 class Search(Protocol):
@@ -49,16 +49,7 @@ class LiveSearch:
         there: Sequence[Tensor] | None = None,
     ) -> list[Ranking]:
         """As `ExactSearch.top`; query_BD None: the model knows nothing of these users."""
-        listed: list[Ranking | None] = [None] * len(asks)
-        queries: NDArray[np.float32] | None = None
-        if query_BD is not None:
-            wider = [ask.of_depth(max(ask.k, LISTED)) for ask in asks]
-            listed = list(self._search.top(view, query_BD, wider, there))
-            queries = query_BD.float().cpu().numpy()
-        requests = [
-            self._request(ask, None if queries is None else queries[b], listed[b])
-            for b, ask in enumerate(asks)
-        ]
+        listed, requests = self._asked(view, query_BD, asks, there)
         found: list[Ranking] = []
         begin = 0
         # Those that may be given the same are ranked together: nearly always all.
@@ -66,7 +57,7 @@ class LiveSearch:
             selection, end = asks[begin].selection, begin + 1
             while end < len(asks) and asks[end].selection is selection:
                 end += 1
-            open_rows = view.open_live if selection is None else selection.of(view.open_live)
+            open_rows = _open(view, selection)
             for b, (rows, scores) in enumerate(
                 self._ranker.best(requests[begin:end], open_rows), begin
             ):
@@ -74,6 +65,16 @@ class LiveSearch:
                 indexed = own is not None and own.indexed
                 found.append(Ranking(rows, scores, indexed=indexed, live=True))
             begin = end
+        return found
+
+    def parts(
+        self, view: CatalogueView, query_1D: Tensor | None, ask: Ask, rows: NDArray[np.int64]
+    ) -> dict[int, LivePart]:
+        """What the evidence does for each of the rows of an answer, as far as can still be said."""
+        found: dict[int, LivePart] = {}
+        for own in ask.searches():
+            _, (request,) = self._asked(view, query_1D, [own], None)
+            found = self._ranker.parts(request, _open(view, own.selection), rows) | found
         return found
 
     def beside(self, item_id: str, ask: Ask, view: CatalogueView) -> Ranking:
@@ -85,6 +86,23 @@ class LiveSearch:
         rows, scores = self._ranker.beside(item_id, ask.k, open_rows)
         return Ranking(rows, scores, live=True)
 
+    def _asked(
+        self,
+        view: CatalogueView,
+        query_BD: Tensor | None,
+        asks: Sequence[Ask],
+        there: Sequence[Tensor] | None,
+    ) -> tuple[Sequence[Ranking | None], list[Request]]:
+        """What the model ranks highest, and what is asked of the ranker."""
+        if query_BD is None:
+            nothing = [None] * len(asks)
+            return nothing, [self._request(ask, None, None) for ask in asks]
+        wider = [ask.of_depth(max(ask.k, LISTED)) for ask in asks]
+        listed = self._search.top(view, query_BD, wider, there)
+        queries = query_BD.float().cpu().numpy()
+        asked = zip(asks, queries, listed, strict=True)
+        return listed, [self._request(ask, query_D, own) for ask, query_D, own in asked]
+
     def _request(
         self, ask: Ask, query_D: NDArray[np.float32] | None, listed: Ranking | None
     ) -> Request:
@@ -94,3 +112,7 @@ class LiveSearch:
         if ask.hides_recent and (newer := self._ranker.rows_after(self._trained, ask.recent)):
             hidden = np.concatenate([hidden, np.array(newer, np.int32)])
         return Request(query_D, items, scores, ask.recent, hidden, ask.k)
+
+
+def _open(view: CatalogueView, selection: Selection | None) -> Flags:
+    return view.open_live if selection is None else selection.of(view.open_live)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.artefact import Artefact
 from model.items import Items
-from model.live.ranker import LiveRanker
+from model.live.ranker import LivePart, LiveRanker
 from service.catalogue.approximate_search import ApproximateSearch
 from service.catalogue.ask import Ask
 from service.catalogue.exact_search import ExactSearch
@@ -156,6 +156,12 @@ class Retrieval:
             if len(found.items):
                 return found
         return similar(row, ask, self.view, self._search.around, self.vectors)
+
+    def live_parts(
+        self, query_1D: Tensor | None, ask: Ask, rows: NDArray[np.int64]
+    ) -> dict[int, LivePart]:
+        """What has happened since the training did for each of the rows of an answer."""
+        return {} if self.live is None else self.live.parts(self.view, query_1D, ask, rows)
 
     def popular(self, ask: Ask) -> Ranking:
         """What is popular, whoever asks."""

@@ -377,7 +377,7 @@ def _recommendation(ready: Ready, ask: Ask, ranking: Ranking) -> Recommendation:
     return Recommendation(
         ranking,
         row.mark,
-        ask.at_ms,
+        ask,
         source=_source(row, ranking),
         stale=fetched.reply is None,
         truncated=row.truncated,

@@ -19,7 +19,17 @@ from model.live.arrays import unpacked
 from model.live.evidence import Evidence, user_key
 from model.live.mixture import Mixture
 from model.live.ranker import Features
-from model.live.ranking import HAS_QUERY, LENGTH, POPULAR
+from model.live.ranking import (
+    AFTER,
+    AGE,
+    HAS_QUERY,
+    LENGTH,
+    LIKE_QUERY,
+    LIKE_RECENT,
+    NEAR,
+    POPULAR,
+    VISIT,
+)
 from tests.model.mixtures import mixture_of, some_mixture
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, Service, in_process, make_artefact
@@ -120,6 +130,20 @@ class Offline:
             found.append(list(zip(names, scores[order].tolist(), strict=True)))
         return found
 
+    def shares(self, rows: Int64s) -> dict[str, float]:
+        """Of one event's candidates, by how much their scores are what is counted of them."""
+        times = self.events.times[rows]
+        lists = ModelLists.of(self.events, rows, self._model, self._known, times)
+        found = self._walk.features(int(rows[0]), lists, 0)
+        without = found.features.copy()
+        without[[NEAR, AFTER, VISIT]] = np.log2(1e-3)
+        without[POPULAR:AGE], without[AGE] = -6.64, np.log2(0.02)
+        without[[LIKE_RECENT, LIKE_QUERY]] = 0
+        scores = mixed(found, self._mixture)
+        shares = scores - mixed(found._replace(features=without), self._mixture)
+        names = [self._names[row - 1] for row in found.rows]
+        return dict(zip(names, shares.tolist(), strict=True))
+
 
 def check_same(answer: Answer, expected: Sequence[tuple[str, float]]) -> None:
     assert ids(answer) == [item for item, _ in expected]
@@ -214,11 +238,13 @@ class Live:
         found: Evidence = self.services.context.live.evidence
         return found
 
-    async def post(self, *interactions: tuple[str, str]) -> None:
-        """Now, one after the other; returns when they are counted and new items noted."""
+    async def post(self, *interactions: tuple[str, str] | Interaction) -> None:
+        """One after the other; returns when they are counted and new items noted."""
         before = self.evidence.n_events
-        for user, item in interactions:
+        for user, item, *time in interactions:
             body = {"user_id": user, "item_id": item}
+            if time:
+                body["timestamp"] = time[0]
             assert (await self.client.post("/interactions", json=body)).is_success
         await self.until(lambda: self.evidence.n_events == before + len(interactions))
         served, names = self.services.deployment.base, self.evidence.item_ids
@@ -304,7 +330,8 @@ def test_a_new_item_is_recommended_once_it_has_had_events(
             await service.post(("ann", "i1"), *about("new", "i1"))
             answer = await service.recommend("ann")
             (found,) = (item for item in answer["items"] if item["item_id"] == "new")
-            assert found["path"] == "live" and answer["source"] == "model"
+            assert found["path"] == "live"
+            assert answer["source"] == "model"
             assert "new" not in await service.given("some 1")  # has had it
             assert "new" in await service.given("some 1", exclude_seen=False)
             assert "new" not in await service.given("ann", exclude="new")
@@ -354,7 +381,8 @@ def test_new_items_may_be_left_out(artefact: Artefact, valkey: ValkeyServer, run
             await service.post(("ann", "i1"), *about("new", "i1"))
             for user in ("ann", "nobody"):
                 found = await service.given(user)
-                assert found and set(found) <= set(ITEMS)
+                assert found
+                assert set(found) <= set(ITEMS)
             assert (await service.client.put("/items/new", json={})).is_success
             assert "new" in await service.given("ann")
 
@@ -410,6 +438,51 @@ def test_an_erased_user_is_none_whose_last_items_are_known(
     run(check())
 
 
+# -- explanations ------------------------------------------------------------------------
+
+
+def test_an_answer_says_what_has_happened_since_the_training_did(
+    artefact: Artefact, valkey: ValkeyServer, run: Run
+) -> None:
+    log = drawn_log(users=6, length=8, seed=3)
+    asked = [(f"u{n}", "i0", LATER_MS + n) for n in range(6)]
+    offline = Offline([*log, *asked], artefact)
+    offline.observe(offline.rows[: len(log)])
+    # "u0" has only items that the model does not know.
+    first = len(log)
+    expected = [offline.shares(offline.rows[row : row + 1]) for row in (first, first + 1)]
+
+    async def check() -> None:
+        async with live(artefact, valkey) as service:
+            await service.post(*log)
+            for (user, _, at), shares in zip(asked[:2], expected, strict=True):
+                had = {item for name, item, _ in log if name == user}
+                query: dict[str, Any] = {"k": 15, "at": at}
+                plain = await service.recommend(user, **query)
+                answer = await service.recommend(user, **query, explain=True)
+                parts = {item["item_id"]: item.pop("live") for item in answer["items"]}
+                because = [item.pop("because") for item in answer["items"]]
+                assert answer == plain
+                assert [len(one) for one in because] == [3 if user == "u1" else 0] * 15
+                assert any(item in NEW for item in parts)
+                for item, part in parts.items():
+                    assert part["share"] == pytest.approx(shares[item], abs=1e-3)
+                    assert part.get("item_id") in {None, *had}
+                assert any("item_id" in part for part in parts.values())
+            # Had near the newest of the user's last items oftener than near the others.
+            await service.post(("ann", "i30"), ("ann", "i31"), *about("i31", "i32"))
+            (last,) = (await service.recommend("ann", include="i32", explain=True, k=1))["items"]
+            assert last["live"]["item_id"] == "i31"
+            (first,) = (await service.recommend("nobody", explain=True, k=1))["items"]
+            assert first["because"] == []
+            assert first["live"].keys() == {"share"}
+            assert first["live"]["share"] == pytest.approx(first["score"] + 6.64, abs=1e-3)
+            without = await service.recommend("ann", explain=True, live=False, k=1)
+            assert "live" not in without["items"][0]
+
+    run(check())
+
+
 # -- models ------------------------------------------------------------------------------
 
 
@@ -436,7 +509,9 @@ def test_models_are_switched(tmp_path: Path, valkey: ValkeyServer, run: Run) -> 
                 answer = await service.client.post("/admin/model", json=body, headers=ADMIN)
                 assert answer.is_success, answer.text
                 async with asyncio.timeout(LONG_S):
-                    while (await service.recommend("ann", at=LATER_MS))["items"] != expected[name]:
+                    while True:
+                        if (await service.recommend("ann", at=LATER_MS))["items"] == expected[name]:
+                            break
                         await asyncio.sleep(0.02)
 
     run(check())
