@@ -1,4 +1,4 @@
-"""How good the recommendations are forward in time, beside counting.
+"""How good the recommendations are forward in time: what is served, its parts, and counting.
 
     python -m benchmarks.over_time --dataset amazon-beauty --json runs/over-time-beauty.json
     python -m benchmarks.over_time --dataset amazon-beauty --policies transitions item-knn
@@ -8,12 +8,20 @@ The log is cut at `--cut` of its interactions in time; every later event's item 
 whole catalogue given all that came before it (`benchmarks.forward.walk` has the rules).
 
 `frozen` is our default recipe trained on what lies before the cut; `retrained` is that model
-trained on, for two epochs on every interaction so far, at each later border of a period. Both are
-kept in RUNS/DATASET and a call goes on where an earlier one stopped. An artefact of `--artefact` is
-ranked as it is, whatever it was trained on. States follow each event. A model that takes the
-request time is asked at three moments, and with an unknown one; users of whom it knows nothing get
-the 30-day popularity. `popularity` (half-life 30 days), `transitions` and `item-knn` are counted
-online.
+trained on, for two epochs on every interaction so far, at each later border of a period.
+
+`served` is what the product does: the model that `tim4rec train` publishes at the cut, with the
+live layer, which counts every event; its mixture is fitted before the cut and anew at each border.
+`one-mixture` keeps the first mixture, `live-off` is that model alone.
+
+What is trained is kept in RUNS/DATASET and a call goes on where an earlier one stopped. An artefact
+of `--artefact` is ranked as it is, whatever it was trained on. States follow each event. A model
+that takes the request time is asked at three moments, and with an unknown one; without the live
+layer, users of whom it knows nothing get the 30-day popularity. `popularity` (half-life 30 days),
+`transitions` and `item-knn` are counted online.
+
+The last lines say where `served` is behind the best of the others asked at the same time.
+`benchmarks.over_time_pictures` draws what --json wrote.
 """
 
 from __future__ import annotations
@@ -31,9 +39,12 @@ from rich.console import Console
 from benchmarks.baselines.item_knn import ItemKNN
 from benchmarks.baselines.popularity import Popularity
 from benchmarks.baselines.transitions import Transitions
+from benchmarks.forward.behind import behind
+from benchmarks.forward.behind import table as behind_table
+from benchmarks.forward.live import ONE_MIXTURE, SERVED, live_ranks
 from benchmarks.forward.models import Served, model_ranks, with_fallback
 from benchmarks.forward.summary import summarise, tables
-from benchmarks.forward.training import frozen_model, retrained_models
+from benchmarks.forward.training import frozen_model, refitted_model, retrained_models
 from benchmarks.forward.walk import DAY_MS, Policy, Walk, walk_forward
 from benchmarks.quality import DATA, ERRORS
 from model.artefact import ArtefactError, load_artefact
@@ -47,30 +58,36 @@ COUNTED: dict[str, Callable[[Events], Policy]] = {
     "transitions": Transitions,
     "item-knn": ItemKNN,
 }
-TRAINED = ("frozen", "retrained")
+LIVE_OFF = "live-off"
+TRAINED = ("frozen", "retrained", SERVED, ONE_MIXTURE, LIVE_OFF)
 GRAINS = {"moment": 1, "day": DAY_MS}
 
 
 def trained_ranks(
     log: Log, walk: Walk, args: argparse.Namespace, console: Console
 ) -> dict[str, dict[str, Int64s]]:
-    """What `frozen` and `retrained` found, by request time."""
-    found: dict[str, dict[str, Int64s]] = {}
-    wanted = [name for name in TRAINED if name in args.policies]
-    if not wanted:
-        return found
+    """What the policies of `TRAINED` found, by request time."""
     folder = args.runs / args.dataset / f"cut-{args.cut:g}" / str(args.seed)
     options = {"seed": args.seed, "threads": args.threads, "device": args.device}
-    extent = {"max_epochs": args.epochs, "patience": args.patience}
-    frozen = frozen_model(log, walk, folder / "frozen", console, **(options | extent))
+    whole = options | {"max_epochs": args.epochs, "patience": args.patience}
+    wanted = set(args.policies)
+    found: dict[str, dict[str, Int64s]] = {}
+    if wanted & {"frozen", "retrained"}:
+        frozen = frozen_model(log, walk, folder / "frozen", console, **whole)
     if "frozen" in wanted:
         found["frozen"] = model_ranks(walk, [frozen] * args.periods)
     if "retrained" in wanted:
-        served = retrained_models(
-            log, walk, frozen, folder / f"retrained-{args.periods}", console, **options
-        )
-        found["retrained"] = model_ranks(walk, served)
-    return found
+        place = folder / f"retrained-{args.periods}"
+        retrained = retrained_models(log, walk, frozen, place, console, **options)
+        found["retrained"] = model_ranks(walk, retrained)
+    if wanted & {SERVED, ONE_MIXTURE, LIVE_OFF}:
+        published = refitted_model(log, walk, folder / "published", console, **whole)
+    if wanted & {SERVED, ONE_MIXTURE}:
+        grain_ms = GRAINS[args.count_every]
+        found |= live_ranks(log, walk, published, seed=args.seed, grain_ms=grain_ms)
+    if LIVE_OFF in wanted:
+        found[LIVE_OFF] = model_ranks(walk, [published.refitted] * args.periods)
+    return {name: own for name, own in found.items() if name in wanted}
 
 
 def all_ranks(log: Log, args: argparse.Namespace, console: Console) -> tuple[Walk, dict[str, Any]]:
@@ -99,6 +116,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     figures = summarise(walk, ranks)
     for shown in tables(figures):
         console.print(shown)
+    places = behind(figures, SERVED)
+    if SERVED in args.policies:
+        console.print(behind_table(places, SERVED))
     if args.json:
         report = {
             "dataset": args.dataset,
@@ -108,6 +128,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             "counted_every": args.count_every,
             "seed": args.seed,
             "figures": [row.to_dict() for row in figures],
+            "behind": [place.to_dict() for place in places],
         }
         args.json.write_text(json.dumps(report, indent=1))
 
@@ -140,8 +161,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--runs", type=Path, default=RUNS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=24, help="at most, of `frozen`")
-    parser.add_argument("--patience", type=int, default=4, help="of `frozen`")
+    parser.add_argument(
+        "--epochs", type=int, default=24, help="at most, of a model that is not trained on"
+    )
+    parser.add_argument("--patience", type=int, default=4, help="of such a model")
     parser.add_argument("--threads", type=int, default=1, help="of torch; part of a run's identity")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)

@@ -61,26 +61,35 @@ def cost(rows: list[dict[str, Any]], plot: Any) -> None:
     plot.set_xlim(lengths[0] / 1.6, lengths[-1] * 40)
 
 
-def draw(found: dict[str, list[dict[str, Any]]], folder: Path) -> list[Path]:
-    """Raises CommandError without matplotlib."""
+def pyplot() -> Any:
+    """Of matplotlib, for files; the same figures give the same file. Raises CommandError without
+    it."""
     if importlib.util.find_spec("matplotlib") is None:
         raise CommandError("matplotlib is not installed: pip install -e '.[docs]'")
     matplotlib: Any = importlib.import_module("matplotlib")
     matplotlib.use("agg")
-    pyplot: Any = importlib.import_module("matplotlib.pyplot")
-    # The same figures give the same file.
     matplotlib.rcParams |= {"svg.hashsalt": "tim4rec", "svg.fonttype": "none"}
+    return importlib.import_module("matplotlib.pyplot")
+
+
+def finish(plot: Any) -> None:
+    """A faint grid, and no frame."""
+    plot.grid(color=FAINT, linewidth=0.6)
+    plot.spines[["top", "right"]].set_visible(False)
+    plot.tick_params(colors=INK)
+
+
+def draw(found: dict[str, list[dict[str, Any]]], folder: Path) -> list[Path]:
+    """Raises CommandError without matplotlib."""
     pictures = {"latency-against-rate": latency, "cost-against-history": cost}
     written = []
     for name, rows in found.items():
-        figure, plot = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+        figure, plot = pyplot().subplots(figsize=(7.5, 4.2), layout="constrained")
         pictures[name](rows, plot)
-        plot.grid(color=FAINT, linewidth=0.6)
-        plot.spines[["top", "right"]].set_visible(False)
-        plot.tick_params(colors=INK)
+        finish(plot)
         written.append(folder / f"{name}.svg")
         figure.savefig(written[-1], metadata={"Date": None}, facecolor="white")
-        pyplot.close(figure)
+        pyplot().close(figure)
     return written
 
 

@@ -173,6 +173,7 @@ class _Replay:
                 self.top,
                 at=iso(int(self.targets.times[row])) if self.at_target_time else None,
                 exclude_seen=seen == "filtered",
+                live=False,  # what others do is in no offline mode
             )
             if answer["source"] != "model":
                 raise LiveError(

@@ -123,7 +123,7 @@ def _mixture(
     """Fitted on what came after a model was trained, where times and model allow."""
     mixture = None
     if dataset.cut_ms is not None and model.causal:
-        mixture = fit_mixture(log, model, dataset.item_ids, dataset.cut_ms, seed=seed, console=err)
+        mixture = fit_mixture(log, model, dataset.item_ids, dataset.cut_ms, seed=seed)
     if mixture is None:
         say("no mixture: what others do meanwhile will not change this model's recommendations")
     return mixture

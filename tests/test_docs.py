@@ -77,11 +77,13 @@ def commands() -> dict[str, click.Command]:
 
 @cache
 def flags(command: str | None) -> set[str]:
-    """All flags of a command; None: of all commands."""
+    """All flags of a command and of those in it; None: of all commands."""
     if command is None:
         return set().union(*(flags(name) for name in COMMANDS))
     group = [parameter.opts for parameter in _group().params]
-    own = [[*p.opts, *p.secondary_opts] for p in commands()[command].params]
+    called = commands()[command]
+    parts = [called, *getattr(called, "commands", {}).values()]
+    own = [[*p.opts, *p.secondary_opts] for part in parts for p in part.params]
     return {"--help", *(flag for names in (*group, *own) for flag in names)}
 
 

@@ -36,8 +36,8 @@ SPLITS = {
     "before is for validation, and the test input includes it.",
     "temporal": "Temporal: validated and tested on each user's first interaction after a cut; core "
     "and vocabulary are of the part before the first cut, an unseen target is a miss.",
-    "forward": "Forward: validated on each user's first interaction in the last tenth of the log; "
-    "core and vocabulary are of the part before, an unseen target is a miss.",
+    "forward": "Forward: validated on a sample of what follows a known item in the last tenth of "
+    "the log; core and vocabulary are of the part before, an unseen target is a miss.",
 }
 
 
@@ -123,7 +123,7 @@ def _of_which_model(outcome: Outcome) -> list[str]:
             "Of the model before its refit. The one in this folder has been trained on these "
             "targets, so it has no figures of its own."
         )
-    if outcome.ranked == "validation":
+    if outcome.ranked == "validation" and outcome.config.schedule == "constant":
         lines.append("These targets have chosen the epoch: the figures are a little too good.")
     return lines
 

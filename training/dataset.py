@@ -23,6 +23,9 @@ Int64s = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
 Split = Literal["leave-one-out", "temporal", "forward"]
 
+MOST_VALIDATED = 3000
+"""Interactions that a forward split validates on, drawn from all after the cut."""
+
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
@@ -32,8 +35,9 @@ class Protocol:
     split: `leave-one-out` tests on each user's last interaction and validates on the one before
         (the test input includes it), cored on the full log; `temporal` cuts the log at two times,
         cores and takes its vocabulary from the part before the first, and validates and tests on
-        each user's first interaction after a cut; `forward` has the first of these cuts alone, so
-        it validates and does not test, and validates on users who begin after it, too.
+        each user's first interaction after a cut; `forward` has the first of these cuts alone and
+        does not test: it validates on all that follows a known item after it, whoever's, or on
+        `MOST_VALIDATED` drawn from that.
     validation_share, test_share: (temporal, forward) of the log's interactions, its latest.
     """
 
@@ -102,7 +106,7 @@ class Histories:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What is to be predicted, at most one a user: (T) each.
+    """What is to be predicted: (T) each.
 
     users: index of the user; ends: the input is the user's interactions up to, without, this
     place in `Histories`; items: the target, 0 where it is not in the vocabulary (always a miss);
@@ -300,10 +304,6 @@ def build_dataset(
         has_validation = train_ends < test_rows
         has_test = test_rows < starts[1:]
         validation_rows = train_ends
-        if protocol.split == "forward":
-            asked = ~training & (before[:-1] > before[starts[users]])
-            validation_rows = starts[:-1] + _first_of_each(users, asked, len(users_kept))
-            has_validation = validation_rows < starts[1:]
     else:
         has_validation = has_test = np.diff(starts) >= 3
         test_rows, validation_rows = starts[1:] - 1, starts[1:] - 2
@@ -314,13 +314,21 @@ def build_dataset(
         of = of[before[rows[of]] > before[starts[of]]]  # no known input: nothing to predict from
         return Targets(of, before[rows[of]], items[rows[of]], times[rows[of]])
 
+    validation = targets(validation_rows, has_validation)
+    if protocol.split == "forward":
+        (asked,) = np.nonzero(~training & (before[:-1] > before[starts[users]]))
+        if len(asked) > MOST_VALIDATED:
+            drawn = np.random.default_rng(0).choice(len(asked), MOST_VALIDATED, replace=False)
+            asked = asked[np.sort(drawn)]
+        validation = Targets(users[asked], before[asked], items[asked], times[asked])
+
     dataset = Dataset(
         protocol=protocol,
         user_ids=[user_ids[code] for code in users_kept],
         item_ids=list(vocabulary),
         histories=Histories(before[starts], items[known], times[known]),
         train_ends=before[train_ends],
-        validation=targets(validation_rows, has_validation),
+        validation=validation,
         test=targets(test_rows, has_test),
         cut_ms=first_cut,
     )
@@ -331,20 +339,6 @@ def build_dataset(
             f"{len(dataset.histories)} users): a user needs at least 3 interactions"
         )
     return dataset
-
-
-def _first_of_each(users: Int64s, chosen: npt.NDArray[np.bool_], n_users: int) -> Int64s:
-    """Where among a user's own rows the first chosen one is: (n_users), past them for none.
-
-    Args:
-        users, chosen: (N), a user's rows together.
-    """
-    sizes = np.bincount(users, minlength=n_users)
-    starts = np.cumsum(sizes) - sizes
-    place = np.where(chosen, np.arange(len(users)) - starts[users], sizes[users])
-    first = sizes.copy()
-    np.minimum.at(first, users, place)
-    return first
 
 
 def _that_go_on(

@@ -61,11 +61,18 @@ class ModelLists:
             scores[batch] = torch.where(left, best.values, 0.0).numpy()
         return cls(queries.numpy(), inputs.lengths > 0, listed, scores)
 
+    def part(self, chosen: slice) -> ModelLists:
+        return ModelLists(
+            self.queries[chosen], self.known[chosen], self.listed[chosen], self.scores[chosen]
+        )
+
 
 class LiveWalk:
     """Evidence that has observed events of a log, and the rankings by it.
 
-    Rows of the catalogue: 1 to V the model's items, then others in the order of their first event.
+    A ranking knows of no event that was not observed, but for its user's own before the one that
+    is asked about. Rows of the catalogue: 1 to V the model's items, then others in the order of
+    their first event.
     """
 
     def __init__(
@@ -78,40 +85,37 @@ class LiveWalk:
         rules: EvidenceRules = RULES,
     ) -> None:
         self.events = events
-        self._keys = [user_key(user_id) for user_id in user_ids]
         self.evidence = Evidence(rules)
-        self._rows = {item: row for row, item in enumerate(item_ids, 1)}
-        vectors = model.item_embedding.weight.detach().float().cpu().numpy()
-        self.ranker = LiveRanker(lambda: self.evidence, vectors, self._rows.get, mixture)
-        self._row_of = np.array([self._rows.get(item, 0) for item in events.item_ids], np.int32)
-        self._open = np.ones(len(item_ids) + 1 + len(events.item_ids), np.bool_)
-        self._open[0] = False
+        self._keys = [user_key(user_id) for user_id in user_ids]
+        self._rank_by(model, item_ids, mixture)
 
     def replace_model(self, model: TiM4Rec, item_ids: Sequence[str]) -> None:
-        """Goes on with another model."""
-        self._rows.clear()
-        self._rows.update((item, row) for row, item in enumerate(item_ids, 1))
+        """Goes on with another model, by the same evidence and mixture."""
+        self._rank_by(model, item_ids, self.ranker.mixture)
+
+    def _rank_by(self, model: TiM4Rec, item_ids: Sequence[str], mixture: Mixture) -> None:
+        self._rows = {item: row for row, item in enumerate(item_ids, 1)}
         for item in self.evidence.item_ids:
             self._rows.setdefault(item, len(self._rows) + 1)
+        known = self.events.item_ids
+        self._row_of = np.array([self._rows.get(item, 0) for item in known], np.int32)
+        self._open = np.ones(1 + len(item_ids) + len(known), np.bool_)
+        self._open[0] = False
         vectors = model.item_embedding.weight.detach().float().cpu().numpy()
-        mixture = self.ranker.mixture
         self.ranker = LiveRanker(lambda: self.evidence, vectors, self._rows.get, mixture)
-        self._row_of = np.array([self._rows.get(i, 0) for i in self.events.item_ids], np.int32)
 
     def observe(self, rows: Int64s) -> None:
         """Counts events, rows of the log."""
-        events = self.events
-        for item in np.unique(events.items[rows]):
-            if not self._row_of[item]:
-                row = self._rows[events.item_ids[item]] = len(self._rows) + 1
-                self._row_of[item] = row
-        ids = events.item_ids
+        events, ids = self.events, self.events.item_ids
+        items = events.items[rows]
+        for item in items[self._row_of[items] == 0].tolist():
+            self._row_of[item] = self._rows.setdefault(ids[item], len(self._rows) + 1)
         self.evidence.observe(
             [
                 Observed(self._keys[user], ids[item], time)
                 for user, item, time in zip(
                     events.users[rows].tolist(),
-                    events.items[rows].tolist(),
+                    items.tolist(),
                     events.times[rows].tolist(),
                     strict=True,
                 )
@@ -127,6 +131,7 @@ class LiveWalk:
                 yield found
 
     def features(self, row: int, lists: ModelLists, place: int) -> Features:
+        """The candidates just before an event, that of `lists` at `place`."""
         return self.ranker.features(self._request(row, lists, place, 1), self._open)
 
     def row_of(self, row: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from model import UNKNOWN_TIME, TiM4Rec
@@ -25,15 +25,26 @@ LR = 3e-3
 BATCH = 256
 MOST_EVENTS = 20_000
 """The newest events that a mixture is fitted on."""
+LEAST_EVENTS = 200
+_LOOKED_AT = 3 * MOST_EVENTS
+"""Of so many newest ones; the item that was had is not among the candidates of all."""
+_MEASURED = 500_000
+"""The most candidates that means and spreads are taken of."""
+
+Float16s = npt.NDArray[np.float16]
+Float32s = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Candidates of T events one after the other: features (C, F) float16, context (T, X), ends
-    (T), and which candidate each event's item was (T)."""
+    """Candidates of T events, one event's after the other's.
 
-    features: np.ndarray
-    context: np.ndarray
+    features: (C, F); context: (T, X); ends: (T), where in `features` an event's end; targets: (T),
+    which of an event's candidates was had.
+    """
+
+    features: Float16s
+    context: Float32s
     ends: Int64s
     targets: Int64s
 
@@ -42,6 +53,7 @@ class Examples:
 
     @classmethod
     def joined(cls, parts: Sequence[Examples]) -> Examples:
+        """One part's events after the other's."""
         before = np.cumsum([0, *(len(part.features) for part in parts[:-1])])
         return cls(
             np.concatenate([part.features for part in parts]),
@@ -51,6 +63,7 @@ class Examples:
         )
 
     def newest(self, most: int) -> Examples:
+        """The last ones, at most so many."""
         if len(self) <= most:
             return self
         begin = int(self.ends[-most - 1])
@@ -80,12 +93,13 @@ class Collector:
     """Gathers examples while a walk goes on."""
 
     def __init__(self) -> None:
-        self._features: list[np.ndarray] = []
-        self._context: list[np.ndarray] = []
+        self._features = [np.zeros((0, N_FEATURES), np.float16)]
+        self._context: list[Float32s] = []
         self._targets: list[int] = []
 
     def add(self, walk: LiveWalk, row: int, lists: ModelLists, place: int) -> None:
-        """An event that is about to be observed, if its item is among the candidates."""
+        """Adds an event that is about to be observed, that of `lists` at `place`, if its item is
+        among the candidates."""
         target = walk.row_of(row)
         if not target:
             return
@@ -97,29 +111,22 @@ class Collector:
             self._targets.append(int(at[0]))
 
     def examples(self) -> Examples:
-        if not self._targets:
-            return Examples(
-                np.zeros((0, N_FEATURES), np.float16),
-                np.zeros((0, N_CONTEXT), np.float32),
-                np.zeros(0, np.int64),
-                np.zeros(0, np.int64),
-            )
+        """Those so far."""
         return Examples(
             np.concatenate(self._features),
-            np.stack(self._context),
-            np.cumsum([len(part) for part in self._features]),
-            np.array(self._targets),
+            np.array(self._context, np.float32).reshape(-1, N_CONTEXT),
+            np.cumsum([len(part) for part in self._features[1:]], dtype=np.int64),
+            np.array(self._targets, np.int64),
         )
 
 
-class _Network(nn.Module):
+class MixtureNetwork(nn.Module):
     """`Mixture` on standardised features, for training."""
 
     def __init__(self, examples: Examples) -> None:
         super().__init__()
-        features = examples.features[:: max(1, len(examples.features) // 500_000)].astype(
-            np.float32
-        )
+        every = max(1, len(examples.features) // _MEASURED)
+        features = examples.features[::every].astype(np.float32)
         mean, spread = features.mean(0), features.std(0) + 1e-3
         for flag in (SCORED, KNOWN):
             mean[flag], spread[flag] = 0, 1
@@ -135,6 +142,7 @@ class _Network(nn.Module):
         nn.init.zeros_(self.by_context.bias)
 
     def forward(self, features: Tensor, context: Tensor) -> Tensor:
+        """The scores (B, C) of candidates (B, C, F) of requests with a context (B, X)."""
         features = (features - self.mean) / self.spread
         context = (context - self.context_mean) / self.context_spread
         hidden = torch.relu(self.hidden(features) + self.hidden_context(context)[:, None])
@@ -159,11 +167,12 @@ class _Network(nn.Module):
 
 
 def fitted(examples: Examples, *, seed: int = 0) -> Mixture:
-    """The mixture by which the items that were had are likeliest among their candidates."""
+    """The mixture by which the items that were had are likeliest among their candidates: cross
+    entropy, on the newest events."""
     examples = examples.newest(MOST_EVENTS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = _Network(examples)
+        network = MixtureNetwork(examples)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-4)
     steps = EPOCHS * -(-len(examples) // BATCH)
@@ -187,14 +196,32 @@ def asked_at(events: Events, rows: Int64s, rng: np.random.Generator) -> Int64s:
     return asked_between(last, events.times[rows], rng)
 
 
+def walked(
+    log: Log, model: TiM4Rec, item_ids: Sequence[str], since_ms: int, *, seed: int = 0
+) -> Examples:
+    """What a walk through a log meets from `since_ms` on, each event before it is counted.
+
+    Raises:
+        InputError: a time is not known.
+    """
+    events = Events.of(log)
+    order = np.argsort(events.times, kind="stable")
+    begin = int(np.searchsorted(events.times[order], since_ms))
+    begin = max(begin, len(order) - _LOOKED_AT)
+    walk = LiveWalk(events, user_ids(log), model, item_ids)
+    walk.observe(order[:begin])
+    rows = order[begin:]
+    times = asked_at(events, rows, np.random.default_rng(seed))
+    lists = ModelLists.of(events, rows, model, item_ids, times)
+    collector = Collector()
+    for place, row in enumerate(rows.tolist()):
+        collector.add(walk, row, lists, place)
+        walk.observe(rows[place : place + 1])
+    return collector.examples()
+
+
 def fit_mixture(
-    log: Log,
-    model: TiM4Rec,
-    item_ids: Sequence[str],
-    since_ms: int,
-    *,
-    seed: int = 0,
-    console: Console | None = None,
+    log: Log, model: TiM4Rec, item_ids: Sequence[str], since_ms: int, *, seed: int = 0
 ) -> Mixture | None:
     """Walks through the log and fits what happens from `since_ms` on.
 
@@ -204,30 +231,11 @@ def fit_mixture(
     Returns:
         None where too little happens to fit anything.
 
-    Raises InputError where a time is not known.
+    Raises:
+        InputError: a time is not known.
     """
-    events = Events.of(log)
-    order = np.argsort(events.times, kind="stable")
-    begin = int(np.searchsorted(events.times[order], since_ms))
-    walk = LiveWalk(events, user_ids(log), model, item_ids)
-    walk.observe(order[:begin])
-    rows = order[begin:]
-    lists = ModelLists.of(
-        events, rows, model, item_ids, asked_at(events, rows, np.random.default_rng(seed))
-    )
-    collector = Collector()
-    skipped = max(0, len(rows) - 3 * MOST_EVENTS)
-    for place, row in enumerate(rows.tolist()):
-        if place >= skipped:
-            collector.add(walk, row, lists, place)
-        walk.observe(rows[place : place + 1])
-    examples = collector.examples()
-    if len(examples) < LEAST_EVENTS:
-        return None
-    return fitted(examples, seed=seed)
-
-
-LEAST_EVENTS = 200
+    examples = walked(log, model, item_ids, since_ms, seed=seed)
+    return fitted(examples, seed=seed) if len(examples) >= LEAST_EVENTS else None
 
 
 def user_ids(log: Log) -> list[str]:

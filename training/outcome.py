@@ -61,11 +61,6 @@ class Outcome:
         return self.trained.model if self.refit is None else self.refit.result.model
 
     @property
-    def published(self) -> Dataset:
-        """What the model that is served was trained on."""
-        return self.dataset if self.refit is None else self.refit.dataset
-
-    @property
     def ranked(self) -> Literal["test", "validation"]:
         """Whose figures `rows` are; those of validation have chosen the epoch."""
         return "test" if len(self.dataset.test) else "validation"

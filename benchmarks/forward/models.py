@@ -50,6 +50,12 @@ def request_times(events: Events, rows: Int64s) -> dict[str, Int64s]:
     }
 
 
+def times_asked(served: Served) -> Sequence[str]:
+    """Names of the request times that make a difference to a model."""
+    asks = served.model.config.uses_request_time
+    return (AFTER, BEFORE, AT, UNKNOWN) if asks else (UNKNOWN,)
+
+
 def model_ranks(walk: Walk, by_period: Sequence[Served]) -> dict[str, Int64s]:
     """The rank (T) of each event's item, by request time; `NOTHING_KNOWN` where the user has
     no history that the model knows.
@@ -59,8 +65,7 @@ def model_ranks(walk: Walk, by_period: Sequence[Served]) -> dict[str, Int64s]:
 
     Raises ResultError where a model has no query at each position (time path `sequence`).
     """
-    asks = by_period[0].model.config.uses_request_time
-    names = (AFTER, BEFORE, AT, UNKNOWN) if asks else (UNKNOWN,)
+    names = times_asked(by_period[0])
     found = {name: np.zeros(len(walk.rows), dtype=np.int64) for name in names}
     for served in {id(served): served for served in by_period}.values():
         periods = [p for p, other in enumerate(by_period) if other is served]

@@ -1,8 +1,9 @@
-"""The models of a walk forward: one trained before the cut, and one refitted at each border."""
+"""The models of a walk forward: one trained before the cut, one refitted at each border, and the
+one that is published at the cut."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.forward.models import Served
 from benchmarks.forward.walk import Walk
 from training.dataset import Protocol, build_dataset
 from training.interactions import Log
-from training.recipe import model_config, training_config
+from training.recipe import REFITTED_CORE, model_config, training_config
 from training.refit import every_row, refit
 from training.trainer import train
 
@@ -45,6 +46,40 @@ def retrained_models(
         result = refit(before.model, before.item_ids, dataset, config, place, console=console)
         served.append(Served(result.model, dataset.item_ids))
     return served
+
+
+@dataclass(frozen=True, slots=True)
+class Refitted:
+    """base: trained on what lies before `since_ms`, validated on what follows until the cut;
+    refitted: trained on, on everything before the cut."""
+
+    base: Served
+    since_ms: int
+    refitted: Served
+
+
+def refitted_model(
+    log: Log, walk: Walk, folder: Path, console: Console, **options: Any
+) -> Refitted:
+    """What `tim4rec train` publishes at the cut; goes on from what `folder` holds.
+
+    Args:
+        options: of `TrainingConfig`.
+    """
+    before = _before(log, walk, 0)
+    protocol = Protocol(REFITTED_CORE, REFITTED_CORE, "forward")
+    dataset = build_dataset(before, protocol)
+    assert dataset.cut_ms is not None
+    config = training_config(dataset, **options)
+    base = train(dataset, model_config(dataset), config, folder, console=console)
+    every = every_row(before, protocol)
+    console.print(f"refit: {every.n_items} items", highlight=False)
+    result = refit(base.model, dataset.item_ids, every, config, folder, console=console)
+    return Refitted(
+        Served(base.model, dataset.item_ids),
+        dataset.cut_ms,
+        Served(result.model, every.item_ids),
+    )
 
 
 def _before(log: Log, walk: Walk, period: int) -> Log:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 _SIZE = np.dtype("<u8")
+_KINDS = ("|u1", "<i4", "<i8", "<f4", "<f8")
 Array = npt.NDArray[Any]
 
 
@@ -32,15 +33,20 @@ def packed(arrays: Mapping[str, Array]) -> memoryview:
 
 
 def unpacked(data: memoryview) -> dict[str, Array]:
-    """The arrays, parts of `data`. Raises ValueError: it is damaged."""
+    """The arrays, parts of `data`.
+
+    Raises:
+        AttributeError, RecursionError, TypeError, ValueError: it is damaged.
+    """
     place = _SIZE.itemsize
     (length,) = np.frombuffer(data, _SIZE, 1).tolist()
     header = json.loads(bytes(data[place : place + length]))
     place += length
     arrays: dict[str, Array] = {}
     for name, (kind, shape) in header.items():
-        dtype = np.dtype(kind)
-        array = np.frombuffer(data, dtype, int(np.prod(shape)), place).reshape(shape)
+        if kind not in _KINDS:
+            raise ValueError(f"{name} is of {kind}")
+        array = np.frombuffer(data, kind, int(np.prod(shape)), place).reshape(shape)
         arrays[name] = array
         place += array.nbytes
     if place != len(data):

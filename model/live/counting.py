@@ -15,8 +15,8 @@ POPULAR = 30
 DAY_MS = 86_400_000.0
 HALF_LIVES_MS = np.array([1.0, 7.0, 30.0, 180.0]) * DAY_MS
 """(H) of an event's part in the popularity of its item."""
-TOTAL, FIRST_MS, POPULARITY, N_STATS = 0, 1, 2, 8
-"""Columns of `Counts.stats`, a cache line an item."""
+TOTAL, FIRST_MS, POPULARITY, CHANGES, N_STATS = 0, 1, 2, 6, 8
+"""Columns of `Counts.stats`, a cache line an item; those of popularity are H."""
 PAIRS_HALF_LIFE_MS = 180 * DAY_MS
 VISIT_MS = 30 * 60_000
 FOLLOWS = 5
@@ -102,6 +102,7 @@ def observe(
         if stats[TOTAL] == 0 or now < stats[FIRST_MS]:
             stats[FIRST_MS] = now
         stats[TOTAL] += weight
+        stats[CHANGES] += 1
         for h in range(len(half_lives)):
             # log2 of a sum: larger + log2(1 + 2^(smaller - larger))
             old, new = stats[POPULARITY + h], np.log2(np.float64(weight)) + now / half_lives[h]
@@ -120,6 +121,7 @@ def observe(
             visit = 1.0 if abs(now - recent.times[slot, place]) <= visit_ms else 0.0
             own = weight * _decay(other, now, half_life, counts)
             _add(other, item, own, own * after, own * visit, counts)
+            counts.stats[other, CHANGES] += 1
             _add(item, other, part_of_item, 0.0, part_of_item * visit, counts)
         place = recent.total[slot] % wide
         recent.items[slot, place] = item

@@ -72,9 +72,9 @@ class Counts(NamedTuple):
 
     neighbours: (I, M), -1 after the last one; together, after, visit: (I, M), how often the
     neighbour was had near the item, how soon after it, and within one visit, decayed to `touched`
-    (I) ms; stats: (I, S) the weight of all events, the time of the first in ms, and popularity by
-    each half-life: log2 of the sum of weight * 2^(time / half-life) over the events, which only
-    grows (forward decay: Cormode and others, 2009).
+    (I) ms; stats: (I, S) the weight of all events, the time of the first in ms, popularity by each
+    half-life: log2 of the sum of weight * 2^(time / half-life) over the events, which only grows
+    (forward decay: Cormode and others, 2009), and how often the item's row has changed.
     """
 
     neighbours: npt.NDArray[np.int32]
@@ -254,7 +254,7 @@ class Evidence:
         size = len(self.item_ids)
         ids = [item_id.encode("utf-8", "surrogatepass") for item_id in self.item_ids]
         slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
-        parts = {
+        parts: dict[str, npt.NDArray[Any]] = {
             "ids": np.frombuffer(b"".join(ids), np.uint8),
             "id_ends": np.cumsum([len(one) for one in ids], dtype=np.int64),
             "users": np.fromiter(self._slots, np.int64, len(self._slots)),
@@ -270,7 +270,7 @@ class Evidence:
         return packed(parts)
 
     @classmethod
-    def from_bytes(cls, data: bytes | memoryview, rules: EvidenceRules) -> Evidence:
+    def from_bytes(cls, data: memoryview, rules: EvidenceRules) -> Evidence:
         """What `to_bytes` gave, of whoever's hand: no more memory than some times the bytes, and
         nothing that would lead compiled code astray.
 

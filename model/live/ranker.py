@@ -268,7 +268,7 @@ class LiveRanker:
             scratch = scratch._replace(
                 sums=np.zeros((size, 4), np.float32),
                 around=_longer(scratch.around, size, 0),
-                around_total=_longer(scratch.around_total, size, 0),
+                around_changes=_longer(scratch.around_changes, size, 0),
             )
         without: list[int] = []
         if n_rows != self._n_rows:  # what had no row may have one now

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.compiled import compiled, part
-from model.live.counting import FIRST_MS, POPULARITY, TOTAL
+from model.live.counting import CHANGES, FIRST_MS, POPULARITY, TOTAL
 
 FEATURES = (
     "model",  # log-probability by the model among the items that it ranks highest
@@ -80,11 +80,12 @@ class Items(NamedTuple):
 
 class Scratch(NamedTuple):
     """sums: (I, 4) zeros; around: (I, D) the direction of the mean of an item's neighbours, as of
-    around_total (I) events; marks: (R + 1) zeros; features: (F, C); rows: (C); logs: (C)."""
+    the change of its counts that around_changes (I) says; marks: (R + 1) zeros; features: (F, C);
+    rows, logs: (C)."""
 
     sums: npt.NDArray[np.float32]
     around: npt.NDArray[np.float32]
-    around_total: npt.NDArray[np.float64]
+    around_changes: npt.NDArray[np.float64]
     marks: npt.NDArray[np.int8]
     features: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
@@ -135,9 +136,9 @@ def _dot(x: Any, y: Any) -> np.float32:
 @part
 def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
     """Brings the mean vector of an item's neighbours up to date."""
-    if scratch.around_total[number] == counts.stats[number, TOTAL]:
+    if scratch.around_changes[number] == counts.stats[number, CHANGES]:
         return
-    scratch.around_total[number] = counts.stats[number, TOTAL]
+    scratch.around_changes[number] = counts.stats[number, CHANGES]
     own = scratch.around[number]
     own[:] = 0
     for m in range(counts.neighbours.shape[1]):

@@ -37,7 +37,7 @@ def require_readable(
     missing = parts["counts.neighbours"] < 0
     _require((missing[:, :-1] <= missing[:, 1:]).all(), "counts.neighbours has gaps")
     for name in ("counts.together", "counts.after", "counts.visit"):
-        _require(_all_in(parts[name], 0, np.finfo(np.float32).max), f"{name} is no count")
+        _require(_all_in(parts[name], 0, float(np.finfo(np.float32).max)), f"{name} is no count")
     stats = parts["counts.stats"]
     _require(np.isfinite(stats).all(), "counts.stats is not finite")
     _require((stats[:, TOTAL] > 0).all(), "an item has no event")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from model.kinds import HEAVIEST, KindRules
-from model.live.evidence import Observed, user_key
+from model.live.evidence import LIGHTEST, Observed, user_key
 from service.live.entry import Forgotten
 from service.live.feed import Feed
 from service.observe import metrics
@@ -23,9 +23,11 @@ FLUSH_EVERY_S = 0.25
 def observed(
     user_id: str, event: NewEvent | Event, time_ms: int, heaviest: float
 ) -> Observed | None:
-    """An event of that time as evidence; None: it weighs nothing."""
+    """An event of that time as evidence; None: it weighs nothing, or too little to be counted."""
     weight = 1.0 if event.weight is None else min(event.weight, heaviest)
-    return Observed(user_key(user_id), event.item_id, time_ms, weight) if weight > 0 else None
+    if weight < LIGHTEST:
+        return None
+    return Observed(user_key(user_id), event.item_id, time_ms, weight)
 
 
 class FeedWriter:

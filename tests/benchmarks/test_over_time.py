@@ -304,11 +304,11 @@ def test_no_policy_sees_the_future(rows: list[Row], order: Any) -> None:
     assert ranks_until(walk) == ranks_until(other)
 
 
-def ring(seed: int = 0) -> list[Row]:
+def ring(users: int = 60) -> list[Row]:
     """Users who walk a ring of items, of which a new one comes every now and then."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     rows = []
-    for user in range(60):
+    for user in range(users):
         item, time = int(draw.integers(20)), int(draw.integers(300))
         for _ in range(12):
             item, time = item + int(draw.integers(1, 3)), time + int(draw.integers(1, 60))
@@ -410,7 +410,7 @@ def test_figures_are_means_over_events_of_a_slice_and_period() -> None:
 def test_the_command_trains_once_and_tells_every_policy_and_slice(tmp_path: Path) -> None:
     data = tmp_path / "data" / "ring"
     data.mkdir(parents=True)
-    frame = log_of(ring()).frame.with_columns(timestamp=pl.col("time_ms") // 1000)
+    frame = log_of(ring(users=500)).frame.with_columns(timestamp=pl.col("time_ms") // 1000)
     (data / "interactions.csv.gz").write_bytes(
         gzip.compress(frame.drop("time_ms").write_csv().encode())
     )
@@ -426,13 +426,16 @@ def test_the_command_trains_once_and_tells_every_policy_and_slice(tmp_path: Path
 
     first = run()
     asked = [
-        f"{name}, {at}" for name in ("frozen", "retrained") for at in (AFTER, BEFORE, AT, UNKNOWN)
+        f"{name}, {at}"
+        for name in ("frozen", "retrained", "served", "one-mixture", "live-off")
+        for at in (AFTER, BEFORE, AT, UNKNOWN)
     ]
     of_all = [row for row in first["figures"] if row["slice"] == "all events"]
     assert [row["policy"] for row in of_all] == [*COUNTED, *asked]
     assert {row["events"] for row in of_all} == {first["events"]}
+    assert first["behind"] == []  # nothing has so many events
     checkpoints = sorted((tmp_path / "runs").rglob("checkpoint.safetensors"))
-    assert len(checkpoints) == 2
+    assert len(checkpoints) == 4  # frozen, retrained, published before its refit and after
     written = [path.stat().st_mtime_ns for path in checkpoints]
     assert run() == first
     assert [path.stat().st_mtime_ns for path in checkpoints] == written

@@ -25,6 +25,7 @@ from cli.live import rank_through_service
 from cli.main import app
 from model import UNKNOWN_TIME, ModelConfig, State, TiM4Rec
 from model.artefact import load_artefact, save_artefact
+from tests.model.mixtures import some_mixture
 from tests.training.logs import chain_log, make_log
 from tim4rec_client import AsyncClient
 from training.dataset import Protocol, build_dataset
@@ -255,7 +256,12 @@ def test_modes_that_disagree_are_listed_and_fail(
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[str]:
-    """The address of a service process with a store of its own."""
+    """The address of a service process with a store of its own, and with a mixture."""
+    artefact = load_artefact(folder / "model")
+    card = (folder / "model" / "README.md").read_text()
+    save_artefact(
+        folder / "model", artefact.model, artefact.items, artefact.metrics, card, some_mixture()
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -135,19 +135,15 @@ def test_ties_keep_the_order_of_the_log() -> None:
     assert dataset.item_ids[dataset.test.items[0] - 1] == "d"
 
 
-@pytest.mark.parametrize("split", ["temporal", "forward"])
-def test_a_split_in_time_against_its_definition(split: Split) -> None:
+def test_a_temporal_split_against_its_definition() -> None:
     rng = np.random.default_rng(3)
     rows = [
         (f"u{rng.integers(30)}", f"i{int(rng.exponential(6))}", START_MS + 60_000 * minute)
         for minute in range(1000)
     ]
     log = make_log(rows)
-    dataset = build_dataset(log, Protocol(3, 8, split))
-    first, second = (
-        START_MS + 60_000 * minute
-        for minute in {"temporal": (800, 900), "forward": (900, 2000)}[split]
-    )
+    dataset = build_dataset(log, Protocol(3, 8, "temporal"))
+    first, second = (START_MS + 60_000 * minute for minute in (800, 900))
     assert dataset.cut_ms == first
     training = [(user, item) for user, item, ms in rows if ms < first]
     core = set(brute_core(training, 3, 8))
@@ -176,7 +172,47 @@ def test_a_split_in_time_against_its_definition(split: Split) -> None:
             assert [dataset.item_ids[i - 1] for i in given] == before
     assert unseen > 0, "the data must contain a target that training has not seen"
     assert dataset.n_train_targets == len(brute_core(training, 3, 8)) - len(users)
-    assert (len(dataset.test) > 0) == (split == "temporal")
+
+
+def test_a_forward_split_against_its_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    rows = [
+        (f"u{rng.integers(30) + minute // 30}", f"i{int(rng.exponential(6))}", START_MS + minute)
+        for minute in range(1000)
+    ]
+    log, cut = make_log(rows), START_MS + 900
+    dataset = build_dataset(log, Protocol(3, 8, "forward"))
+    assert dataset.cut_ms == cut
+    training = brute_core([(user, item) for user, item, ms in rows if ms < cut], 3, 8)
+    vocabulary = {item for _, item in training}
+    assert set(dataset.item_ids) == vocabulary
+    expected = {}
+    for user, item, ms in rows:
+        before = [i for u, i, t in rows if u == user and t < ms and i in vocabulary]
+        if ms >= cut and before:
+            expected[user, ms] = item if item in vocabulary else None, before
+    found = {}
+    targets, histories = dataset.validation, dataset.histories
+    for user, end, item, ms in zip(
+        targets.users, targets.ends, targets.items, targets.times, strict=True
+    ):
+        given = histories.items[histories.offsets[user] : end]
+        name = dataset.item_ids[item - 1] if item else None
+        found[dataset.user_ids[user], int(ms)] = name, [dataset.item_ids[i - 1] for i in given]
+    newer = {user for user, _ in expected} - {user for user, _ in training}
+    assert newer, "the data must contain a user who begins later"
+    assert {key: found[key] for key in expected if key[0] in newer} == {
+        key: value for key, value in expected.items() if key[0] in newer
+    }
+    assert {key: value[0] for key, value in found.items()} == {
+        key: value[0] for key, value in expected.items()
+    }
+    assert len(targets) == len(expected)
+    assert not len(dataset.test)
+    monkeypatch.setattr("training.dataset.MOST_VALIDATED", 20)
+    drawn = build_dataset(log, Protocol(3, 8, "forward")).validation
+    assert len(drawn) == 20
+    assert set(drawn.ends.tolist()) <= set(targets.ends.tolist())
 
 
 @pytest.mark.parametrize("split", ["temporal", "forward"])

@@ -69,12 +69,13 @@ def test_a_log_of_sessions_is_validated_on_those_that_begin_later() -> None:
     dataset, fault = split_log(make_log(rows), Protocol(2, 2))
     assert fault is None
     assert dataset.user_ids == [f"u{user:02}" for user in range(20)]
-    # The first thing that can be asked: after an item that training knows.
-    validated = {
-        dataset.user_ids[user]: dataset.item_ids[item - 1]
+    # Whatever can be asked: after an item that training knows.
+    validated = [
+        (dataset.user_ids[user], dataset.item_ids[item - 1])
         for user, item in zip(dataset.validation.users, dataset.validation.items, strict=True)
-    }
-    assert validated == {"u18": "b", "u19": "b"}
+    ]
+    later = ("b", "c", "d")
+    assert validated == [(user, item) for user in ("u18", "u19") for item in later]
     assert dataset.train_lengths.tolist() == [4] * 18 + [0, 0]
 
 

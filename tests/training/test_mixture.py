@@ -1,0 +1,192 @@
+"""A mixture learns from a walk when to believe the model and when the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from model.live.mixture import UNFITTED, Mixture
+from model.live.ranking import FEATURES, N_CONTEXT, N_FEATURES
+from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
+from tests.training.models import KNOWN, tiny_model
+from training.forward import Events
+from training.live_walk import LiveWalk, ModelLists
+from training.mixture import (
+    LEAST_EVENTS,
+    Collector,
+    Examples,
+    MixtureNetwork,
+    fit_mixture,
+    fitted,
+    user_ids,
+)
+
+ITEMS, USERS, LENGTH = 100, 700, 8
+SURE, LISTED = 6.0, 10
+
+
+class PlantedLog:
+    """Half of the events follow the user's event before by a rule (item n by 7 n + 3), which only
+    evidence can know; the model foresees the others, and is sure of them."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+        rows = [row for user in range(USERS) for row in self._history(user)]
+        self.log = make_log([(user, item, time) for user, item, time, _ in rows])
+        self.events = Events.of(self.log)
+        by_rule = {(user, time): rule for user, _, time, rule in rows}
+        keys = zip(self.log.frame["user_id"], self.log.frame["time_ms"], strict=True)
+        self.by_rule = np.array([by_rule[key] for key in keys])
+        self.order = np.argsort(self.events.times, kind="stable")
+        self.item_ids = [f"i{n:02}" for n in range(ITEMS)]
+        self.model = tiny_model(self.item_ids)
+        self.lists = self._lists()
+
+    def _history(self, user: int) -> Iterator[tuple[str, str, int, bool]]:
+        now = START_MS + int(self._rng.integers(30 * DAY_MS))
+        had: list[int] = []
+        for _ in range(LENGTH):
+            item, by_rule = (7 * had[-1] + 3) % ITEMS if had else 0, self._rng.random() < 0.5
+            if not had or not by_rule or item in had:
+                item, by_rule = int(self._rng.choice(np.setdiff1d(range(ITEMS), had))), False
+            had.append(item)
+            now += int(self._rng.integers(1000, DAY_MS))
+            yield f"u{user:03}", f"i{item:02}", now, by_rule
+
+    def _lists(self) -> ModelLists:
+        """In the order of time."""
+        n = len(self.order)
+        listed = np.argsort(self._rng.random((n, ITEMS)), axis=1)[:, :LISTED] + 1
+        scores = np.tile(np.linspace(1, 0, LISTED, dtype=np.float32), (n, 1))
+        targets = self.events.items[self.order] + 1
+        for place in np.flatnonzero(~self.by_rule[self.order]).tolist():
+            others = listed[place][listed[place] != targets[place]]
+            listed[place] = [targets[place], *others[: LISTED - 1]]
+            scores[place, 0] = SURE
+        queries = np.full((n, self.model.config.d_model), 1e-3, np.float32)
+        return ModelLists(queries, np.ones(n, np.bool_), listed, scores)
+
+    def walk(self, mixture: Mixture = UNFITTED) -> LiveWalk:
+        return LiveWalk(self.events, user_ids(self.log), self.model, self.item_ids, mixture)
+
+    def examples(self, places: slice) -> Examples:
+        walk, collector = self.walk(), Collector()
+        walk.observe(self.order[: places.start])
+        for place in range(places.start, places.stop):
+            collector.add(walk, int(self.order[place]), self.lists, place)
+            walk.observe(self.order[place : place + 1])
+        return collector.examples()
+
+    def hits(self, mixture: Mixture, places: slice) -> float:
+        """The share of the events whose item is ranked first."""
+        walk, hits = self.walk(mixture), 0
+        walk.observe(self.order[: places.start])
+        lists = self.lists
+        for place in range(places.start, places.stop):
+            row, own = self.order[place : place + 1], slice(place, place + 1)
+            asked = ModelLists(
+                lists.queries[own], lists.known[own], lists.listed[own], lists.scores[own]
+            )
+            (best,) = walk.best(row, asked, 1)
+            hits += int(best[0] == walk.row_of(int(row[0])))
+            walk.observe(row)
+        return hits / (places.stop - places.start)
+
+
+@pytest.fixture(scope="module")
+def planted() -> PlantedLog:
+    return PlantedLog()
+
+
+@pytest.fixture(scope="module")
+def examples(planted: PlantedLog) -> Examples:
+    return planted.examples(slice(800, 4800))
+
+
+def one_feature(name: str) -> Mixture:
+    """Ranks by it alone."""
+    linear = np.zeros(N_FEATURES, np.float32)
+    linear[FEATURES.index(name)] = 1
+    return Mixture(UNFITTED.weights._replace(linear=linear))
+
+
+def test_a_mixture_is_better_than_the_model_and_than_the_evidence(
+    planted: PlantedLog, examples: Examples
+) -> None:
+    later = slice(4800, 5400)
+    by_model, by_evidence, by_both = (
+        planted.hits(mixture, later)
+        for mixture in (one_feature("model"), one_feature("after"), fitted(examples))
+    )
+    assert 0.4 < by_model < 0.7
+    assert 0.3 < by_evidence < 0.6
+    assert by_both > max(by_model, by_evidence) + 0.2
+
+
+def test_equal_seeds_give_equal_mixtures(examples: Examples) -> None:
+    some = examples.newest(600)
+    before = torch.random.get_rng_state()
+    one, again, other = (fitted(some, seed=seed).to_bytes() for seed in (1, 1, 2))
+    assert one == again != other
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_mixture_scores_as_the_network_that_was_trained(examples: Examples) -> None:
+    """But for a constant a request."""
+    torch.manual_seed(0)
+    network = MixtureNetwork(examples)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    weights = network.mixture().weights
+    features, context, inside, _ = examples.batch(np.arange(20))
+    with torch.no_grad():
+        expected = network(features, context).numpy()
+    for b, c in enumerate(context.numpy().astype(float)):
+        own = features[b][inside[b]].numpy().astype(float)
+        inner = own @ weights.hidden.T + weights.hidden_context @ c + weights.bias
+        found = own @ (weights.linear + weights.by_context @ c)
+        found += np.maximum(inner, 0) @ weights.out
+        difference = found - expected[b][inside[b].numpy()]
+        np.testing.assert_allclose(difference, difference[0], atol=1e-3)
+
+
+def test_examples_are_joined_and_cut(examples: Examples) -> None:
+    n = len(examples)
+    older = Examples(
+        examples.features[: examples.ends[9]],
+        examples.context[:10],
+        examples.ends[:10],
+        examples.targets[:10],
+    )
+    newer = examples.newest(n - 10)
+    assert len(newer) == n - 10
+    assert examples.newest(n) is examples
+    joined = Examples.joined([older, newer])
+    for name in ("features", "context", "ends", "targets"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(examples, name))
+    expected, found = examples.batch(np.arange(10, 30)), newer.batch(np.arange(20))
+    assert torch.equal(expected[0][expected[2]], found[0][found[2]])
+    for one, other in zip(expected[1:], found[1:], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_no_examples_are_no_examples() -> None:
+    none = Collector().examples()
+    assert len(none) == 0
+    assert none.features.shape == (0, N_FEATURES)
+    assert none.context.shape == (0, N_CONTEXT)
+
+
+def test_a_mixture_is_fitted_on_what_follows_a_training() -> None:
+    log = chain_log(users=60, length=16)
+    model = tiny_model()
+    times = np.sort(log.frame["time_ms"].to_numpy())
+    one, again = (fit_mixture(log, model, KNOWN, int(times[100]), seed=3) for _ in range(2))
+    assert one is not None
+    assert again is not None
+    assert one.to_bytes() == again.to_bytes()
+    assert fit_mixture(log, model, KNOWN, int(times[-LEAST_EVENTS // 2])) is None
+    assert fit_mixture(log, model, KNOWN, int(times[-1]) + 1) is None
