@@ -86,6 +86,13 @@ class LiveSearch:
         rows, scores = self._ranker.beside(item_id, ask.k, open_rows)
         return Ranking(rows, scores, live=True)
 
+    def hidden(self, ask: Ask) -> NDArray[np.int32]:
+        """What must not be returned: what is hidden, and those of the last items that are not among
+        the seen ones, which the model knows."""
+        if ask.hides_recent and (newer := self._ranker.rows_after(self._trained, ask.recent)):
+            return np.concatenate([ask.hidden, np.array(newer, np.int32)])
+        return ask.hidden
+
     def _asked(
         self,
         view: CatalogueView,
@@ -108,10 +115,7 @@ class LiveSearch:
     ) -> Request:
         items = NO_ITEMS.astype(np.int64) if listed is None else listed.items
         scores = np.empty(0, np.float32) if listed is None else listed.scores
-        hidden = ask.hidden
-        if ask.hides_recent and (newer := self._ranker.rows_after(self._trained, ask.recent)):
-            hidden = np.concatenate([hidden, np.array(newer, np.int32)])
-        return Request(query_D, items, scores, ask.recent, hidden, ask.k)
+        return Request(query_D, items, scores, ask.recent, self.hidden(ask), ask.k)
 
 
 def _open(view: CatalogueView, selection: Selection | None) -> Flags:
