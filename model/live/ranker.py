@@ -102,10 +102,9 @@ class LiveRanker:
         empty = Request(None, np.zeros(0, np.int64), np.zeros(0, np.float32), (), NO_ROWS, 1)
         self.best([empty], np.zeros(len(self._vectors), np.bool_))
 
-    def rows_after(self, row: int, item_ids: Sequence[str]) -> list[int]:
-        """The rows of those items whose rows are beyond `row`."""
-        found = map(self._row_of, item_ids)
-        return [own for own in found if own is not None and own > row]
+    def rows(self, item_ids: Sequence[str]) -> list[int]:
+        """The rows of those items that have one."""
+        return [row for row in map(self._row_of, item_ids) if row is not None]
 
     def beside(
         self, item_id: str, k: int, open_rows: npt.NDArray[np.bool_]

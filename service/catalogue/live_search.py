@@ -33,8 +33,8 @@ class LiveSearch:
     The scores are those of the mixture: of one answer, a higher one is better.
     """
 
-    def __init__(self, search: Search, ranker: LiveRanker, trained: int) -> None:
-        self._search, self._ranker, self._trained = search, ranker, trained
+    def __init__(self, search: Search, ranker: LiveRanker) -> None:
+        self._search, self._ranker = search, ranker
 
     @property
     def knows_something(self) -> bool:
@@ -87,11 +87,10 @@ class LiveSearch:
         return Ranking(rows, scores, live=True)
 
     def hidden(self, ask: Ask) -> NDArray[np.int32]:
-        """What must not be returned: what is hidden, and those of the last items that are not among
-        the seen ones, which the model knows."""
-        if ask.hides_recent and (newer := self._ranker.rows_after(self._trained, ask.recent)):
-            return np.concatenate([ask.hidden, np.array(newer, np.int32)])
-        return ask.hidden
+        """Rows that must not be returned."""
+        if not ask.unknown:
+            return ask.hidden
+        return np.concatenate([ask.hidden, np.array(self._ranker.rows(ask.unknown), np.int32)])
 
     def _asked(
         self,

@@ -70,7 +70,7 @@ class Retrieval:
 
     def follow(self, ranker: LiveRanker) -> None:
         """Answers by what has happened since the training as well."""
-        self.live = LiveSearch(self._search, ranker, self._trained)
+        self.live = LiveSearch(self._search, ranker)
 
     def answer(
         self,

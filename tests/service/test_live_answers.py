@@ -405,6 +405,27 @@ def test_items_that_are_had_near_a_new_one(
     run(check())
 
 
+def test_no_item_that_the_user_has_had_is_given_again(
+    artefact: Artefact, valkey: ValkeyServer, run: Run
+) -> None:
+    """However long ago, and from a snapshot as well."""
+
+    async def check() -> None:
+        async with live(artefact, valkey, snapshot_every=8) as service:
+            had = [f"early {n}" for n in range(3)]
+            later = [f"late {n}" for n in range(30)]
+            await service.post(*(("ann", item) for item in ("i1", *had, *later)))
+            await service.post(*(one for item in had for one in about(item, "i1")))
+            assert set(had) <= set(await service.given("bob"))
+            assert not {*had, *later} & set(await service.given("ann"))
+            assert set(had) <= set(await service.given("ann", exclude_seen=False))
+        async with live(artefact, valkey) as service:
+            assert set(had) <= set(await service.given("bob"))
+            assert not {*had, *later} & set(await service.given("ann"))
+
+    run(check())
+
+
 # -- users -------------------------------------------------------------------------------
 
 
