@@ -185,8 +185,9 @@ class Retrieval:
         """The items whose vectors point most nearly where this one's does; for one that the model
         was not trained on, those that are had near it, if any are."""
         if self.live is not None and row > self._trained:
+            noted = self.view.noted
             found = self.live.beside(item_id, ask, self.view)
-            if len(found.items):
+            if len(found.items) or (noted is not None and noted[row]):
                 return found
         return similar(row, ask, self.view, self._search.around, self.vectors)
 

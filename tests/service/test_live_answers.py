@@ -398,6 +398,9 @@ def test_items_that_are_had_near_a_new_one(
     async def check() -> None:
         async with live(artefact, valkey) as service:
             await service.post(*about("new", "i1", "other", times=4), *about("new", "i1"))
+            await service.post(("ann", "alone"))
+            alone = await service.client.get("/items/alone/similar")
+            assert alone.raise_for_status().json()["items"] == []
             found = await service.client.get("/items/new/similar", params={"k": 2})
             assert ids(found.raise_for_status().json()) == ["i1", "other"]
             assert (await service.client.get("/items/nothing/similar")).status_code == 404
