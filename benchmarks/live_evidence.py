@@ -63,7 +63,7 @@ def main(
     users: Annotated[int, typer.Option(min=1)] = 200_000,
     neighbours: Annotated[int, typer.Option(min=1)] = 64,
 ) -> None:
-    rules = EvidenceRules(neighbours, users)
+    rules = EvidenceRules(neighbours, users, items)
     evidence, counting = Evidence(rules), 0.0
     evidence.observe([Observed(0, "00000000", START_MS)] * 2)
     say(f"nothing: {resident()}", out)

@@ -53,15 +53,15 @@ class Server:
 
 
 @contextmanager
-def server(*arguments: str, source: Path = ROOT) -> Iterator[Server]:
+def server(*arguments: str, source: Path = ROOT, **settings: str) -> Iterator[Server]:
     """`python -m ARGUMENTS --port PORT`, from when it is ready until the block is left.
 
     Args:
-        source: the checkout whose code runs.
+        source: the checkout whose code runs. settings: of its environment.
     """
     port = free_port()
     command = [sys.executable, "-m", *arguments, "--port", str(port)]
-    environment = os.environ | {"PYTHONPATH": str(source)}
+    environment = os.environ | settings | {"PYTHONPATH": str(source)}
     process = subprocess.Popen(command, cwd=source, env=environment, stdout=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
@@ -73,11 +73,11 @@ def server(*arguments: str, source: Path = ROOT) -> Iterator[Server]:
 
 
 def service(
-    artefact: Path, url: str, *options: str, source: Path = ROOT
+    artefact: Path, url: str, *options: str, source: Path = ROOT, **settings: str
 ) -> AbstractContextManager[Server]:
     """The service with its default settings, but for `options` (flags of `tim4rec serve`)."""
     words = ("serve", str(artefact.resolve()), "--redis", url, "--log-level", "warning", *options)
-    return server("cli.main", *words, source=source)
+    return server("cli.main", *words, source=source, **settings)
 
 
 @contextmanager

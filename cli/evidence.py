@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.console import CommandError, out, say
+from cli.fit import fit
 from cli.progress import progress
 from cli.settings import chosen_settings
 from cli.store import (
@@ -35,12 +36,13 @@ NEWEST = 20_000_000
 READ_PAGE = 1000
 
 live = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="markdown")
+live.command()(fit)
 
 
 @live.callback()
 def _live() -> None:
     """Evidence of what all users did since the training. Services count it as it comes; `rebuild`
-    makes it anew (`tim4rec live rebuild --help`).
+    makes it anew, and `fit` fits anew how it joins a model's scores.
     """
 
 

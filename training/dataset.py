@@ -192,6 +192,11 @@ class Dataset:
         gaps = gaps[gaps > 0]
         return (int(gaps.min()), int(gaps.max())) if len(gaps) else None
 
+    def newest_ms(self) -> int | None:
+        """The latest time of all interactions; None where none is known."""
+        newest = int(self.histories.times.max())
+        return None if newest == UNKNOWN_TIME else newest
+
     def tie_agreement(self) -> float | None:
         """How likely two users, each of whom has the same two items one right after the other at
         the same time, have them in the same order: 0.5 if that order is chance, and tells nothing.

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from model import UNKNOWN_TIME, TiM4Rec
-from model.live.mixture import Mixture
-from model.live.ranking import KNOWN, N_CONTEXT, N_FEATURES, SCORED, Weights
+from model.live.mixture import Mixture, Weights
+from model.live.ranking import KNOWN, N_CONTEXT, N_FEATURES, SCORED
 from training.batches import asked_between
 from training.dataset import Int64s
 from training.forward import Events

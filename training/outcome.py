@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from model import TiM4Rec
 from model.live.mixture import Mixture
+from model.times import iso
 from training.config import TrainingConfig
 from training.dataset import Dataset
 from training.evaluation import ResultRow, evaluate_offline
@@ -78,6 +79,9 @@ class Outcome:
             "seconds": round(trained.seconds, 1),
             "validation": {"NDCG@10": trained.best_ndcg},
         }
+        newest = self.dataset if self.refit is None else self.refit.dataset
+        if (until := newest.newest_ms()) is not None:
+            found["until"] = iso(until)
         if self.ranked == "test":
             found["test"] = rows
         else:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.live.ranking import CONTEXT, FEATURES, Weights
+from model.live.ranking import CONTEXT, FEATURES
 
 FORMAT = 1
 MOST_HIDDEN = 256
@@ -18,6 +19,17 @@ MOST_BYTES = 1 << 20
 
 class MixtureError(ValueError):
     """Bytes that are no mixture that this code can use."""
+
+
+class Weights(NamedTuple):
+    """linear (F), by_context (F, X), hidden (H, F), hidden_context (H, X), bias (H), out (H)."""
+
+    linear: npt.NDArray[np.float32]
+    by_context: npt.NDArray[np.float32]
+    hidden: npt.NDArray[np.float32]
+    hidden_context: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+    out: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -166,7 +166,7 @@ class LiveRanker:
         with evidence.lock:
             self._catch_up(packed, open_rows)
             n = ranking.gather(
-                packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
+                0, packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
             )  # fmt: skip
         scratch = self._scratch

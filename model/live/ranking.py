@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from model.compiled import compiled, part
-from model.live.counting import CHANGES, FIRST_MS, POPULARITY, TOTAL
 
 FEATURES = (
     "model",  # log-probability by the model among the items that it ranks highest
@@ -29,13 +28,14 @@ item that it ranks highest."""
 N_FEATURES, N_CONTEXT = len(FEATURES), len(CONTEXT)
 MODEL, SCORED, NEAR, AFTER, POPULAR = 0, 1, 2, 3, 4
 AGE, KNOWN, VISIT, LIKE_RECENT, LIKE_QUERY = 8, 9, 10, 11, 12
-HAS_QUERY, LENGTH = 0, 1
+HAS_QUERY, LENGTH, UNKNOWN, LAST_UNKNOWN, CERTAINTY = 0, 1, 2, 3, 4
+TOTAL, FIRST_MS, POPULARITY, CHANGES, DAY_MS = 0, 1, 2, 6, 86_400_000.0
+"""As model.live.counting has them: code is compiled anew when its own file changes."""
 RECENCY = 0.8
 """The weight of an item of the history against that of the next newer one."""
 SHRINKAGE = 3.0
-LEAST = np.float32(1e-3)
-LEAST_POPULARITY = -6.64
-LEAST_DAYS = 0.02
+LEAST, LEAST_POPULARITY, LEAST_DAYS = np.float32(1e-3), -6.64, 0.02
+"""What is added to counts and days, for their logarithms, and the least log2 of a popularity."""
 UNCOUNTED = {
     **dict.fromkeys((NEAR, AFTER, VISIT), np.log2(LEAST)),
     **dict.fromkeys(range(POPULAR, AGE), LEAST_POPULARITY),
@@ -90,18 +90,6 @@ class Scratch(NamedTuple):
     features: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
     logs: npt.NDArray[np.float32]
-
-
-class Weights(NamedTuple):
-    """What `Mixture` holds: linear (F), by_context (F, X), hidden (H, F), hidden_context (H, X),
-    bias (H), out (H)."""
-
-    linear: npt.NDArray[np.float32]
-    by_context: npt.NDArray[np.float32]
-    hidden: npt.NDArray[np.float32]
-    hidden_context: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
-    out: npt.NDArray[np.float32]
 
 
 _HIDDEN, _CANDIDATE = 1, 2
@@ -180,123 +168,113 @@ def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: A
 
 
 @part
-def _is_new(row: int, items: Any, marks: Any) -> bool:
-    """Whether a row may be returned and is no candidate yet."""
-    return bool(0 < row < len(items.open) and items.open[row] and marks[row] == 0)
+def _own(values: Any, ends: Any, b: int) -> Any:
+    """What of the requests' values is request b's."""
+    return values[(ends[b - 1] if b else 0) : ends[b]]
 
 
 @part
-def _gather(
-    b: int, requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any,
-    half_life: float, items: Any, scratch: Any, context: Any,
-) -> int:  # fmt: skip
-    """Writes the candidates and their features; returns how many."""
-    marks, rows, features, sums = scratch.marks, scratch.rows, scratch.features, scratch.sums
-    begin = requests.recent_ends[b - 1] if b else 0
-    numbers = requests.numbers[begin : requests.recent_ends[b]]
-    recent = requests.rows[begin : requests.recent_ends[b]]
-    hidden_begin = requests.hidden_ends[b - 1] if b else 0
-    hidden = requests.hidden[hidden_begin : requests.hidden_ends[b]]
-    query, has_query = requests.queries[b], requests.has_query[b]
-    n_known = len(items.vectors)
+def _mark(hidden: Any, mark: int, marks: Any) -> None:
     for i in range(len(hidden)):
         if 0 <= hidden[i] < len(marks):
-            marks[hidden[i]] = _HIDDEN
-    n = 0
-    # -- what the model ranks highest
-    top, total = np.float32(0), 0.0
-    if has_query:
-        top = requests.listed_scores[b, 0]
-        for i in range(requests.listed.shape[1]):
-            if requests.listed[b, i] == 0:
-                break
-            total += np.exp(requests.listed_scores[b, i] - top)
-        top += np.float32(np.log(total))
-        for i in range(requests.listed.shape[1]):
-            row = requests.listed[b, i]
-            if row == 0:
-                break
-            if _is_new(row, items, marks):
-                marks[row] = _CANDIDATE
-                rows[n] = row
-                features[MODEL, n] = requests.listed_scores[b, i] - top
-                features[SCORED, n] = 1
-                n += 1
-    listed = n
-    # -- what is popular, and what was had near the last items
+            marks[hidden[i]] = mark
+
+
+@part
+def _add(row: int, n: int, open_rows: Any, marks: Any, rows: Any) -> int:
+    """Makes a row the candidate n if it may be returned and is none yet; returns how many there
+    are."""
+    if 0 < row < len(open_rows) and open_rows[row] and marks[row] == 0:
+        marks[row] = _CANDIDATE
+        rows[n] = row
+        return n + 1
+    return n
+
+
+@part
+def _add_listed(listed: Any, listed_scores: Any, items: Any, scratch: Any) -> Any:
+    """What the model ranks highest: how many there are then, and the logarithm of the sum of the
+    exponents of their scores."""
+    total, n = 0.0, 0
+    for i in range(len(listed)):
+        if listed[i] == 0:
+            break
+        total += np.exp(listed_scores[i] - listed_scores[0])
+    all_of_them = listed_scores[0] + np.float32(np.log(total))
+    for i in range(len(listed)):
+        if listed[i] == 0:
+            break
+        before, n = n, _add(listed[i], n, items.open, scratch.marks, scratch.rows)
+        if n > before:
+            scratch.features[MODEL, before] = listed_scores[i] - all_of_them
+            scratch.features[SCORED, before] = 1
+    return n, all_of_them
+
+
+@part
+def _add_counted(n: int, numbers: Any, counts: Any, popular: Any, items: Any, scratch: Any) -> int:
+    """What is popular, and what was had near the last items; returns how many there are then."""
+    rows_of, open_rows, marks, rows = items.rows_of, items.open, scratch.marks, scratch.rows
+    neighbours = counts.neighbours
     for p in range(popular.shape[0]):
         for i in range(popular.shape[1]):
             if popular[p, i] < 0:
                 break
-            row = items.rows_of[popular[p, i]]
-            if _is_new(row, items, marks):
-                marks[row] = _CANDIDATE
-                rows[n] = row
-                n += 1
+            n = _add(rows_of[popular[p, i]], n, open_rows, marks, rows)
     for k in range(len(numbers)):
-        if numbers[k] < 0:
-            continue
-        for m in range(counts.neighbours.shape[1]):
-            other = counts.neighbours[numbers[k], m]
-            if other < 0:
-                break
-            row = items.rows_of[other]
-            if _is_new(row, items, marks):
-                marks[row] = _CANDIDATE
-                rows[n] = row
-                n += 1
-    for i in range(listed, n):
-        row = rows[i]
-        scored = has_query and row < n_known
-        features[MODEL, i] = _dot(query, items.vectors[row]) - top if scored else np.float32(0)
-        features[SCORED, i] = scored
-    _sum_up(numbers, newest_ms, half_life, counts, sums)
-    # -- the mean of the last items
-    mean = np.zeros(items.vectors.shape[1], np.float32)
-    weight, unknown = np.float32(1), 0
+        if numbers[k] >= 0:
+            for m in range(neighbours.shape[1]):
+                other = neighbours[numbers[k], m]
+                if other < 0:
+                    break
+                n = _add(rows_of[other], n, open_rows, marks, rows)
+    return n
+
+
+@part
+def _mean(recent: Any, vectors: Any) -> Any:
+    """Of the last items' vectors, the newest weighing most: (D), not divided by their number."""
+    mean = np.zeros(vectors.shape[1], np.float32)
+    weight = np.float32(1)
     for k in range(len(recent)):
         if recent[k] > 0:
             for d in range(len(mean)):
-                mean[d] += weight * items.vectors[recent[k], d]
-        else:
-            unknown += 1
+                mean[d] += weight * vectors[recent[k], d]
         weight *= np.float32(RECENCY)
-    mean_length = np.sqrt(_dot(mean, mean)) + np.float32(1e-6)
-    query_length = np.sqrt(_dot(query, query)) + np.float32(1e-6)
-    for i in range(n):
-        row = rows[i]
-        marks[row] = 0
-        number = items.numbers_of[row]
-        for f in range(2, features.shape[0]):
-            features[f, i] = 0
-        features[KNOWN, i] = row < n_known
-        if number < 0:
-            features[NEAR, i] = features[AFTER, i] = features[VISIT, i] = LEAST
-            for h in range(len(half_lives)):
-                features[POPULAR + h, i] = LEAST_POPULARITY
-            features[AGE, i] = LEAST_DAYS
-            continue
-        norm = np.float32(1 / np.sqrt(counts.stats[number, TOTAL] + SHRINKAGE))
-        features[NEAR, i] = sums[number, 0] * norm + LEAST
-        features[AFTER, i] = sums[number, 1] + LEAST
-        features[VISIT, i] = sums[number, 2] * norm + LEAST
-        for h in range(len(half_lives)):
-            popularity = counts.stats[number, POPULARITY + h] - newest_ms / half_lives[h]
-            features[POPULAR + h, i] = max(popularity, LEAST_POPULARITY)
-        features[AGE, i] = (
-            max(newest_ms - counts.stats[number, FIRST_MS], 0) / 86_400_000.0 + LEAST_DAYS
-        )
-        _around(number, counts, items, scratch)
-        own = scratch.around[number]
-        features[LIKE_RECENT, i] = _dot(own, mean) / mean_length
-        if has_query:
-            features[LIKE_QUERY, i] = _dot(own, query) / query_length
-    for f in (NEAR, AFTER, VISIT, AGE):
-        _log2(features[f, :n], scratch.logs)
-    # -- leave no trace
-    for i in range(len(hidden)):
-        if 0 <= hidden[i] < len(marks):
-            marks[hidden[i]] = 0
+    return mean
+
+
+@part
+def _length(x: Any) -> Any:
+    return np.sqrt(_dot(x, x)) + np.float32(1e-6)
+
+
+@part
+def _describe_uncounted(i: int, n_half_lives: int, features: Any) -> None:
+    """What is known of a candidate that has had no event."""
+    features[NEAR, i] = features[AFTER, i] = features[VISIT, i] = LEAST
+    for h in range(n_half_lives):
+        features[POPULAR + h, i] = LEAST_POPULARITY
+    features[AGE, i] = LEAST_DAYS
+
+
+@part
+def _describe(
+    i: int, number: int, stats: Any, newest_ms: int, half_lives: Any, sums: Any, features: Any
+) -> None:
+    """What the counts say of a candidate; of some the logarithm is to be taken."""
+    norm = np.float32(1 / np.sqrt(stats[number, TOTAL] + SHRINKAGE))
+    features[NEAR, i] = sums[number, 0] * norm + LEAST
+    features[AFTER, i] = sums[number, 1] + LEAST
+    features[VISIT, i] = sums[number, 2] * norm + LEAST
+    for h in range(len(half_lives)):
+        popularity = stats[number, POPULARITY + h] - newest_ms / half_lives[h]
+        features[POPULAR + h, i] = max(popularity, LEAST_POPULARITY)
+    features[AGE, i] = max(newest_ms - stats[number, FIRST_MS], 0) / DAY_MS + LEAST_DAYS
+
+
+@part
+def _clear(numbers: Any, counts: Any, sums: Any) -> None:
     for k in range(len(numbers)):
         if numbers[k] >= 0:
             for m in range(counts.neighbours.shape[1]):
@@ -304,12 +282,61 @@ def _gather(
                 if other < 0:
                     break
                 sums[other, 0] = sums[other, 1] = sums[other, 2] = 0
-    context[0] = has_query
-    context[1] = np.log2(1.0 + len(numbers))
-    context[2] = unknown / max(1, len(recent))
-    context[3] = len(recent) > 0 and recent[0] == 0
-    context[4] = features[MODEL, 0] if listed else np.float32(0)
-    return n
+
+
+@compiled
+def gather(
+    b: int, requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any,
+    half_life: float, items: Any, scratch: Any, context: Any,
+) -> int:  # fmt: skip
+    """The candidates of request b, into the scratch, of which the rest is left as it was, and its
+    context (X); returns how many there are."""
+    features, vectors = scratch.features, items.vectors
+    query, has_query = requests.queries[b], requests.has_query[b]
+    numbers = _own(requests.numbers, requests.recent_ends, b)
+    recent = _own(requests.rows, requests.recent_ends, b)
+    hidden = _own(requests.hidden, requests.hidden_ends, b)
+    _mark(hidden, _HIDDEN, scratch.marks)
+    listed, all_of_them = 0, np.float32(0)
+    if has_query:
+        listed, all_of_them = _add_listed(
+            requests.listed[b], requests.listed_scores[b], items, scratch
+        )
+    n = _add_counted(listed, numbers, counts, popular, items, scratch)
+    _mark(hidden, 0, scratch.marks)
+    _sum_up(numbers, newest_ms, half_life, counts, scratch.sums)
+    mean = _mean(recent, vectors)
+    mean_length, query_length = _length(mean), _length(query)
+    for i in range(n):
+        row = scratch.rows[i]
+        scratch.marks[row] = 0
+        known = row < len(vectors)
+        if i >= listed:
+            scored = has_query and known
+            score = _dot(query, vectors[row]) - all_of_them if scored else np.float32(0)
+            features[MODEL, i], features[SCORED, i] = score, scored
+        features[KNOWN, i] = known
+        features[LIKE_RECENT, i] = features[LIKE_QUERY, i] = 0
+        number = items.numbers_of[row]
+        if number < 0:
+            _describe_uncounted(i, len(half_lives), features)
+            continue
+        _describe(i, number, counts.stats, newest_ms, half_lives, scratch.sums, features)
+        _around(number, counts, items, scratch)
+        around = scratch.around[number]
+        features[LIKE_RECENT, i] = _dot(around, mean) / mean_length
+        if has_query:
+            features[LIKE_QUERY, i] = _dot(around, query) / query_length
+    for f in (NEAR, AFTER, VISIT, AGE):
+        _log2(features[f, :n], scratch.logs)
+    _clear(numbers, counts, scratch.sums)
+    unknown = np.sum(recent == 0)
+    context[HAS_QUERY] = has_query
+    context[LENGTH] = np.log2(1.0 + len(recent))
+    context[UNKNOWN] = unknown / max(1, len(recent))
+    context[LAST_UNKNOWN] = len(recent) > 0 and recent[0] == 0
+    context[CERTAINTY] = features[MODEL, 0] if listed else np.float32(0)
+    return int(n)
 
 
 @part
@@ -371,7 +398,7 @@ def best(
     wide = len(scratch.rows)
     scores, hidden = np.empty(wide, np.float32), np.empty(wide, np.float32)
     for b in range(len(requests.ks)):
-        n = _gather(
+        n = gather(
             b, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
         )
         if context[HAS_QUERY] or context[LENGTH]:
@@ -379,14 +406,3 @@ def best(
         else:  # of somebody of whom nothing is known
             scores[:n] = scratch.features[POPULAR, :n]
         sizes[b] = _select(n, scratch.rows, scores, requests.ks[b], found_rows[b], found_scores[b])
-
-
-@compiled
-def gather(
-    requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any, half_life: float,
-    items: Any, scratch: Any, context: Any,
-) -> int:  # fmt: skip
-    """The candidates of one request, into `scratch`, and its context (X); returns how many."""
-    return _gather(  # type: ignore[no-any-return]
-        0, requests, counts, popular, newest_ms, half_lives, half_life, items, scratch, context
-    )

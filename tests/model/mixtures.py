@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from model.live.mixture import Mixture
-from model.live.ranking import CONTEXT, FEATURES, Weights
+from model.live.mixture import Mixture, Weights
+from model.live.ranking import CONTEXT, FEATURES
 
 
 def some_mixture(seed: int = 0, hidden: int = 3) -> Mixture:

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.kinds import KindRules
-from model.live.evidence import Observed, user_key
+from model.live.evidence import Evidence, Observed, user_key
 from service.live import feed as feeds
 from service.live.entry import Forgotten, Record, packed, unpacked
 from service.live.feed import BEGINNING, Feed
-from service.live.feed_writer import FeedWriter
+from service.live.feed_writer import FeedWriter, observed
 from service.store.client import Store
 from service.store.events import NewEvent, new_uid
 from tests.service.conftest import ValkeyCluster, ValkeyServer
@@ -144,3 +144,16 @@ def test_what_waits_at_the_end_is_sent(valkey: ValkeyServer, run: Run) -> None:
             assert await everything(feed) == [Observed(user_key("ann"), "a", BASE_MS, 1.0)]
 
     run(go())
+
+
+def test_what_weighs_nothing_in_the_feed_is_not_sent() -> None:
+    """In float32 it would be 0, which evidence refuses, again and again."""
+    for weight in (0.0, 1e-300, 1e-45):
+        event = NewEvent(new_uid(), "i", weight=weight)
+        assert observed("u", event, BASE_MS, 10.0) is None
+    event = NewEvent(new_uid(), "i", weight=1e-30)
+    record = observed("u", event, BASE_MS, 10.0)
+    assert record is not None
+    (found,) = unpacked(packed([record]))
+    assert isinstance(found, Observed)
+    Evidence().observe([found])

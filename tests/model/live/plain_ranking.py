@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from model.live.counting import FIRST_MS, POPULARITY, TOTAL
 from model.live.evidence import Evidence, EvidenceRules
-from model.live.mixture import Mixture
+from model.live.mixture import Mixture, Weights
 from model.live.ranker import LiveRanker, Request
-from model.live.ranking import CONTEXT, FEATURES, Weights
+from model.live.ranking import CONTEXT, FEATURES
 from tests.model.live.event_sequences import (
     DAY_MS,
     HALF_LIFE_MS,

@@ -247,3 +247,10 @@ def test_a_warm_up_compiles_all_that_answers_need() -> None:
             situation.evidence.observe(random_events(rng, 5, users=5, items=90))
     assert len(ranking.best.signatures) == 1
     assert len(counting.observe.signatures) == 1
+
+
+def test_ranking_reads_the_columns_that_counting_writes() -> None:
+    for name in ("TOTAL", "FIRST_MS", "POPULARITY", "CHANGES", "DAY_MS"):
+        assert getattr(ranking, name) == getattr(counting, name)
+    assert ranking.FEATURES[ranking.POPULAR] == "popular_1d"
+    assert ranking.POPULAR + len(counting.HALF_LIVES_MS) == ranking.AGE
