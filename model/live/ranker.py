@@ -20,6 +20,15 @@ NO_ROWS = np.zeros(0, np.int32)
 AT_ONCE = 16
 """Requests that are ranked in one go: events that are to be counted wait for its end."""
 
+UNCOUNTED = {
+    **dict.fromkeys((ranking.NEAR, ranking.AFTER, ranking.VISIT), np.log2(ranking.LEAST)),
+    **dict.fromkeys(range(ranking.POPULAR, ranking.AGE), ranking.LEAST_POPULARITY),
+    ranking.AGE: np.log2(ranking.LEAST_DAYS),
+    ranking.LIKE_RECENT: 0.0,
+    ranking.LIKE_QUERY: 0.0,
+}
+"""The features that depend on what is counted, of an item of which nothing is."""
+
 Rows = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 T = TypeVar("T", bound=np.generic)
@@ -178,7 +187,7 @@ class LiveRanker:
         """Of those of these rows that are candidates."""
         found = self.features(request, open_rows)
         without = found.features.copy()
-        for feature, value in ranking.UNCOUNTED.items():
+        for feature, value in UNCOUNTED.items():
             without[feature] = value
         shares = self._scores(found) - self._scores(found._replace(features=without))
         near = self._near(request.recent)

@@ -36,14 +36,6 @@ RECENCY = 0.8
 SHRINKAGE = 3.0
 LEAST, LEAST_POPULARITY, LEAST_DAYS = np.float32(1e-3), -6.64, 0.02
 """What is added to counts and days, for their logarithms, and the least log2 of a popularity."""
-UNCOUNTED = {
-    **dict.fromkeys((NEAR, AFTER, VISIT), np.log2(LEAST)),
-    **dict.fromkeys(range(POPULAR, AGE), LEAST_POPULARITY),
-    AGE: np.log2(LEAST_DAYS),
-    LIKE_RECENT: 0.0,
-    LIKE_QUERY: 0.0,
-}
-"""The features that depend on what is counted, of an item of which nothing is."""
 
 
 class Requests(NamedTuple):
