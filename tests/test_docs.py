@@ -20,7 +20,7 @@ import typer
 
 from cli.main import COMMANDS, _load, app
 from service.app import create_app
-from service.observe.metrics import exposition
+from service.observe.exposition import exposition
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]

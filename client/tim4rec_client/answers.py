@@ -33,12 +33,18 @@ class Reason(TypedDict):
     contribution: float
 
 
+class LivePart(TypedDict):
+    share: float
+    item_id: NotRequired[str]
+
+
 class RecommendedItem(TypedDict):
     item_id: str
     score: float
     path: str
     title: NotRequired[str]
     because: NotRequired[list[Reason]]
+    live: NotRequired[LivePart]
 
 
 class Recommendations(TypedDict):

@@ -58,6 +58,17 @@ class Mixture:
             if not np.isfinite(value).all():
                 raise MixtureError(f"{name} is not finite")
 
+    def scores(
+        self, features: npt.NDArray[np.float32], context: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """(C) of candidates with these features (F, C), in a request of this context (X)."""
+        own = self.weights
+        slopes = own.linear + own.by_context @ context
+        bias = own.hidden_context @ context + own.bias
+        hidden = np.maximum(own.hidden @ features + bias[:, None], 0)
+        scores: npt.NDArray[np.float32] = slopes @ features + own.out @ hidden
+        return scores
+
     def to_bytes(self) -> bytes:
         parts = {name: np.ascontiguousarray(v) for name, v in self.weights._asdict().items()}
         return save(parts | {"format": np.array([FORMAT])})

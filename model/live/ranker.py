@@ -20,6 +20,15 @@ NO_ROWS = np.zeros(0, np.int32)
 AT_ONCE = 16
 """Requests that are ranked in one go: events that are to be counted wait for its end."""
 
+UNCOUNTED = {
+    **dict.fromkeys((ranking.NEAR, ranking.AFTER, ranking.VISIT), np.log2(ranking.LEAST)),
+    **dict.fromkeys(range(ranking.POPULAR, ranking.AGE), ranking.LEAST_POPULARITY),
+    ranking.AGE: np.log2(ranking.LEAST_DAYS),
+    ranking.LIKE_RECENT: 0.0,
+    ranking.LIKE_QUERY: 0.0,
+}
+"""The features that depend on what is counted, of an item of which nothing is."""
+
 Rows = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 T = TypeVar("T", bound=np.generic)
@@ -44,6 +53,15 @@ class Features(NamedTuple):
     rows: Rows
     features: Float32s
     context: Float32s
+
+
+class LivePart(NamedTuple):
+    """What the evidence does for a candidate. share: its score less what it would be had nothing
+    been counted of it; item_id: of the user's last items, the one that it was had near most; None:
+    near none."""
+
+    share: float
+    item_id: str | None
 
 
 class LiveRanker:
@@ -93,10 +111,9 @@ class LiveRanker:
         empty = Request(None, np.zeros(0, np.int64), np.zeros(0, np.float32), (), NO_ROWS, 1)
         self.best([empty], np.zeros(len(self._vectors), np.bool_))
 
-    def rows_after(self, row: int, item_ids: Sequence[str]) -> list[int]:
-        """The rows of those items whose rows are beyond `row`."""
-        found = map(self._row_of, item_ids)
-        return [own for own in found if own is not None and own > row]
+    def rows(self, item_ids: Sequence[str]) -> list[int]:
+        """The rows of those items that have one."""
+        return [row for row in map(self._row_of, item_ids) if row is not None]
 
     def beside(
         self, item_id: str, k: int, open_rows: npt.NDArray[np.bool_]
@@ -163,6 +180,48 @@ class LiveRanker:
             )  # fmt: skip
         scratch = self._scratch
         return Features(scratch.rows[:n].copy(), scratch.features[:, :n].copy(), context)
+
+    def parts(
+        self, request: Request, open_rows: npt.NDArray[np.bool_], rows: Rows
+    ) -> dict[int, LivePart]:
+        """Of those of these rows that are candidates."""
+        found = self.features(request, open_rows)
+        without = found.features.copy()
+        for feature, value in UNCOUNTED.items():
+            without[feature] = value
+        shares = self._scores(found) - self._scores(found._replace(features=without))
+        near = self._near(request.recent)
+        return {
+            row: LivePart(share, near.get(int(self._numbers_of[row])))
+            for row, share in zip(found.rows.tolist(), shares.tolist(), strict=True)
+            if row in rows
+        }
+
+    def _scores(self, found: Features) -> Float32s:
+        if found.context[ranking.HAS_QUERY] or found.context[ranking.LENGTH]:
+            return self.mixture.scores(found.features, found.context)
+        popularity: Float32s = found.features[ranking.POPULAR]
+        return popularity
+
+    def _near(self, recent: Sequence[str]) -> dict[int, str]:
+        """By item, as the evidence counts them: of the last items, the one to which it owes most of
+        the feature `near`."""
+        evidence, found = self._evidence, dict[int, tuple[float, str]]()
+        with evidence.lock:
+            counts = evidence.counts
+            for place, item_id in enumerate(recent[:RECENT]):
+                source = evidence.number(item_id)
+                if source is None:
+                    continue
+                away_ms = min(counts.touched[source] - evidence.newest_ms, 0)
+                weight = ranking.RECENCY**place * 2.0 ** (away_ms / PAIRS_HALF_LIFE_MS)
+                weight /= np.sqrt(counts.stats[source, TOTAL] + ranking.SHRINKAGE)
+                neighbours, together = counts.neighbours[source], counts.together[source]
+                for other, number in zip(neighbours.tolist(), together.tolist(), strict=True):
+                    part = weight * number
+                    if other >= 0 and part > found.get(other, (0.0, ""))[0]:
+                        found[other] = part, item_id
+        return {other: item_id for other, (_, item_id) in found.items()}
 
     def _items(self, open_rows: npt.NDArray[np.bool_]) -> Items:
         return Items(self._rows_of, self._numbers_of, self._vectors, open_rows)

@@ -14,7 +14,10 @@ from service.catalogue.view import Selection
 
 RECENT = 20
 """Most of the items that a user had last, of which the ids are at hand: those that the live layer
-looks at, and more, which are not given again though the model does not know them."""
+looks at, and more."""
+UNKNOWN = 1000
+"""Most of the items that a user has had and the model does not know, of which the ids are at
+hand."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,7 @@ class Ask:
         recent: ids of the last RECENT items that the user had, newest first, in the catalogue or
             not.
         at_ms: the time recommended for, UNKNOWN_TIME where not known.
-        hides_recent: these are not to be returned, either.
+        unknown: ids of items that must not be returned, either; the model knows none of them.
         live: what has happened since the training counts.
     """
 
@@ -41,7 +44,7 @@ class Ask:
     choice: Choice | None = None
     recent: tuple[str, ...] = ()
     at_ms: int = UNKNOWN_TIME
-    hides_recent: bool = False
+    unknown: tuple[str, ...] = ()
     live: bool = True
 
     @property
@@ -54,11 +57,13 @@ class Ask:
         seen: NDArray[np.int32],
         hidden: NDArray[np.int32],
         recent: tuple[str, ...],
+        unknown: tuple[str, ...],
         at_ms: int,
         *,
         exclude_seen: bool,
     ) -> Ask:
-        """The same for somebody who has had `seen`, and is not given what is `hidden`."""
+        """The same for somebody who has had `seen` and `unknown`, and is not given what is
+        `hidden`."""
         parts = [self.hidden, hidden, seen] if exclude_seen else [self.hidden, hidden]
         parts = [part for part in parts if len(part)]
         hidden = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else NO_ITEMS
@@ -71,7 +76,7 @@ class Ask:
             self.choice,
             recent,
             at_ms,
-            exclude_seen,
+            unknown if exclude_seen else (),
             self.live,
         )
 

@@ -67,6 +67,10 @@ class Catalogue:
     def exists(self, row: int) -> bool:
         return self._table.exists(row)
 
+    def is_noted(self, row: int) -> bool:
+        """Whether nothing is known of the item but that it has had events."""
+        return self._table.is_noted(row)
+
     def is_open(self, row: int) -> bool:
         """Whether the item may be returned now."""
         view = self._retrieval.view

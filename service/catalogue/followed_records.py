@@ -11,7 +11,7 @@ from itertools import islice
 
 from torch import Tensor
 
-from service.catalogue.item import Item, ItemError, read_item
+from service.catalogue.item import ItemError, read_item
 from service.catalogue.item_store import ItemStore
 from service.catalogue.item_table import NEVER, ItemTable
 from service.catalogue.new_item_vectors import NewItemVectors
@@ -38,7 +38,6 @@ class FollowedRecords:
         self._vectors, self._retrieval = vectors, retrieval
         self._border_ms = NEVER
         self._cursor: str | None = None
-        self._noted: set[int] = set()
         self._lock = asyncio.Lock()
 
     async def write(self, records: Mapping[str, bytes | None]) -> dict[str, bool]:
@@ -56,16 +55,12 @@ class FollowedRecords:
         new = [item_id for item_id in item_ids if self._table.row(item_id) is None]
         if new:
             async with self._lock:
-                await in_turns(self._given_rows(new))
+                await in_turns(self._noted(new))
                 await self._show()
 
-    def _given_rows(self, item_ids: Sequence[str]) -> Steps[None]:
+    def _noted(self, item_ids: Sequence[str]) -> Steps[None]:
         for item_id in item_ids:
-            if (row := self._table.row(item_id)) is None:
-                self._table.set(item_id, Item())
-                row = self._table.row(item_id)
-                assert row is not None
-                self._noted.add(row)
+            self._table.note(item_id)
             yield
 
     async def read(self, item_id: str) -> bytes | None:
@@ -120,7 +115,7 @@ class FollowedRecords:
     async def _load(self) -> None:
         cursor = await self._store.newest()  # before the records: what changes meanwhile is seen
         table = self._table
-        gone = set(table.items) - self._noted
+        gone = set(table.items)
         async for records in self._store.all():
             gone.difference_update(map(table.row, records))
             await self._apply(records)
@@ -155,7 +150,9 @@ class FollowedRecords:
         table = self._table
         blocked, self._border_ms = table.blocked(size, _now_ms())
         unavailable = int(blocked.sum())
-        self._retrieval.view = CatalogueView(size, blocked if unavailable else None, newer)
+        self._retrieval.view = CatalogueView(
+            size, blocked if unavailable else None, newer, table.noted(size)
+        )
         gone = len(table) - table.trained - table.newer_recorded
         metrics.CATALOGUE_ITEMS["recorded"].set(len(table.items))
         metrics.CATALOGUE_ITEMS["new"].set(table.newer_recorded)

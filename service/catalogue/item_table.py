@@ -58,6 +58,7 @@ class ItemTable:
         self._rows = {item_id: row for row, item_id in enumerate(base.ids, 1)}
         self._opens: NDArray[np.int64] = np.full(self.trained + 1, -NEVER)
         self._closes: NDArray[np.int64] = np.full(self.trained + 1, NEVER)
+        self._noted: Flags = np.zeros(self.trained + 1, np.bool_)
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -101,6 +102,22 @@ class ItemTable:
         later = np.concatenate([opens[opens > now_ms], closes[closes > now_ms]])
         return (now_ms < opens) | (now_ms >= closes), int(later.min(initial=NEVER))
 
+    def is_noted(self, row: int) -> bool:
+        """Whether nothing is known of the item but that it has had events."""
+        return bool(self._noted[row])
+
+    def noted(self, size: int) -> Flags:
+        """(size + 1,) of which rows that is so."""
+        return self._noted[: size + 1].copy()
+
+    def note(self, item_id: str) -> None:
+        """Gives an item a row, though it has no record, if it has none."""
+        if self.row(item_id) is None:
+            row = self._append(item_id)
+            self._opens[row], self._noted[row] = NEVER, True
+            for watcher in self.watchers:
+                watcher(Change(row, None, None, []))
+
     def set(self, item_id: str, item: Item | None) -> None:
         """Gives an item this record, or takes it away."""
         row = self.row(item_id)
@@ -113,6 +130,7 @@ class ItemTable:
             self.items.pop(row, None)
         else:
             self.items[row] = item
+        self._noted[row] = False
         newer = row > self.trained
         self.newer_recorded += newer * ((item is not None) - (before is not None))
         shown = item or (_DELETED if newer else _NOTHING)
@@ -138,4 +156,5 @@ class ItemTable:
         if row >= len(self._opens):  # twice as many
             self._opens = np.pad(self._opens, (0, row), constant_values=-NEVER)
             self._closes = np.pad(self._closes, (0, row), constant_values=NEVER)
+            self._noted = np.pad(self._noted, (0, row))
         return row

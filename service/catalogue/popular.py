@@ -36,6 +36,8 @@ class Popular:
         order, selection, (recent, numbers) = self._order, ask.selection, self._recent
         if in_training:
             recent, numbers = recent[:0], numbers[:0]
+        in_view = recent <= view.size  # what has become popular just now may be too new for it
+        recent, numbers = recent[in_view], numbers[in_view]
         by_recent = len(recent) > 0
         if not view.plain or selection is not None:
             order = np.concatenate([order, np.arange(view.size, len(order), -1)])

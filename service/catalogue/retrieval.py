@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from model.artefact import Artefact
 from model.items import Items
-from model.live.ranker import LiveRanker
+from model.live.ranker import LivePart, LiveRanker
+from model.live.ranking import LEAST_POPULARITY
 from service.catalogue.approximate_search import ApproximateSearch
 from service.catalogue.ask import Ask
 from service.catalogue.exact_search import ExactSearch
@@ -68,7 +70,7 @@ class Retrieval:
 
     def follow(self, ranker: LiveRanker) -> None:
         """Answers by what has happened since the training as well."""
-        self.live = LiveSearch(self._search, ranker, self._trained)
+        self.live = LiveSearch(self._search, ranker)
 
     def answer(
         self,
@@ -114,16 +116,47 @@ class Retrieval:
         if live is None or not live.knows_something:
             return self._without_live(view, query_BD, searches, there)
         if all(search.live for search in searches):
-            return live.top(view, query_BD, searches, there)
+            return self._with_live(view, query_BD, searches, there)
         if not any(search.live for search in searches):
             return self._without_live(view, query_BD, searches, there)
         return [  # a trial with and without: a few of each
             one
             for b, search in enumerate(searches)
-            for one in (live.top if search.live else self._without_live)(
+            for one in (self._with_live if search.live else self._without_live)(
                 view, None if query_BD is None else query_BD[b : b + 1], [search], None
             )
         ]
+
+    def _with_live(
+        self,
+        view: CatalogueView,
+        query_BD: Tensor | None,
+        searches: Sequence[Ask],
+        there: Sequence[Tensor] | None,
+    ) -> list[Ranking]:
+        assert self.live is not None
+        found = self.live.top(view, query_BD, searches, there)
+        if query_BD is None:  # then there may be more than what the evidence names
+            found = [
+                self._filled(view, search, own) for search, own in zip(searches, found, strict=True)
+            ]
+        return found
+
+    def _filled(self, view: CatalogueView, ask: Ask, found: Ranking) -> Ranking:
+        """As many as asked for: what is popular comes after what was found, scored as its last."""
+        if len(found.items) >= ask.k:
+            return found
+        assert self.live is not None
+        hidden = np.concatenate([self.live.hidden(ask), found.items.astype(np.int32)])
+        more = self._popular.top(view, replace(ask, hidden=hidden)).items[
+            : ask.k - len(found.items)
+        ]
+        last = found.scores[-1] if len(found.scores) else LEAST_POPULARITY
+        return replace(
+            found,
+            items=np.concatenate([found.items, more]),
+            scores=np.append(found.scores, np.full(len(more), last, np.float32)),
+        )
 
     def _without_live(
         self,
@@ -152,10 +185,17 @@ class Retrieval:
         """The items whose vectors point most nearly where this one's does; for one that the model
         was not trained on, those that are had near it, if any are."""
         if self.live is not None and row > self._trained:
+            noted = self.view.noted
             found = self.live.beside(item_id, ask, self.view)
-            if len(found.items):
+            if len(found.items) or (noted is not None and noted[row]):
                 return found
         return similar(row, ask, self.view, self._search.around, self.vectors)
+
+    def live_parts(
+        self, query_1D: Tensor | None, ask: Ask, rows: NDArray[np.int64]
+    ) -> dict[int, LivePart]:
+        """What has happened since the training did for each of the rows of an answer."""
+        return {} if self.live is None else self.live.parts(self.view, query_1D, ask, rows)
 
     def popular(self, ask: Ask) -> Ranking:
         """What is popular, whoever asks."""

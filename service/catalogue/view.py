@@ -24,11 +24,13 @@ class CatalogueView:
         size: the number of rows, those of the vocabulary included.
         blocked: (size + 1,) what nobody may be given now; None: nothing.
         vectors: (size - V, D) of the rows after the vocabulary; None: there are none.
+        noted: (size + 1,) what is blocked because nothing but events tells of it; None: nothing.
     """
 
     size: int
     blocked: Flags | None = None
     vectors: Tensor | None = None
+    noted: Flags | None = None
 
     @property
     def plain(self) -> bool:
@@ -42,6 +44,11 @@ class CatalogueView:
         found[0] = False
         return found
 
+    @cached_property
+    def open_live(self) -> Flags:
+        """(size + 1,) `open`, and what was noted."""
+        return self.open if self.noted is None else self.open | self.noted
+
 
 @dataclass(frozen=True, eq=False)
 class Selection:
@@ -51,11 +58,15 @@ class Selection:
 
     def on(self, view: CatalogueView) -> Flags:
         """(view.size + 1,) what of this view the request may be given."""
-        rows = min(len(self.allowed), view.size + 1)
-        if rows == view.size + 1:
-            return self.allowed[:rows] & view.open
-        found = np.zeros(view.size + 1, np.bool_)
-        np.logical_and(self.allowed, view.open[:rows], out=found[:rows])
+        return self.of(view.open)
+
+    def of(self, flags: Flags) -> Flags:
+        """Which of the rows with a flag are selected; as long as `flags`."""
+        rows = min(len(self.allowed), len(flags))
+        if rows == len(flags):
+            return self.allowed[:rows] & flags
+        found = np.zeros(len(flags), np.bool_)
+        np.logical_and(self.allowed, flags[:rows], out=found[:rows])
         return found
 
     def __and__(self, other: Selection) -> Selection:

@@ -153,7 +153,7 @@ class BatchRunner:
         try:
             _, state = self._states([row])
             seen, hidden = row.seen.unique(), row.hidden.unique()
-            return Snapshot(row.mark, row.count, seen, hidden, row.recent, state)
+            return Snapshot(row.mark, row.count, seen, hidden, row.recent, row.unknown, state)
         finally:
             self.pool.unpin(row)
 
@@ -203,7 +203,8 @@ class BatchRunner:
             self.pool.reset([row])
         else:
             self.pool.states.write(self.pool.index([row]), base.state)
-            row.mark, row.count, row.recent = base.mark, base.count, base.recent
+            row.mark, row.count = base.mark, base.count
+            row.recent, row.unknown = base.recent, base.unknown
             row.seen, row.hidden = Seen(base.seen), Seen(base.hidden)
         return row
 
@@ -249,6 +250,7 @@ class BatchRunner:
             row.seen.add(item for item, _ in indexed)
             row.hidden.add(self.effects.hidden(events))
             row.recent = self.effects.recent(row.recent, events)
+            row.unknown = self.effects.unknown(row.unknown, events)
             row.count += len(indexed)
             row.mark = events[-1].mark
 
@@ -363,7 +365,9 @@ def _is_at_hand(fetched: Fetched) -> bool:
 def _ask(ready: Ready, read: Read) -> Ask:
     row, at_ms = ready.row, _request_time(ready.fetched, read)
     seen, hidden = row.seen.array(), row.hidden.array()
-    return read.ask.of_user(seen, hidden, row.recent, at_ms, exclude_seen=read.exclude_seen)
+    return read.ask.of_user(
+        seen, hidden, row.recent, row.unknown, at_ms, exclude_seen=read.exclude_seen
+    )
 
 
 def _request_time(fetched: Fetched, read: Read) -> int:
@@ -377,7 +381,7 @@ def _recommendation(ready: Ready, ask: Ask, ranking: Ranking) -> Recommendation:
     return Recommendation(
         ranking,
         row.mark,
-        ask.at_ms,
+        ask,
         source=_source(row, ranking),
         stale=fetched.reply is None,
         truncated=row.truncated,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model.kinds import KindRules
-from service.catalogue.ask import RECENT
+from service.catalogue.ask import RECENT, UNKNOWN
 from service.store.events import Event
 
 
@@ -47,3 +47,8 @@ class EventEffects:
         """`Row.recent` after these events, from what it was `before` them."""
         stepped = (event.item_id for event in reversed(events) if self.steps(event))
         return (*stepped, *before)[:RECENT]
+
+    def unknown(self, before: tuple[str, ...], events: Sequence[Event]) -> tuple[str, ...]:
+        """`Row.unknown` after these events, from what it was `before` them."""
+        new = [e.item_id for e in reversed(events) if self.steps(e) and not self.moves(e)]
+        return tuple(dict.fromkeys((*new, *before)))[:UNKNOWN] if new else before

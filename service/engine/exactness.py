@@ -115,6 +115,8 @@ class ExactnessSampler:
             return math.inf
         if effects.recent((), events) != held.recent:
             return math.inf
+        if effects.unknown((), events) != held.unknown:
+            return math.inf
         at = torch.tensor([events[-1].time_ms], device=model.device)
         there, here = (
             model.scores(model.query(state, at))[:, 1:]

@@ -1,4 +1,5 @@
-"""Why an item was recommended: what its score would be without one of the user's interactions."""
+"""Why an item was recommended: what its score would be without one of the user's interactions, and
+without what has happened since the training."""
 
 from __future__ import annotations
 
@@ -11,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.attribution import left_out
+from model.live.ranker import LivePart
 from service.engine.engine import Engine
 from service.engine.requests import Overloaded, Recommendation
 from service.observe import metrics, stages
@@ -25,10 +28,29 @@ WAITING = 16
 
 @dataclass(frozen=True)
 class Reason:
-    """An interaction, and by how much it raised an item's score."""
+    """An interaction, and by how much it raised the model's score of an item."""
 
     event: Event
     contribution: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one item. live: None: what has happened since the training did not count, or it can't be
+    said any more."""
+
+    reasons: list[Reason]
+    live: LivePart | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Contributions:
+    """The newest interactions that moved the state (L), their parts of each item's score (L, K),
+    and the query (1, D) after all of them."""
+
+    events: list[Event]
+    parts: NDArray[np.float32]
+    query: Tensor
 
 
 class Explainer:
@@ -48,9 +70,10 @@ class Explainer:
 
     async def explain(
         self, user_id: str, found: Recommendation, most: int, *, exclude_seen: bool
-    ) -> list[list[Reason]]:
-        """For each item of a recommendation of the model, the interactions that changed its score
-        most, the largest change first.
+    ) -> list[Explanation]:
+        """Of each item of a recommendation that is more than what is popular: the interactions that
+        changed the model's score most, the largest change first; none where the model knows nothing
+        of the user.
 
         Args:
             most: reasons of one item.
@@ -66,29 +89,43 @@ class Explainer:
             raise Overloaded("too many explanations wait")
         self._waiting += 1
         try:
+            return await self._explained(user_id, found, most, exclude_seen)
+        finally:
+            self._waiting -= 1
+
+    async def _explained(
+        self, user_id: str, found: Recommendation, most: int, exclude_seen: bool
+    ) -> list[Explanation]:
+        rows, contributed = found.ranking.items, None
+        events = []
+        if found.source == "model":
             events = await self.engine.history.up_to(user_id, found.mark)
             if not events:
                 raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
-            started = time.perf_counter()
-            latest, parts = await asyncio.get_running_loop().run_in_executor(
+        started = time.perf_counter()
+        if events:
+            contributed = await asyncio.get_running_loop().run_in_executor(
                 self._thread, self._contributions, events, found, exclude_seen
             )
-            timeline = stages.current.get()
-            if timeline is not None:
-                timeline.add(stages.EXPLAIN, started, time.perf_counter())
-        finally:
-            self._waiting -= 1
-        order = np.argsort(-np.abs(parts), axis=0, kind="stable")[:most]
+        live: dict[int, LivePart] = {}
+        if found.ranking.live:
+            query = None if contributed is None else contributed.query
+            parts_of = self.engine.runner.retrieval.live_parts
+            live = await self.engine.scheduler.aside(parts_of, query, found.ask, rows)
+        timeline = stages.current.get()
+        if timeline is not None:
+            timeline.add(stages.EXPLAIN, started, time.perf_counter())
         return [
-            [Reason(latest[i], float(parts[i, place])) for i in order[:, place]]
-            for place in range(parts.shape[1])
+            Explanation(
+                [] if contributed is None else _largest(contributed, k, most), live.get(row)
+            )
+            for k, row in enumerate(rows.tolist())
         ]
 
     @torch.inference_mode()
     def _contributions(
         self, events: Sequence[Event], answer: Recommendation, exclude_seen: bool
-    ) -> tuple[list[Event], NDArray[np.float32]]:
-        """The newest interactions that moved the state, and their parts of each score."""
+    ) -> _Contributions:
         runner, rows = self.engine.runner, answer.ranking.items
         events = [event for event in events if runner.effects.moves(event)]
         known = np.array(runner.effects.known(events), np.int64)
@@ -101,4 +138,14 @@ class Explainer:
             once = np.isin(rows, had[times_had == 1])
             latest = items[-len(parts) :].cpu().numpy()
             parts += runner.retrieval.repeat_bias * ((latest[:, None] == rows) & once)
-        return events[-len(parts) :], parts
+        history = list(zip(*known.T.tolist(), strict=True))
+        state = runner.model.chunked_prefill([history], runner.model.new_state(1))
+        moment = torch.tensor([answer.at_ms], device=runner.model.device)
+        return _Contributions(events[-len(parts) :], parts, runner.model.query(state, moment))
+
+
+def _largest(contributed: _Contributions, item: int, most: int) -> list[Reason]:
+    """Of an item, by its place, the reasons that changed its score most."""
+    parts = contributed.parts[:, item]
+    order = np.argsort(-np.abs(parts), kind="stable")[:most]
+    return [Reason(contributed.events[i], float(parts[i])) for i in order]

@@ -49,7 +49,8 @@ class Row:
     """One user's place in the pool: `slot` holds the state of exactly the events up to `mark`;
     `truncated`: of those that were still kept when it was built; `hidden`: items that the user is
     not given any more; `recent`: ids of the items of the newest RECENT events whose kind is a step,
-    known to the model or not, newest first."""
+    known to the model or not, newest first; `unknown`: ids of the newest UNKNOWN different items of
+    such events that the model does not know, newest first."""
 
     user_id: str
     slot: int
@@ -59,6 +60,7 @@ class Row:
     seen: Seen = field(default_factory=Seen)
     hidden: Seen = field(default_factory=Seen)
     recent: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     pins: int = 0
     dropped: bool = False
 

@@ -84,7 +84,7 @@ class QualitySampler:
         sought: list[tuple[bool, int]] = []
         for row, event in chosen:
             item, ask = self._row_of(event.item_id) or NO_ROW, _ask(row, event.time_ms)
-            if item not in ask.hidden and event.item_id not in row.recent:
+            if item not in ask.hidden and event.item_id not in row.unknown:
                 asked.append((row, ask))
                 sought.append((event.item_id in effects.vocabulary, item))
         return [
@@ -103,7 +103,7 @@ class QualitySampler:
 def _ask(row: Row, at_ms: int) -> Ask:
     """What a request asks that says nothing but whom it is for."""
     seen, hidden = row.seen.array(), row.hidden.array()
-    return Ask(K).of_user(seen, hidden, row.recent, at_ms, exclude_seen=True)
+    return Ask(K).of_user(seen, hidden, row.recent, row.unknown, at_ms, exclude_seen=True)
 
 
 def _rank(ranking: Ranking, item: int) -> int | None:

@@ -66,7 +66,7 @@ class Read:
 @dataclass(frozen=True)
 class Recommendation:
     """Attributes:
-    at_ms: the time recommended for, UNKNOWN_TIME where not known.
+    ask: what was asked for the user.
     source: `model`; where that knows nothing of the user, what has happened since the training
         (`live`), or what is popular: `recent`, or in training (`popular`).
     truncated: the state is of the newest events only.
@@ -75,7 +75,7 @@ class Recommendation:
 
     ranking: Ranking
     mark: Mark
-    at_ms: int
+    ask: Ask
     source: Source
     stale: bool
     truncated: bool
@@ -84,6 +84,11 @@ class Recommendation:
     @property
     def version(self) -> int:
         return self.mark.version
+
+    @property
+    def at_ms(self) -> int:
+        """The time recommended for, UNKNOWN_TIME where not known."""
+        return self.ask.at_ms
 
 
 def resolve(future: asyncio.Future[T], value: T) -> None:

@@ -19,10 +19,11 @@ from service.store.events import Mark, Outcome, Verdict
 LOGGED = (Verdict.APPLIED, Verdict.LATE)
 """What is said of an event that is a new one in the log."""
 
-_FORMAT = b"2"
+_FORMAT = b"3"
 """Of what follows; with another one, a snapshot has another stamp."""
-_HEAD = struct.Struct("<8sq8sqI")  # model, version, uid, known events, length of the recent ids
-# Then these, a JSON list; then int32 each: the seen items, and the hidden ones below zero.
+_HEAD = struct.Struct("<8sq8sqI")  # model, version, uid, known events, length of the ids
+# Then these, a JSON list of the recent and the unknown ones; then int32 each: the seen items, and
+# the hidden ones below zero.
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Snapshot:
     seen: NDArray[np.int32]
     hidden: NDArray[np.int32]
     recent: tuple[str, ...]
+    unknown: tuple[str, ...]
     state: State
 
 
@@ -44,10 +46,11 @@ def stamp(identity: str) -> bytes:
 
 def describe(model: bytes, row: Row) -> bytes:
     """What is packed beside a row's state, under its checksum. `model`: its stamp."""
-    recent = json.dumps(row.recent, ensure_ascii=False, separators=(",", ":")).encode()
+    both = row.recent, row.unknown
+    ids = json.dumps(both, ensure_ascii=False, separators=(",", ":")).encode()
     items = np.concatenate([row.seen.unique(), -row.hidden.unique()]).astype("<i4")
-    head = _HEAD.pack(model, *row.mark, row.count, len(recent))
-    return head + recent + items.tobytes()
+    head = _HEAD.pack(model, *row.mark, row.count, len(ids))
+    return head + ids + items.tobytes()
 
 
 def mark(data: bytes) -> Mark:
@@ -99,11 +102,12 @@ class SnapshotFormat:
             if written_by != self.stamp:
                 return None
             rest = extra[_HEAD.size :]
-            recent, items = tuple(json.loads(rest[:size])), np.frombuffer(rest[size:], "<i4")
+            recent, unknown = map(tuple, json.loads(rest[:size]))
+            items = np.frombuffer(rest[size:], "<i4")
         except (StateBytesError, struct.error, ValueError):
             return None
         seen, hidden = (part.astype(np.int32) for part in (items[items > 0], -items[items < 0]))
-        return Snapshot(Mark(version, uid), count, seen, hidden, recent, state)
+        return Snapshot(Mark(version, uid), count, seen, hidden, recent, unknown, state)
 
 
 def own_versions(outcomes: Sequence[Outcome]) -> list[int]:

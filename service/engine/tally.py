@@ -10,7 +10,8 @@ from model.kinds import KindRules
 from service.engine.pool import StatePool
 from service.engine.snapshots import LOGGED
 from service.engine.work import Work
-from service.observe import metrics
+from service.observe import metrics, quality_metrics
+from service.observe.registry import Part, count
 from service.store.events import NewEvent, Verdict
 
 
@@ -27,8 +28,8 @@ class Tally:
         self._verdicts, self._logged = Counter[Verdict](), Counter[str]()
         self._unknown_items = 0
         sizes = metrics.QUEUE_CAPACITY, metrics.POOL_CAPACITY, metrics.POOL_BYTES
-        self._sizes = [metrics.Part(gauge) for gauge in sizes]
-        self._waiting, self._users = metrics.Part(metrics.QUEUE), metrics.Part(metrics.POOL_USERS)
+        self._sizes = [Part(gauge) for gauge in sizes]
+        self._waiting, self._users = Part(metrics.QUEUE), Part(metrics.POOL_USERS)
 
     @cached_property
     def _of_model(self) -> metrics.OfModel:
@@ -68,12 +69,10 @@ class Tally:
             self._logged[self._kinds.label(event.kind)] += 1
 
     def show_lookups(self, users: int, hits: int) -> None:
-        metrics.count(
-            (metrics.POOL_LOOKUPS["hit"], hits), (metrics.POOL_LOOKUPS["miss"], users - hits)
-        )
+        count((metrics.POOL_LOOKUPS["hit"], hits), (metrics.POOL_LOOKUPS["miss"], users - hits))
 
     def show_appends(self) -> None:
-        metrics.count(
+        count(
             (metrics.UNKNOWN_ITEMS, self._unknown_items),
             *((metrics.EVENTS[verdict], number) for verdict, number in self._verdicts.items()),
             *((metrics.kinds(kind), number) for kind, number in self._logged.items()),
@@ -88,7 +87,7 @@ class Tally:
         popular_away = sum(answer.source != "model" for answer in away)
         unknown = sum(not answer.version and not answer.away for answer in popular)
         indexed = sum(answer.ranking.indexed for _, answer in work.answers)
-        metrics.count(
+        count(
             (metrics.RECOMMENDATIONS["model"], len(work.answers) - len(popular)),
             (metrics.RECOMMENDATIONS["popular"], len(popular)),
             (metrics.RETRIEVALS["index"], indexed),
@@ -106,10 +105,10 @@ class Tally:
             (metrics.SNAPSHOTS["unsound"], work.unsound),
             (self._of_model.recommendations, len(work.answers)),
             (self._of_model.rebuilds, work.from_snapshot + work.from_log),
-            (metrics.QUALITY_FAILURES, work.unjudged),
+            (quality_metrics.FAILURES, work.unjudged),
         )
         for one in work.judged:
             self._quality(one.known).count(one.served, one.popular)
 
-    def _quality(self, known: bool) -> metrics.Quality:
-        return metrics.quality(self._identity, "known" if known else "new")
+    def _quality(self, known: bool) -> quality_metrics.Quality:
+        return quality_metrics.quality(self._identity, "known" if known else "new")

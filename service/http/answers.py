@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from model.times import iso
 from service.engine import explanation
 from service.engine.requests import Recommendation
 from service.http.dependencies import Services
-from service.http.schemas import Path, Reason, RecommendedItem
+from service.http.schemas import LivePart, Path, Reason, RecommendedItem
 
 
 def recommended(services: Services, found: Recommendation) -> list[RecommendedItem]:
@@ -35,14 +33,16 @@ def recommended(services: Services, found: Recommendation) -> list[RecommendedIt
     return items
 
 
-def because(reasons: Sequence[explanation.Reason]) -> list[Reason]:
-    """Reasons as an answer gives them."""
-    return [
+def explain(item: RecommendedItem, found: explanation.Explanation) -> None:
+    """Puts an explanation into an answer's item."""
+    if found.live is not None:
+        item.live = LivePart(**found.live._asdict())
+    item.because = [
         Reason(
             version=reason.event.version,
             item_id=reason.event.item_id,
             timestamp=iso(reason.event.time_ms),
             contribution=reason.contribution,
         )
-        for reason in reasons
+        for reason in found.reasons
     ]

@@ -106,13 +106,25 @@ class BatchResults(BaseModel):
 
 
 class Reason(BaseModel):
-    """An interaction of the user's that moved an item's score."""
+    """An interaction of the user's that moved the model's score of an item."""
 
     version: int
     item_id: str
     timestamp: str = Field(description="the time in effect")
     contribution: float = Field(
-        description="the item's score less what it would be had this interaction never been"
+        description="the model's score of the item less what it would be had this interaction "
+        "never been"
+    )
+
+
+class LivePart(BaseModel):
+    """What has happened since the training did for an item."""
+
+    share: float = Field(
+        description="the item's score less what it would be had nothing been counted of the item"
+    )
+    item_id: str | None = Field(
+        None, description="of the user's last items the one that it was had near most, if any"
     )
 
 
@@ -134,7 +146,17 @@ class RecommendedItem:
     title: str | None = None
     because: Annotated[
         list[Reason] | None,
-        Field(description="with explain: what moved the score most, the largest change first"),
+        Field(
+            description="with explain: what moved the model's score most, the largest change "
+            "first; none where the model knows nothing of the user"
+        ),
+    ] = None
+    live: Annotated[
+        LivePart | None,
+        Field(
+            description="with explain: what has happened since the training did for it, where that "
+            "counted"
+        ),
     ] = None
 
 

@@ -10,7 +10,7 @@ from model.kinds import HEAVIEST, KindRules
 from model.live.evidence import LIGHTEST, Observed, user_key
 from service.live.entry import Forgotten
 from service.live.feed import Feed
-from service.observe import metrics
+from service.observe import live_metrics
 from service.store.errors import StoreError
 from service.store.events import Event, NewEvent
 from service.store.follower import Follower
@@ -77,7 +77,7 @@ class FeedWriter:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Flushes meanwhile, and at the end."""
-        failing, failed = "events are not added to the live feed", metrics.LIVE_FAILURES.inc
+        failing, failed = "events are not added to the live feed", live_metrics.FAILURES.inc
         try:
             async with Follower(self.flush, FLUSH_EVERY_S, failing, failed):
                 yield

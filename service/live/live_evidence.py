@@ -14,7 +14,7 @@ from model.live.evidence import Evidence, EvidenceError, EvidenceRules, Observed
 from service.live.checkpoint import Checkpoints, Pointer
 from service.live.entry import Forgotten, Record
 from service.live.feed import BEGINNING, Entry, Feed
-from service.observe import metrics
+from service.observe import live_metrics
 from service.store.follower import Follower
 
 logger = logging.getLogger(__name__)
@@ -97,14 +97,14 @@ class LiveEvidence:
                     if entry.begin != self.position.records and await self._leaps(entry):
                         break
                     await self._count(entry)
-        metrics.LIVE_ITEMS.set(len(self.evidence.item_ids))
+        live_metrics.ITEMS.set(len(self.evidence.item_ids))
 
     async def _count(self, entry: Entry) -> None:
         # In a thread: where items are many, it takes long to make room for more.
         await asyncio.to_thread(lambda: count(self.evidence, entry.records()))
         self.position = entry.end
-        metrics.LIVE_EVENTS.inc(entry.size)
-        metrics.LIVE_LAG.set(max(0.0, time.time() - entry.end.ms / 1000))
+        live_metrics.EVENTS.inc(entry.size)
+        live_metrics.LAG.set(max(0.0, time.time() - entry.end.ms / 1000))
 
     async def _leaps(self, entry: Entry) -> bool:
         """Whether a checkpoint leads over what the feed has lost before the entry, all or in part;
@@ -120,7 +120,7 @@ class LiveEvidence:
             entry.end.entry_id,
             _REMEDY,
         )
-        metrics.LIVE_GAPS.inc()
+        live_metrics.GAPS.inc()
         return False
 
     # -- checkpoints ---------------------------------------------------------------------
@@ -169,7 +169,7 @@ class LiveEvidence:
         data = await self._checkpoints.read(pointer)
         self.evidence = await asyncio.to_thread(Evidence.from_bytes, data, self._rules)
         self.position, self._lineage = pointer.position, pointer.lineage
-        metrics.LIVE_RELOADS.inc()
+        live_metrics.RELOADS.inc()
         logger.info("live evidence of %s events is taken over", f"{self.evidence.n_events:,}")
 
     async def _write(self) -> None:
@@ -187,7 +187,7 @@ class LiveEvidence:
     async def running(self) -> AsyncIterator[None]:
         """Starts, and follows meanwhile."""
         await self.start()
-        failing, failed = "live evidence is not kept", metrics.LIVE_FAILURES.inc
+        failing, failed = "live evidence is not kept", live_metrics.FAILURES.inc
         async with (
             Follower(self.follow, FOLLOW_EVERY_S, failing, failed),
             Follower(self.look, LOOK_EVERY_S, failing, failed),

@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from redis.exceptions import AskError, ClusterDownError, NoScriptError, ResponseError
 
 from service.observe import metrics, stages
+from service.observe.registry import count
 from service.store import server_info
 from service.store.errors import AcksMissed, NodeDown, StoreError, StoreUnavailable, one_line
 from service.store.node import Node
@@ -147,7 +148,7 @@ class Store:
         metrics.STORE_UP.set(0 if self.failing else 1)
         failures = [reply for reply in replies if isinstance(reply, Exception)]
         if failures:
-            metrics.count((metrics.ACKS_MISSED, sum(isinstance(f, AcksMissed) for f in failures)))
+            count((metrics.ACKS_MISSED, sum(isinstance(f, AcksMissed) for f in failures)))
             if not all(isinstance(failure, NoScriptError) for failure in failures):
                 metrics.STORE_ERRORS[operation].inc()
         return replies

@@ -347,7 +347,7 @@ SCHEMAS = {
     **{
         name: name
         for name in (
-            "BatchResult", "Reason", "RecommendedItem", "Recommendations", "RankedItem",
+            "BatchResult", "Reason", "LivePart", "RecommendedItem", "Recommendations", "RankedItem",
             "RankedItems", "SessionRecommendations", "SimilarItem", "SimilarItems", "PopularItem",
             "PopularItems", "User", "LoggedEvent", "Erased", "ListedItem", "ItemPage",
             "ItemsWritten", "ItemDeleted",

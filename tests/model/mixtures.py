@@ -26,6 +26,14 @@ def some_mixture(seed: int = 0, hidden: int = 3) -> Mixture:
     )
 
 
+def mixture_of(**slopes: float) -> Mixture:
+    """Linear in the features named, with hidden units that bend it a little."""
+    some = some_mixture().weights
+    linear = np.array([slopes.get(name, 0) for name in FEATURES], np.float32)
+    by_context = np.zeros_like(some.by_context)
+    return Mixture(some._replace(linear=linear, by_context=by_context, out=some.out * 1e-3))
+
+
 def same(one: Mixture, other: Mixture) -> bool:
     pairs = zip(one.weights, other.weights, strict=True)
     return all(np.array_equal(a, b) for a, b in pairs)

@@ -65,6 +65,7 @@ USERS = ["ann", "b{o}b:/%"]
 ITEMS = [*(f"i{n}" for n in range(6)), 'a "b",\\ [c]\n', "é€😀" * 28]
 EVERY = 4
 RECENT = 7  # fewer than a user often has
+UNKNOWN = 1
 REPLAY_LIMIT = 9
 PAGE = 3  # smaller than what is missing after a crash: histories come in several pages
 BASE_MS = 1_700_000_000_000
@@ -113,6 +114,12 @@ def stepping(which: int, event: Event) -> bool:
 def recent(which: int, events: Sequence[Event]) -> tuple[str, ...]:
     """The last items, newest first, known to the model or not."""
     return tuple([event.item_id for event in events if of_step(which, event)][::-1][:RECENT])
+
+
+def unknown(which: int, events: Sequence[Event]) -> tuple[str, ...]:
+    """The items that the model does not know, newest first."""
+    items = [e.item_id for e in events if of_step(which, e) and not stepping(which, e)]
+    return tuple(dict.fromkeys(items[::-1]))[:UNKNOWN]
 
 
 @dataclass
@@ -561,6 +568,7 @@ class Workers(RuleBasedStateMachine):
         self, worker: Worker, log: list[Event], read: Read, ask: Ask, answer: Recommendation
     ) -> None:
         assert ask.recent == recent(worker.which, log)
+        assert ask.unknown == (unknown(worker.which, log) if read.exclude_seen else ())
         assert ask.at_ms == read.at_ms
         state, seen, hidden = self.fold(worker.which, log)
         masked, found = hidden | (seen if read.exclude_seen else set()), answer.ranking.items
@@ -691,6 +699,7 @@ class Workers(RuleBasedStateMachine):
                 seen, hidden = (set(of.array().tolist()) for of in (row.seen, row.hidden))
                 self.check_state(worker.which, events, held, seen, hidden)
                 assert row.recent == recent(worker.which, events)
+                assert row.unknown == unknown(worker.which, events)
 
     def check_state(
         self, which: int, events: list[Event], held: State, seen: set[int], hidden: set[int]
@@ -779,6 +788,7 @@ class Workers(RuleBasedStateMachine):
             seen, hidden = set(snapshot.seen.tolist()), set(snapshot.hidden.tolist())
             self.check_state(worker.which, events, snapshot.state, seen, hidden)
             assert snapshot.recent == recent(worker.which, events)
+            assert snapshot.unknown == unknown(worker.which, events)
         return snapshot
 
 
@@ -788,6 +798,7 @@ def machine(valkey: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Worke
     # Batches are computed at any time.
     monkeypatch.setattr("service.engine.erasure.DROP_AGAIN_S", 1e9)
     monkeypatch.setattr("service.engine.effects.RECENT", RECENT)
+    monkeypatch.setattr("service.engine.effects.UNKNOWN", UNKNOWN)
     yield Workers
     Workers.precision, Workers.late_policy = "float32", "clamp"
 

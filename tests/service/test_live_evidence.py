@@ -18,7 +18,7 @@ from service.live.checkpoint import Checkpoints
 from service.live.entry import Forgotten, Record
 from service.live.feed import Feed
 from service.live.live_evidence import LiveEvidence
-from service.observe import metrics
+from service.observe import live_metrics
 from service.store.client import Store
 from service.store.errors import StoreError
 from tests.depth import examples
@@ -123,12 +123,12 @@ def test_a_checkpoint_is_as_good_as_all_of_the_feed(
             assert started.position == live.position
             assert started.evidence.to_bytes() == evidence_of(added[:200])
             await feed.add(added[200:])
-            before = value(metrics.LIVE_GAPS)
+            before = value(live_metrics.GAPS)
             for one in (live, started):
                 await one.follow()
                 assert one.evidence.to_bytes() == evidence_of(added)
             # The feed was taken away, which both have noticed.
-            assert value(metrics.LIVE_GAPS) == before + 2
+            assert value(live_metrics.GAPS) == before + 2
 
     run(go())
 
@@ -143,7 +143,7 @@ def test_one_of_them_writes_checkpoints(valkey: ValkeyServer, run: Run) -> None:
             for live in lives:
                 await live.start()
             feed, pointers = Feed(one), list[bytes | None]()
-            reloads = value(metrics.LIVE_RELOADS)
+            reloads = value(live_metrics.RELOADS)
             for number in (0, 10, 500, 10):
                 await feed.add(events(number)) if number else None
                 for live in lives:
@@ -158,7 +158,7 @@ def test_one_of_them_writes_checkpoints(valkey: ValkeyServer, run: Run) -> None:
             await checkpointed(lives[0])
             await checkpointed(lives[1])  # takes note of it, for there is nothing new
             # Only the first was of another lineage for the other process.
-            assert value(metrics.LIVE_RELOADS) == reloads + 1
+            assert value(live_metrics.RELOADS) == reloads + 1
             with valkey.client() as client:
                 newest = json.loads(client.get(KEY))["name"]
                 for key in client.scan_iter(f"{KEY}:*"):
@@ -280,14 +280,14 @@ def test_who_was_away_too_long_goes_on_from_a_checkpoint(valkey: ValkeyServer, r
             feed, added = Feed(one, most=100), events(1000)
             await away.start()
             await there.start()
-            before = value(metrics.LIVE_GAPS)
+            before = value(live_metrics.GAPS)
             for start in range(0, 1000, 20):
                 await feed.add(added[start : start + 20])
                 await there.follow()
                 await there.look()
             await away.follow()
             assert away.evidence.to_bytes() == there.evidence.to_bytes() == evidence_of(added)
-            assert value(metrics.LIVE_GAPS) == before
+            assert value(live_metrics.GAPS) == before
 
     run(go())
 
@@ -302,12 +302,12 @@ def test_what_the_feed_has_lost_is_said(
             await feed.add(added[:20])
             await live.follow()
             await checkpointed(live)
-            before = value(metrics.LIVE_GAPS)
+            before = value(live_metrics.GAPS)
             for start in range(20, 500, 20):
                 await feed.add(added[start : start + 20])
             await live.follow()
             await live.follow()
-            assert value(metrics.LIVE_GAPS) == before + 1
+            assert value(live_metrics.GAPS) == before + 1
             assert live.evidence.to_bytes() == evidence_of(added[:20] + added[400:])
             told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
             assert len(told) == 1
@@ -325,8 +325,8 @@ def test_it_goes_on_when_the_store_is_back(durable_valkey: ValkeyServer, run: Ru
                 durable_valkey.kill()
                 with pytest.raises(StoreError):
                     await feed.add(added[50:])
-                failures = value(metrics.LIVE_FAILURES)
-                await at_last(lambda: value(metrics.LIVE_FAILURES) > failures)
+                failures = value(live_metrics.FAILURES)
+                await at_last(lambda: value(live_metrics.FAILURES) > failures)
                 durable_valkey.start()
                 async with asyncio.timeout(LONG_S):
                     while True:

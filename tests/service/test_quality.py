@@ -25,7 +25,7 @@ from model.kinds import KindRules
 from service.engine.engine import Engine
 from service.engine.pool import Row
 from service.engine.quality import Judged, K, QualitySampler
-from service.observe import metrics
+from service.observe import quality_metrics
 from service.store.client import Store
 from service.store.event_log import EventLog
 from service.store.events import Event, NewEvent, new_uid
@@ -346,11 +346,11 @@ def test_a_failure_is_counted_and_changes_nothing(
                 raise RuntimeError("tried")
 
             await engine.recommend("u", 1)
-            before = metrics.QUALITY_FAILURES._value.get()
+            before = quality_metrics.FAILURES._value.get()
             monkeypatch.setattr(engine.runner.retrieval, "popular", fail)
             for n in range(5):
                 await append(engine, "u", event(f"i{n}", n))
-            assert metrics.QUALITY_FAILURES._value.get() == before + 5
+            assert quality_metrics.FAILURES._value.get() == before + 5
             found = await engine.recommend("u", 3, at_ms=BASE_MS + 10**6)
             engine.pool.drop("u")
             again = await engine.recommend("u", 3, at_ms=BASE_MS + 10**6)

@@ -140,13 +140,14 @@ def test_every_read_hands_them_on_with_its_time(
 )
 def test_a_snapshot_has_the_ids_as_they_are(artefact: Artefact, ids: tuple[str, ...]) -> None:
     snapshots = SnapshotFormat(artefact.model.state_layout, "m")
-    row = Row("u", 0, count=3, recent=ids)
+    row = Row("u", 0, count=3, recent=ids, unknown=ids[1:])
     row.seen.add([3, 1])
     row.hidden.add([2])
     (data,) = snapshots.layout.pack(snapshots.layout.new(1), [describe(snapshots.stamp, row)])
     found = snapshots.read(data)
     assert found is not None
     assert (found.mark, found.count, found.recent) == ((0, b"\0" * 8), 3, ids)
+    assert found.unknown == ids[1:]
     assert (found.seen.tolist(), found.hidden.tolist()) == ([1, 3], [2])
 
 

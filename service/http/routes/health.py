@@ -7,7 +7,8 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from service.http.problems import ProblemError, declared
-from service.observe import metrics, values
+from service.observe import values
+from service.observe.exposition import exposition
 from service.store.errors import StoreError
 
 router = APIRouter(tags=["operation"])
@@ -43,5 +44,5 @@ async def readyz(request: Request) -> dict[str, str]:
 async def get_metrics() -> Response:
     """Prometheus' text format; of all workers."""
     values.write()
-    body, media_type = await asyncio.to_thread(metrics.exposition)
+    body, media_type = await asyncio.to_thread(exposition)
     return Response(body, headers={"Content-Type": media_type})

@@ -114,7 +114,7 @@ async def get_similar(
     check_k(services, k)
     catalogue = services.catalogue
     rows = catalogue.rows([item_id]).tolist()
-    if not rows or not catalogue.exists(rows[0]):
+    if not rows or not (catalogue.exists(rows[0]) or catalogue.is_noted(rows[0])):
         raise ProblemError(404, f"item_id: there is no item {item_id!r}", field="item_id")
     found = await services.engine.similar(rows[0], item_id, k)
     return SimilarItems(

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field
 
-from service.http.answers import because, recommended
+from service.http.answers import explain, recommended
 from service.http.dependencies import Services, ServicesDep, check_k
 from service.http.problems import ProblemError, declared
 from service.http.recommendation_options import (
@@ -85,10 +85,10 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
     outcomes = services.context.outcomes
     if outcomes is not None and found.source == "model":
         outcomes.shown(user_id, answer.model, (item.item_id for item in answer.items))
-    if asked.explain and found.source == "model":
-        whys = await services.explainer.explain(
+    if asked.explain and found.source in ("model", "live"):
+        explanations = await services.explainer.explain(
             user_id, found, asked.reasons, exclude_seen=asked.exclude_seen
         )
-        for item, why in zip(answer.items, whys, strict=True):
-            item.because = because(why)
+        for item, explanation in zip(answer.items, explanations, strict=True):
+            explain(item, explanation)
     return answer

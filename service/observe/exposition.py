@@ -1,0 +1,25 @@
+"""What is exported of all metrics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+# All of them are exported from the start.
+from service.observe import live_metrics, metrics, quality_metrics, values  # noqa: F401
+from service.observe.registry import REGISTRY
+from service.observe.values import MULTIPROC_DIR
+
+
+def exposition() -> tuple[bytes, str]:
+    """The metrics of all workers as text, and its content type. Safe in any thread."""
+    registry = REGISTRY
+    folder = os.environ.get(MULTIPROC_DIR)
+    if folder:
+        values.forget_the_dead(Path(folder))
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
