@@ -51,10 +51,6 @@ def fingerprint(dataset: Dataset, model_config: Architecture, config: TrainingCo
         del settings[name]
     if config.schedule == "constant":
         del settings["schedule"], settings["max_epochs"]
-    if settings["validation_seen"] == "filtered":
-        settings["validation_seen"] = "masked"  # as it was called: runs of that time go on
-    if not config.shuffle_ties:
-        del settings["shuffle_ties"]  # runs from before it go on
     text = json.dumps([model_config.to_dict(), settings, dataset.protocol.to_dict()])
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for array in (

@@ -177,16 +177,21 @@ def fitted(examples: Examples, *, seed: int = 0) -> Mixture:
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-4)
     steps = EPOCHS * -(-len(examples) // BATCH)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
-    for _ in range(EPOCHS):
-        order = rng.permutation(len(examples))
-        for begin in range(0, len(order), BATCH):
-            features, context, inside, targets = examples.batch(order[begin : begin + BATCH])
-            scores = network(features, context).masked_fill(~inside, -1e9)
-            loss = nn.functional.cross_entropy(scores, targets)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # steps are so small that threads mostly wait for each other
+    try:
+        for _ in range(EPOCHS):
+            order = rng.permutation(len(examples))
+            for begin in range(0, len(order), BATCH):
+                features, context, inside, targets = examples.batch(order[begin : begin + BATCH])
+                scores = network(features, context).masked_fill(~inside, -1e9)
+                loss = nn.functional.cross_entropy(scores, targets)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+    finally:
+        torch.set_num_threads(threads)
     return network.mixture()
 
 

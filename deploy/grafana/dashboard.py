@@ -707,6 +707,44 @@ ROWS: Mapping[str, list[Panel]] = {
             width=12,
         ),
     ],
+    "Live layer": [
+        lines(
+            "Events counted",
+            "cpm",
+            "Interactions of everybody that each process counted, a minute: all the same. One that "
+            "counts none answers by old evidence.",
+            (
+                "60 * sum by (instance) (rate(tim4rec_live_events_total[]))",
+                "{{instance}}",
+            ),
+        ),
+        lines(
+            "Behind",
+            "s",
+            "How old the newest interaction was when it was counted. About half a second; more: "
+            "the store or the process is slow.",
+            ("max by (instance) (tim4rec_live_lag_seconds)", "{{instance}}"),
+        ),
+        lines(
+            "Items counted",
+            "short",
+            "Items that had an interaction. At the most that are counted (500,000), newer ones are "
+            "not: make the evidence anew.",
+            ("max by (instance) (tim4rec_live_items)", "{{instance}}"),
+        ),
+        lines(
+            "Trouble of the feed",
+            "cpm",
+            "not written or read: the store was away. lost: the feed was cut before a process had "
+            "read it; tim4rec live rebuild makes the evidence anew. taken over: a checkpoint, at a "
+            "start or after a rebuild.",
+            ("60 * sum(rate(tim4rec_live_failures_total[]))", "not written or read"),
+            ("60 * sum(rate(tim4rec_live_gaps_total[]))", "lost"),
+            ("60 * sum(rate(tim4rec_live_reloads_total[]))", "taken over"),
+            colors={"not written or read": "orange", "lost": "red"},
+            width=12,
+        ),
+    ],
     "Exactness": [
         lines(
             "Largest difference",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,15 +190,15 @@ def test_a_window_with_all_that_came_before_it_is_the_whole_history(
     model = TiM4Rec(ModelConfig(n_items=dataset.n_items, **options)).double().eval()  # type: ignore[arg-type]
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    whole = next(window_batches(dataset, targets=1000, request_dropout=0.0))
+    asked: dict[str, Any] = {"request_dropout": 0.0, "request_moments": "next"}
+    whole = next(window_batches(dataset, targets=1000, **asked))
     at = whole.targets > 0
     # The same user's items recur, but not at the same time.
     key = zip(whole.times[at].tolist(), whole.items[at].tolist(), strict=True)
     output = model(whole.items, whole.times, whole.request_times)
     expected = dict(zip(key, output[at], strict=True))
     forgotten = 0.0
-    cut = {"max_len": 7, "targets": 60, "request_dropout": 0.0}
-    for batch in window_batches(dataset, context=100, **cut):  # type: ignore[arg-type]
+    for batch in window_batches(dataset, context=100, max_len=7, targets=60, **asked):
         queries, _ = batch_queries(model, batch)
         inside = batch.targets > 0
         keys = zip(batch.times[inside].tolist(), batch.items[inside].tolist(), strict=True)

@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from model import TiM4Rec, layers
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from training import trainer
-from training.checkpoint import CheckpointError, fingerprint
-from training.config import TrainingConfig, ValidationSeen
+from training.checkpoint import CheckpointError
+from training.config import TrainingConfig
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, Histories, Protocol, build_dataset
 from training.evaluation import rank_targets
@@ -36,11 +36,6 @@ from training.recipe import model_config
 from training.trainer import DivergedError, Epoch, train
 
 SMALL = {"d_model": 32, "d_state": 16, "dropout": 0.1}
-FINGERPRINTS: dict[ValidationSeen, str] = {
-    "filtered": "21df1c3a5079c703a206d2655a0156af",
-    "kept": "f074dd91344cc36a34beb588f3afdd54",
-    "auto": "e3ab315ef0aace893e817430ec413ed2",
-}
 QUICK = TrainingConfig(lr=5e-3, targets=256, max_epochs=4, warmup=5, threads=1, max_len=50)
 ROOT = Path(__file__).parents[2]
 
@@ -320,14 +315,6 @@ def test_a_rate_that_falls_ends_at_0_and_its_last_weights_are_kept(
     assert identical(train(dataset, config, options, tmp_path).model, whole.model)
     with pytest.raises(CheckpointError, match="other data or settings"):
         train(dataset, config, replace(options, max_epochs=4), tmp_path)
-
-
-def test_runs_of_earlier_versions_go_on() -> None:
-    """Their names, which were taken before what is `filtered` now was called so."""
-    dataset = build_dataset(chain_log(users=40, length=12, items=30), Protocol())
-    architecture = model_config(dataset, d_model=32, d_state=8)
-    for seen, name in FINGERPRINTS.items():
-        assert fingerprint(dataset, architecture, TrainingConfig(validation_seen=seen)) == name
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(
