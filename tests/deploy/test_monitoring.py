@@ -57,6 +57,9 @@ WHILE_ALL_IS_WELL = {
     ("Interactions judged", "not judged"),
     ("Event loop lag", "{{instance}}"),
     ("Workers", "replaced"),
+    ("Trouble of the feed", "not written or read"),
+    ("Trouble of the feed", "lost"),
+    ("Trouble of the feed", "taken over"),
 }
 """Panels and legends of queries that a healthy service may answer by nothing but zeros."""
 
