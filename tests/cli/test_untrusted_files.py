@@ -18,7 +18,8 @@ from typer.testing import Result
 
 from model.artefact import CONFIG, ITEMS, METRICS, WEIGHTS
 from tests.cli.conftest import Write, tim4rec
-from tests.service.processes import ROOT, free_port
+from tests.ports import free_port
+from tests.service.processes import ROOT
 from tests.waited import LONG_S
 
 MEMORY = 512 << 20

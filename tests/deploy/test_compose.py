@@ -25,7 +25,8 @@ from dotenv.variables import parse_variables
 from service.settings import Settings
 from service.store.valkey_binary import valkey_binary
 from tests.deploy.dockerfile import ROOT, Image
-from tests.service.processes import READY_WITHIN_S, free_port
+from tests.ports import free_port
+from tests.service.processes import READY_WITHIN_S
 from tests.waited import LONG_S
 
 FILE = ROOT / "docker-compose.yml"

@@ -21,7 +21,8 @@ from tests.faults.conftest import ITEMS
 from tests.faults.fleet import AOF, Fleet
 from tests.faults.load import Load, slowest
 from tests.faults.report import Report
-from tests.service.conftest import ValkeyServer, free_ports
+from tests.ports import free_port
+from tests.service.conftest import ValkeyServer
 from tests.service.processes import history, pairs
 
 TIMEOUT_S = 1.0
@@ -279,7 +280,7 @@ def test_failover_to_a_replica(artefact: Artefact, folder: Path, report: Report,
     """The link to the replica goes, then the primary; its address leads to the replica, which gets
     a replica of its own: without one, nothing would be acknowledged."""
     settings = {"store_timeout_s": TIMEOUT_S, "replica_acks": acks}
-    port, next_port = free_ports(2)
+    port, next_port = free_port(), free_port()
     replica, spare = (_replica(folder / name, next_port) for name in ("replica", "spare"))
     options = ("--port", str(port), "--repl-diskless-sync-delay", "0")
     with Fleet(artefact, folder, *options, **settings) as fleet:

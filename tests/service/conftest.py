@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ import redis
 
 from service.store.client import Store
 from service.store.valkey_binary import valkey_binary
+from tests.ports import free_port
 from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S
 
@@ -96,7 +96,7 @@ class ClusterNode(ValkeyServer):
 
     def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir()
-        self.port, self._bus_port = free_ports(2)
+        self.port, self._bus_port = free_port(), free_port()
         ports = ("--port", str(self.port), "--cluster-port", str(self._bus_port))
         # Else a primary's third replica may go to another that has none, by itself.
         stay = ("--cluster-allow-replica-migration", "no")
@@ -170,15 +170,6 @@ class ValkeyCluster:
         for node in self.primaries:
             node.ask("FLUSHALL")
             node.ask("SCRIPT", "FLUSH")
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from model.times import parse_time
 from service.app import create_app
 from service.settings import Settings
 from tests.forked import Forked
+from tests.ports import free_port
 from tests.reaper import reap
 from tests.waited import LONG_S, PATIENT_S
 
@@ -118,12 +118,6 @@ def alive(pid: int) -> bool:
         return False
     except FileNotFoundError:
         return not Path("/proc/self").exists()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 class Service:

@@ -17,8 +17,8 @@ from cli import run
 from cli.main import app
 from cli.service_url import service_url
 from service.listeners import AddressError, bound
-from tests.service.conftest import free_ports
-from tests.service.processes import ROOT, Service, free_port, make_artefact
+from tests.ports import free_port
+from tests.service.processes import ROOT, Service, make_artefact
 from tests.waited import LONG_S, until
 
 
@@ -80,7 +80,7 @@ def answers(base: str, port: int, path: str = "/livez") -> int:
 @pytest.mark.slow
 @needs_ipv6
 def test_an_address_of_ipv6(start: Callable[..., Service]) -> None:
-    (operations,) = free_ports(1)
+    operations = free_port()
     service = start("http://[::1]", "--host", "[::1]", "--workers", "2", operations_port=operations)
     body = {"user_id": "u", "item_id": "a"}
     assert httpx.post(f"{service.url}/interactions", json=body).status_code == 200
@@ -159,7 +159,7 @@ def test_a_port_that_is_taken_in_one_family_is_taken(artefact_folder: Path) -> N
 
 
 def test_sockets_that_are_not_to_be_had_are_closed() -> None:
-    (port,) = free_ports(1)
+    port = free_port()
     with socket.create_server(("127.0.0.1", port)), pytest.raises(AddressError) as raised:
         bound("127.0.0.1", port)
     assert raised.value.in_use

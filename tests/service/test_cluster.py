@@ -25,7 +25,8 @@ from service.store.errors import NodeDown, StoreError, StoreUnavailable
 from service.store.event_log import EventLog, LogReply, LogRequest
 from service.store.events import ORIGIN, NewEvent, Verdict, new_uid
 from service.store.snapshot_store import SnapshotStore
-from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer, free_ports
+from tests.ports import free_port
+from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer
 from tests.service.processes import ROOT, in_process, make_artefact
 from tests.waited import LONG_S, waited
 
@@ -341,7 +342,7 @@ def test_check_asks_every_node(
 
 
 def test_several_hosts(run: Run, valkey_cluster: ValkeyCluster, folder: Path) -> None:
-    (unused,) = free_ports(1)
+    unused = free_port()
     port = valkey_cluster.primaries[1].port
 
     async def main() -> None:
@@ -353,7 +354,7 @@ def test_several_hosts(run: Run, valkey_cluster: ValkeyCluster, folder: Path) ->
             with pytest.raises(StoreUnavailable) as raised:
                 await store.ping()
             assert "secret" not in str(raised.value)
-        (alone,) = free_ports(1)
+        alone = free_port()
         server = ValkeyServer(folder, "--port", str(alone))
         server.start()
         try:

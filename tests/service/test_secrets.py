@@ -23,8 +23,9 @@ from cli.service_url import ServiceUrl
 from service.environment import SettingsError, read_settings
 from service.store.url import StoreUrl, UrlError
 from tests.depth import examples
-from tests.service.conftest import ValkeyServer, free_ports
-from tests.service.processes import Service, free_port, make_artefact
+from tests.ports import free_port
+from tests.service.conftest import ValkeyServer
+from tests.service.processes import Service, make_artefact
 from tests.waited import until
 from tim4rec_client import Client
 
@@ -65,7 +66,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guarded(folder_of_module: Path) -> Iterator[str]:
     """Where a store is that wants another password."""
-    (port,) = free_ports(1)
+    port = free_port()
     server = ValkeyServer(folder_of_module, "--port", str(port))
     server.start()
     with server.client() as client:
@@ -317,7 +318,7 @@ def test_a_running_service(files: Path, folder: Path, embedded: bool) -> None:
     secrets = [marked(odd) for odd in ODD if odd not in (",", "://")]
     password = "".join(ODD) + marked("/")
     (folder / "store").mkdir()
-    (port,) = free_ports(1)
+    port = free_port()
     store = ValkeyServer(folder / "store", "--port", str(port))
     store.start()
     with store.client() as client:

@@ -18,7 +18,8 @@ from service.store.erasures import Erasures
 from service.store.errors import StoreError
 from service.store.event_log import EventLog, LogReply, LogRequest
 from service.store.events import NewEvent, new_uid
-from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer, free_ports
+from tests.ports import free_port
+from tests.service.conftest import ClusterNode, ValkeyCluster, ValkeyServer
 from tests.service.processes import Service, make_artefact
 
 PASSWORD = "p@ss:w/rd?#% ü"
@@ -29,7 +30,7 @@ RIGHTS = "on ~tim4rec:* +@read +@write -@dangerous +eval +evalsha +ping +time +i
 @pytest.fixture
 def guarded(folder: Path) -> Iterator[str]:
     """The host and port of a server on which only `svc` may do anything."""
-    (port,) = free_ports(1)
+    port = free_port()
     server = ValkeyServer(folder, "--port", str(port), "--appendonly", "yes")
     server.start()
     with server.client() as client:

@@ -14,8 +14,9 @@ import pytest
 
 from service.observe.request_context import RequestContext
 from service.observe.stages import Stages
+from tests.ports import free_port
 from tests.service.conftest import ValkeyServer
-from tests.service.processes import Service, free_port, make_artefact
+from tests.service.processes import Service, make_artefact
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra `otel` is missing")
 
