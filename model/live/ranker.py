@@ -12,7 +12,7 @@ from model.live import ranking
 from model.live.counting import HALF_LIVES_MS, PAIRS_HALF_LIFE_MS, POPULAR, RECENT, TOTAL
 from model.live.evidence import Evidence
 from model.live.mixture import Mixture
-from model.live.ranking import Items, Requests, Scratch
+from model.live.tables import Items, Requests, Scratch
 
 LISTED = 50
 """N, how many of the model's best items are candidates."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from model.compiled import compiled, part
 
@@ -42,52 +41,6 @@ LEAST, LEAST_POPULARITY, LEAST_DAYS = np.float32(1e-3), -6.64, 0.02
 """What is added to counts and days, for their logarithms, and the least log2 of a popularity."""
 
 
-class Requests(NamedTuple):
-    """B requests.
-
-    queries: (B, D), where has_query (B); listed, listed_scores: (B, N) rows that the model ranks
-    highest, best first, 0 after the last; numbers, rows: of last items, newest first, those of
-    request b at [recent_ends[b - 1], recent_ends[b]): as the evidence counts them, -1 for none,
-    and as the model knows them, 0 for none; hidden: rows not to be returned, likewise by
-    hidden_ends; ks: (B) how many are wanted.
-    """
-
-    queries: npt.NDArray[np.float32]
-    has_query: npt.NDArray[np.bool_]
-    listed: npt.NDArray[np.int64]
-    listed_scores: npt.NDArray[np.float32]
-    numbers: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int32]
-    recent_ends: npt.NDArray[np.int64]
-    hidden: npt.NDArray[np.int32]
-    hidden_ends: npt.NDArray[np.int64]
-    ks: npt.NDArray[np.int64]
-
-
-class Items(NamedTuple):
-    """rows_of: (I) the catalogue's row of an item of the evidence, 0 for none; numbers_of: (R + 1)
-    the other way, -1 for none; vectors: (V + 1, D); open: (R + 1) rows that may be returned."""
-
-    rows_of: npt.NDArray[np.int32]
-    numbers_of: npt.NDArray[np.int32]
-    vectors: npt.NDArray[np.float32]
-    open: npt.NDArray[np.bool_]
-
-
-class Scratch(NamedTuple):
-    """sums: (I, 4) zeros; around: (I, D) the direction of the mean of an item's neighbours, in
-    STEPS, as of the change of its counts that around_changes (I) says; marks: (R + 1) zeros;
-    features: (F, C); rows, logs: (C)."""
-
-    sums: npt.NDArray[np.float32]
-    around: npt.NDArray[np.int8]
-    around_changes: npt.NDArray[np.float64]
-    marks: npt.NDArray[np.int8]
-    features: npt.NDArray[np.float32]
-    rows: npt.NDArray[np.int64]
-    logs: npt.NDArray[np.float32]
-
-
 _HIDDEN, _CANDIDATE = 1, 2
 
 
@@ -118,10 +71,17 @@ def _dot(x: Any, y: Any) -> np.float32:
 
 
 @part
+def _dot_of(x: Any, row: int, y: Any) -> np.float32:
+    """Of a row of x, which need not become an array."""
+    total = np.float32(0)
+    for d in range(len(y)):
+        total += x[row, d] * y[d]
+    return total
+
+
+@part
 def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
     """Brings the mean vector of an item's neighbours up to date."""
-    if scratch.around_changes[number] == counts.stats[number, CHANGES]:
-        return
     scratch.around_changes[number] = counts.stats[number, CHANGES]
     own = np.zeros(scratch.around.shape[1], np.float32)
     for m in range(counts.neighbours.shape[1]):
@@ -141,22 +101,24 @@ def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
 @part
 def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: Any) -> None:
     """What an item's counts with the user's last items come to: near, after, visit."""
+    neighbours, together_of, after_of = counts.neighbours, counts.together, counts.after
+    visit_of, touched, stats = counts.visit, counts.touched, counts.stats
     weight, after_weight = 1.0, 1.0
     for k in range(len(numbers)):
         source = numbers[k]
         if source >= 0:
-            decay = 2.0 ** (min(counts.touched[source] - newest_ms, 0) / half_life)
-            total = counts.stats[source, TOTAL]
+            decay = 2.0 ** (min(touched[source] - newest_ms, 0) / half_life)
+            total = stats[source, TOTAL]
             near = np.float32(weight * decay / np.sqrt(total + SHRINKAGE))
             after = np.float32(after_weight * decay / (total + 1.0)) if k < 3 else np.float32(0)
-            for m in range(counts.neighbours.shape[1]):
-                other = counts.neighbours[source, m]
+            for m in range(neighbours.shape[1]):
+                other = neighbours[source, m]
                 if other < 0:
                     break
-                together = counts.together[source, m]
+                together = together_of[source, m]
                 sums[other, 0] += near * together
-                sums[other, 1] += after * counts.after[source, m]
-                sums[other, 2] += near * counts.visit[source, m]
+                sums[other, 1] += after * after_of[source, m]
+                sums[other, 2] += near * visit_of[source, m]
         weight *= RECENCY
         after_weight *= 0.5
 
@@ -267,11 +229,11 @@ def _describe(
 
 
 @part
-def _clear(numbers: Any, counts: Any, sums: Any) -> None:
+def _clear(numbers: Any, neighbours: Any, sums: Any) -> None:
     for k in range(len(numbers)):
         if numbers[k] >= 0:
-            for m in range(counts.neighbours.shape[1]):
-                other = counts.neighbours[numbers[k], m]
+            for m in range(neighbours.shape[1]):
+                other = neighbours[numbers[k], m]
                 if other < 0:
                     break
                 sums[other, 0] = sums[other, 1] = sums[other, 2] = 0
@@ -300,28 +262,31 @@ def gather(
     _sum_up(numbers, newest_ms, half_life, counts, scratch.sums)
     mean = _mean(recent, vectors)
     mean_length, query_length = STEPS * _length(mean), STEPS * _length(query)
+    # Not taken out of their tuples for each candidate: that would count references.
+    stats, sums, marks, rows = counts.stats, scratch.sums, scratch.marks, scratch.rows
+    around, changes, numbers_of = scratch.around, scratch.around_changes, items.numbers_of
     for i in range(n):
-        row = scratch.rows[i]
-        scratch.marks[row] = 0
+        row = rows[i]
+        marks[row] = 0
         known = row < len(vectors)
         if i >= listed:
             features[SCORED, i] = has_query and known
             features[MODEL, i] = floor * features[SCORED, i]
         features[KNOWN, i] = known
         features[LIKE_RECENT, i] = features[LIKE_QUERY, i] = 0
-        number = items.numbers_of[row]
+        number = numbers_of[row]
         if number < 0:
             _describe_uncounted(i, len(half_lives), features)
             continue
-        _describe(i, number, counts.stats, newest_ms, half_lives, scratch.sums, features)
-        _around(number, counts, items, scratch)
-        around = scratch.around[number]
-        features[LIKE_RECENT, i] = _dot(around, mean) / mean_length
+        _describe(i, number, stats, newest_ms, half_lives, sums, features)
+        if changes[number] != stats[number, CHANGES]:
+            _around(number, counts, items, scratch)
+        features[LIKE_RECENT, i] = _dot_of(around, number, mean) / mean_length
         if has_query:
-            features[LIKE_QUERY, i] = _dot(around, query) / query_length
+            features[LIKE_QUERY, i] = _dot_of(around, number, query) / query_length
     for f in (NEAR, AFTER, VISIT, AGE):
         _log2(features[f, :n], scratch.logs)
-    _clear(numbers, counts, scratch.sums)
+    _clear(numbers, counts.neighbours, sums)
     unknown = np.sum(recent == 0)
     context[HAS_QUERY] = has_query
     context[LENGTH] = np.log2(1.0 + len(recent))
