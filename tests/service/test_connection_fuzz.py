@@ -26,9 +26,8 @@ from tests.service.processes import Service, make_artefact
 
 KEY = "k"
 ANSWERED_WITHIN_S = 20.0
-QUIET_S = 0.05
-LONG_QUIET_S = 5.0
-"""After the last answer that is due: one that is not due would come."""
+QUIET_S, LONG_QUIET_S = 0.05, 5.0
+"""After the last answer that is due: one that is not due would come; on a busy machine, late."""
 PAUSE_S = 0.001
 INNER = b"DELETE /users/victim HTTP/1.1\r\nHost: x\r\nX-API-Key: k\r\nX-Request-ID: hidden\r\n\r\n"
 EVENT = b'{"user_id":"u","item_id":"a"}'
