@@ -92,6 +92,20 @@ def full_load(
     ]
 
 
+def show(found: list[Comparison], sides: tuple[str, str], json_file: Path | None) -> None:
+    """Prints a table of what was compared, and writes it."""
+    table = Table("", *sides, "ratio", "quartiles")
+    for row in found:
+        quartiles = f"{row.lower:.3f} to {row.upper:.3f}"
+        table.add_row(
+            row.figure, f"{row.then:,.1f}", f"{row.now:,.1f}", f"{row.ratio:.3f}", quartiles
+        )
+    out.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
+        say(f"written to {json_file}")
+
+
 @contextmanager
 def checkout(commit: str) -> Iterator[Path]:
     """The repository's files as they were at a commit.
@@ -150,16 +164,7 @@ def main(
             return open_loop(one.port, http_load.mixed(users, items, turn), rate, 2).ms(99)
 
         found.append(compared(f"p99 at {rate:g}/s, ms", in_turn(then, now, rate_rounds, p99)))
-    table = Table("", "then", "now", "ratio", "quartiles")
-    for row in found:
-        quartiles = f"{row.lower:.3f} to {row.upper:.3f}"
-        table.add_row(
-            row.figure, f"{row.then:,.1f}", f"{row.now:,.1f}", f"{row.ratio:.3f}", quartiles
-        )
-    out.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
-        say(f"written to {json_file}")
+    show(found, ("then", "now"), json_file)
 
 
 if __name__ == "__main__":

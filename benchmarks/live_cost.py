@@ -12,24 +12,21 @@ interactions with items of the log.
 from __future__ import annotations
 
 import csv
-import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from typer.testing import CliRunner
 
 from benchmarks import http_load
-from benchmarks.against import IN_FLIGHT, compared, full_load, in_turn
+from benchmarks.against import IN_FLIGHT, compared, full_load, in_turn, show
 from benchmarks.http_load import closed_loop, open_loop
 from benchmarks.running import Server, service, store
-from cli.console import CommandError, errors_without_traceback, out, say
+from cli.console import CommandError, errors_without_traceback, say
 from cli.main import app
 from training.interactions import read_log
 
@@ -90,16 +87,7 @@ def main(
             return open_loop(one.port, http_load.mixed(users, items, turn), rate, 2).ms(99)
 
         found.append(compared(f"p99 at {rate:g}/s, ms", in_turn(without, having, rate_rounds, p99)))
-    table = Table("", "without", "with", "ratio", "quartiles")
-    for row in found:
-        quartiles = f"{row.lower:.3f} to {row.upper:.3f}"
-        table.add_row(
-            row.figure, f"{row.then:,.1f}", f"{row.now:,.1f}", f"{row.ratio:.3f}", quartiles
-        )
-    out.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps([asdict(row) for row in found], indent=2) + "\n")
-        say(f"written to {json_file}")
+    show(found, ("without", "with"), json_file)
 
 
 if __name__ == "__main__":
