@@ -201,6 +201,15 @@ def asked_at(events: Events, rows: Int64s, rng: np.random.Generator) -> Int64s:
     return asked_between(last, events.times[rows], rng)
 
 
+def collected(walk: LiveWalk, rows: Int64s, lists: ModelLists) -> Examples:
+    """Of the events of these rows (T), those of `lists`, each before it is counted."""
+    collector = Collector()
+    for place, row in enumerate(rows.tolist()):
+        collector.add(walk, row, lists, place)
+        walk.observe(rows[place : place + 1])
+    return collector.examples()
+
+
 def walked(
     log: Log, model: TiM4Rec, item_ids: Sequence[str], since_ms: int, *, seed: int = 0
 ) -> Examples:
@@ -218,11 +227,7 @@ def walked(
     rows = order[begin:]
     times = asked_at(events, rows, np.random.default_rng(seed))
     lists = ModelLists.of(events, rows, model, item_ids, times)
-    collector = Collector()
-    for place, row in enumerate(rows.tolist()):
-        collector.add(walk, row, lists, place)
-        walk.observe(rows[place : place + 1])
-    return collector.examples()
+    return collected(walk, rows, lists)
 
 
 def fit_mixture(

@@ -28,6 +28,7 @@ from training.mixture import (
     Collector,
     Examples,
     asked_at,
+    collected,
     fitted,
     user_ids,
 )
@@ -80,12 +81,7 @@ def _examples_before_the_cut(
     begin = int(np.searchsorted(walk.events.times[before], models.since_ms))
     live.observe(before[:begin])
     rows = before[begin:]
-    lists = _lists_to_fit_on(walk.events, rows, models.base, rng)
-    collector = Collector()
-    for place, row in enumerate(rows.tolist()):
-        collector.add(live, row, lists, place)
-        live.observe(rows[place : place + 1])
-    return collector.examples()
+    return collected(live, rows, _lists_to_fit_on(walk.events, rows, models.base, rng))
 
 
 def _lists_to_fit_on(

@@ -236,7 +236,7 @@ class LiveRanker:
         queries = np.zeros((size, self._vectors.shape[1]), np.float32)
         numbers: list[int] = []
         rows: list[int] = []
-        ends, hidden_ends = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        ends = np.zeros(size, np.int64)
         for b, request in enumerate(requests):
             if request.query is not None:
                 queries[b] = request.query
@@ -248,7 +248,6 @@ class LiveRanker:
                 numbers.append(-1 if found is None else found)
                 rows.append(row if row is not None and row < len(self._vectors) else 0)
             ends[b] = len(numbers)
-        hidden_ends = np.cumsum([len(request.hidden) for request in requests])
         return Requests(
             queries,
             np.array([len(r.listed) > 0 and r.query is not None for r in requests]),
@@ -258,7 +257,7 @@ class LiveRanker:
             np.array(rows, np.int32),
             ends,
             np.concatenate([request.hidden for request in requests]).astype(np.int32, copy=False),
-            hidden_ends,
+            np.cumsum([len(request.hidden) for request in requests]),
             np.array([request.k for request in requests]),
         )
 

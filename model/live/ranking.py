@@ -255,7 +255,7 @@ def gather(
     listed = 0
     if has_query:
         listed = _add_listed(requests.listed[b], requests.listed_scores[b], items, scratch)
-    # The own score of any other would be a vector to fetch, and changes no list.
+    # The own score of any other would be a vector to fetch, and made lists no better.
     floor = features[MODEL, listed - 1] - np.float32(1) if listed else np.float32(UNLISTED)
     n = _add_counted(listed, numbers, counts, popular, items, scratch)
     _mark(hidden, 0, scratch.marks)
