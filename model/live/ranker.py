@@ -97,7 +97,8 @@ class LiveRanker:
             np.zeros(0),
             np.zeros(len(self._vectors), np.int8),
             np.zeros((len(ranking.FEATURES), 0), np.float32),
-            np.zeros(0, np.int64),
+            np.zeros(0, np.int32),
+            np.zeros(0, np.int32),
             np.zeros(0, np.float32),
         )
 
@@ -179,7 +180,7 @@ class LiveRanker:
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
             )  # fmt: skip
         scratch = self._scratch
-        return Features(scratch.rows[:n].copy(), scratch.features[:, :n].copy(), context)
+        return Features(scratch.rows[:n].astype(np.int64), scratch.features[:, :n].copy(), context)
 
     def parts(
         self, request: Request, open_rows: npt.NDArray[np.bool_], rows: Rows
@@ -289,11 +290,12 @@ class LiveRanker:
                 self._numbers_of[row] = number
         self._looked_up = len(evidence.item_ids)
         most = packed.listed.shape[1] + 2 * POPULAR + RECENT * evidence.rules.neighbours
-        if len(scratch.rows) < most or len(scratch.marks) < n_rows:
+        if len(scratch.logs) < most or len(scratch.marks) < n_rows:
             scratch = scratch._replace(
                 marks=np.zeros(max(len(scratch.marks), 2 * n_rows), np.int8),
                 features=np.zeros((len(ranking.FEATURES), most), np.float32),
-                rows=np.zeros(most, np.int64),
+                rows=np.zeros(most + 1, np.int32),
+                numbers=np.zeros(most + 1, np.int32),
                 logs=np.zeros(most, np.float32),
             )
         self._scratch = scratch

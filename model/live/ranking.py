@@ -71,15 +71,6 @@ def _dot(x: Any, y: Any) -> np.float32:
 
 
 @part
-def _dot_of(x: Any, row: int, y: Any) -> np.float32:
-    """Of a row of x, which need not become an array."""
-    total = np.float32(0)
-    for d in range(len(y)):
-        total += x[row, d] * y[d]
-    return total
-
-
-@part
 def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
     """Brings the mean vector of an item's neighbours up to date."""
     scratch.around_changes[number] = counts.stats[number, CHANGES]
@@ -99,8 +90,68 @@ def _around(number: int, counts: Any, items: Any, scratch: Any) -> None:
 
 
 @part
-def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: Any) -> None:
-    """What an item's counts with the user's last items come to: near, after, visit."""
+def _own(values: Any, ends: Any, b: int) -> Any:
+    """What of the requests' values is request b's."""
+    return values[(ends[b - 1] if b else 0) : ends[b]]
+
+
+@part
+def _mark(hidden: Any, mark: int, marks: Any) -> None:
+    for i in range(len(hidden)):
+        if 0 <= hidden[i] < len(marks):
+            marks[hidden[i]] = mark
+
+
+@part
+def _add(row: int, number: int, n: int, open_rows: Any, scratch: Any) -> int:
+    """Makes a row the candidate n if it may be returned and is none yet; returns how many there
+    are. It is written first and counted if it is one: nobody can guess which."""
+    if not 0 < row < len(open_rows):
+        return n
+    scratch.rows[n], scratch.numbers[n] = row, number
+    is_new = open_rows[row] and scratch.marks[row] == 0
+    scratch.marks[row] += is_new * _CANDIDATE
+    return n + is_new
+
+
+@part
+def _add_listed(listed: Any, listed_scores: Any, items: Any, scratch: Any) -> int:
+    """What the model ranks highest; returns how many there are."""
+    total, n = 0.0, 0
+    for i in range(len(listed)):
+        if listed[i] == 0:
+            break
+        total += np.exp(listed_scores[i] - listed_scores[0])
+    all_of_them = listed_scores[0] + np.float32(np.log(total))
+    numbers_of, open_rows, features = items.numbers_of, items.open, scratch.features
+    for i in range(len(listed)):
+        if listed[i] == 0:
+            break
+        features[MODEL, n] = listed_scores[i] - all_of_them
+        features[SCORED, n] = 1
+        n = _add(listed[i], numbers_of[listed[i]], n, open_rows, scratch)
+    return n
+
+
+@part
+def _add_popular(n: int, popular: Any, items: Any, scratch: Any) -> int:
+    """What is popular; returns how many there are then."""
+    rows_of, open_rows = items.rows_of, items.open
+    for p in range(popular.shape[0]):
+        for number in popular[p]:
+            if number < 0:
+                break
+            n = _add(rows_of[number], number, n, open_rows, scratch)
+    return n
+
+
+@part
+def _add_near(
+    n: int, numbers: Any, newest_ms: int, half_life: float, counts: Any, items: Any, scratch: Any
+) -> int:
+    """What was had near the last items, and what its counts with them come to: near, after, visit;
+    returns how many there are then."""
+    rows_of, open_rows, sums = items.rows_of, items.open, scratch.sums
     neighbours, together_of, after_of = counts.neighbours, counts.together, counts.after
     visit_of, touched, stats = counts.visit, counts.touched, counts.stats
     weight, after_weight = 1.0, 1.0
@@ -115,74 +166,12 @@ def _sum_up(numbers: Any, newest_ms: int, half_life: float, counts: Any, sums: A
                 other = neighbours[source, m]
                 if other < 0:
                     break
-                together = together_of[source, m]
-                sums[other, 0] += near * together
+                sums[other, 0] += near * together_of[source, m]
                 sums[other, 1] += after * after_of[source, m]
                 sums[other, 2] += near * visit_of[source, m]
+                n = _add(rows_of[other], other, n, open_rows, scratch)
         weight *= RECENCY
         after_weight *= 0.5
-
-
-@part
-def _own(values: Any, ends: Any, b: int) -> Any:
-    """What of the requests' values is request b's."""
-    return values[(ends[b - 1] if b else 0) : ends[b]]
-
-
-@part
-def _mark(hidden: Any, mark: int, marks: Any) -> None:
-    for i in range(len(hidden)):
-        if 0 <= hidden[i] < len(marks):
-            marks[hidden[i]] = mark
-
-
-@part
-def _add(row: int, n: int, open_rows: Any, marks: Any, rows: Any) -> int:
-    """Makes a row the candidate n if it may be returned and is none yet; returns how many there
-    are."""
-    if 0 < row < len(open_rows) and open_rows[row] and marks[row] == 0:
-        marks[row] = _CANDIDATE
-        rows[n] = row
-        return n + 1
-    return n
-
-
-@part
-def _add_listed(listed: Any, listed_scores: Any, items: Any, scratch: Any) -> Any:
-    """What the model ranks highest; returns how many there are."""
-    total, n = 0.0, 0
-    for i in range(len(listed)):
-        if listed[i] == 0:
-            break
-        total += np.exp(listed_scores[i] - listed_scores[0])
-    all_of_them = listed_scores[0] + np.float32(np.log(total))
-    for i in range(len(listed)):
-        if listed[i] == 0:
-            break
-        before, n = n, _add(listed[i], n, items.open, scratch.marks, scratch.rows)
-        if n > before:
-            scratch.features[MODEL, before] = listed_scores[i] - all_of_them
-            scratch.features[SCORED, before] = 1
-    return n
-
-
-@part
-def _add_counted(n: int, numbers: Any, counts: Any, popular: Any, items: Any, scratch: Any) -> int:
-    """What is popular, and what was had near the last items; returns how many there are then."""
-    rows_of, open_rows, marks, rows = items.rows_of, items.open, scratch.marks, scratch.rows
-    neighbours = counts.neighbours
-    for p in range(popular.shape[0]):
-        for i in range(popular.shape[1]):
-            if popular[p, i] < 0:
-                break
-            n = _add(rows_of[popular[p, i]], n, open_rows, marks, rows)
-    for k in range(len(numbers)):
-        if numbers[k] >= 0:
-            for m in range(neighbours.shape[1]):
-                other = neighbours[numbers[k], m]
-                if other < 0:
-                    break
-                n = _add(rows_of[other], n, open_rows, marks, rows)
     return n
 
 
@@ -211,21 +200,35 @@ def _describe_uncounted(i: int, n_half_lives: int, features: Any) -> None:
     for h in range(n_half_lives):
         features[POPULAR + h, i] = LEAST_POPULARITY
     features[AGE, i] = LEAST_DAYS
+    features[LIKE_RECENT, i] = features[LIKE_QUERY, i] = 0
 
 
 @part
-def _describe(
-    i: int, number: int, stats: Any, newest_ms: int, half_lives: Any, sums: Any, features: Any
-) -> None:
-    """What the counts say of a candidate; of some the logarithm is to be taken."""
-    norm = np.float32(1 / np.sqrt(stats[number, TOTAL] + SHRINKAGE))
+def _describe(i: int, number: int, stats: Any, now: Any, sums: Any, features: Any) -> None:
+    """What the counts say of a candidate; of some the logarithm is to be taken. now: as popularity
+    has it, by half-life, and last in ms."""
+    norm = np.float32(1) / np.sqrt(np.float32(stats[number, TOTAL] + SHRINKAGE))
     features[NEAR, i] = sums[number, 0] * norm + LEAST
     features[AFTER, i] = sums[number, 1] + LEAST
     features[VISIT, i] = sums[number, 2] * norm + LEAST
-    for h in range(len(half_lives)):
-        popularity = stats[number, POPULARITY + h] - newest_ms / half_lives[h]
-        features[POPULAR + h, i] = max(popularity, LEAST_POPULARITY)
-    features[AGE, i] = max(newest_ms - stats[number, FIRST_MS], 0) / DAY_MS + LEAST_DAYS
+    for h in range(len(now) - 1):
+        features[POPULAR + h, i] = max(stats[number, POPULARITY + h] - now[h], LEAST_POPULARITY)
+    age_ms = max(now[-1] - stats[number, FIRST_MS], 0.0)
+    features[AGE, i] = np.float32(age_ms * (1 / DAY_MS)) + LEAST_DAYS
+
+
+@part
+def _liken(
+    i: int, own: Any, mean: Any, mean_length: Any, query: Any, query_length: Any, features: Any
+) -> None:
+    """How far a candidate's neighbours' mean (D) points to the last items', and to the query."""
+    to_mean, to_query = np.float32(0), np.float32(0)
+    for d in range(len(mean)):
+        component = np.float32(own[d])
+        to_mean += component * mean[d]
+        to_query += component * query[d]
+    features[LIKE_RECENT, i] = to_mean / mean_length
+    features[LIKE_QUERY, i] = to_query / query_length
 
 
 @part
@@ -248,7 +251,7 @@ def gather(
     context (X); returns how many there are."""
     features, vectors = scratch.features, items.vectors
     query, has_query = requests.queries[b], requests.has_query[b]
-    numbers = _own(requests.numbers, requests.recent_ends, b)
+    last = _own(requests.numbers, requests.recent_ends, b)
     recent = _own(requests.rows, requests.recent_ends, b)
     hidden = _own(requests.hidden, requests.hidden_ends, b)
     _mark(hidden, _HIDDEN, scratch.marks)
@@ -257,36 +260,37 @@ def gather(
         listed = _add_listed(requests.listed[b], requests.listed_scores[b], items, scratch)
     # The own score of any other would be a vector to fetch, and made lists no better.
     floor = features[MODEL, listed - 1] - np.float32(1) if listed else np.float32(UNLISTED)
-    n = _add_counted(listed, numbers, counts, popular, items, scratch)
+    n = _add_popular(listed, popular, items, scratch)
+    n = _add_near(n, last, newest_ms, half_life, counts, items, scratch)
     _mark(hidden, 0, scratch.marks)
-    _sum_up(numbers, newest_ms, half_life, counts, scratch.sums)
     mean = _mean(recent, vectors)
     mean_length, query_length = STEPS * _length(mean), STEPS * _length(query)
+    now = np.append(newest_ms / half_lives, np.float64(newest_ms))
     # Not taken out of their tuples for each candidate: that would count references.
     stats, sums, marks, rows = counts.stats, scratch.sums, scratch.marks, scratch.rows
-    around, changes, numbers_of = scratch.around, scratch.around_changes, items.numbers_of
+    around, changes, numbers = scratch.around, scratch.around_changes, scratch.numbers
     for i in range(n):
-        row = rows[i]
+        row, number = rows[i], numbers[i]
         marks[row] = 0
         known = row < len(vectors)
         if i >= listed:
             features[SCORED, i] = has_query and known
             features[MODEL, i] = floor * features[SCORED, i]
         features[KNOWN, i] = known
-        features[LIKE_RECENT, i] = features[LIKE_QUERY, i] = 0
-        number = numbers_of[row]
         if number < 0:
             _describe_uncounted(i, len(half_lives), features)
             continue
-        _describe(i, number, stats, newest_ms, half_lives, sums, features)
+        _describe(i, number, stats, now, sums, features)
         if changes[number] != stats[number, CHANGES]:
             _around(number, counts, items, scratch)
-        features[LIKE_RECENT, i] = _dot_of(around, number, mean) / mean_length
-        if has_query:
-            features[LIKE_QUERY, i] = _dot_of(around, number, query) / query_length
+    for i in range(n):
+        if numbers[i] >= 0:
+            _liken(i, around[numbers[i]], mean, mean_length, query, query_length, features)
+    if not has_query:
+        features[LIKE_QUERY, :n] = 0
     for f in (NEAR, AFTER, VISIT, AGE):
         _log2(features[f, :n], scratch.logs)
-    _clear(numbers, counts.neighbours, sums)
+    _clear(last, counts.neighbours, sums)
     unknown = np.sum(recent == 0)
     context[HAS_QUERY] = has_query
     context[LENGTH] = np.log2(1.0 + len(recent))
@@ -352,7 +356,7 @@ def best(
     """The best candidates of each request: (B, k) rows and scores, best first; equal ones in the
     order of their rows. sizes: (B) how many there are."""
     context = np.zeros(N_CONTEXT, np.float32)
-    wide = len(scratch.rows)
+    wide = len(scratch.logs)
     scores, hidden = np.empty(wide, np.float32), np.empty(wide, np.float32)
     for b in range(len(requests.ks)):
         n = gather(

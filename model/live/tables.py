@@ -43,12 +43,14 @@ class Items(NamedTuple):
 class Scratch(NamedTuple):
     """sums: (I, 4) zeros; around: (I, D) the direction of the mean of an item's neighbours, in
     STEPS, as of the change of its counts that around_changes (I) says; marks: (R + 1) zeros;
-    features: (F, C); rows, logs: (C)."""
+    features: (F, C); rows, numbers: (C + 1), of which the last place is never a candidate's; logs:
+    (C)."""
 
     sums: npt.NDArray[np.float32]
     around: npt.NDArray[np.int8]
     around_changes: npt.NDArray[np.float64]
     marks: npt.NDArray[np.int8]
     features: npt.NDArray[np.float32]
-    rows: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int32]
+    numbers: npt.NDArray[np.int32]
     logs: npt.NDArray[np.float32]
