@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,6 +167,10 @@ class Evidence:
     def number(self, item_id: str) -> int | None:
         """The item's row in the counts."""
         return self._numbers.get(item_id)
+
+    def numbers(self, item_ids: Sequence[str]) -> Iterator[int]:
+        """The items' rows in the counts, -1 for one that is not counted."""
+        return map(self._numbers.get, item_ids, repeat(-1))
 
     def observe(self, events: Sequence[Observed]) -> None:
         """Counts events, in this order. A user's own come in the order of their times; one that

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -114,7 +115,7 @@ class LiveRanker:
 
     def rows(self, item_ids: Sequence[str]) -> list[int]:
         """The rows of those items that have one."""
-        return [row for row in map(self._row_of, item_ids) if row is not None]
+        return list(filter(None, map(self._row_of, item_ids)))
 
     def beside(
         self, item_id: str, k: int, open_rows: npt.NDArray[np.bool_]
@@ -154,13 +155,11 @@ class LiveRanker:
     def _best(
         self, requests: Sequence[Request], open_rows: npt.NDArray[np.bool_]
     ) -> list[tuple[Rows, Float32s]]:
-        packed = self._packed(requests)
-        shape = (len(requests), max(1, int(packed.ks.max())))
+        shape = (len(requests), max(1, *(request.k for request in requests)))
         rows, scores = np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         sizes = np.zeros(len(requests), np.int64)
-        evidence = self._evidence
-        with evidence.lock:
-            self._catch_up(packed, open_rows)
+        with self._up_to_date(requests, open_rows) as evidence:
+            packed = self._packed(requests)
             ranking.best(
                 packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, self.mixture.weights,
@@ -170,13 +169,10 @@ class LiveRanker:
 
     def features(self, request: Request, open_rows: npt.NDArray[np.bool_]) -> Features:
         """What a mixture is to rank."""
-        packed = self._packed([request])
-        evidence = self._evidence
         context = np.zeros(len(ranking.CONTEXT), np.float32)
-        with evidence.lock:
-            self._catch_up(packed, open_rows)
+        with self._up_to_date([request], open_rows) as evidence:
             n = ranking.gather(
-                0, packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
+                0, self._packed([request]), evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
             )  # fmt: skip
         scratch = self._scratch
@@ -228,45 +224,61 @@ class LiveRanker:
         return Items(self._rows_of, self._numbers_of, self._vectors, open_rows)
 
     def _packed(self, requests: Sequence[Request]) -> Requests:
-        if self._current() is not self._evidence:
-            self._begin(self._current())
-        number, size = self._evidence.number, len(requests)
+        """Under the evidence's lock, and up to date with it."""
+        size = len(requests)
         wide = max(len(request.listed) for request in requests)
         listed = np.zeros((size, max(wide, 1)), np.int64)
         scores = np.zeros(listed.shape, np.float32)
         queries = np.zeros((size, self._vectors.shape[1]), np.float32)
-        numbers: list[int] = []
-        rows: list[int] = []
+        recent: list[str] = []
         ends = np.zeros(size, np.int64)
         for b, request in enumerate(requests):
             if request.query is not None:
                 queries[b] = request.query
                 listed[b, : len(request.listed)] = request.listed
                 scores[b, : len(request.listed)] = request.scores
-            for item_id in request.recent[:RECENT]:
-                found = number(item_id)
-                row = self._row_of(item_id)
-                numbers.append(-1 if found is None else found)
-                rows.append(row if row is not None and row < len(self._vectors) else 0)
-            ends[b] = len(numbers)
+            recent += request.recent[:RECENT]
+            ends[b] = len(recent)
+        numbers = np.fromiter(self._evidence.numbers(recent), np.int32, len(recent))
         return Requests(
             queries,
             np.array([len(r.listed) > 0 and r.query is not None for r in requests]),
             listed,
             scores,
-            np.array(numbers, np.int32),
-            np.array(rows, np.int32),
+            numbers,
+            self._known_rows(recent, numbers),
             ends,
             np.concatenate([request.hidden for request in requests]).astype(np.int32, copy=False),
             np.cumsum([len(request.hidden) for request in requests]),
             np.array([request.k for request in requests]),
         )
 
-    def _catch_up(self, packed: Requests, open_rows: npt.NDArray[np.bool_]) -> None:
+    def _known_rows(
+        self, item_ids: Sequence[str], numbers: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.int32]:
+        """Of items with these numbers in the evidence; 0 where the model does not know it."""
+        rows = self._rows_of[numbers]
+        for place in np.flatnonzero(numbers < 0).tolist():
+            rows[place] = self._row_of(item_ids[place]) or 0
+        rows[rows >= len(self._vectors)] = 0
+        return rows
+
+    @contextmanager
+    def _up_to_date(
+        self, requests: Sequence[Request], open_rows: npt.NDArray[np.bool_]
+    ) -> Iterator[Evidence]:
+        """The evidence, locked."""
+        evidence = self._current()
+        if evidence is not self._evidence:
+            self._begin(evidence)
+        with evidence.lock:
+            self._catch_up(max(len(request.listed) for request in requests), len(open_rows))
+            yield evidence
+
+    def _catch_up(self, listed: int, n_rows: int) -> None:
         """Looks up the rows of items that are new in the evidence, and makes room: an index beyond
         it would not be noticed. Under the evidence's lock."""
         evidence = self._evidence
-        n_rows = len(open_rows)
         if len(self._numbers_of) < n_rows:
             self._numbers_of = _longer(self._numbers_of, 2 * n_rows, -1)
         size = len(evidence.counts.stats)
@@ -289,7 +301,7 @@ class LiveRanker:
                 self._rows_of[number] = row
                 self._numbers_of[row] = number
         self._looked_up = len(evidence.item_ids)
-        most = packed.listed.shape[1] + 2 * POPULAR + RECENT * evidence.rules.neighbours
+        most = listed + 2 * POPULAR + RECENT * evidence.rules.neighbours
         if len(scratch.logs) < most or len(scratch.marks) < n_rows:
             scratch = scratch._replace(
                 marks=np.zeros(max(len(scratch.marks), 2 * n_rows), np.int8),

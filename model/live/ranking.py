@@ -111,7 +111,7 @@ def _add(row: int, number: int, n: int, open_rows: Any, scratch: Any) -> int:
     scratch.rows[n], scratch.numbers[n] = row, number
     is_new = open_rows[row] and scratch.marks[row] == 0
     scratch.marks[row] += is_new * _CANDIDATE
-    return n + is_new
+    return int(n + is_new)
 
 
 @part

@@ -45,7 +45,7 @@ class ExactSearch:
         self._components_DV: NDArray[np.float32] | None = None
         if transposed and embedding.device.type == "cpu":
             self._components_DV = np.ascontiguousarray(embedding.numpy().T)
-        self._biased: tuple[CatalogueView, Tensor] | None = None
+        self._biased: tuple[CatalogueView, Tensor | None] | None = None
 
     def top(
         self,
@@ -115,20 +115,22 @@ class ExactSearch:
         return [_places([ask.hidden for ask in asks]), _places(seen)]
 
     def _scores(self, view: CatalogueView, query_BD: Tensor, asks: Sequence[Ask]) -> Tensor:
-        """(B, view.size + 1), -inf where an item is blocked or not among those selected."""
+        """(B, view.size + 1), -inf where an item is blocked or not among those selected; on a CPU
+        without the newer rows, where all of these are noted items."""
         scores = self._products(query_BD)
-        if view.vectors is not None:
+        without_newer = view.noted_only and scores.device.type == "cpu"
+        if view.vectors is not None and not without_newer:
             scores = torch.cat([scores, query_BD @ view.vectors.T], 1)
-        if view.blocked is not None:
-            if self._biased is None or self._biased[0] is not view:
-                bias = np.where(view.blocked, np.float32(-np.inf), np.float32(0))
-                self._biased = view, torch.from_numpy(bias).to(scores.device)
-            scores += self._biased[1]
+        width = scores.shape[1]
+        if self._biased is None or self._biased[0] is not view:
+            self._biased = view, _bias(view, width, scores.device)
+        if (bias := self._biased[1]) is not None:
+            scores += bias
         outside: dict[int, Tensor] = {}  # many ask for the same
         for place, ask in enumerate(asks):
             if (selection := ask.selection) is not None:
                 if id(selection) not in outside:
-                    out = torch.from_numpy(~selection.on(view))
+                    out = torch.from_numpy(~selection.on(view)[:width])
                     outside[id(selection)] = out.to(scores.device)
                 scores[place].masked_fill_(outside[id(selection)], -torch.inf)
         return scores
@@ -139,6 +141,14 @@ class ExactSearch:
             return query_BD @ self._embedding.T
         # For many, numpy's BLAS takes half of torch's time.
         return torch.from_numpy(products(query_BD.numpy(), self._components_DV))
+
+
+def _bias(view: CatalogueView, width: int, device: torch.device) -> Tensor | None:
+    """(width), -inf where an item is blocked; None: none is."""
+    if view.blocked is None or not view.blocked[:width].any():
+        return None
+    bias = np.where(view.blocked[:width], np.float32(-np.inf), np.float32(0))
+    return torch.from_numpy(bias).to(device)
 
 
 def _places(columns: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:

@@ -38,6 +38,12 @@ class CatalogueView:
         return self.blocked is None and self.vectors is None
 
     @cached_property
+    def noted_only(self) -> bool:
+        """Whether all rows after the vocabulary are of noted items: their vectors are zeros."""
+        newer = 0 if self.vectors is None else len(self.vectors)
+        return self.noted is not None and bool(self.noted[len(self.noted) - newer :].all())
+
+    @cached_property
     def open(self) -> Flags:
         """(size + 1,) what may be given to somebody."""
         found = np.ones(self.size + 1, np.bool_) if self.blocked is None else ~self.blocked
