@@ -172,8 +172,8 @@ class LiveRanker:
         context = np.zeros(len(ranking.CONTEXT), np.float32)
         with self._up_to_date([request], open_rows) as evidence:
             n = ranking.gather(
-                0, self._packed([request]), evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
-                PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
+                0, self._packed([request]), evidence.counts, evidence.popular, evidence.newest_ms,
+                HALF_LIVES_MS, PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, context,
             )  # fmt: skip
         scratch = self._scratch
         return Features(scratch.rows[:n].astype(np.int64), scratch.features[:, :n].copy(), context)
