@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client import values as library
 
 from service.observe import values
+from service.observe.exposition import exposition
 
 CHANGED = "prometheus_client has changed, and service/observe/values.py must follow"
 
@@ -46,3 +49,18 @@ def test_many_observations_at_once_are_as_many_one_by_one() -> None:
                 histogram.observe(0.0)
         shown.append(generate_latest(registry))
     assert shown[0] == shown[1], CHANGED
+
+
+def test_a_worker_that_is_just_beginning_spoils_no_scrape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(values.MULTIPROC_DIR, str(tmp_path))
+    begun = tmp_path / "counter_7.db"
+    begun.touch()
+    maker = threading.Timer(0.1, lambda: os.truncate(begun, 1 << 20))
+    maker.start()
+    try:
+        text, _ = exposition()
+    finally:
+        maker.join()
+    assert text == b""
