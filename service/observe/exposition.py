@@ -15,7 +15,6 @@ from service.observe import live_metrics, metrics, quality_metrics, values  # no
 from service.observe.registry import REGISTRY
 from service.observe.values import MULTIPROC_DIR
 
-
 _BEGUN_S = 1.0
 
 
