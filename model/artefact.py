@@ -117,7 +117,7 @@ def save_artefact(
             )
         _write_json(partial / METRICS, metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
-        hashes = {name: _hash(partial / name) for name in (WEIGHTS, ITEMS)}
+        hashes = {name: file_hash(partial / name) for name in (WEIGHTS, ITEMS)}
         identity = _identity(model.config, model.repeat_bias, hashes)
         description = {
             "format": FORMAT,
@@ -133,7 +133,7 @@ def save_artefact(
         }
         if mixture is not None:
             (partial / MIXTURE).write_bytes(mixture.to_bytes())
-            description["mixture"] = _hash(partial / MIXTURE)
+            description["mixture"] = file_hash(partial / MIXTURE)
         _write_json(partial / CONFIG, description)
         # safetensors writes for the owner alone; the service may be another user. Nobody else is
         # to write: it is what will be served.
@@ -182,13 +182,44 @@ def claimed_edition(folder: Path) -> str:
         ArtefactError: it claims none.
     """
     try:
-        description = _read_json(folder / CONFIG)
+        content = read_plain(folder / CONFIG, CONFIG_BYTES, within=folder)
     except OSError as error:
         raise _fault(folder, error) from None
+    return edition_claimed_by(content, folder / CONFIG)
+
+
+def edition_claimed_by(content: bytes, path: Path | str) -> str:
+    """As `claimed_edition`, of the `config.json` that was read from a path or a URL."""
+    description = _object(content, path)
     claimed = description.get("identity")
     if not isinstance(claimed, str) or len(claimed) > 64:
-        raise ArtefactError(f"{folder / CONFIG}: `identity` is {reprlib.repr(claimed)}")
-    return _edition(claimed, _mixture_hash(folder / CONFIG, description))
+        raise ArtefactError(f"{path}: `identity` is {reprlib.repr(claimed)}")
+    return _edition(claimed, _mixture_hash(path, description))
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a `config.json` says, whose parts fit each other.
+
+    hashes: SHA-256 of the files that decide a state or a score, by name.
+    """
+
+    config: ModelConfig
+    edition: str
+    hashes: dict[str, str]
+
+
+def describe(content: bytes, path: Path | str) -> Description:
+    """Of the `config.json` that was read from a path or a URL.
+
+    Raises:
+        ArtefactError: it is none that this version reads.
+    """
+    description = _object(content, path)
+    config, _, hashes = _read_description(path, description)
+    mixture = _mixture_hash(path, description)
+    edition = _edition(description["identity"], mixture)
+    return Description(config, edition, hashes if mixture is None else hashes | {MIXTURE: mixture})
 
 
 def _fault(folder: Path, error: OSError) -> ArtefactError:
@@ -253,7 +284,7 @@ def _read_mixture(path: Path, expected: str) -> Mixture:
         raise ArtefactError(f"{path}: {error}") from None
 
 
-def _mixture_hash(path: Path, description: dict[str, Any]) -> str | None:
+def _mixture_hash(path: Path | str, description: dict[str, Any]) -> str | None:
     found = description.get("mixture")
     if found is not None and not (isinstance(found, str) and _SHA256.fullmatch(found)):
         raise ArtefactError(f"{path}: `mixture` must be a hash, not {reprlib.repr(found)}")
@@ -265,7 +296,7 @@ def _edition(identity: str, mixture_hash: str | None) -> str:
 
 
 def _read_description(
-    path: Path, description: dict[str, Any]
+    path: Path | str, description: dict[str, Any]
 ) -> tuple[ModelConfig, float, dict[str, str]]:
     """The architecture, the repeat bias and the hashes of `config.json`, which fit each other."""
     found = description.get("format")
@@ -334,7 +365,8 @@ def _identity(config: ModelConfig, repeat_bias: float, hashes: dict[str, str]) -
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file. Raises OSError."""
     with open_plain(path, within=path.parent) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -345,7 +377,10 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _read_json(path: Path, most: int = CONFIG_BYTES, *, constants: bool = False) -> dict[str, Any]:
-    content = read_plain(path, most, within=path.parent)
+    return _object(read_plain(path, most, within=path.parent), path, constants=constants)
+
+
+def _object(content: bytes, path: Path | str, *, constants: bool = False) -> dict[str, Any]:
     try:
         value = parse(content, constants=constants)
     except ValueError as error:
