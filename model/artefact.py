@@ -17,6 +17,7 @@ import re
 import reprlib
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def save_artefact(
             )
         _write_json(partial / METRICS, metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
-        hashes = {name: file_hash(partial / name) for name in (WEIGHTS, ITEMS)}
+        hashes = {name: _hash(partial / name) for name in (WEIGHTS, ITEMS)}
         identity = _identity(model.config, model.repeat_bias, hashes)
         description = {
             "format": FORMAT,
@@ -133,7 +134,7 @@ def save_artefact(
         }
         if mixture is not None:
             (partial / MIXTURE).write_bytes(mixture.to_bytes())
-            description["mixture"] = file_hash(partial / MIXTURE)
+            description["mixture"] = _hash(partial / MIXTURE)
         _write_json(partial / CONFIG, description)
         # safetensors writes for the owner alone; the service may be another user. Nobody else is
         # to write: it is what will be served.
@@ -197,20 +198,9 @@ def edition_claimed_by(content: bytes, path: Path | str) -> str:
     return _edition(claimed, _mixture_hash(path, description))
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a `config.json` says, whose parts fit each other.
-
-    hashes: SHA-256 of the files that decide a state or a score, by name.
-    """
-
-    config: ModelConfig
-    edition: str
-    hashes: dict[str, str]
-
-
-def describe(content: bytes, path: Path | str) -> Description:
-    """Of the `config.json` that was read from a path or a URL.
+def describe(content: bytes, path: Path | str) -> tuple[ModelConfig, str, dict[str, str]]:
+    """Architecture, edition, and SHA-256 of the files that decide a state or a score, of the
+    `config.json` that was read from a path or a URL.
 
     Raises:
         ArtefactError: it is none that this version reads.
@@ -218,8 +208,16 @@ def describe(content: bytes, path: Path | str) -> Description:
     description = _object(content, path)
     config, _, hashes = _read_description(path, description)
     mixture = _mixture_hash(path, description)
-    edition = _edition(description["identity"], mixture)
-    return Description(config, edition, hashes if mixture is None else hashes | {MIXTURE: mixture})
+    hashes |= {} if mixture is None else {MIXTURE: mixture}
+    return config, _edition(description["identity"], mixture), hashes
+
+
+def require_hashes(folder: Path, hashes: Mapping[str, str], where: str) -> None:
+    """Raises ArtefactError, which names the file by `where`, unless files of a folder have these
+    SHA-256."""
+    for name, expected in hashes.items():
+        if _hash(folder / name) != expected:
+            raise ArtefactError(f"{where}/{name}: its hash is not the one in {CONFIG}: damaged")
 
 
 def _fault(folder: Path, error: OSError) -> ArtefactError:
@@ -365,8 +363,7 @@ def _identity(config: ModelConfig, repeat_bias: float, hashes: dict[str, str]) -
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file. Raises OSError."""
+def _hash(path: Path) -> str:
     with open_plain(path, within=path.parent) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

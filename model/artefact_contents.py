@@ -18,7 +18,7 @@ from model.artefact import (
     WEIGHTS,
     ArtefactError,
     describe,
-    file_hash,
+    require_hashes,
 )
 from model.items import items_bytes
 from model.live.mixture import MOST_BYTES
@@ -44,16 +44,16 @@ class Contents:
     @classmethod
     def of(cls, config: bytes, where: str) -> Contents:
         """Raises ArtefactError: it is no `config.json` that this version reads."""
-        said = describe(config, f"{where}/{CONFIG}")
+        architecture, edition, hashes = describe(config, f"{where}/{CONFIG}")
         bounds = {
-            WEIGHTS: weights_bytes(said.config),
-            ITEMS: items_bytes(said.config.n_items),
+            WEIGHTS: weights_bytes(architecture),
+            ITEMS: items_bytes(architecture.n_items),
             METRICS: METRICS_BYTES,
             CARD: METRICS_BYTES,
             MIXTURE: MOST_BYTES,
         }
-        most = {name: bounds[name] for name in (*said.hashes, METRICS, CARD)}
-        return cls(where, config, said.edition, most, said.hashes)
+        most = {name: bounds[name] for name in (*hashes, METRICS, CARD)}
+        return cls(where, config, edition, most, hashes)
 
     @classmethod
     def of_folder(cls, folder: Path) -> Contents:
@@ -77,11 +77,7 @@ class Contents:
 
     def require_in(self, folder: Path) -> None:
         """Raises ArtefactError unless the files in a folder have the hashes."""
-        for name, expected in self.hashes.items():
-            if file_hash(folder / name) != expected:
-                raise ArtefactError(
-                    f"{self.where}/{name}: its hash is not the one in {CONFIG}: damaged"
-                )
+        require_hashes(folder, self.hashes, self.where)
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

@@ -233,9 +233,7 @@ def test_a_publication_that_was_killed(
         other.publish(two, "a")
     other.publish(one, "a")
     assert contents(other.fetch("a", cache)) == contents(one)
-    monkeypatch.setattr(
-        other._files, "rm_file", lambda path, rm=other._files.rm_file: once(rm, path)
-    )
+    monkeypatch.setattr(other._files, "rm_file", partial(once, other._files.rm_file))
     with pytest.raises(Killed):
         other.remove("a")
     store = ObjectStore(s3)
