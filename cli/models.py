@@ -75,6 +75,5 @@ def fetch(
 def remove(place: Place, name: Name) -> None:
     """Delete an artefact there. Services that have it in memory serve on."""
     store = open_artefact_store(place)
-    if name not in store.names():
+    if not store.remove(name):
         raise ModelNameError(f"there is no model {name!r} in {store.url}")
-    store.remove(name)

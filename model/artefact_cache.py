@@ -19,6 +19,7 @@ from model.folder import place_folder
 NEWEST = 3
 """Editions that stay even if nobody uses them."""
 _EDITION = re.compile(r"[0-9a-f]{16}(\+[0-9a-f]{8})?")
+_LEFT = re.compile(rf"\.{_EDITION.pattern}\.(partial|removed)")
 
 
 def cached(cache: Path, edition: str, name: str) -> Path | None:
@@ -62,17 +63,14 @@ def prune(cache: Path, in_use: Collection[str], newest: int = NEWEST) -> None:
     if not cache.is_dir():
         return
     with _locked(cache):
-        folders = [entry for entry in cache.iterdir() if entry.is_dir()]
-        editions = [folder for folder in folders if _EDITION.fullmatch(folder.name)]
+        editions = [entry for entry in cache.iterdir() if _EDITION.fullmatch(entry.name)]
         editions.sort(key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
         for folder in editions[newest:]:
             if folder.name not in in_use:
-                gone = cache / f".{folder.name}.removed"
-                folder.rename(gone)  # at once, for readers
-                folders.append(gone)
-        for folder in folders:
-            if folder.name.startswith("."):
-                shutil.rmtree(folder, ignore_errors=True)
+                folder.rename(cache / f".{folder.name}.removed")  # at once, for readers
+        for entry in list(cache.iterdir()):
+            if _LEFT.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 @contextmanager

@@ -57,8 +57,12 @@ class Contents:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Contents:
-        """Raises ArtefactError, OSError."""
-        return cls.of(read_plain(folder / CONFIG, CONFIG_BYTES, within=folder), str(folder))
+        """Raises ArtefactError: its `config.json` can't be read."""
+        try:
+            config = read_plain(folder / CONFIG, CONFIG_BYTES, within=folder)
+        except OSError as error:
+            raise ArtefactError(f"{folder / CONFIG}: {error.strerror}") from None
+        return cls.of(config, str(folder))
 
     def files(self, sizes: Mapping[str, int]) -> list[str]:
         """The files to take, `config.json` not among them, where those of these sizes lie.

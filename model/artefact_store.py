@@ -63,8 +63,8 @@ class ArtefactStore(Protocol):
         """
         ...
 
-    def remove(self, name: str) -> None:
-        """Deletes an artefact; for readers all at once. One that is not there is fine."""
+    def remove(self, name: str) -> bool:
+        """Deletes an artefact, for readers all at once; False: there is none."""
         ...
 
     def read(self, name: str) -> bytes | None:

@@ -88,13 +88,14 @@ class FolderStore:
             raise ModelNameError(f"{name!r} leads out of {self.folder}")
         return found
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> bool:
         require_name(name)
         with self._faults(), self._beside(name) as gone:
             try:
                 (self.folder / name).rename(gone / name)
             except FileNotFoundError:
-                return
+                return False
+        return True
 
     def read(self, name: str) -> bytes | None:
         require_name(name)

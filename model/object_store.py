@@ -120,12 +120,13 @@ class ObjectStore:
                 cache, contents.edition, name, lambda folder: self._download(contents, name, folder)
             )
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str) -> bool:
         require_name(name)
         with self._faults():
             there = self._listed(name)
             for file in sorted(there, key=lambda file: (file != CONFIG, file == _CLAIM)):
                 self._files.rm_file(self._path(name, file))
+        return bool(there)
 
     def read(self, name: str) -> bytes | None:
         require_name(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from model import artefact_cache
 from model.artefact_store import open_artefact_store
+from model.object_store import ObjectStore
 
 
 class ModelFolder:
@@ -41,5 +42,10 @@ class ModelFolder:
         return dict(sorted(self._store.names().items()))
 
     def prune(self, in_use: Collection[str]) -> None:
-        """Deletes what was fetched, but for editions in use and the ones used last."""
-        artefact_cache.prune(self._cache, in_use)
+        """Deletes what was fetched, but for editions in use and the ones used last.
+
+        Raises:
+            OSError: it can't be deleted.
+        """
+        if isinstance(self._store, ObjectStore):
+            artefact_cache.prune(self._cache, in_use)

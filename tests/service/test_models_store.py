@@ -15,6 +15,7 @@ from pydantic import SecretStr, ValidationError
 from model.artefact import CONFIG, Artefact
 from model.artefact_store import open_artefact_store
 from service.models import deployer
+from service.models.model_folder import ModelFolder
 from service.models.traffic_split import Variant
 from service.settings import Settings
 from tests.s3_server import BUCKET, SECRET, S3Server
@@ -234,6 +235,15 @@ def test_a_real_service(
     finally:
         service.kill()
         s3.start()
+
+
+def test_a_folder_is_never_pruned(models: dict[str, Artefact], tmp_path: Path) -> None:
+    place = tmp_path / "data" / "models"
+    for number in range(5):
+        open_artefact_store(place).publish(models["one"].folder, f"{number:016x}")
+    folder = ModelFolder(str(place), place)
+    folder.prune(())
+    assert len(folder.available()) == 5
 
 
 def test_places_that_can_not_be_used(tmp_path: Path) -> None:
