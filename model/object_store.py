@@ -156,8 +156,10 @@ class ObjectStore:
         path = self._path(name, _CLAIM)
         try:
             self._files.pipe_file(path, config, mode="create")
-        except FileExistsError:
-            return self._read(path, CONFIG_BYTES) or config
+        except OSError:  # not of all a FileExistsError
+            if (there := self._read(path, CONFIG_BYTES)) is None:
+                raise
+            return there
         return config
 
     def _listed(self, *names: str) -> dict[str, dict[str, Any]]:
