@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class Deployer:
             return
 
         async def follow() -> None:
-            new = await self._changed()
+            new = await self._reported_meanwhile(self._changed())
             if new is not None:
                 self._switch(new)
                 show(new)
@@ -144,6 +144,20 @@ class Deployer:
         metrics.MODEL_BEHIND.set(0)
         metrics.MODEL_CHANGES["taken"].inc()
         return new
+
+    async def _reported_meanwhile(
+        self, changed: Coroutine[Any, Any, Deployment | None]
+    ) -> Deployment | None:
+        """While a model is being fetched this process is not taken for one that has ended."""
+        changing = asyncio.create_task(changed)
+        try:
+            while not (await asyncio.wait({changing}, timeout=REPORT_EVERY_S))[0]:
+                with suppress(StoreError):
+                    await self._report()
+            return changing.result()
+        finally:
+            changing.cancel()
+            await asyncio.gather(changing, return_exceptions=True)
 
     async def _opened(self, split: TrafficSplit) -> Deployment:
         base = await self._open_models.open(split.base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -205,6 +206,42 @@ def test_what_is_fetched_is_bounded(
             await until(client, lambda process: process["version"] == len(more) + 1)
             await write(client)
             await check(client, models["one"])
+
+    run(go())
+
+
+def test_a_process_is_there_while_it_fetches(
+    s3: S3Server,
+    models: dict[str, Artefact],
+    valkey: ValkeyServer,
+    tmp_path: Path,
+    run: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployer, "REPORT_EVERY_S", 0.05)
+    published(models, "one", "two")
+    arrived, find = threading.Event(), ModelFolder.find
+
+    def slow(folder: ModelFolder, name: str, edition: str | None = None) -> Path:
+        if edition is not None:  # not for the request, which asks for a name
+            assert arrived.wait(LONG_S)
+        return find(folder, name, edition)
+
+    monkeypatch.setattr(ModelFolder, "find", slow)
+
+    async def go() -> None:
+        async with served(valkey.url, tmp_path / "data") as client:
+            try:
+                assert (await post(client, "two")).status_code == 200
+                said = set[str]()
+                async with asyncio.timeout(LONG_S):
+                    while len(said) < 4:
+                        for process in (await shown(client))["processes"]:
+                            assert process["version"] == 0
+                            said.add(process["said_at"])
+            finally:
+                arrived.set()
+            await until(client, lambda process: process["version"] == 1)
 
     run(go())
 
