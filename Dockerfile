@@ -25,7 +25,7 @@ RUN python -c "import tomllib; \
         project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
         open('requirements.txt', 'w').write('\n'.join(project['dependencies'])); \
         extras = project['optional-dependencies']; \
-        [open(f'{name}.txt', 'w').write('\n'.join(extras[name])) for name in ('index', 'gpu')]"
+        [open(f'{name}.txt', 'w').write('\n'.join(extras[name])) for name in ('index', 's3', 'gpu')]"
 
 FROM builder AS packages-cpu
 # PyPI's torch for Linux is the CUDA build.
@@ -34,7 +34,8 @@ RUN pip install --no-deps --index-url "${TORCH_INDEX}" "$(grep '^torch==' constr
     && pip install --no-deps --require-hashes -r cpu.lock
 
 FROM builder AS packages-cuda
-RUN pip install -c constraints.txt "$(grep '^torch==' constraints.txt)" -r requirements.txt
+RUN pip install -c constraints.txt "$(grep '^torch==' constraints.txt)" -r requirements.txt \
+        -r s3.txt
 # mamba-ssm is published as source. Its Triton kernels are Python files, compiled where they run;
 # the CUDA extension beside them is not used, so it is left out.
 RUN pip install -c constraints.txt ninja packaging setuptools wheel \
@@ -67,7 +68,7 @@ RUN apt-get update \
         apt-get install -y --no-install-recommends gcc libc6-dev; fi \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /tmp tim4rec \
-    && install -d -o tim4rec -g tim4rec /data /artefacts
+    && install -d -o tim4rec -g tim4rec /data /data/models /artefacts
 COPY --from=packages /venv /venv
 COPY --from=application /application /venv
 

@@ -69,7 +69,7 @@ def serve(artefact: str, url: str, namespace: str, port: int, counts: bool) -> N
             setattr(kind, method, lambda *_: None)
         vars(metrics)["observe_request"] = lambda *_: None
     settings = Settings(
-        artefact=Path(artefact),
+        artefact=artefact,
         redis_url=url,  # type: ignore[arg-type]
         namespace=namespace,
         exactness_every_s=0,

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from cli.artefacts import ArtefactPlace, fetched
 from cli.console import CommandError, err, out, say
 from cli.device import choose_device
 from cli.live import rank_through_service, replayable, require_model
@@ -53,7 +54,7 @@ LISTED = 20
 
 
 def evaluate(
-    artefact: Annotated[Path, typer.Argument(help="A folder written by `tim4rec train`.")],
+    artefact: ArtefactPlace,
     log: Annotated[Path, typer.Argument(help="The interaction log to split and test on.")],
     mode: Annotated[
         list[Mode] | None,
@@ -94,7 +95,7 @@ def evaluate(
     of their own and deleted afterwards. Where the request time is known, it is the target's own.
     """
     modes = list(dict.fromkeys(mode or [Mode.PARALLEL, Mode.RECURRENT]))
-    loaded = load_artefact(artefact, choose_device(device))
+    loaded = load_artefact(fetched(artefact), choose_device(device))
     read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows)
     if read.bad_row_count:
         say(f"{log}: {read.bad_row_count} rows left out:")
@@ -102,7 +103,7 @@ def evaluate(
     try:
         protocol = Protocol.from_dict(loaded.metrics.get("protocol", {}))
     except (TypeError, ValueError) as error:
-        raise CommandError(f"{artefact / METRICS}: protocol: {error}") from None
+        raise CommandError(f"{artefact}/{METRICS}: protocol: {error}") from None
     if "refit" in loaded.metrics:
         say(
             f"{artefact} was trained on every row of its log: there, these figures say what it "

@@ -11,6 +11,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
+from cli.artefacts import ArtefactPlace
 from cli.console import CommandError, out, say
 from cli.device import choose_device
 from cli.evidence import rebuild_evidence
@@ -29,6 +30,7 @@ from cli.store import (
     shared_settings,
 )
 from model.artefact import load_artefact
+from model.artefact_store import local_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
 from service.bulk.importer import Importer, ImportResult, UserHistory
@@ -202,7 +204,7 @@ def _histories(frames: Iterable[pl.DataFrame]) -> Iterator[UserHistory]:
 
 
 def warm(
-    artefact: Annotated[Path, typer.Argument(help="Folder of the model.")],
+    artefact: ArtefactPlace,
     redis: Redis = None,
     data_dir: DataDir = None,
     namespace: Namespace = None,
@@ -251,7 +253,8 @@ def warm(
 
 
 async def _warm(settings: Settings, shard: Shard) -> None:
-    loaded = load_artefact(settings.artefact, choose_device(settings.device))
+    folder = local_artefact(settings.artefact, settings.fetched_models)
+    loaded = load_artefact(folder, choose_device(settings.device))
     try:
         loaded.model.use(choose(settings.kernels, loaded.model.device))
     except KernelsUnavailable as error:

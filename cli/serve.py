@@ -28,6 +28,7 @@ from cli.service_url import service_url
 from cli.settings import chosen_settings, takes_settings
 from cli.store import agreed, require_data_dir
 from model.artefact import load_artefact
+from model.artefact_store import local_artefact
 from model.kernels import why_not
 from service import supervisor
 from service.lifecycle import STARTUP_FAILURE
@@ -62,7 +63,9 @@ def serve(given: dict[str, Any]) -> None:
     _check_device(settings.device)
     _check_kernels(settings)
     require_data_dir(settings)
-    example = load_artefact(settings.artefact).items.ids[0]
+    # Workers that start again need no object store.
+    folder = local_artefact(settings.artefact, settings.fetched_models)
+    example = load_artefact(folder).items.ids[0]
     with ExitStack() as held:
         changed: list[Difference] = []
         if settings.redis is not None:
@@ -73,7 +76,7 @@ def serve(given: dict[str, Any]) -> None:
             # Until the last worker has ended: so they find one that runs.
             changed = asyncio.run(_check_store(settings, _embedded(settings, held)))
         tell_changes(changed)
-        status = _serve(settings, example)
+        status = _serve(settings.model_copy(update={"artefact": str(folder)}), example)
     if status:
         raise typer.Exit(status)
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 OF_TORCH = (
-    "filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions",
+    "filelock", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions",
 )  # fmt: skip
 
 
 def requirements() -> list[str]:
     project = tomllib.loads(PROJECT.read_text("utf-8"))["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["index"]]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["index"], *extras["s3"]]
     return [one for one in wanted if not one.startswith("torch>")] + list(OF_TORCH)
 
 

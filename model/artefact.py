@@ -17,6 +17,7 @@ import re
 import reprlib
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -182,13 +183,41 @@ def claimed_edition(folder: Path) -> str:
         ArtefactError: it claims none.
     """
     try:
-        description = _read_json(folder / CONFIG)
+        content = read_plain(folder / CONFIG, CONFIG_BYTES, within=folder)
     except OSError as error:
         raise _fault(folder, error) from None
+    return edition_claimed_by(content, folder / CONFIG)
+
+
+def edition_claimed_by(content: bytes, path: Path | str) -> str:
+    """As `claimed_edition`, of the `config.json` that was read from a path or a URL."""
+    description = _object(content, path)
     claimed = description.get("identity")
     if not isinstance(claimed, str) or len(claimed) > 64:
-        raise ArtefactError(f"{folder / CONFIG}: `identity` is {reprlib.repr(claimed)}")
-    return _edition(claimed, _mixture_hash(folder / CONFIG, description))
+        raise ArtefactError(f"{path}: `identity` is {reprlib.repr(claimed)}")
+    return _edition(claimed, _mixture_hash(path, description))
+
+
+def describe(content: bytes, path: Path | str) -> tuple[ModelConfig, str, dict[str, str]]:
+    """Architecture, edition, and SHA-256 of the files that decide a state or a score, of the
+    `config.json` that was read from a path or a URL.
+
+    Raises:
+        ArtefactError: it is none that this version reads.
+    """
+    description = _object(content, path)
+    config, _, hashes = _read_description(path, description)
+    mixture = _mixture_hash(path, description)
+    hashes |= {} if mixture is None else {MIXTURE: mixture}
+    return config, _edition(description["identity"], mixture), hashes
+
+
+def require_hashes(folder: Path, hashes: Mapping[str, str], where: str) -> None:
+    """Raises ArtefactError, which names the file by `where`, unless files of a folder have these
+    SHA-256."""
+    for name, expected in hashes.items():
+        if _hash(folder / name) != expected:
+            raise ArtefactError(f"{where}/{name}: its hash is not the one in {CONFIG}: damaged")
 
 
 def _fault(folder: Path, error: OSError) -> ArtefactError:
@@ -253,7 +282,7 @@ def _read_mixture(path: Path, expected: str) -> Mixture:
         raise ArtefactError(f"{path}: {error}") from None
 
 
-def _mixture_hash(path: Path, description: dict[str, Any]) -> str | None:
+def _mixture_hash(path: Path | str, description: dict[str, Any]) -> str | None:
     found = description.get("mixture")
     if found is not None and not (isinstance(found, str) and _SHA256.fullmatch(found)):
         raise ArtefactError(f"{path}: `mixture` must be a hash, not {reprlib.repr(found)}")
@@ -265,7 +294,7 @@ def _edition(identity: str, mixture_hash: str | None) -> str:
 
 
 def _read_description(
-    path: Path, description: dict[str, Any]
+    path: Path | str, description: dict[str, Any]
 ) -> tuple[ModelConfig, float, dict[str, str]]:
     """The architecture, the repeat bias and the hashes of `config.json`, which fit each other."""
     found = description.get("format")
@@ -345,7 +374,10 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _read_json(path: Path, most: int = CONFIG_BYTES, *, constants: bool = False) -> dict[str, Any]:
-    content = read_plain(path, most, within=path.parent)
+    return _object(read_plain(path, most, within=path.parent), path, constants=constants)
+
+
+def _object(content: bytes, path: Path | str, *, constants: bool = False) -> dict[str, Any]:
     try:
         value = parse(content, constants=constants)
     except ValueError as error:

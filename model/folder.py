@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Collection
@@ -10,6 +11,20 @@ from pathlib import Path
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fs.h
 _RENAME_SWAP = 2  # macOS, sys/stdio.h
+
+
+def place_folder(new: Path, folder: Path) -> bool:
+    """Gives `new` the name `folder`, on disk before the name changes; False: something has it."""
+    for path in (*new.iterdir(), new):
+        sync(path)
+    try:
+        new.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        return False
+    sync(folder.parent)
+    return True
 
 
 def replace_folder(new: Path, folder: Path, keep_others_than: Collection[str]) -> None:
@@ -24,7 +39,7 @@ def replace_folder(new: Path, folder: Path, keep_others_than: Collection[str]) -
             new folder.
     """
     for path in (*new.iterdir(), new):
-        _sync(path)
+        sync(path)
     if folder.exists():
         if not _swap(new, folder):
             old = new.with_name(f"{new.name}.old")
@@ -40,7 +55,7 @@ def replace_folder(new: Path, folder: Path, keep_others_than: Collection[str]) -
                 other.rename(folder / other.name)
     else:
         new.rename(folder)
-    _sync(folder.parent)
+    sync(folder.parent)
 
 
 def _swap(a: Path, b: Path) -> bool:
@@ -55,7 +70,8 @@ def _swap(a: Path, b: Path) -> bool:
     return done == 0
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or what is in a folder by name, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

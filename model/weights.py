@@ -59,6 +59,12 @@ def read_weights(path: Path, config: ModelConfig, sha256: str) -> TiM4Rec:
     return model
 
 
+def weights_bytes(config: ModelConfig) -> int:
+    """Most bytes of a file of an architecture's weights."""
+    weights: int = sum(t.nbytes for t in outline(config).state_dict().values())
+    return 8 + HEADER_BYTES + weights
+
+
 def _in_order(text: bytes, model: TiM4Rec, data: int) -> list[str]:
     """The names of the tensors as they lie in a file whose first part is `text`, and whose rest
     has `data` bytes; no gap is between them.

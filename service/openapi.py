@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from service.app import create_app
 from service.settings import Settings
@@ -15,7 +14,7 @@ from service.settings import Settings
 
 def document() -> str:
     """The document that `/openapi.json` answers with, a key a line."""
-    api = create_app(Settings(artefact=Path())).api
+    api = create_app(Settings(artefact=".")).api
     return json.dumps(api.openapi(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
+from model.artefact_store import is_url, open_artefact_store
 from model.kinds import KindRules
 from service import addresses, keys
 from service.observe import otlp
@@ -47,10 +48,20 @@ def _with_keys(file: Path | None) -> Path | None:
     return file
 
 
-def _there(folder: Path | None) -> Path | None:
-    if folder is not None and not folder.is_dir():
-        raise ValueError(f"{folder} is no folder: make it, or leave this setting out")
-    return folder
+def _text(given: object) -> object:
+    return str(given) if isinstance(given, Path) else given
+
+
+def _artefact(place: str) -> str:
+    if is_url(place):
+        open_artefact_store(place)  # it could be one, and names no password
+    return place
+
+
+def _models(place: str | None) -> str | None:
+    if place is not None and not is_url(place) and not Path(place).is_dir():
+        raise ValueError(f"{place} is no folder: make it, or leave this setting out")
+    return None if place is None else _artefact(place)
 
 
 def _rules(kinds: str) -> str:
@@ -87,7 +98,8 @@ Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 Host = Annotated[str, AfterValidator(_without_brackets)]
 RedisUrl = Annotated[SecretStr | None, AfterValidator(_readable)]
 KeysFile = Annotated[Path | None, AfterValidator(_with_keys)]
-Folder = Annotated[Path | None, AfterValidator(_there)]
+Artefact = Annotated[str, BeforeValidator(_text), AfterValidator(_artefact)]
+Models = Annotated[str | None, BeforeValidator(_text), AfterValidator(_models)]
 Kinds = Annotated[str, AfterValidator(_rules)]
 Retrieval = Annotated[Literal["auto", "exact", "index"], AfterValidator(_can_index)]
 Tracing = Annotated[bool, AfterValidator(_can_trace)]

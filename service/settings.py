@@ -20,11 +20,12 @@ from service import addresses
 from service.engine.requests import StoreAway
 from service.observe import logs
 from service.setting_types import (
-    Folder,
+    Artefact,
     Host,
     Hosts,
     KeysFile,
     Kinds,
+    Models,
     Proxies,
     RedisUrl,
     Retrieval,
@@ -66,8 +67,8 @@ class Settings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    artefact: Path = _model()
-    """folder of the model to serve"""
+    artefact: Artefact = _model()
+    """folder of the model to serve; or its URL in an object store, from which it is fetched"""
     device: str = _model("auto")
     """`cpu`, `cuda`, `cuda:1`; auto: a GPU if there is one"""
     kernels: KernelChoice = _model("auto")
@@ -79,9 +80,9 @@ class Settings(BaseSettings):
     """how items are found: `exact`, or by an `index`, which needs the extra `index`; auto: by an
     index from 100,000 items on, on a CPU, where it is installed"""
 
-    models_dir: Folder = _model(None)
-    """folder of artefacts, a folder each, that `POST /admin/model` may choose from; none: only
-    `artefact` is served"""
+    models_dir: Models = _model(None)
+    """folder of artefacts, a folder each, that `POST /admin/model` may choose from; or the URL of
+    such a place in an object store, `s3://BUCKET/PREFIX`; none: only `artefact` is served"""
     model_poll_s: float = _model(1, gt=0)
     """how often a process asks which models are to be served"""
 
@@ -117,7 +118,7 @@ class Settings(BaseSettings):
     """redis://, rediss:// or unix:// URL of a server, or of nodes of a Cluster, their hosts
     separated by commas; none: an embedded store in data_dir"""
     data_dir: Path = _store(Path("state"))
-    """folder of the embedded store, and of the index of items"""
+    """folder of the embedded store, of the index of items, and of models that were fetched"""
     fsync: Literal["always", "everysec"] = _store("always")
     """when the embedded store writes its log to disk"""
     namespace: str = _store("tim4rec", pattern=r"^[A-Za-z0-9_.-]+$")
@@ -315,6 +316,11 @@ class Settings(BaseSettings):
     @property
     def redis(self) -> str | None:
         return self.redis_url.get_secret_value() if self.redis_url else None
+
+    @property
+    def fetched_models(self) -> Path:
+        """The folder of models that come from an object store."""
+        return self.data_dir / "models"
 
     def shared(self) -> dict[str, str]:
         """The settings that all processes of a store and namespace must have alike: of two that

@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import torch
 
 from model.artefact import ArtefactError
+from model.artefact_store import ArtefactStoreError
 from service.models.deployment import Deployment
-from service.models.model_folder import ModelFolder, ModelNameError
+from service.models.model_folder import ModelFolder
 from service.models.moves import Moves
 from service.models.open_models import OpenModels
 from service.models.registry import ModelRegistry
@@ -46,7 +47,9 @@ class Deployer:
     def __init__(self, context: ServingContext, registry: ModelRegistry) -> None:
         settings = context.settings
         self.registry = registry
-        self.folder = None if settings.models_dir is None else ModelFolder(settings.models_dir)
+        self.folder = None
+        if settings.models_dir is not None:
+            self.folder = ModelFolder(settings.models_dir, settings.fetched_models)
         self.fault: str | None = None
         self._context = context
         self._open_models = OpenModels(context, self.folder)
@@ -60,7 +63,7 @@ class Deployer:
         """Opens what is set; if that can't be, what the process was started with.
 
         Raises:
-            ArtefactError: nothing can be served.
+            ArtefactError, ArtefactStoreError: nothing can be served.
             StoreError: the store does not answer.
         """
         if self.folder is not None:
@@ -86,7 +89,7 @@ class Deployer:
             return
 
         async def follow() -> None:
-            new = await self._changed()
+            new = await self._reported_meanwhile(self._changed())
             if new is not None:
                 self._switch(new)
                 show(new)
@@ -133,7 +136,7 @@ class Deployer:
             self._tried = None
             raise
         except Exception as error:
-            if not isinstance(error, ArtefactError | ModelNameError):
+            if not isinstance(error, ArtefactError | ArtefactStoreError):
                 logger.exception("version %d of the models can't be served", split.version)
             self._fail(f"version {split.version} can't be served: {error}")
             return None
@@ -141,6 +144,20 @@ class Deployer:
         metrics.MODEL_BEHIND.set(0)
         metrics.MODEL_CHANGES["taken"].inc()
         return new
+
+    async def _reported_meanwhile(
+        self, changed: Coroutine[Any, Any, Deployment | None]
+    ) -> Deployment | None:
+        """While a model is being fetched this process is not taken for one that has ended."""
+        changing = asyncio.create_task(changed)
+        try:
+            while not (await asyncio.wait({changing}, timeout=REPORT_EVERY_S))[0]:
+                with suppress(StoreError):
+                    await self._report()
+            return changing.result()
+        finally:
+            changing.cancel()
+            await asyncio.gather(changing, return_exceptions=True)
 
     async def _opened(self, split: TrafficSplit) -> Deployment:
         base = await self._open_models.open(split.base)

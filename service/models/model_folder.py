@@ -1,70 +1,51 @@
-"""The one folder that models may be taken from while the service runs."""
+"""The one place that models may be taken from while the service runs."""
 
 from __future__ import annotations
 
-import heapq
-import os
+from collections.abc import Collection
 from pathlib import Path
 
-from model.artefact import FILES, ArtefactError, claimed_edition
-
-LISTED = 500
-"""Most folders that are looked at for the list: the newest."""
-
-
-class ModelNameError(ValueError):
-    """A name that is none of the folder's artefacts. One line."""
+from model import artefact_cache
+from model.artefact_store import open_artefact_store
+from model.object_store import ObjectStore
 
 
 class ModelFolder:
-    """A folder of artefact folders, each known by its name.
+    """A folder of artefacts or an object store of them, and a folder for what comes from that.
 
-    A link may stand for one of them, as `current` might. Nothing outside of the folder is ever
-    read, whatever a name or a link says.
+    Nothing outside of it is ever read, whatever a name or a link says. Its methods may take as
+    long as the object store does: they are called in a thread.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: str, cache: Path) -> None:
+        self._store, self._cache = open_artefact_store(place), cache
 
-    def find(self, name: str) -> Path:
-        """The artefact's folder, links followed.
+    def find(self, name: str, edition: str | None = None) -> Path:
+        """A local folder with the artefact.
+
+        Args:
+            edition: the one looked for: where it was fetched before, no store is asked.
 
         Raises:
-            ModelNameError
+            ModelNameError: there is none of this name.
+            ArtefactError: it is damaged.
+            ArtefactStoreError: the object store does not answer.
         """
-        if name in ("", ".", "..") or any(c in name for c in "/\\\0"):
-            raise ModelNameError(f"{name!r} is no name of a folder: give one without a slash")
-        top = self.folder.resolve()
-        try:
-            found = (top / name).resolve(strict=True)
-            outside = found.parent != top
-            for file in FILES:
-                if (found / file).exists():
-                    outside |= not (found / file).resolve().is_relative_to(top)
-        except (OSError, RuntimeError, ValueError):  # a loop of links; no name of a file at all
-            raise ModelNameError(f"there is no folder {name!r} in {self.folder}") from None
-        if outside:
-            raise ModelNameError(f"{name!r} leads out of {self.folder}")
-        return found
+        return self._store.fetch(name, self._cache, edition)
 
     def available(self) -> dict[str, str]:
-        """Names and claimed editions of what looks like an artefact; nothing of it is checked."""
-        found: dict[str, str] = {}
-        try:
-            with os.scandir(self.folder) as entries:
-                newest = heapq.nlargest(LISTED, map(_age_and_name, entries))
-        except OSError:  # the folder is gone
-            return found
-        for name in sorted(name for _, name in newest):
-            try:
-                found[name] = claimed_edition(self.find(name))
-            except (ModelNameError, ArtefactError):
-                continue
-        return found
+        """Names and claimed editions of what looks like an artefact; nothing of it is checked.
 
+        Raises:
+            ArtefactStoreError: the object store does not answer.
+        """
+        return dict(sorted(self._store.names().items()))
 
-def _age_and_name(entry: os.DirEntry[str]) -> tuple[int, str]:
-    try:
-        return entry.stat(follow_symlinks=False).st_mtime_ns, entry.name
-    except OSError:  # gone meanwhile
-        return 0, entry.name
+    def prune(self, in_use: Collection[str]) -> None:
+        """Deletes what was fetched, but for editions in use and the ones used last.
+
+        Raises:
+            OSError: it can't be deleted.
+        """
+        if isinstance(self._store, ObjectStore):
+            artefact_cache.prune(self._cache, in_use)

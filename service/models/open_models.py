@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from pathlib import Path
 
+from model.artefact_store import local_artefact
 from service.models.model_folder import ModelFolder
 from service.models.served_model import ServedModel, open_model
 from service.models.serving_context import ServingContext
@@ -30,7 +32,7 @@ class OpenModels:
         """A variant's model, until `close`; None: what the process was started with.
 
         Raises:
-            ArtefactError, ModelNameError: it can't be served.
+            ArtefactError, ArtefactStoreError: it can't be served.
             StoreError: the store does not answer.
         """
         async with self._lock:
@@ -60,9 +62,24 @@ class OpenModels:
 
     async def _opened(self, variant: Variant | None) -> ServedModel:
         if variant is None:
-            model = await open_model(self._context.settings.artefact, self._context)
+            settings = self._context.settings
+            folder = await asyncio.to_thread(
+                local_artefact, settings.artefact, settings.fetched_models
+            )
+            model = await open_model(folder, self._context)
             self._own = model.artefact.edition
             return model
         assert self._folder is not None
-        path = await asyncio.to_thread(self._folder.find, variant.name)
-        return await open_model(path, self._context, variant.identity)
+        path = await asyncio.to_thread(self._folder.find, variant.name, variant.identity)
+        model = await open_model(path, self._context, variant.identity)
+        # Its folder's parent is an edition if it was fetched, as `tim4rec serve` does at the start.
+        own = Path(self._context.settings.artefact).parent.name
+        await asyncio.to_thread(self._prune, {*self._models, model.artefact.edition, own})
+        return model
+
+    def _prune(self, in_use: set[str]) -> None:
+        assert self._folder is not None
+        try:
+            self._folder.prune(in_use)
+        except OSError as error:
+            logger.warning("models that are used no more are not deleted: %s", error)

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from pydantic import SecretStr
 
 from model import artefact as artefacts
 from model.artefact import CONFIG, WEIGHTS, Artefact
-from service.models import deployer, model_folder
-from service.models.model_folder import ModelFolder, ModelNameError
+from service.models import deployer
 from service.models.traffic_split import TrafficSplit, Variant
 from tests.model.mixtures import some_mixture
 from tests.service.conftest import ValkeyServer
@@ -354,31 +352,6 @@ def test_a_model_that_nobody_should_trust_is_an_error_and_the_old_one_serves_on(
     run(go())
 
 
-@pytest.mark.slow
-def test_the_list_of_models_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_folder, "LISTED", 30)
-    looked_at: list[Path] = []
-    find = ModelFolder.find
-    monkeypatch.setattr(
-        ModelFolder, "find", lambda self, name: looked_at.append(name) or find(self, name)
-    )
-    order = np.random.default_rng(0).permutation(2000)
-    for age, number in enumerate(order):
-        (folder / str(number)).mkdir()
-        if age >= 1900:
-            (folder / str(number) / CONFIG).write_text(json.dumps({"identity": f"of {number}"}))
-        os.utime(folder / str(number), (age, age))
-    newest = sorted(str(number) for number in order[-30:])
-    found = ModelFolder(folder).available()
-    assert list(found.items()) == [(name, f"of {name}") for name in newest]
-    assert len(looked_at) == 30
-    for claim in (7, None, "x" * 1000, ["x"], {}):
-        (folder / newest[0] / CONFIG).write_text(json.dumps({"identity": claim}))
-        assert newest[0] not in ModelFolder(folder).available()
-    shutil.rmtree(folder)
-    assert ModelFolder(folder).available() == {}
-
-
 def test_who_may_choose_what(
     folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
 ) -> None:
@@ -524,21 +497,3 @@ def test_a_damaged_record_is_followed_by_nobody(
                     assert not store.hmget("tim4rec:serving", "a", "b")[0]
 
     run(go())
-
-
-def test_only_what_is_in_the_folder_is_found(tmp_path: Path) -> None:
-    inside, outside = tmp_path / "models", tmp_path / "elsewhere"
-    make_artefact(inside / "real", ITEMS)
-    make_artefact(outside / "real", ITEMS)
-    (inside / "current").symlink_to("real")
-    (inside / "out").symlink_to(outside / "real")
-    (inside / "half").mkdir()
-    for file in (inside / "real").iterdir():
-        (inside / "half" / file.name).symlink_to(outside / "real" / file.name)
-    (inside / "loop").symlink_to("loop")
-    folder = ModelFolder(inside)
-    assert folder.find("real") == folder.find("current") == (inside / "real").resolve()
-    for name in ("", ".", "..", "out", "half", "loop", "a/b", "a\\b", "../elsewhere/real", "\0"):
-        with pytest.raises(ModelNameError):
-            folder.find(name)
-    assert set(folder.available()) == {"real", "current"}

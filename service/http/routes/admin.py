@@ -9,11 +9,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from model.artefact import ArtefactError, load_artefact
+from model.artefact_store import ArtefactStoreError, ModelNameError
+from model.store_names import LISTED
 from model.times import iso
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.schemas import Body
-from service.models.model_folder import LISTED, ModelFolder, ModelNameError
+from service.models.model_folder import ModelFolder
 from service.models.traffic_split import TrafficSplit, Variant
 
 router = APIRouter(prefix="/admin/model", tags=["operation"])
@@ -23,7 +25,7 @@ class ModelChoice(Body):
     """A model for everybody, or on trial for a share of the users."""
 
     model: str = Field(
-        min_length=1, max_length=255, description="name of a folder in the setting `models_dir`"
+        min_length=1, max_length=255, description="name of an artefact in the setting `models_dir`"
     )
     share: Annotated[float, Field(gt=0, le=1)] = Field(
         1,
@@ -73,6 +75,7 @@ class ModelsServed(ModelsSet):
     available: list[SetModel] = Field(
         description=f"what may be, of the {LISTED} newest folders; nothing of it is checked"
     )
+    available_fault: str | None = Field(description="why that is not known")
     processes: list[Process]
 
 
@@ -88,6 +91,8 @@ async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
         artefact = await asyncio.to_thread(load_artefact, path)
     except (ModelNameError, ArtefactError) as error:
         raise ProblemError(422, f"model: {error}", field="model") from None
+    except ArtefactStoreError as error:
+        raise ProblemError(503, str(error)) from None
     before = await _read(services)
     variant = Variant(body.model, artefact.edition)
     if body.share < 1 and variant.identity == _base_identity(services, before):
@@ -113,10 +118,15 @@ async def get_model(services: ServicesDep) -> ModelsServed:
     folder = _folder(services)
     split = await _read(services)
     serving = await services.deployer.registry.serving()
-    available = await asyncio.to_thread(folder.available)
+    available, fault = dict[str, str](), None
+    try:
+        available = await asyncio.to_thread(folder.available)
+    except ArtefactStoreError as error:
+        fault = str(error)
     return ModelsServed(
         **_shown(split).model_dump(),
         available=[SetModel(name=name, identity=which) for name, which in available.items()],
+        available_fault=fault,
         processes=[
             Process(process=process, said_at=iso(1000 * said.pop("at")), **said)
             for process, said in serving.items()
