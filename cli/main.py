@@ -40,6 +40,7 @@ COMMANDS = {
     "health": _Command("cli.health", "health", "Ask a service whether it is ready."),
     "replay": _Command("cli.replay", "replay", "Send a log to a running service."),
     "import-log": _Command("cli.records", "import_log", "Write a log straight into the store."),
+    "export-log": _Command("cli.export", "export_log", "Write the store's records as Parquet."),
     "import-items": _Command("cli.items", "import_items", "Write items into the catalogue."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
     "live": _Command("cli.evidence", "live", "Make the live evidence anew from the log."),

@@ -17,6 +17,7 @@ from cli.evidence import rebuild_evidence
 from cli.progress import progress
 from cli.rows import describe_rows
 from cli.settings import chosen_settings
+from cli.shards import ShardOption, chosen_shard
 from cli.spool import SpooledLog, spooled_log
 from cli.store import (
     DataDir,
@@ -36,21 +37,11 @@ from service.bulk.warm import Warmer
 from service.feedback.popularity import Popularity
 from service.settings import Settings
 from service.store.errors import StoreError
-from service.store.shards import ALL, Shard
+from service.store.shards import Shard
 from service.store.shared_settings import tell_changes
 
 LISTED = 20
 READ_PAGE = 1000
-
-ShardOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="I/N",
-        help="Only the users of part I of N, I from 0 to N-1: N jobs, one for each I, do all of "
-        "it side by side.",
-        show_default="all users",
-    ),
-]
 
 
 def import_log(
@@ -122,7 +113,7 @@ def import_log(
     try:
         with spooled_log(
             log,
-            shard=_shard(shard),
+            shard=chosen_shard(shard),
             rows_at_once=rows_at_once,
             temp_dir=temp_dir,
             skip_bad_rows=skip_bad_rows,
@@ -245,7 +236,7 @@ def warm(
     )
     require_data_dir(settings)
     try:
-        asyncio.run(_warm(settings, _shard(shard)))
+        asyncio.run(_warm(settings, chosen_shard(shard)))
     except StoreError as error:
         raise CommandError(f"{error}; running the same command again goes on there") from None
 
@@ -293,13 +284,6 @@ async def _warm(settings: Settings, shard: Shard) -> None:
             f"{len(result.damaged):,} records can't be read:\n"
             f"{_listed(result.damaged, len(result.damaged))}"
         )
-
-
-def _shard(text: str | None) -> Shard:
-    try:
-        return ALL if text is None else Shard.parse(text)
-    except ValueError as error:
-        raise CommandError(f"--shard: {error}") from None
 
 
 def _listed(faults: list[tuple[str, str]], count: int) -> str:
