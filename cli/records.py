@@ -45,7 +45,9 @@ READ_PAGE = 1000
 
 
 def import_log(
-    log: Annotated[Path, typer.Argument(help="The interaction log: CSV, CSV.gz or Parquet.")],
+    log: Annotated[
+        Path, typer.Argument(help="The interaction log: CSV, CSV.gz, Parquet, or a folder of them.")
+    ],
     redis: Redis = None,
     data_dir: DataDir = None,
     namespace: Namespace = None,
@@ -99,6 +101,9 @@ def import_log(
     A row without a time gets the last known time of its user (before the first known one: that
     one; without any: 1970), not the store's clock. Nothing is imported while a row lies in the
     future of the store's clock, by more than TIM4REC_FUTURE_TOLERANCE_S (300).
+
+    Columns `given_ms` and `event_id`, which export-log writes, go into the records too: the time
+    that was given for an interaction, where another one took effect, and the id it was sent with.
 
     Do not send the same log with `replay` as well: it would be there twice. Other settings come
     from the environment as in `serve` (TIM4REC_DEDUP_WINDOW, TIM4REC_IDLE_TTL_S, TIM4REC_FSYNC).
@@ -189,6 +194,8 @@ def _histories(frames: Iterable[pl.DataFrame]) -> Iterator[UserHistory]:
                 own["item_id"].to_list(),
                 own["time_ms"].to_list(),
                 None if plain else list(zip(kinds.to_list(), weights.to_list(), strict=True)),
+                own["given_ms"].to_list() if "given_ms" in own.columns else None,
+                own["event_id"].to_list() if "event_id" in own.columns else None,
             )
 
 

@@ -220,8 +220,8 @@ class Exporter:
             group = [_Reading(user, known[user]) for user in users[start : start + USERS]]
             readings += await self._read(group, damaged)
             progress(len(group))
-        written = self._write, index, marks, readings, damaged
-        self._events_read += await asyncio.to_thread(*written)
+        read = await asyncio.to_thread(self._write, index, marks, readings, damaged)
+        self._events_read += read
 
     def _marks(self, index: int) -> pl.DataFrame:
         """What the export before has of a shard's users."""
