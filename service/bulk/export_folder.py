@@ -107,6 +107,8 @@ class ExportFolder:
         Raises:
             ExportError: there is something else in the folder.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise ExportError(f"{self.path}: is a file; give a folder")
         found = _read_json(self._working / "begun.json")
         if found is not None:
             return Layout(**found)

@@ -182,7 +182,7 @@ class Exporter:
             there = getattr(self.layout, name)
             if there != given:
                 raise ExportError(
-                    f"{self.folder.path}: was begun with --{name} {there}, not {given}; give the "
+                    f"{self.folder.path}: was begun with {name} {there!r}, not {given!r}; give the "
                     "same, or another folder"
                 )
 

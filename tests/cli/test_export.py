@@ -6,10 +6,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
@@ -24,9 +27,11 @@ from service.store.erasures import Erasures
 from service.store.errors import raised
 from service.store.event_log import EventLog, LatePolicy, LogRequest
 from service.store.events import Event, NewEvent, new_uid
-from tests.cli.conftest import BASE_MS, tim4rec
-from tests.cli.test_records import HOUR, record
+from tests.cli.conftest import BASE_MS, Write, tim4rec
+from tests.cli.test_records import HOUR, history, post, record
 from tests.depth import examples
+from training.interactions import read_log
+from training.tables import InputError
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyServer
@@ -107,7 +112,7 @@ steps = st.lists(st.one_of(appends, appends, appends, erasures, exports), min_si
 )
 def test_what_has_changed_and_the_rest_are_all_there_is(
     valkey: ValkeyServer,
-    done: list[tuple[str, ...]],
+    done: list[tuple[Any, ...]],
     history_limit: int,
     rows_a_part: int,
     page: int,
@@ -167,3 +172,226 @@ def test_what_has_changed_and_the_rest_are_all_there_is(
         for user in USERS:
             there = same_but_for_uids(record(valkey.url, user, "other"))
             assert there == same_but_for_uids(record(valkey.url, user))
+
+
+def test_an_export_is_a_log_and_says_what_is_in_it(
+    valkey: ValkeyServer, write: Write, tmp_path: Path
+) -> None:
+    rows = [*history("ann", 5), *history("b{o}b:/%", 1100), *history("ü", 1)]
+    tim4rec("import-log", write(rows), "--redis", valkey.url)
+    folder, report = tmp_path / "out", tmp_path / "report.json"
+    before = round(1000 * time.time())
+    result = tim4rec("export-log", folder, "--redis", valkey.url, "--json", report)
+    assert result.exit_code == 0, result.output
+    assert "1,106 interactions of 3 users, 1,106 of them read from the store" in result.stdout
+    found = json.loads(report.read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert before - 1000 <= found["began_ms"] == manifest["began_ms"] <= 1000 * time.time()
+    del found["began_ms"], found["seconds"]
+    assert found == {
+        "users": 3, "events": 1106, "read_events": 1106, "newest_ms": manifest["newest_ms"],
+        "parts": 1, "damaged": 0, "complete": True,
+    }  # fmt: skip
+    assert (manifest["namespace"], manifest["since"], manifest["shards"]) == ("tim4rec", None, 1)
+    exported = read_log(folder).frame
+    assert exported.equals(read_log(write(rows)).frame)
+    assert rows_of(folder)["version"].max() == 1100
+    # A second time it stays as it is.
+    post(valkey.url, "ann", "i1")
+    assert tim4rec("export-log", folder, "--redis", valkey.url).exit_code == 0
+    assert read_log(folder).frame.equals(exported)
+
+
+def test_from_an_export_on_only_what_has_changed_is_read(
+    valkey: ValkeyServer, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "ROWS_A_PART", 40)
+    rows = [row for n in range(20) for row in history(f"u{n:02}", 10)]
+    tim4rec("import-log", write(rows), "--redis", valkey.url)
+    first, report = tmp_path / "first", tmp_path / "report.json"
+    exported(valkey.url, first)
+    post(valkey.url, "u03", "i1")
+    post(valkey.url, "new", "i1", "i2")
+    post(valkey.url, "u05", "late", time_ms=BASE_MS, late_policy="replay")
+    with valkey.client() as client:
+        client.delete("tim4rec:u:u07")
+    second = exported(valkey.url, tmp_path / "second", "--since", first, "--json", report)
+    assert json.loads(report.read_text())["read_events"] == 1 + 2 + 11
+    assert second.equals(exported(valkey.url, tmp_path / "whole"))
+    assert exported(valkey.url, tmp_path / "third", "--since", tmp_path / "second").equals(second)
+    for file in (tmp_path / "third").glob("*.parquet"):
+        assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes()
+    manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
+    assert manifest["since"] == str(first)
+
+
+def test_jobs_side_by_side_write_one_data_set(
+    valkey: ValkeyServer, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "ROWS_A_PART", 40)
+    rows = [row for n in range(30) for row in history(f"u{n:02}", 10)]
+    tim4rec("import-log", write(rows), "--redis", valkey.url)
+    folder = tmp_path / "out"
+    for part in (2, 0, 1):
+        with pytest.raises(InputError, match=r"export is not complete|No such file"):
+            read_log(folder)
+        result = tim4rec("export-log", folder, "--redis", valkey.url, "--shard", f"{part}/3")
+        assert result.exit_code == 0, result.output
+        assert ("not complete" in result.stderr) == (part != 1)
+    assert read_log(folder).frame.equals(read_log(write(rows)).frame)
+    assert rows_of(folder).equals(exported(valkey.url, tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_killed_export_goes_on(valkey: ValkeyServer, write: Write, tmp_path: Path) -> None:
+    rows = [row for n in range(400) for row in history(f"u{n:03}", 20)]
+    tim4rec("import-log", write(rows), "--redis", valkey.url)
+    folder = tmp_path / "out"
+    code = (
+        "import sys; from service.bulk import exporter; exporter.ROWS_A_PART = 100\n"
+        "from cli.main import app; app(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, "export-log", str(folder), "--redis", valkey.url]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(folder.glob("part-*")) and process.poll() is None:
+        pass
+    process.kill()
+    process.wait()
+    done = {file: file.stat().st_mtime_ns for file in folder.glob("_export/part-*.json")}
+    assert not (folder / "manifest.json").exists(), "too late"
+    with pytest.raises(InputError, match="run the same export-log again"):
+        read_log(folder)
+    (folder / "_export" / "left.partial").write_text("half a part")
+    exported(valkey.url, folder)
+    assert {file: file.stat().st_mtime_ns for file in done} == done
+    assert read_log(folder).frame.equals(read_log(write(rows)).frame)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("other",), "other: has other files in it; give a folder of its own"),
+        (("out", "--since", "none"), "none: is no complete export of export-log; give one"),
+        (("out", "--namespace", "b"), "was begun with namespace 'tim4rec', not 'b'"),
+        (("out", "--since", "out"), "out: can't go on from itself; give another folder"),
+        (("begun", "--since", "out"), "was begun with since None, not '"),
+        (("out", "--shard", "2/2"), "--shard: shard 2/2: give I/N"),
+        (("log.csv",), "log.csv: is a file; give a folder"),
+    ],
+)
+def test_a_folder_of_something_else_is_named_in_one_line(
+    valkey: ValkeyServer, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    post(valkey.url, "ann", "i1")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    (tmp_path / "log.csv").touch()
+    for name in ("out", "begun"):
+        exported(valkey.url, tmp_path / name)
+    places = {"other", "out", "none", "begun", "log.csv"}
+    words = [tmp_path / word if word in places else word for word in arguments]
+    result = tim4rec("export-log", *words, "--redis", valkey.url)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_export_that_was_tampered_with_is_named(valkey: ValkeyServer, tmp_path: Path) -> None:
+    post(valkey.url, "ann", "i1")
+    exported(valkey.url, tmp_path / "out")
+    post(valkey.url, "ann", "i1")
+    arguments = (
+        "export-log",
+        tmp_path / "next",
+        "--redis",
+        valkey.url,
+        "--since",
+        tmp_path / "out",
+    )
+    (tmp_path / "out" / "part-00000.parquet").write_bytes(b"PAR1")
+    result = tim4rec(*arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "part-00000.parquet: not readable as Parquet" in result.stderr
+    (tmp_path / "out" / "manifest.json").write_text('{"format": "tim4rec-log-1"}')
+    result = tim4rec(*arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "manifest.json: not as export-log writes it" in result.stderr
+
+
+def test_damaged_records_are_left_out_and_named(valkey: ValkeyServer, tmp_path: Path) -> None:
+    for user in ("ann", "bob", "cy"):
+        post(valkey.url, user, "i1", "i2", time_ms=BASE_MS)
+    exported(valkey.url, tmp_path / "before")
+    with valkey.client() as client:
+        client.hdel("tim4rec:u:ann", "e2")
+        client.hset("tim4rec:u:bob", "e2", b"too short for an event")
+    for since in ((), ("--since", tmp_path / "before")):
+        folder = tmp_path / f"out{len(since)}"
+        result = tim4rec("export-log", folder, "--redis", valkey.url, *since)
+        assert result.exit_code == 0
+        assert "2 users are left out, their records can't be read" in result.stderr
+        assert "user 'ann'\n  user 'bob'" in result.stderr
+        assert set(rows_of(folder)["user_id"]) == {"cy"}
+
+
+def test_an_empty_store_is_an_export_without_interactions(folder: Path, tmp_path: Path) -> None:
+    result = tim4rec("export-log", tmp_path / "out", "--data-dir", folder / "state")
+    assert result.exit_code == 0, result.output
+    assert "0 interactions of 0 users" in result.stdout
+    assert rows_of(tmp_path / "out").is_empty()
+    with pytest.raises(InputError, match="no interactions in it"):
+        read_log(tmp_path / "out")
+
+
+def test_a_store_that_is_away_is_one_line(tmp_path: Path) -> None:
+    result = tim4rec("export-log", tmp_path / "out", "--redis", f"unix://{tmp_path}/none")
+    assert result.exit_code == 1
+    assert "running the same command again goes on where this one stopped" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_event_id_that_is_near_twice_is_taken_once(valkey: ValkeyServer, tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    ids = ["a", "b", "a", "", "b", "a"]
+    lines = [f"ann,i{n},{BASE_MS + n},{event_id}" for n, event_id in enumerate(ids)]
+    log.write_text("\n".join(["user_id,item_id,timestamp,event_id", *lines, ""]))
+    arguments = ("import-log", log, "--redis", valkey.url)
+    for said in ("6 interactions written", "0 interactions written, 6 were there"):
+        result = tim4rec(*arguments, TIM4REC_DEDUP_WINDOW="2")
+        assert result.exit_code == 0, result.output
+        assert said in result.stdout
+    # Of events 1 and 3 with the id a, and 2 and 5 with the id b, the first two are too near.
+    assert [e.event_id for e in record(valkey.url, "ann")] == ["a", "b", None, None, "b", "a"]
+
+
+def test_a_given_time_that_does_not_make_the_row_s_own_is_left_out(
+    valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.csv"
+    rows = [(5, 3), (5, 4), (7, ""), (9, 8), (9, 9), (9, 1), (9, 10)]
+    lines = [f"ann,i,{BASE_MS + at},{BASE_MS + given if given != '' else ''}" for at, given in rows]
+    log.write_text("\n".join(["user_id,item_id,timestamp,given_ms", *lines, ""]))
+    result = tim4rec("import-log", log, "--redis", valkey.url)
+    assert result.exit_code == 0, result.output
+    events = record(valkey.url, "ann")
+    assert [event.time_ms - BASE_MS for event in events] == [5, 5, 7, 9, 9, 9, 9]
+    assert [(event.given_ms or 0) - BASE_MS for event in events] == [5, 4, 7, 9, 9, 1, 9]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("given_ms", "soon", "line 2: given_ms 'soon' is no time in whole milliseconds"),
+        ("given_ms", "1.5", "line 2: given_ms '1.5' is no time in whole milliseconds"),
+        ("event_id", "x" * 257, "line 2: event_id has more than 256 bytes"),
+    ],
+)
+def test_what_cannot_have_been_given_is_a_bad_row(
+    valkey: ValkeyServer, tmp_path: Path, column: str, value: str, said: str
+) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text(f"user_id,item_id,timestamp,{column}\nann,i,{BASE_MS},{value}\n")
+    result = tim4rec("import-log", log, "--redis", valkey.url)
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert not record(valkey.url, "ann")
