@@ -44,7 +44,7 @@ COMMANDS = {
     "import-items": _Command("cli.items", "import_items", "Write items into the catalogue."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
     "live": _Command("cli.evidence", "live", "Make the live evidence anew from the log."),
-    "on-ray": _Command("cli.distributed", "on_ray", "Run import-log or warm in shards on Ray."),
+    "on-ray": _Command("cli.distributed", "on_ray", "Run a command with --shard on Ray."),
     "size": _Command("cli.size", "size", "Say what memory and traffic to expect."),
     "import-official": _Command(
         "cli.official", "import_official", "Turn a checkpoint of the official code into a model."

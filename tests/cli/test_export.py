@@ -30,11 +30,14 @@ from service.store.events import Event, NewEvent, new_uid
 from tests.cli.conftest import BASE_MS, Write, tim4rec
 from tests.cli.test_records import HOUR, history, post, record
 from tests.depth import examples
+from tests.service.conftest import _shared_cluster, valkey_cluster
 from training.interactions import read_log
 from training.tables import InputError
 
 if TYPE_CHECKING:
-    from tests.service.conftest import ValkeyServer
+    from tests.service.conftest import ValkeyCluster, ValkeyServer
+
+__all__ = ["_shared_cluster", "valkey_cluster"]
 
 DEDUP_WINDOW = 8
 
@@ -240,6 +243,19 @@ def test_jobs_side_by_side_write_one_data_set(
         assert ("not complete" in result.stderr) == (part != 1)
     assert read_log(folder).frame.equals(read_log(write(rows)).frame)
     assert rows_of(folder).equals(exported(valkey.url, tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_a_cluster_is_exported(
+    valkey_cluster: ValkeyCluster, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "ROWS_A_PART", 40)
+    rows = [row for n in range(30) for row in history(f"u{n:02}", 10)]
+    tim4rec("import-log", write(rows[:200]), "--redis", valkey_cluster.url)
+    exported(valkey_cluster.url, tmp_path / "first")
+    tim4rec("import-log", write(rows), "--redis", valkey_cluster.url)
+    exported(valkey_cluster.url, tmp_path / "out", "--since", tmp_path / "first")
+    assert read_log(tmp_path / "out").frame.equals(read_log(write(rows)).frame)
 
 
 @pytest.mark.slow
