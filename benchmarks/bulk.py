@@ -1,12 +1,13 @@
-"""Histories in bulk: `import-log` and `warm` beside posting the same events one by one.
+"""Histories in bulk: `import-log`, `warm` and `export-log` beside posting the events one by one.
 
     python -m benchmarks.bulk artefacts/amazon-beauty --json runs/bulk.json
 
 A log is drawn: histories of geometric lengths, items evenly from the model's, times in the past.
 First its events go to a service process by POST /interactions in the order of their times, for
 some seconds with one request in flight and with many; only the rate is kept of it. Then, into an
-empty store, the commands `import-log` and `warm`, each a process whose whole life is counted,
-starting included; `import-log` also with little memory. `times` is how much faster than posting,
+empty store, the commands `import-log`, `warm` and `export-log`, each a process whose whole life is
+counted, starting included; `import-log` also with little memory, and `export-log` also from that
+export on, when nothing has changed. `times` is how much faster than posting,
 with one in flight / with many.
 """
 
@@ -101,8 +102,10 @@ def _requests(log: pl.DataFrame) -> Iterator[bytes]:
 def measure_commands(
     artefact: Path, path: Path, log: pl.DataFrame, rows_at_once: int, fsync: str
 ) -> list[Command]:
-    """Import and warm; and the import again, into an empty store, with little memory."""
+    """Import, warm and export; before that the import with little memory, and after it the export
+    from the first one on."""
     events, users = len(log), log["user_id"].n_unique()
+    whole, again = str(path.parent / "whole"), str(path.parent / "again")
     found = []
     with store() as url:
         set_fsync(url, fsync)
@@ -111,6 +114,8 @@ def measure_commands(
              ["import-log", str(path), "--rows-at-once", str(rows_at_once)]),
             ("import-log", ["import-log", str(path)]),
             ("warm", ["warm", str(artefact), "--device", "cpu"]),
+            ("export-log", ["export-log", whole]),
+            ("export-log --since, all the same", ["export-log", again, "--since", whole]),
         ):  # fmt: skip
             if arguments[0] == "import-log":
                 with redis.Redis.from_url(url) as client:
@@ -151,7 +156,7 @@ def main(
         Path | None, typer.Option("--json", help="Write the figures here too.")
     ] = None,
 ) -> None:
-    """Measure import-log and warm beside posting event by event."""
+    """Measure import-log, warm and export-log beside posting event by event."""
     with errors_without_traceback(), tempfile.TemporaryDirectory(prefix="tim4rec-") as folder:
         path = Path(folder) / "log.csv"
         log = write_log(path, load_artefact(artefact).items.ids, users, events)

@@ -14,7 +14,7 @@ import typer
 from cli.console import CommandError, out, say
 
 RETRIES = 2
-SHARDED = ("import-log", "warm")
+SHARDED = ("import-log", "warm", "export-log")
 
 
 def on_ray(
@@ -22,7 +22,7 @@ def on_ray(
         list[str],
         typer.Argument(
             metavar="COMMAND...",
-            help=f"One of {' and '.join(SHARDED)}, with its arguments; options after `--`.",
+            help=f"One of {', '.join(SHARDED)}, with its arguments; options after `--`.",
         ),
     ],
     shards: Annotated[int, typer.Option(min=1, help="Parts of the users, a task each.")] = 8,
@@ -37,7 +37,7 @@ def on_ray(
     cpus: Annotated[float, typer.Option(min=0, help="What a task takes of a worker.")] = 1,
     gpus: Annotated[float, typer.Option(min=0, help="The same of its GPUs.")] = 0,
 ) -> None:
-    """Run import-log or warm as tasks of a Ray cluster, a shard of the users each.
+    """Run import-log, warm or export-log as tasks of a Ray cluster, a shard of the users each.
 
         tim4rec on-ray --shards 16 --address head:6379 -- import-log /nfs/log.parquet --redis URL
 

@@ -40,10 +40,11 @@ COMMANDS = {
     "health": _Command("cli.health", "health", "Ask a service whether it is ready."),
     "replay": _Command("cli.replay", "replay", "Send a log to a running service."),
     "import-log": _Command("cli.records", "import_log", "Write a log straight into the store."),
+    "export-log": _Command("cli.export", "export_log", "Write the store's records as Parquet."),
     "import-items": _Command("cli.items", "import_items", "Write items into the catalogue."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
     "live": _Command("cli.evidence", "live", "Make the live evidence anew from the log."),
-    "on-ray": _Command("cli.distributed", "on_ray", "Run import-log or warm in shards on Ray."),
+    "on-ray": _Command("cli.distributed", "on_ray", "Run a command with --shard on Ray."),
     "models": _Command("cli.models", "models", "List, publish and fetch models for many machines."),
     "size": _Command("cli.size", "size", "Say what memory and traffic to expect."),
     "import-official": _Command(

@@ -18,6 +18,7 @@ from cli.evidence import rebuild_evidence
 from cli.progress import progress
 from cli.rows import describe_rows
 from cli.settings import chosen_settings
+from cli.shards import ShardOption, chosen_shard
 from cli.spool import SpooledLog, spooled_log
 from cli.store import (
     DataDir,
@@ -38,25 +39,17 @@ from service.bulk.warm import Warmer
 from service.feedback.popularity import Popularity
 from service.settings import Settings
 from service.store.errors import StoreError
-from service.store.shards import ALL, Shard
+from service.store.shards import Shard
 from service.store.shared_settings import tell_changes
 
 LISTED = 20
 READ_PAGE = 1000
 
-ShardOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="I/N",
-        help="Only the users of part I of N, I from 0 to N-1: N jobs, one for each I, do all of "
-        "it side by side.",
-        show_default="all users",
-    ),
-]
-
 
 def import_log(
-    log: Annotated[Path, typer.Argument(help="The interaction log: CSV, CSV.gz or Parquet.")],
+    log: Annotated[
+        Path, typer.Argument(help="The interaction log: CSV, CSV.gz, Parquet, or a folder of them.")
+    ],
     redis: Redis = None,
     data_dir: DataDir = None,
     namespace: Namespace = None,
@@ -111,6 +104,9 @@ def import_log(
     one; without any: 1970), not the store's clock. Nothing is imported while a row lies in the
     future of the store's clock, by more than TIM4REC_FUTURE_TOLERANCE_S (300).
 
+    Columns `given_ms` and `event_id`, which export-log writes, go into the records too: the time
+    that was given for an interaction, where another one took effect, and the id it was sent with.
+
     Do not send the same log with `replay` as well: it would be there twice. Other settings come
     from the environment as in `serve` (TIM4REC_DEDUP_WINDOW, TIM4REC_IDLE_TTL_S, TIM4REC_FSYNC).
     Where those that all processes of a store share differ from the service's, the exit code is 3.
@@ -124,7 +120,7 @@ def import_log(
     try:
         with spooled_log(
             log,
-            shard=_shard(shard),
+            shard=chosen_shard(shard),
             rows_at_once=rows_at_once,
             temp_dir=temp_dir,
             skip_bad_rows=skip_bad_rows,
@@ -200,6 +196,8 @@ def _histories(frames: Iterable[pl.DataFrame]) -> Iterator[UserHistory]:
                 own["item_id"].to_list(),
                 own["time_ms"].to_list(),
                 None if plain else list(zip(kinds.to_list(), weights.to_list(), strict=True)),
+                own["given_ms"].to_list() if "given_ms" in own.columns else None,
+                own["event_id"].to_list() if "event_id" in own.columns else None,
             )
 
 
@@ -247,7 +245,7 @@ def warm(
     )
     require_data_dir(settings)
     try:
-        asyncio.run(_warm(settings, _shard(shard)))
+        asyncio.run(_warm(settings, chosen_shard(shard)))
     except StoreError as error:
         raise CommandError(f"{error}; running the same command again goes on there") from None
 
@@ -296,13 +294,6 @@ async def _warm(settings: Settings, shard: Shard) -> None:
             f"{len(result.damaged):,} records can't be read:\n"
             f"{_listed(result.damaged, len(result.damaged))}"
         )
-
-
-def _shard(text: str | None) -> Shard:
-    try:
-        return ALL if text is None else Shard.parse(text)
-    except ValueError as error:
-        raise CommandError(f"--shard: {error}") from None
 
 
 def _listed(faults: list[tuple[str, str]], count: int) -> str:

@@ -33,7 +33,9 @@ ACCEPTED = ("applied", "late", "unknown_item", "duplicate")
 
 
 def replay(
-    log: Annotated[Path, typer.Argument(help="The interaction log: CSV, CSV.gz or Parquet.")],
+    log: Annotated[
+        Path, typer.Argument(help="The interaction log: CSV, CSV.gz, Parquet, or a folder of such.")
+    ],
     url: Annotated[str, typer.Option(help="Where the service listens.")] = "http://127.0.0.1:8000",
     rate: Annotated[
         float, typer.Option(min=0, metavar="EVENTS_PER_S", help="Send no faster than this; 0: do.")

@@ -11,7 +11,7 @@ from cli.console import say
 from model.gaps import UNKNOWN_TIME
 from model.items import LONGEST_ID
 from model.times import iso
-from training.interactions import KIND_COLUMNS, read_log
+from training.interactions import GIVEN_COLUMNS, KIND_COLUMNS, read_log
 from training.tables import REPORTED_ROWS, InputError, describe_bad_rows
 
 
@@ -50,7 +50,8 @@ class Prepared:
 
 
 def prepare(frame: pl.DataFrame) -> Prepared:
-    """Rows numbered and given a time. `frame`: all rows of some users, in their order."""
+    """Rows numbered and given a time. `frame`: all rows of some users, in their order; those of
+    GIVEN_COLUMNS that it has stay, given times where they bring about the row's time."""
     frame = _numbered(frame)
     too_long = frame.filter(
         (pl.col("user_id").str.len_bytes() > LONGEST_ID)
@@ -63,7 +64,16 @@ def prepare(frame: pl.DataFrame) -> Prepared:
         known = pl.when(pl.col("time_ms") != UNKNOWN_TIME).then("time_ms")
         carried = known.forward_fill().backward_fill().over("user_id").fill_null(0)
         frame = frame.with_columns(carried.alias("time_ms"))
+    if "given_ms" in frame.columns:
+        frame = frame.with_columns(_given_ms().alias("given_ms"))
     return Prepared(frame, too_long, len(unknown), unknown["user_id"].n_unique())
+
+
+def _given_ms() -> pl.Expr:
+    """The given time, where a record that is given it after the row before takes the row's own."""
+    time, given = pl.col("time_ms"), pl.col("given_ms")
+    raised = (given < time) & (time == time.shift(1).over("user_id"))
+    return pl.when((given == time) | raised).then(given)
 
 
 def leave_out_too_long(path: Path, first: pl.DataFrame, count: int, skip_bad_rows: bool) -> None:
@@ -99,4 +109,5 @@ def describe_rows(rows: pl.DataFrame, count: int) -> str:
 
 def _numbered(frame: pl.DataFrame) -> pl.DataFrame:
     row = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("user_id").alias("row")
-    return frame.select("user_id", "item_id", "time_ms", *KIND_COLUMNS, row)
+    given = [name for name in GIVEN_COLUMNS if name in frame.columns]
+    return frame.select("user_id", "item_id", "time_ms", *KIND_COLUMNS, *given, row)

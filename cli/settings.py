@@ -23,8 +23,8 @@ MARKDOWN_HEAD = """\
 
 Each comes from the environment variable, or from the flag of `tim4rec serve`; the flag wins. An
 empty value is as good as none. An unknown variable TIM4REC_..., or an impossible value, stops the
-start with one line. `import-log`, `warm` and `live rebuild` read the same variables. Times are in
-seconds.
+start with one line. `import-log`, `export-log`, `warm` and `live rebuild` read the same variables.
+Times are in seconds.
 
 `tim4rec settings --markdown` writes this page.
 """

@@ -84,7 +84,7 @@ class SpooledLog:
         a user's rows."""
         (spool,) = self._spools
         empty = True
-        for piece, bad in log_pieces(self.path, kinds=True, heaviest=self._heaviest):
+        for piece, bad in log_pieces(self.path, kinds=True, given=True, heaviest=self._heaviest):
             self._note(bad)
             empty &= piece.is_empty()
             held = self._held(piece)
@@ -131,7 +131,8 @@ class SpooledLog:
         return late.rows, late.count
 
     def frames(self) -> Iterator[pl.DataFrame]:
-        """The columns that `read_rows` gives; a user is in one frame."""
+        """The columns that `read_rows` gives, and of GIVEN_COLUMNS those that the log has. A
+        user is in one frame."""
         for spool in self._spools:
             yield from spool.frames()
 

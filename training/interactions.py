@@ -1,4 +1,4 @@
-"""Interaction logs: CSV, CSV.gz or Parquet in, clean sorted columns out.
+"""Interaction logs: CSV, CSV.gz, Parquet or a folder of such parts in, clean sorted columns out.
 
 A log has the columns `user_id,item_id,timestamp`, in any order; `rating` is checked where there is
 one, and so are `kind` and `weight` where they are asked for; other columns are ignored.
@@ -17,8 +17,10 @@ from pathlib import Path
 import polars as pl
 
 from model import UNKNOWN_TIME
+from model.items import LONGEST_ID
 from model.kinds import HEAVIEST, KIND
 from model.time_columns import parse_times, time_fault
+from model.times import EARLIEST_MS, LATEST_MS
 from training.tables import (
     REPORTED_ROWS,
     BadRow,
@@ -30,6 +32,9 @@ from training.tables import (
 )
 
 KIND_COLUMNS = ("kind", "weight")
+GIVEN_COLUMNS = ("given_ms", "event_id")
+"""What a record has beside: the time that was given for the interaction, where another one took
+effect, and the id that it was sent with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,13 @@ class Log:
 
 
 def read_log(path: Path, *, skip_bad_rows: bool = False, kinds: bool = False) -> Log:
-    """The interactions of a CSV, CSV.gz or Parquet file (told apart by content, not by name).
+    """The interactions of a CSV, CSV.gz or Parquet file (told apart by content, not by name), or of
+    a folder of such files.
 
     Rows of one user are sorted by time if all their times are known; else the file's order is
     taken, in which a known time must not go back.
 
-    Raises InputError where the file is no such table, has no usable row, or, unless
+    Raises InputError where it is no such table, has no usable row, or, unless
     `skip_bad_rows`, has a row that can't be read.
     """
     frames, bad = [], list[BadRow]()
@@ -79,17 +85,18 @@ def read_log(path: Path, *, skip_bad_rows: bool = False, kinds: bool = False) ->
 
 
 def log_pieces(
-    path: Path, *, kinds: bool = False, heaviest: float = HEAVIEST
+    path: Path, *, kinds: bool = False, given: bool = False, heaviest: float = HEAVIEST
 ) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     """A log in pieces of bounded size, in the order of the file: the rows that can be read
-    (user_id, item_id, time_ms, `line`, from 1, and with `kinds` kind and weight) and those that
-    can't, a weight above `heaviest` being one of the reasons. At least one piece comes.
+    (user_id, item_id, time_ms, `line`, from 1, with `kinds` kind and weight, and with `given` those
+    of GIVEN_COLUMNS that the log has) and those that can't, a weight above `heaviest` being one of
+    the reasons. At least one piece comes.
 
     What `read_log` says of a user's rows together is for `in_order` to find.
 
     Raises InputError where the file is no such table.
     """
-    optional = ["rating", *KIND_COLUMNS] if kinds else ["rating"]
+    optional = ["rating", *(KIND_COLUMNS if kinds else ()), *(GIVEN_COLUMNS if given else ())]
     for raw, bad in read_pieces(path, ["user_id", "item_id", "timestamp"], optional):
         frame = raw.with_columns(parse_times(raw["timestamp"]).alias("time_ms"))
         for name in optional:
@@ -101,9 +108,11 @@ def log_pieces(
             pl.when(pl.col("time_ms").is_null()).then(time_fault("timestamp")),
             _rating_fault(raw.schema.get("rating")),
             *((_kind_fault(raw.schema), _weight_fault(raw.schema, heaviest)) if kinds else ()),
+            *(_GIVEN[name][1] for name in GIVEN_COLUMNS if name in raw.columns),
         )
         frame, bad = split_off(frame, reason, bad)
-        wanted = (_given("kind", raw.schema), _weight(raw.schema)) if kinds else ()
+        wanted = [_given("kind", raw.schema), _weight(raw.schema)] if kinds else []
+        wanted += [_GIVEN[name][0] for name in GIVEN_COLUMNS if name in raw.columns]
         yield frame.select("user_id", "item_id", "time_ms", "line", *wanted), bad
 
 
@@ -144,6 +153,24 @@ def _weight_fault(schema: pl.Schema, heaviest: float) -> pl.Expr:
     return pl.when(value.is_not_null() & fits.not_()).then(
         pl.format(f"weight '{{}}' is not a number from 0 to {most}", value)
     )
+
+
+_GIVEN_MS = pl.col("given_ms").cast(pl.String).str.strip_chars()
+_MS = _GIVEN_MS.cast(pl.Int64, strict=False)
+_EVENT_ID = pl.col("event_id").cast(pl.String)
+_GIVEN = {
+    "given_ms": (
+        _MS.alias("given_ms"),
+        pl.when((_GIVEN_MS != "") & _MS.is_between(EARLIEST_MS, LATEST_MS).fill_null(False).not_())
+        .then(pl.format("given_ms '{}' is no time in whole milliseconds", _GIVEN_MS)),
+    ),
+    "event_id": (
+        pl.when(_EVENT_ID != "").then(_EVENT_ID).alias("event_id"),
+        pl.when(_EVENT_ID.str.len_bytes() > LONGEST_ID)
+        .then(pl.lit(f"event_id has more than {LONGEST_ID} bytes")),
+    ),
+}  # fmt: skip
+"""Each of these columns, and why a value of it can't be read."""
 
 
 def in_order(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, list[BadRow]]:

@@ -1,4 +1,5 @@
-"""Tables as files: CSV, CSV.gz or Parquet, told apart by content, read in pieces of bounded size.
+"""Tables as files: CSV, CSV.gz or Parquet, told apart by content, read in pieces of bounded size;
+or as a folder of such files, its parts.
 
 What can't be read is a bad row, told by its line and the reason; `refuse` ends with them, unless
 they are to be left out.
@@ -9,8 +10,9 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
@@ -19,12 +21,14 @@ from typing import IO
 
 import polars as pl
 
+from model.log_folder import MANIFEST, WORKING
 from model.plain_file import open_plain
 
 REPORTED_ROWS = 20
 BLOCK_CHARACTERS = 1 << 24
 LONGEST_LINE = 1 << 20
 CHUNK_ROWS = 200_000
+PART_NAMES = (".parquet", ".csv", ".csv.gz")
 COMPRESSION_FAULTS = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
@@ -34,7 +38,8 @@ class InputError(ValueError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class BadRow:
-    """One row that can't be read. `line` is 1-based; in Parquet it is the row, from 1."""
+    """One row that can't be read. `line` is 1-based; in Parquet it is the row, from 1. In a folder
+    it goes on from part to part."""
 
     line: int
     reason: str
@@ -43,7 +48,64 @@ class BadRow:
 def read_pieces(
     path: Path, required: Sequence[str], optional: Sequence[str]
 ) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
-    """The named columns, as they stand, and `line`; CSV fields are strings, never null."""
+    """The named columns, as they stand, and `line`; CSV fields are strings, never null.
+
+    The parts of a folder come in the order of their names, or as its export has noted them.
+
+    Raises:
+        InputError: a file that is no such table; a folder without parts, with parts of different
+            columns, or with an export that is not complete.
+    """
+    if not path.is_dir():
+        yield from _file_pieces(path, required, optional)
+        return
+    columns: dict[str, pl.DataType] = {}
+    before = 0
+    for part in _parts(path):
+        last = 0
+        for frame, bad in _file_pieces(part, required, optional):
+            columns = columns or dict(frame.schema)
+            if frame.schema != columns:
+                raise InputError(
+                    f"{part}: {_described(frame.schema)}; the parts before it: "
+                    f"{_described(columns)}. Give all parts the same columns of the same types"
+                )
+            last = max([last, *frame["line"].tail(1), *(row.line for row in bad)])
+            named = [
+                BadRow(before + row.line, f"{row.reason} ({part.name}, line {row.line})")
+                for row in bad
+            ]
+            yield frame.with_columns(pl.col("line") + before), named
+        before += last
+
+
+def _described(columns: Mapping[str, pl.DataType]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in columns.items() if name != "line")
+
+
+def _parts(folder: Path) -> list[Path]:
+    """The files of a table in a folder. What is hidden, or named with an underscore, is none."""
+    try:
+        if (folder / WORKING).is_dir():
+            parts = json.loads((folder / MANIFEST).read_bytes())["parts"]
+            return [folder / part["name"] for part in parts]
+        parts = [one for one in sorted(folder.iterdir()) if one.name.endswith(PART_NAMES)]
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: the export is not complete: run the same export-log again, with all its "
+            "shards"
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{folder}: {error}") from error
+    found = [one for one in parts if not one.name.startswith((".", "_"))]
+    if not found:
+        raise InputError(f"{folder}: no {', '.join(f'*{name}' for name in PART_NAMES)} in it")
+    return found
+
+
+def _file_pieces(
+    path: Path, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
     try:
         with open_plain(path) as file:
             magic = file.read(4)
@@ -109,7 +171,7 @@ def _csv_pieces(
         raise InputError(f"{path}: the compressed file is damaged: {error}") from error
     columns = _pick(path, header, required, optional)
     table = _CsvTable({name: header.index(name) for name in columns}, len(header))
-    yield table.taken()
+    yield _with_ids(*table.taken())
     line = reader.line_num + 1
     try:
         while block := text.read(BLOCK_CHARACTERS):
@@ -117,15 +179,27 @@ def _csv_pieces(
             if '"' in block or block.count("\r") != block.count("\r\n"):
                 # A quoted field may hold anything, line breaks too: the rest is read row by row.
                 for _ in table.add_rows(chain(io.StringIO(block, newline=""), lines), line):
-                    yield table.taken()
+                    yield _with_ids(*table.taken())
                 return
             table.add_plain(block, line)
             line += block.count("\n")
-            yield table.taken()
+            yield _with_ids(*table.taken())
     except COMPRESSION_FAULTS as error:
         raise InputError(
             f"{path}: the compressed file is damaged after line {line - 1}: {error}"
         ) from error
+
+
+def _with_ids(frame: pl.DataFrame, bad: list[BadRow]) -> tuple[pl.DataFrame, list[BadRow]]:
+    """Without the rows whose ids are not what somebody has called anything: in Parquet an id may
+    be blank, or have that character in it."""
+    reasons = [pl.lit(None, pl.String)]
+    for name in {"user_id", "item_id"}.intersection(frame.columns):
+        id_ = pl.col(name)
+        blank, replaced = id_.str.strip_chars() == "", id_.str.contains("\ufffd", literal=True)
+        reasons.append(pl.when(blank).then(pl.lit(f"{name} is missing")))
+        reasons.append(pl.when(replaced).then(pl.lit(f"{name} is not valid UTF-8")))
+    return split_off(frame, pl.coalesce(reasons), bad)
 
 
 def _lines(path: Path, text: IO[str]) -> Iterator[str]:
@@ -203,14 +277,8 @@ class _CsvTable:
 
 def id_fault(name: str) -> pl.Expr:
     """Why a value of the column `name` is no id."""
-    value = pl.col(name)
-    missing = value.is_null() | (value.str.strip_chars() == "")
-    return (
-        pl.when(missing)
-        .then(pl.lit(f"{name} is missing"))
-        .when(value.str.contains("\ufffd", literal=True))
-        .then(pl.lit(f"{name} is not valid UTF-8"))
-    )
+    missing = pl.col(name).is_null() | (pl.col(name) == "")
+    return pl.when(missing).then(pl.lit(f"{name} is missing"))
 
 
 def split_off(

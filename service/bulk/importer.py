@@ -1,6 +1,6 @@
 """Histories written straight into records, in big pipelines; running it again adds nothing twice.
 
-An imported event has no event_id. Its uid is a hash of what came before it: of the last event the
+An imported event's uid is a hash of what came before it: of the last event the
 record had before the import, and of every imported event up to this one. So one look at a record
 tells how far its import came, at any length and whatever `dedup_window` is; and the uid names the
 whole history up to it, as a random one would: no cached state of another history passes for it.
@@ -30,17 +30,27 @@ COUNTS = 20_000
 """Counts of items are sent when there are so many of them."""
 NAMED = 1000
 """Most users of whom it is said why they were refused."""
+_TAKEN = "its event_id is that of another interaction in the record"
+_REFUSED = {
+    Verdict.DUPLICATE: _TAKEN,
+    Verdict.CONFLICT: _TAKEN,
+    Verdict.FUTURE: "it is in the future, by the store's clock",
+    Verdict.REJECTED: "it is late",
+}
 
 
 @dataclass(frozen=True)
 class UserHistory:
     """What is to be imported of one user: oldest first, times in ms and never falling. `kinds`: the
-    kind and weight of each; None: none has any."""
+    kind and weight of each; None: none has any. `given_ms`: what was given for the time of each,
+    None where it is that itself; it must bring that about. `event_ids`: None: none has any."""
 
     user_id: str
     item_ids: Sequence[str]
     times_ms: Sequence[int]
     kinds: Sequence[tuple[str | None, float | None]] | None = None
+    given_ms: Sequence[int | None] | None = None
+    event_ids: Sequence[str | None] | None = None
 
 
 @dataclass
@@ -62,6 +72,7 @@ class _Import:
 
     history: UserHistory
     uids: list[bytes]
+    event_ids: list[str | None]
     done: int = 0
     version: int = 0
 
@@ -147,7 +158,8 @@ class Importer:
         self, group: list[UserHistory], progress: Callable[[int], None]
     ) -> list[_Import]:
         """Where each user's import stands, of those that are not done."""
-        imports = [_Import(history, _uids(history, b"")) for history in group]
+        window = self.log.dedup_window
+        imports = [_Import(one, _uids(one, b""), _event_ids(one, window)) for one in group]
         asked = [
             LogRequest(one.history.user_id, Mark(len(one.uids), one.uids[-1])) for one in imports
         ]
@@ -207,7 +219,7 @@ class Importer:
             return str(error)
         for outcome in outcomes:
             if outcome.verdict not in (Verdict.APPLIED, Verdict.LATE):
-                return f"row {one.done + 1}: {outcome.verdict.value}, by the store's clock"
+                return f"row {one.done + 1}: {_REFUSED[outcome.verdict]}"
             self._count(one.history, one.done)
             one.done += 1
             one.version += 1
@@ -250,9 +262,28 @@ def _request(one: _Import, chunk: int) -> LogRequest:
     history = one.history
     uids = one.uids[part]
     kinds = history.kinds[part] if history.kinds is not None else [(None, None)] * len(uids)
-    given = zip(uids, history.item_ids[part], history.times_ms[part], kinds, strict=True)
-    events = [NewEvent(uid, item, at, None, *what) for uid, item, at, what in given]
+    times: Iterable[int] = history.times_ms[part]
+    if history.given_ms is not None:
+        given = zip(times, history.given_ms[part], strict=True)
+        times = [time if given_ms is None else given_ms for time, given_ms in given]
+    sent = zip(uids, history.item_ids[part], times, one.event_ids[part], kinds, strict=True)
+    events = [NewEvent(uid, item, at, event_id, *what) for uid, item, at, event_id, what in sent]
     return LogRequest(history.user_id, None, events)
+
+
+def _event_ids(history: UserHistory, window: int) -> list[str | None]:
+    """Each event's id, unless one of the `window` events before it has the same: then the store
+    would take it for that one."""
+    if history.event_ids is None:
+        return [None] * len(history.item_ids)
+    last, ids = dict[str, int](), list[str | None]()
+    for place, event_id in enumerate(history.event_ids):
+        if event_id is not None and place - last.get(event_id, -window - 1) <= window:
+            event_id = None
+        if event_id is not None:
+            last[event_id] = place
+        ids.append(event_id)
+    return ids
 
 
 def _uids(history: UserHistory, base: bytes, count: int | None = None) -> list[bytes]:

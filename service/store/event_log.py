@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -53,6 +53,18 @@ class LogReply(NamedTuple):
     snapshot: bytes | None
     now_ms: int
     oldest: int = 1
+
+
+class StoredEvents(NamedTuple):
+    """The events of a record after a mark, oldest first, at most a page, as the record has them:
+    `values` from the version `first` on. The rest is as in `LogReply`."""
+
+    newest: Mark
+    known_is_current_history: bool
+    first: int
+    values: list[bytes]
+    complete: bool
+    oldest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +174,13 @@ class EventLog:
                 replies[position] = error
         return [reply for reply in replies if reply is not None]
 
+    async def stored(self, known: Mapping[str, Mark]) -> list[StoredEvents | StoreError]:
+        """What many users' records have after these marks, in one pipelined call: a reply or an
+        error each, as `exchange` gives it."""
+        scripts = [self._script(LogRequest(user, mark)) for user, mark in known.items()]
+        answers = await self.store.pipeline(scripts, "exchange")
+        return [one if isinstance(one, StoreError) else _stored(one) for one in answers]
+
     async def events(self, user_id: str, after: Mark | int = 0) -> AsyncIterator[list[Event]]:
         """Pages of the events after a mark, or after a version whose uid is not known. They
         begin with the oldest event kept where the ones before it are gone.
@@ -238,3 +257,9 @@ def _reply(answer: Any, snapshot: bytes | None = None) -> LogReply:
     complete = first + len(stored) > version
     newest = Mark(version, uid)
     return LogReply(outcomes, newest, bool(in_history), events, complete, snapshot, now, oldest)
+
+
+def _stored(answer: Any) -> StoredEvents:
+    _, version, uid, in_history, _, first, values, oldest = answer
+    complete = first + len(values) > version
+    return StoredEvents(Mark(version, uid), bool(in_history), first, values, complete, oldest)

@@ -13,12 +13,12 @@ from service.store.record_keys import encoded
 
 _GIVEN = struct.Struct(">qH")  # given time, length of event_id; then event_id and item id
 _STORED = struct.Struct(">8sqqH")  # uid, effective time, then as above
-_NO_TIME = -(2**63)
+NO_TIME = -(2**63)
 _EXACT = 2**53  # Lua's numbers are exact up to here
 # In the length: the event was put in its place; it has got another uid, its first one comes last;
 # between event_id and item id come the kind, after its length, and the weight.
-_PLACED, _MOVED, _KIND = 0x2000, 0x4000, 0x8000
-_LONGEST_EVENT_ID, _LONGEST_KIND = _PLACED - 1, 255
+PLACED, MOVED, KIND = 0x2000, 0x4000, 0x8000
+_LONGEST_EVENT_ID, _LONGEST_KIND = PLACED - 1, 255
 _WEIGHT = struct.Struct(">d")  # not a number: none was given
 
 
@@ -106,7 +106,7 @@ def packed(event: NewEvent) -> bytes:
     event_id = b"" if event.event_id is None else encoded("event_id", event.event_id)
     if len(event_id) > _LONGEST_EVENT_ID:
         raise InvalidRequest(f"event_id has {len(event_id)} bytes; at most {_LONGEST_EVENT_ID} fit")
-    given = _NO_TIME if event.time_ms is None else event.time_ms
+    given = NO_TIME if event.time_ms is None else event.time_ms
     item_id = encoded("item_id", event.item_id)
     if event.kind is None and event.weight is None:
         return event.uid + _GIVEN.pack(given, len(event_id)) + event_id + item_id
@@ -118,7 +118,7 @@ def packed(event: NewEvent) -> bytes:
         weight = event.weight + 0.0  # one zero, not two
         if not math.isfinite(weight):
             raise InvalidRequest(f"weight {weight} is not finite")
-    head = _GIVEN.pack(given, len(event_id) | _KIND)
+    head = _GIVEN.pack(given, len(event_id) | KIND)
     return b"".join(
         (event.uid, head, event_id, bytes([len(kind)]), kind, _WEIGHT.pack(weight), item_id)
     )
@@ -129,12 +129,12 @@ def unpacked(version: int, stored: bytes) -> Event:
     try:
         uid, effective, given, length = _STORED.unpack_from(stored)
         first_uid = None
-        if length & _MOVED:
+        if length & MOVED:
             stored, first_uid = stored[:-8], stored[-8:]
-        end = _STORED.size + length % _PLACED
+        end = _STORED.size + length % PLACED
         event_id = stored[_STORED.size : end].decode() or None
         kind = weight = None
-        if length & _KIND:
+        if length & KIND:
             begin = end + 1
             end = begin + stored[end]
             kind = stored[begin:end].decode() or None
@@ -144,7 +144,7 @@ def unpacked(version: int, stored: bytes) -> Event:
             version,
             uid,
             stored[end:].decode(),
-            None if given == _NO_TIME else given,
+            None if given == NO_TIME else given,
             effective,
             event_id,
             kind,

@@ -6,6 +6,12 @@ import hashlib
 from dataclasses import dataclass
 
 
+def user_hash(user_id: str) -> int:
+    """64 bits that place a user: in the part `user_hash(user_id) % count` of `count`."""
+    digest = hashlib.blake2b(user_id.encode(), digest_size=8, person=b"tim4rec-shard")
+    return int.from_bytes(digest.digest(), "big")
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One of `count` parts of the users, by a hash of the id: part `index`, from 0.
@@ -34,8 +40,7 @@ class Shard:
     def holds(self, user_id: str) -> bool:
         if self.count == 1:
             return True
-        digest = hashlib.blake2b(user_id.encode(), digest_size=8, person=b"tim4rec-shard")
-        return int.from_bytes(digest.digest(), "big") % self.count == self.index
+        return user_hash(user_id) % self.count == self.index
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"

@@ -35,7 +35,8 @@ def test_bulk(artefact: Path, tmp_path: Path) -> None:
     assert [(one["in_flight"], one["failed"]) for one in found["posting"]] == [(1, 0), (4, 0)]
     assert all(one["events_s"] > 0 for one in found["posting"])
     assert [one["name"] for one in found["commands"]] == [
-        "import-log, 50,000 rows at once", "import-log", "warm",
+        "import-log, 50,000 rows at once", "import-log", "warm", "export-log",
+        "export-log --since, all the same",
     ]  # fmt: skip
     for one in found["commands"]:
         assert one["events_s"] * one["seconds"] == pytest.approx(found["asked"]["events"])

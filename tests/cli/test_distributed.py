@@ -54,7 +54,7 @@ def test_shards_are_imported_and_warmed_by_two_workers(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("serve", "model"), "serve has no shards; give one of import-log, warm"),
+        (("serve", "model"), "serve has no shards; give one of import-log, warm, export-log"),
         (("warm", "model"), "which store? Give the command's --redis, or TIM4REC_REDIS_URL"),
     ],
 )

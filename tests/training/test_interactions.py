@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -389,3 +390,106 @@ def test_large_files_take_seconds(tmp_path: Path) -> None:
     began = time.process_time()
     assert len(read_log(path).frame) == n
     assert time.process_time() - began < 10
+
+
+# -- Folders of parts --------------------------------------------------------------------------
+
+
+@settings(max_examples=examples(20))
+@given(
+    log=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "", " "]),
+            st.sampled_from(["1", "2", ""]),
+            st.sampled_from(["7", "8", "9", "", "soon"]),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    cuts=st.lists(st.integers(0, 30), max_size=4),
+    format_=st.sampled_from(["csv", "csv.gz", "parquet"]),
+)
+def test_a_folder_of_parts_is_their_rows_one_after_the_other(
+    tmp_path_factory: pytest.TempPathFactory,
+    log: list[tuple[str, str, str]],
+    cuts: list[int],
+    format_: str,
+) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    names = ["user_id", "item_id", "timestamp"]
+
+    def written(path: Path, part: list[tuple[str, str, str]]) -> Path:
+        if format_ == "parquet":
+            pl.DataFrame(part, dict.fromkeys(names, pl.String), orient="row").write_parquet(path)
+        else:
+            text = "".join(",".join(row) + "\n" for row in [tuple(names), *part]).encode()
+            path.write_bytes(gzip.compress(text) if format_ == "csv.gz" else text)
+        return path
+
+    places = [0, *sorted(min(cut, len(log)) for cut in cuts), len(log)]
+    parts = [log[begin:end] for begin, end in itertools.pairwise(places)]
+    for number, part in enumerate(parts):
+        written(folder / f"part-{number}.{format_}", part)
+    for other in ("_SUCCESS", ".part-0.csv.crc", "_part.csv", ".hidden.parquet", "manifest.json"):
+        (folder / other).write_text("no part")
+    one = written(tmp_path_factory.mktemp("one") / "log", log)
+    try:
+        expected = read_log(one, skip_bad_rows=True)
+    except InputError:
+        with pytest.raises(InputError, match="no interactions in it"):
+            read_log(folder, skip_bad_rows=True)
+        return
+    found = read_log(folder, skip_bad_rows=True)
+    assert found.frame.equals(expected.frame)
+    assert found.bad_row_count == expected.bad_row_count
+    assert found.notes == expected.notes
+
+
+def test_a_bad_row_of_a_part_is_named_with_it(tmp_path: Path) -> None:
+    write(tmp_path, "user_id,item_id,timestamp\na,1,7\na,2,8\n", "part-0.csv")
+    write(tmp_path, "user_id,item_id,timestamp\na,,7\n", "part-1.csv")
+    assert "  line 5: item_id is missing (part-1.csv, line 2)\n" in reasons(tmp_path)
+
+
+def test_parts_that_differ_in_their_columns_are_refused(tmp_path: Path) -> None:
+    part = pl.DataFrame({"user_id": ["a"], "item_id": ["1"], "timestamp": [7]})
+    part.write_parquet(tmp_path / "part-0.parquet")
+    part.cast({"timestamp": pl.String}).write_parquet(tmp_path / "part-1.parquet")
+    assert reasons(tmp_path) == (
+        f"{tmp_path}/part-1.parquet: user_id String, item_id String, timestamp String; the parts "
+        "before it: user_id String, item_id String, timestamp Int64. Give all parts the same "
+        "columns of the same types"
+    )
+    part.drop("timestamp").write_parquet(tmp_path / "part-1.parquet")
+    assert f"{tmp_path}/part-1.parquet: no column timestamp" in reasons(tmp_path)
+
+
+def test_a_folder_without_parts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "_SUCCESS").touch()
+    (tmp_path / "notes.txt").touch()
+    assert reasons(tmp_path) == f"{tmp_path}: no *.parquet, *.csv, *.csv.gz in it"
+
+
+def test_a_folder_whose_export_is_not_complete_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "user_id,item_id,timestamp\na,1,7\n", "part-0.csv")
+    assert rows(tmp_path) == [("a", "1", 7000)]
+    (tmp_path / "_export").mkdir()
+    assert "the export is not complete" in reasons(tmp_path)
+    for manifest, said in (
+        ('{"parts": [{"name": "part-1.csv"}]}', "part-1.csv: No such file"),
+        ('{"parts": [{"name": ".', "log: "),
+        ('{"parts": 7}', "log: "),
+    ):
+        write(tmp_path, manifest, "manifest.json")
+        assert said.replace("log", str(tmp_path)) in reasons(tmp_path)
+        assert "\n" not in reasons(tmp_path)
+    write(tmp_path, '{"parts": [{"name": "part-0.csv"}]}', "manifest.json")
+    assert rows(tmp_path) == [("a", "1", 7000)]
+
+
+def test_an_id_in_parquet_may_be_blank(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    frame = pl.DataFrame({"user_id": [" ", "\ufffd", ""], "item_id": "\n", "timestamp": 7})
+    frame.write_parquet(path)
+    assert "1 rows can't be read:\n  line 3: user_id is missing\n" in reasons(path)
+    assert rows(path, skip_bad_rows=True) == [(" ", "\n", 7000), ("\ufffd", "\n", 7000)]
