@@ -44,6 +44,7 @@ COMMANDS = {
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
     "live": _Command("cli.evidence", "live", "Make the live evidence anew from the log."),
     "on-ray": _Command("cli.distributed", "on_ray", "Run import-log or warm in shards on Ray."),
+    "learn": _Command("cli.learn", "learn", "Learn from the log by itself: train, judge, publish."),
     "size": _Command("cli.size", "size", "Say what memory and traffic to expect."),
     "import-official": _Command(
         "cli.official", "import_official", "Turn a checkpoint of the official code into a model."
