@@ -139,8 +139,8 @@ def run(
         ),
     ] = 0.1,
     trial_timeout: Annotated[
-        str, _duration("--trial-timeout", "A trial undecided for so long is promoted.")
-    ] = "7d",
+        str, _duration("--trial-timeout", "What the service has not decided by then is taken back.")
+    ] = "30d",
     settle_timeout: Annotated[
         str,
         _duration("--settle-timeout", "What not every process serves by then is taken back."),

@@ -52,7 +52,7 @@ class Served:
             frozenset(one["name"] for one in answer["trials"]),
             sum(one["version"] < version for one in processes) if processes else 1,
             tuple(one["fault"] for one in processes if one["fault"]),
-            {one["name"]: str(one["decision"]) for one in answer.get("decisions", [])},
+            {one["trial"]: f"{one['decision']}: {one['reason']}" for one in answer["decisions"]},
         )
 
 

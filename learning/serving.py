@@ -93,13 +93,8 @@ class Serving:
             return replace(going, stage="settle", settling_since=time.time())
         if time.time() - going.served_at < self._settings.trial_longest_s:
             return going
-        await self._lease.hold()
-        await self._admin.set(going.name, 1.0)
-        await self._note(
-            going, "promoted", reason="the trial found nothing against it",
-            **_replaced(going, False),
-        )  # fmt: skip
-        return replace(going, stage="settle", settling_since=time.time())
+        await self._take_back(going, served, "the service did not decide its trial in time")
+        return None
 
     async def prune(self) -> None:
         """Removes old models of the learner: none that is served, on trial, or gone back to."""

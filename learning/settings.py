@@ -20,7 +20,7 @@ class LearnSettings:
     margin: by how much a candidate may be worse, of the incumbent's figure.
     trial_share: of the users, who get a new model first; 1: no trial. A new scoring goes to
         everybody at once.
-    trial_longest_s: a trial without a decision for so long is promoted.
+    trial_longest_s: a trial that the service has not decided by then is taken back.
     settle_s: a model that not every process serves after so long is taken back.
     look_s: between two looks at the service.
     warm_states: compute all states of a new model before it is served.

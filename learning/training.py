@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Collection
 from dataclasses import replace
@@ -20,6 +21,8 @@ from model.artefact_store import ArtefactStore
 from model.plain_file import read_plain
 from model.strict_json import parse
 from model.times import iso
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 GOOD = ("better", "not worse")
@@ -103,15 +106,18 @@ class Training:
         )
         return None
 
-    async def final(self, going: Round) -> Round:
-        """Trained on every row."""
+    async def final(self, going: Round) -> Round | None:
+        """Trained on every row; None: that has changed nothing."""
         parent = await self.incumbent(going.incumbent)
         if going.step == "scratch" and parent is not None:
             candidate = str(self._folder(going) / "candidate")
             going = await self._make(going, "final", ["--from", candidate])
         else:
             going = await self._train(going, "final", parent, [])
-        made = await asyncio.to_thread(Trained.read, self._folder(going) / "final")
+        made = await asyncio.to_thread(Trained.read, self.final_folder(going))
+        if parent is not None and made.edition == Trained.read(parent).edition:
+            await self._refused(going, "it is what is served already")
+            return None
         name = f"{going.id}-{going.step}-{made.edition[:8]}"
         return replace(
             going, stage="publish", name=name, edition=made.edition, identity=made.identity,
@@ -137,6 +143,12 @@ class Training:
         for folder in (work / "exports").glob("*"):
             if folder != newest:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    async def _refused(self, going: Round, why: str) -> None:
+        logger.info("round %s: the candidate is refused: %s", going.id, why)
+        metrics.ROUNDS.labels("refused").inc()
+        entry = Entry.of(going, "refused", reason=why, figures=going.figures, seconds=going.seconds)
+        await asyncio.to_thread(self._journal.append, entry)
 
     async def _train(
         self, going: Round, part: str, parent: Path | None, options: list[str]
