@@ -31,7 +31,7 @@ from learning.commands import Commands
 from learning.duration import parse_duration
 from learning.journal import Journal, open_journal
 from learning.learner import Learner
-from learning.lease import Lease, LeaseHeld, this_process
+from learning.lease import Lease, LeaseHeld, holder, this_process
 from learning.rollback import RollbackError, roll_back
 from learning.round import RoundFile
 from learning.schedule import Schedule
@@ -323,10 +323,9 @@ async def _learn(place: _Place, chosen: LearnSettings, command: list[str], once:
 
 async def _status(place: _Place, work: Path, schedule: Schedule, newest: int) -> Status:
     async with place.store() as store:
-        lease = Lease(store, this_process(), namespace=place.settings.namespace)
-        holder = await lease.holder()
+        learner = await holder(store, place.settings.namespace)
     under_way = RoundFile(work / "round.json").read()
-    return Status.of(place.journal.entries(), holder, under_way, schedule, newest)
+    return Status.of(place.journal.entries(), learner, under_way, schedule, newest)
 
 
 async def _roll_back(place: _Place, to: str | None) -> str:

@@ -1,6 +1,6 @@
 """Which learner may change what is served: one of a namespace.
 
-<ns>:learner   string   the holder (JSON); expires unless its holder renews it
+<ns>:learner   string   the holder, "TOKEN HOST:PID"; expires unless its holder renews it
 
 A lease that ran out while nobody took it is its holder's again.
 """
@@ -8,14 +8,12 @@ A lease that ran out while nobody took it is its holder's again.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
-import secrets
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from service.store.client import Store
@@ -29,13 +27,14 @@ LASTS_S = 60.0
 _HOLD = Script("""\
 #!lua
 local there = redis.call('GET', KEYS[1])
-if there and there ~= ARGV[1] then return there end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return ARGV[1]
+if there and string.match(there, '^%S+') ~= ARGV[1] then return there end
+redis.call('SET', KEYS[1], ARGV[1] .. ' ' .. ARGV[2], 'PX', ARGV[3])
+return ''
 """)
 _LEAVE = Script("""\
 #!lua
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+local there = redis.call('GET', KEYS[1])
+if there and string.match(there, '^%S+') == ARGV[1] then redis.call('DEL', KEYS[1]) end
 return 1
 """)
 
@@ -48,29 +47,24 @@ class LeaseHeld(Exception):
 class Holder:
     """A learner. `token`: no two have the same; one that begins again keeps it."""
 
-    host: str
-    pid: int
     token: str
+    place: str
+
+    @classmethod
+    def of(cls, stored: bytes) -> Holder:
+        token, _, place = stored.decode("utf-8", "replace").partition(" ")
+        return cls(token, place)
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"the one at {self.place}"
 
 
-def this_process(token: str | None = None) -> Holder:
-    return Holder(socket.gethostname(), os.getpid(), token or secrets.token_hex(8))
-
-
-def read_holder(stored: bytes) -> Holder:
-    """Raises ValueError: it is none."""
-    try:
-        return Holder(**json.loads(stored))
-    except TypeError as error:
-        raise ValueError(str(error)) from None
+def this_process(token: str) -> Holder:
+    return Holder(token, f"{socket.gethostname()}:{os.getpid()}")
 
 
 class Lease:
     """Args:
-    me: as the store has it.
     lasts_s: after so long without renewal another one may take it.
     """
 
@@ -78,8 +72,8 @@ class Lease:
         self, store: Store, me: Holder, *, namespace: str, lasts_s: float = LASTS_S
     ) -> None:
         self._store, self._lasts_s = store, lasts_s
-        self._key = f"{quote(namespace, safe='')}:learner"
-        self._me = json.dumps(asdict(me), sort_keys=True).encode()
+        self._key = _key(namespace)
+        self._me = me
 
     async def hold(self) -> None:
         """Takes or renews it. To be called before what can't be undone.
@@ -88,20 +82,10 @@ class Lease:
             LeaseHeld: another one has it.
             StoreError: it isn't known who has it.
         """
-        call = _HOLD.call(self._key, self._me, round(1000 * self._lasts_s))
-        there = await self._store.request(call)
-        if there != self._me:
-            raise LeaseHeld(f"another learner is at work: {_shown(there)}")
-
-    async def holder(self) -> Holder | None:
-        """Who has it now.
-
-        Raises:
-            StoreError
-            ValueError: the record is none of a learner's.
-        """
-        stored = await self._store.request(("GET", self._key))
-        return None if stored is None else read_holder(stored)
+        me, lasts_ms = self._me, round(1000 * self._lasts_s)
+        there = await self._store.request(_HOLD.call(self._key, me.token, me.place, lasts_ms))
+        if there:
+            raise LeaseHeld(f"another learner is at work: {Holder.of(there)}")
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -114,7 +98,7 @@ class Lease:
             renewing.cancel()
             await asyncio.gather(renewing, return_exceptions=True)
             with suppress(StoreError):
-                await self._store.request(_LEAVE.call(self._key, self._me))
+                await self._store.request(_LEAVE.call(self._key, self._me.token))
 
     async def _renew(self) -> None:
         while True:
@@ -128,8 +112,11 @@ class Lease:
                 return
 
 
-def _shown(stored: bytes) -> str:
-    try:
-        return str(read_holder(stored))
-    except ValueError:
-        return repr(stored[:100])
+async def holder(store: Store, namespace: str) -> Holder | None:
+    """Who has the lease now. Raises StoreError."""
+    stored = await store.request(("GET", _key(namespace)))
+    return None if stored is None else Holder.of(stored)
+
+
+def _key(namespace: str) -> str:
+    return f"{quote(namespace, safe='')}:learner"
