@@ -194,7 +194,7 @@ def run(
     )
     logs.configure(place.settings.log_level, place.settings.log_format)
     if metrics_port is not None:
-        start_http_server(metrics_port, registry=metrics.REGISTRY)
+        start_http_server(metrics_port, place.settings.host, metrics.REGISTRY)
     with _one_line():
         done = asyncio.run(_learn(place, chosen, shlex.split(command), once))
     if not done:

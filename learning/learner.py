@@ -69,7 +69,10 @@ class Learner:
             await self._lease.hold()
             going = self._file.read()
             if going is None:
+                self._training.tidy()  # of a learner that was killed as a round ended
                 going = await self._due()
+                if going is not None:
+                    self._keep(going)
             if going is not None:
                 going = await self._go_on(going)
         except LeaseHeld:
@@ -103,19 +106,20 @@ class Learner:
 
     async def _go_on(self, going: Round) -> Round | None:
         """To the end of a round (None), or until it waits for its trial."""
-        while True:
-            self._file.write(going)
-            logger.info("round %s, %s: %s", going.id, going.step, going.stage)
-            after = await self._part(going)
+        while (after := await self._part(going)) is not None:
             if after == going:
                 return going
-            if after is None:
-                break
             going = replace(after, failures=0)
+            self._keep(going)
         if going.stage == "export":
             logger.info("round %s: too little has happened since %s", going.id, going.incumbent)
         await self._end(going)
         return None
+
+    def _keep(self, going: Round) -> None:
+        """From here a learner that is killed goes on."""
+        self._file.write(going)
+        logger.info("round %s, %s: %s", going.id, going.step, going.stage)
 
     async def _part(self, going: Round) -> Round | None:
         training, serving = self._training, self._serving

@@ -98,12 +98,11 @@ class Training:
         going = replace(going, stage="final", verdict=figures["verdict"], figures=figures)
         for one in VERDICTS:
             metrics.VERDICT.labels(one).set(one == going.verdict)
+        for metric, difference in figures["difference"].items():
+            metrics.DIFFERENCE.labels(metric).set(difference["mean"])
         if going.verdict in GOOD:
             return going
-        metrics.ROUNDS.labels("refused").inc()
-        await asyncio.to_thread(
-            self._journal.append, Entry.of(going, "refused", figures=figures, seconds=going.seconds)
-        )
+        await self._refused(going, f"the judge: {going.verdict}")
         return None
 
     async def final(self, going: Round) -> Round | None:

@@ -22,7 +22,7 @@ def work_folder(folder: Path) -> Iterator[str]:
         LeaseHeld: another process works in it.
         OSError: it can't be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # exports hold what users did
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "r+") as file:
         try:

@@ -37,17 +37,18 @@ class World:
     Attributes:
         models: the folder of models.
         work: the learner's folder.
+    played: what the played commands make of.
     """
 
     def __init__(self, folder: Path, store: ValkeyServer, admin: AdminServer) -> None:
-        self.models, self.work, self._played = folder / "models", folder / "work", folder / "played"
+        self.models, self.work, self.played = folder / "models", folder / "work", folder / "played"
         self.admin, self._store, self._folder = admin, store, folder
         self._runs = 0
         for seed in range(8):
-            make_artefact(self._played / "artefacts" / f"a{seed}", ["a", "b"], seed=seed)
+            make_artefact(self.played / "artefacts" / f"a{seed}", ["a", "b"], seed=seed)
         self.publish("first", 99, KNOWN - 1)
         admin.base, admin.version = "first", 1
-        log = self._played / "log"
+        log = self.played / "log"
         log.mkdir()
         times = [BASE_MS + 1000 * place for place in range(EVENTS)]
         pl.DataFrame({"timestamp": times}).write_parquet(log / "part-0.parquet")
@@ -72,7 +73,7 @@ class World:
             "TIM4REC_LEARN_SCRATCH_EVERY": "0", "TIM4REC_LEARN_LEAST_EVENTS": 100,
             "TIM4REC_LEARN_LEAST_JUDGED": 10, "TIM4REC_REDIS_URL": self._store.url,
             "TIM4REC_LEARN_LOOK": "0.1s", "TIM4REC_LOG_FORMAT": "text",
-            "PLAYED_FOLDER": self._played,
+            "PLAYED_FOLDER": self.played,
         }  # fmt: skip
         clean = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")}
         given = clean | {name: str(value) for name, value in (own | environment).items()}
@@ -94,7 +95,7 @@ class World:
 
     def calls(self) -> list[list[str]]:
         """The words of each command that was run."""
-        return [json.loads(line) for line in (self._played / "calls").read_text().splitlines()]
+        return [json.loads(line) for line in (self.played / "calls").read_text().splitlines()]
 
     def called(self, name: str) -> list[list[str]]:
         return [words for words in self.calls() if words[0] == name]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import signal
 from pathlib import Path
 
+import httpx
 import pytest
 
 from model.times import iso, parse_time
 from tests.learning.admin_server import AdminServer
 from tests.learning.conftest import BASE_MS, EVENTS, KNOWN, World, option
+from tests.ports import free_port
 from tests.service.conftest import ValkeyServer
 from tests.waited import LONG_S, until
 
@@ -82,6 +85,16 @@ def test_the_judges_verdict_decides(world: World, verdict: str, served: bool) ->
     assert entry.what == ("published" if served else "refused")
     assert not (world.work / "round.json").exists()
     assert not (world.work / "rounds").exists()
+
+
+def test_a_model_that_training_has_not_changed_is_not_published(world: World) -> None:
+    for folder in (world.played / "artefacts").iterdir():
+        shutil.rmtree(folder)
+    shutil.copytree(world.models / "first", world.played / "artefacts" / "same")
+    assert world.learn("--once")[0] == 0
+    (entry,) = world.journal()
+    assert (entry.what, entry.reason) == ("refused", "it is what is served already")
+    assert world.published() == ["first"]
 
 
 def test_a_new_scoring_is_for_everybody_at_once(world: World) -> None:
@@ -252,8 +265,7 @@ def test_a_store_that_is_away(world: World, tmp_path: Path) -> None:
     assert said.count("\n") == 1
 
 
-def test_no_room_for_the_journal(world: World) -> None:
-    """Files may not grow beyond what the journal has: the next run notes it."""
+def test_a_journal_that_cannot_be_written(world: World) -> None:
     (world.models / "journal.jsonl").mkdir()
     status, said = world.learn("--once", **AT_ONCE)
     assert status == 1
@@ -261,6 +273,25 @@ def test_no_room_for_the_journal(world: World) -> None:
     assert "Traceback" not in said
     (world.models / "journal.jsonl").rmdir()
     assert world.learn("--once", **AT_ONCE)[0] == 0
+    assert world.told()[-2:] == [("published", "warm"), ("promoted", "warm")]
+
+
+@pytest.mark.parametrize("whose", ["the command's", "all"])
+def test_no_room_on_the_disk(world: World, whose: str) -> None:
+    """No file may grow beyond a few bytes, as where a disk is full."""
+    process, output = world.start("--once", **AT_ONCE, PLAYED_SLEEPS_S=1)
+    running = world.work / "running.json"
+    until(lambda: running.exists() and running.read_text(), "no command runs")
+    for pid in (process.pid if whose == "all" else None, json.loads(running.read_text())[0]):
+        if pid is not None:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    assert process.wait(LONG_S) == 1
+    if whose != "all":
+        assert "export failed, tried again in 1m: export-log: " in output.read_text()
+        assert world.told() == [("failed", None)]
+    assert world.admin.posted == []
+    status, said = world.learn("--once", **AT_ONCE)
+    assert status == 0, said
     assert world.told()[-2:] == [("published", "warm"), ("promoted", "warm")]
 
 
@@ -324,6 +355,23 @@ def test_status(world: World) -> None:
     status, said = world.learn("status", COLUMNS=200)
     assert name in said
     assert "now watch" in said
+
+
+def test_metrics(world: World) -> None:
+    port = free_port()
+    process, _ = world.start("--every", "1h", "--metrics-port", port, **AT_ONCE)
+    until(lambda: ("promoted", "warm") in world.told(), "nothing is promoted")
+    until(lambda: not (world.work / "round.json").exists())
+    lines = httpx.get(f"http://127.0.0.1:{port}/metrics").text.splitlines()
+    process.send_signal(signal.SIGTERM)
+    process.wait(LONG_S)
+    assert 'tim4rec_learner_verdict{verdict="better"} 1.0' in lines
+    assert 'tim4rec_learner_verdict{verdict="worse"} 0.0' in lines
+    assert 'tim4rec_learner_difference{metric="NDCG@10"} 0.01' in lines
+    assert 'tim4rec_learner_rounds_total{outcome="promoted"} 1.0' in lines
+    assert f"tim4rec_learner_new_events {EVENTS - KNOWN:.1f}" in lines
+    parts = [line for line in lines if line.startswith("tim4rec_learner_part_seconds{")]
+    assert len(parts) == 4
 
 
 @pytest.mark.parametrize(
