@@ -162,6 +162,12 @@ def made(entries: Iterable[Entry]) -> dict[Step, float]:
     return found
 
 
+def rolled_back(entries: Sequence[Entry]) -> set[str]:
+    """Editions that a person has taken back."""
+    names = {entry.model for entry in entries if entry.what == "rolled back"}
+    return {entry.edition for entry in entries if entry.edition and entry.model in names}
+
+
 def _whole_lines(path: Path) -> int:
     """Bytes up to the end of the last line that ends."""
     return read_plain(path, MOST_BYTES).rfind(b"\n") + 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from learning import metrics
 from learning.commands import Commands
 from learning.exported_log import NewEvents
-from learning.journal import Entry, Journal
+from learning.journal import Entry, Journal, rolled_back
 from learning.round import Round
 from learning.settings import LearnSettings
 from learning.trained import Trained
@@ -106,7 +106,7 @@ class Training:
         return None
 
     async def final(self, going: Round) -> Round | None:
-        """Trained on every row; None: that has changed nothing."""
+        """Trained on every row; None: it is not to be published."""
         parent = await self.incumbent(going.incumbent)
         if going.step == "scratch" and parent is not None:
             candidate = str(self._folder(going) / "candidate")
@@ -116,6 +116,9 @@ class Training:
         made = await asyncio.to_thread(Trained.read, self.final_folder(going))
         if parent is not None and made.edition == Trained.read(parent).edition:
             await self._refused(going, "it is what is served already")
+            return None
+        if made.edition in rolled_back(await asyncio.to_thread(self._journal.entries)):
+            await self._refused(going, "it was rolled back before")
             return None
         name = f"{going.id}-{going.step}-{made.edition[:8]}"
         return replace(

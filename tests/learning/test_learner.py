@@ -209,6 +209,18 @@ def test_rollback_and_the_learner_leaves_it_so(world: World) -> None:
     assert (status, world.admin.base) == (0, bad)
 
 
+def test_what_was_rolled_back_is_not_published_again(world: World) -> None:
+    for folder in sorted((world.played / "artefacts").iterdir())[1:]:
+        shutil.rmtree(folder)
+    again = {"TIM4REC_LEARN_WARM_EVERY": "0.001s"} | AT_ONCE
+    assert world.learn("--once", **again)[0] == 0
+    assert world.learn("rollback")[0] == 0
+    assert world.learn("--once", **again)[0] == 0
+    last = world.journal()[-1]
+    assert (last.what, last.reason) == ("refused", "it was rolled back before")
+    assert world.admin.base == "first"
+
+
 def test_rollback_while_a_learner_watches_its_trial(world: World) -> None:
     process, _ = world.start("--every", "1h")
     until(lambda: ("trial", "warm") in world.told(), "nothing is on trial")
