@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import httpx
 import typer
 from prometheus_client import start_http_server
-from rich.table import Table
 
 from cli.console import CommandError, out, say
 from cli.service_url import ServiceUrl
@@ -343,14 +342,16 @@ def _show(found: Status) -> None:
     if found.last is not None:
         why = f": {found.last.reason}" if found.last.reason else ""
         say(f"last: {found.last.at} {found.last.what} {found.last.model or ''}{why}", out)
-    table = Table("model", "step", "until", "events", "verdict", "state", "since")
+    rows = [("model", "step", "until", "new events", "verdict", "state", "since")]
     for one in found.models:
         entry = one.entry
-        table.add_row(
-            one.name, entry.step, entry.until, f"{entry.events:,}", entry.verdict, one.state,
-            one.since,
-        )  # fmt: skip
-    out.print(table)
+        events, verdict = f"{entry.events or 0:,}", entry.verdict or "-"
+        until = entry.until or "-"
+        rows.append((one.name, entry.step or "-", until, events, verdict, one.state, one.since))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:  # not cut to a terminal's width: `rollback --to` takes a name
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        say("  ".join(cells).rstrip(), out)
 
 
 def _schedule(scoring: str, warm: str, scratch: str) -> Schedule:

@@ -137,7 +137,7 @@ class Serving:
     async def _note(self, going: Round, what: What, **more: object) -> None:
         """An entry, once."""
         if not await self._was(going, what):
-            logger.info("%s is %s", going.name, what)
+            logger.info("%s: %s", going.name, what)
             entry = Entry.of(going, what, **more)
             await asyncio.to_thread(self._journal.append, entry)
 

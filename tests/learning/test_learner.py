@@ -364,8 +364,10 @@ def test_status(world: World) -> None:
     assert found["holder"] is None
     assert found["under_way"]["stage"] == "watch"
     assert [(one["name"], one["state"]) for one in found["models"]] == [(name, "trial")]
-    status, said = world.learn("status", COLUMNS=200)
-    assert name in said
+    status, said = world.learn("status", COLUMNS=40)
+    (line,) = [line for line in said.splitlines() if line.startswith(name)]
+    assert line.split()[1:5:3] == ["warm", "better"]
+    assert " trial " in line
     assert "now watch" in said
 
 
