@@ -52,6 +52,7 @@ COPY README.md ./
 COPY model model
 COPY training training
 COPY service service
+COPY learning learning
 COPY cli cli
 COPY client client
 RUN pip install --no-deps --no-build-isolation --no-cache-dir --prefix /application .

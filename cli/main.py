@@ -46,6 +46,7 @@ COMMANDS = {
     "live": _Command("cli.evidence", "live", "Make the live evidence anew from the log."),
     "on-ray": _Command("cli.distributed", "on_ray", "Run a command with --shard on Ray."),
     "models": _Command("cli.models", "models", "List, publish and fetch models for many machines."),
+    "learn": _Command("cli.learn", "learn", "Learn from the log by itself: train, judge, publish."),
     "size": _Command("cli.size", "size", "Say what memory and traffic to expect."),
     "import-official": _Command(
         "cli.official", "import_official", "Turn a checkpoint of the official code into a model."

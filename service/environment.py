@@ -15,6 +15,9 @@ from service.settings import PREFIX, Settings
 CLIENT_VARIABLES = frozenset({"TIM4REC_API_KEY"})
 """Of the commands that talk to a service; no settings of one."""
 
+LEARNER_PREFIX = "TIM4REC_LEARN_"
+"""Of the variables of `tim4rec learn`, which knows which ones there are."""
+
 _LINK = re.compile(r"TIM4REC_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_\w+)?)")
 
 
@@ -67,7 +70,9 @@ def _unknown_variables() -> list[str]:
     for name, value in sorted(os.environ.items()):
         given = name.upper()
         linked = given == variable("port") and "://" in value
-        if not given.startswith(PREFIX) or (given in known and not linked):
+        if not given.startswith(PREFIX) or given.startswith(LEARNER_PREFIX):
+            continue
+        if given in known and not linked:
             continue
         if _LINK.fullmatch(given):
             faults.append(

@@ -17,8 +17,10 @@ from urllib.parse import urlsplit
 import click
 import pytest
 import typer
+from prometheus_client import generate_latest
 
 from cli.main import COMMANDS, _load, app
+from learning.metrics import REGISTRY
 from service.app import create_app
 from service.observe.exposition import exposition
 from service.settings import Settings
@@ -28,7 +30,7 @@ OPERATE = ROOT / "docs" / "operate.md"
 CONTRIBUTING = ROOT / "docs" / "contributing.md"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FOLDERS = "model|training|service|cli|client|benchmarks|tests|deploy|docs"
+FOLDERS = "model|training|service|learning|cli|client|benchmarks|tests|deploy|docs"
 
 FENCED = re.compile(r"^ *```.*?\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -137,9 +139,9 @@ def variables(text: str, page: Path) -> Iterator[str]:
 
 @cache
 def exported() -> set[str]:
-    """The names of all series of the service."""
+    """The names of all series of the service, and of the learner."""
     names: set[str] = set()
-    described, _ = exposition()
+    described = exposition()[0] + generate_latest(REGISTRY)
     for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", described.decode(), re.MULTILINE):
         suffixes = ("_bucket", "_sum", "_count") if kind == "histogram" else ()
         names |= {name, *(name + suffix for suffix in suffixes)}

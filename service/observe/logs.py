@@ -22,7 +22,7 @@ from service.observe import request_context
 Level = Literal["debug", "info", "warning", "error"]
 Format = Literal["auto", "json", "text"]
 
-OUR_PACKAGES = ("service", "cli", "model")
+OUR_PACKAGES = ("service", "cli", "model", "learning")
 
 _others = {"debug": "INFO", "info": "WARNING", "warning": "WARNING", "error": "ERROR"}
 _line_ends = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029])

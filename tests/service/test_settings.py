@@ -202,6 +202,12 @@ def test_faults_name_the_flag_or_the_variable_all_at_once(monkeypatch: pytest.Mo
     assert "hunter2" not in line
 
 
+def test_variables_of_the_learner_are_none_of_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIM4REC_LEARN_EVERY", "1h")
+    monkeypatch.setenv("TIM4REC_ARTEFACT", "a")
+    assert read_settings() is not None
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

@@ -1,0 +1,1 @@
+"""The learner: trains on what has been logged, judges, publishes, watches, takes back."""

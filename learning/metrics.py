@@ -1,0 +1,37 @@
+"""Metrics of the learner, for a Prometheus of its own port."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+REGISTRY = CollectorRegistry()
+
+ROUNDS = Counter(
+    "tim4rec_learner_rounds", "Rounds that ended, by how.", ["outcome"], registry=REGISTRY
+)
+FAILURES = Counter(
+    "tim4rec_learner_failures", "Failures, by part of a round.", ["part"], registry=REGISTRY
+)
+PART_DURATION = Gauge(
+    "tim4rec_learner_part_seconds", "How long a part of a round took last.", ["part"],
+    registry=REGISTRY,
+)  # fmt: skip
+MODEL_UNTIL = Gauge(
+    "tim4rec_learner_model_until_timestamp_seconds",
+    "Newest event that the model for everybody was trained on.", registry=REGISTRY,
+)  # fmt: skip
+PUBLISHED_AT = Gauge(
+    "tim4rec_learner_published_timestamp_seconds", "When a model was published last.",
+    registry=REGISTRY,
+)  # fmt: skip
+NEW_EVENTS = Gauge(
+    "tim4rec_learner_new_events", "Events newer than those, when last looked at.",
+    registry=REGISTRY,
+)  # fmt: skip
+VERDICT = Gauge(
+    "tim4rec_learner_verdict", "1: the last verdict of the judge.", ["verdict"], registry=REGISTRY
+)
+DIFFERENCE = Gauge(
+    "tim4rec_learner_difference", "Candidate less incumbent in the last judgement.", ["metric"],
+    registry=REGISTRY,
+)  # fmt: skip
