@@ -5,7 +5,7 @@
     python -m benchmarks.over_time --dataset amazon-beauty --policies --artefact artefacts/mine
 
 The log is cut at `--cut` of its interactions in time; every later event's item is ranked among the
-whole catalogue given all that came before it (`benchmarks.forward.walk` has the rules).
+whole catalogue given all that came before it (`training.forward.walk` has the rules).
 
 `frozen` is our default recipe trained on what lies before the cut; `retrained` is that model
 trained on, for two epochs on every interaction so far, at each later border of a period.
@@ -36,20 +36,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.baselines.item_knn import ItemKNN
-from benchmarks.baselines.popularity import Popularity
-from benchmarks.baselines.transitions import Transitions
 from benchmarks.forward.behind import behind
 from benchmarks.forward.behind import table as behind_table
 from benchmarks.forward.live import ONE_MIXTURE, SERVED, live_ranks
-from benchmarks.forward.models import Served, model_ranks, with_fallback
 from benchmarks.forward.summary import summarise, tables
 from benchmarks.forward.training import frozen_model, refitted_model, retrained_models
-from benchmarks.forward.walk import DAY_MS, Policy, Walk, walk_forward
 from benchmarks.quality import DATA, ERRORS
 from model.artefact import ArtefactError, load_artefact
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.item_knn import ItemKNN
+from training.forward.models import Served, model_ranks, with_fallback
+from training.forward.popularity import Popularity
+from training.forward.transitions import Transitions
+from training.forward.walk import DAY_MS, Policy, Walk, walk_forward
 from training.interactions import Log, read_log
 
 RUNS = Path("runs/over_time")

@@ -12,15 +12,15 @@ from itertools import groupby
 
 import numpy as np
 
-from benchmarks.forward.models import Served, request_times, times_asked
 from benchmarks.forward.training import Refitted
-from benchmarks.forward.walk import Walk
 from benchmarks.ranks import ResultError
 from model.live.mixture import Mixture
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.live_walk import LiveWalk, ModelLists
+from training.forward.models import Served, request_times, times_asked
+from training.forward.walk import Walk
 from training.interactions import Log
-from training.live_walk import LiveWalk, ModelLists
 from training.metrics import MISS
 from training.mixture import (
     LEAST_EVENTS,

@@ -10,9 +10,9 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from benchmarks.forward.models import Served
-from benchmarks.forward.walk import Walk
 from training.dataset import Protocol, build_dataset
+from training.forward.models import Served
+from training.forward.walk import Walk
 from training.interactions import Log
 from training.recipe import REFITTED_CORE, model_config, training_config
 from training.refit import every_row, refit

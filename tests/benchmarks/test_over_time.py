@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from benchmarks import over_time
-from benchmarks.baselines.item_knn import ItemKNN
-from benchmarks.baselines.popularity import Popularity
-from benchmarks.baselines.transitions import Transitions
-from benchmarks.forward.models import (
+from benchmarks.forward.summary import summarise
+from benchmarks.forward.training import frozen_model, retrained_models
+from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
+from training.bootstrap import interval
+from training.forward.events import Events
+from training.forward.item_knn import ItemKNN
+from training.forward.models import (
     AFTER,
     AT,
     BEFORE,
@@ -32,11 +35,9 @@ from benchmarks.forward.models import (
     model_ranks,
     with_fallback,
 )
-from benchmarks.forward.summary import interval, summarise
-from benchmarks.forward.training import frozen_model, retrained_models
-from benchmarks.forward.walk import DAY_MS, Walk, walk_forward
-from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
-from training.forward import Events
+from training.forward.popularity import Popularity
+from training.forward.transitions import Transitions
+from training.forward.walk import DAY_MS, Walk, walk_forward
 from training.interactions import Log
 from training.metrics import MISS
 from training.tables import InputError
@@ -382,7 +383,7 @@ def test_the_interval_is_of_users_drawn_with_their_events() -> None:
     sizes = draw.integers(1, 30, 300)
     users = np.repeat(np.arange(300), sizes)
     values = np.repeat(draw.random(300), sizes)  # a user's events are all alike
-    low, high = interval(users, values)
+    low, high = interval(users, values, resamples=1000)
     means = []
     for _ in range(1000):
         drawn = draw.integers(0, 300, 300)

@@ -16,10 +16,8 @@ from typer.testing import CliRunner
 from benchmarks import over_time_pictures
 from benchmarks.forward.behind import behind
 from benchmarks.forward.live import DEPTH, ONE_MIXTURE, SERVED, live_ranks
-from benchmarks.forward.models import AFTER, AT, BEFORE, UNKNOWN, Served, request_times
 from benchmarks.forward.summary import Figures, summarise
 from benchmarks.forward.training import Refitted
-from benchmarks.forward.walk import DAY_MS, Walk
 from benchmarks.ranks import ResultError
 from model import ModelConfig, TiM4Rec
 from model.live.mixture import Mixture
@@ -27,9 +25,11 @@ from model.live.ranker import Features
 from model.live.ranking import HAS_QUERY, LENGTH, POPULAR
 from tests.training.logs import make_log
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.live_walk import LiveWalk, ModelLists
+from training.forward.models import AFTER, AT, BEFORE, UNKNOWN, Served, request_times
+from training.forward.walk import DAY_MS, Walk
 from training.interactions import Log
-from training.live_walk import LiveWalk, ModelLists
 from training.metrics import MISS
 from training.mixture import Collector, Examples, asked_at, fitted, user_ids
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -33,13 +32,11 @@ from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, popular
 from tests.service.test_metrics import Samples, samples, value
 from tests.waited import LONG_S
+from training.forward.events import Events
+from training.forward.models import AT, Served, model_ranks, with_fallback
+from training.forward.walk import Walk
 from training.interactions import Log
 from training.metrics import MISS, ranking_metrics
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
-from benchmarks.forward.models import AT, Served, model_ranks, with_fallback  # noqa: E402
-from benchmarks.forward.walk import Events, Walk  # noqa: E402
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 

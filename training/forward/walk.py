@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.dataset import Int64s, k_core
-from training.forward import Events
+from training.forward.events import Events
 from training.tables import InputError
 
 Bools = npt.NDArray[np.bool_]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.forward.walk import Walk
-from benchmarks.ranks import ResultError
 from model import UNKNOWN_TIME, TiM4Rec
 from training.batches import gather_padded
 from training.dataset import Int64s
-from training.forward import Events, KnownHistories, queries_at
+from training.forward.events import Events, KnownHistories, queries_at
+from training.forward.walk import Walk
 from training.loss import scores_at_once
 from training.metrics import MISS
+from training.tables import InputError
 
 UNKNOWN, AFTER, BEFORE, AT = "unknown", "1 s after the last", "10 s before", "at the target's time"
 NOTHING_KNOWN = 0
@@ -63,7 +63,7 @@ def model_ranks(walk: Walk, by_period: Sequence[Served]) -> dict[str, Int64s]:
     Args:
         by_period: what is served in each period.
 
-    Raises ResultError where a model has no query at each position (time path `sequence`).
+    Raises InputError where a model has no query at each position (time path `sequence`).
     """
     names = times_asked(by_period[0])
     found = {name: np.zeros(len(walk.rows), dtype=np.int64) for name in names}
@@ -81,7 +81,7 @@ class _Ranker:
     def __init__(self, events: Events, rows: Int64s, served: Served) -> None:
         self.model = served.model.eval()
         if not self.model.causal:
-            raise ResultError("a model of the time path `sequence` has no query at each position")
+            raise InputError("a model of the time path `sequence` has no query at each position")
         self.inputs = KnownHistories.of(events, rows, served.item_ids)
 
     @torch.inference_mode()

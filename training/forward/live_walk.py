@@ -17,7 +17,7 @@ from model.live.mixture import UNFITTED, Mixture
 from model.live.ranker import LISTED, Features, Float32s, LiveRanker, Request, Rows
 from training.batches import gather_padded
 from training.dataset import Int64s
-from training.forward import Events, KnownHistories, queries_at
+from training.forward.events import Events, KnownHistories, queries_at
 from training.loss import scores_at_once
 
 RULES = EvidenceRules()
