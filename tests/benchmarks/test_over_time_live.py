@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from benchmarks import over_time_pictures
 from benchmarks.forward.behind import behind
-from benchmarks.forward.live import DEPTH, ONE_MIXTURE, SERVED, live_ranks
+from benchmarks.forward.live import ONE_MIXTURE, SERVED, live_ranks
 from benchmarks.forward.summary import Figures, summarise
 from benchmarks.forward.training import Refitted
 from benchmarks.ranks import ResultError
@@ -26,7 +26,7 @@ from model.live.ranking import HAS_QUERY, LENGTH, POPULAR
 from tests.training.logs import make_log
 from training.dataset import Int64s
 from training.forward.events import Events
-from training.forward.live_walk import LiveWalk, ModelLists
+from training.forward.live_walk import DEPTH, LiveWalk, ModelLists
 from training.forward.models import AFTER, AT, BEFORE, UNKNOWN, Served, request_times
 from training.forward.walk import DAY_MS, Walk
 from training.interactions import Log

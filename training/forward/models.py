@@ -70,38 +70,38 @@ def model_ranks(walk: Walk, by_period: Sequence[Served]) -> dict[str, Int64s]:
     for served in {id(served): served for served in by_period}.values():
         periods = [p for p, other in enumerate(by_period) if other is served]
         chosen = np.flatnonzero(np.isin(walk.periods, periods))
-        ranker = _Ranker(walk.events, walk.rows[chosen], served)
-        times = request_times(walk.events, walk.rows[chosen])
+        rows = walk.rows[chosen]
+        times = request_times(walk.events, rows)
         for name in names:
-            found[name][chosen] = ranker.ranks(times[name])
+            found[name][chosen] = ranks_at(walk.events, rows, served, times[name])
     return found
 
 
-class _Ranker:
-    def __init__(self, events: Events, rows: Int64s, served: Served) -> None:
-        self.model = served.model.eval()
-        if not self.model.causal:
-            raise InputError("a model of the time path `sequence` has no query at each position")
-        self.inputs = KnownHistories.of(events, rows, served.item_ids)
+@torch.inference_mode()
+def ranks_at(events: Events, rows: Int64s, served: Served, times: Int64s) -> Int64s:
+    """The rank (T) of each event's item, asked for at `times` (T) ms; `NOTHING_KNOWN` as above.
 
-    @torch.inference_mode()
-    def ranks(self, times: Int64s) -> Int64s:
-        inputs, model = self.inputs, self.model
-        queries = queries_at(model, inputs, times)
-        found = np.full(len(times), NOTHING_KNOWN, dtype=np.int64)
-        (some,) = np.nonzero(inputs.lengths)
-        some = some[np.argsort(inputs.lengths[some], kind="stable")]
-        size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
-        for begin in range(0, len(some), size):
-            batch = some[begin : begin + size]
-            seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
-            targets = torch.from_numpy(inputs.targets[batch])[:, None]
-            scores = model.scores(queries[batch]).scatter(1, torch.from_numpy(seen), -torch.inf)
-            own = scores.gather(1, targets)  # -inf for an unknown item: the padding's
-            rank = (~(scores[:, 1:] < own)).sum(1)
-            missed = ~own[:, 0].isfinite()
-            found[batch] = torch.where(missed, MISS, rank).numpy()
-        return found
+    Raises InputError as `model_ranks` does.
+    """
+    model = served.model.eval()
+    if not model.causal:
+        raise InputError("a model of the time path `sequence` has no query at each position")
+    inputs = KnownHistories.of(events, rows, served.item_ids)
+    queries = queries_at(model, inputs, times)
+    found = np.full(len(times), NOTHING_KNOWN, dtype=np.int64)
+    (some,) = np.nonzero(inputs.lengths)
+    some = some[np.argsort(inputs.lengths[some], kind="stable")]
+    size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
+    for begin in range(0, len(some), size):
+        batch = some[begin : begin + size]
+        seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
+        targets = torch.from_numpy(inputs.targets[batch])[:, None]
+        scores = model.scores(queries[batch]).scatter(1, torch.from_numpy(seen), -torch.inf)
+        own = scores.gather(1, targets)  # -inf for an unknown item: the padding's
+        rank = (~(scores[:, 1:] < own)).sum(1)
+        missed = ~own[:, 0].isfinite()
+        found[batch] = torch.where(missed, MISS, rank).numpy()
+    return found
 
 
 def with_fallback(ranks: Mapping[str, Int64s], fallback: Int64s) -> dict[str, Int64s]:
