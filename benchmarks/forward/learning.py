@@ -28,6 +28,7 @@ from training.verdict import Verdict
 LEARN = "learn"
 JUDGED = 0.1
 """The share of a period's events, its last, that a candidate is judged on."""
+PASSED = (Verdict.BETTER, Verdict.NOT_WORSE)
 
 Step = Callable[[Served, Log, Path], Served]
 """Makes a model of the one before and all interactions so far; goes on from what a folder holds."""
@@ -61,7 +62,7 @@ class Learner:
             judged_from - 1,
         )
         self.console.print(f"border {period}: {found}", highlight=False)
-        if found.verdict not in (Verdict.BETTER, Verdict.NOT_WORSE):
+        if found.verdict not in PASSED:
             return served
         return self.step(served, before(self.log, border), folder / "published")
 
