@@ -66,6 +66,8 @@ def judge(
             )
     since_ms = _since(since, artefacts)
     interactions = read_steps(log, kinds, skip_bad_rows=False)
+    n = len(interactions.frame)
+    say(f"{log}: {n:,} interactions; judged by what came after {iso(since_ms)}")
     found = judge_by_walk(
         interactions,
         Contender.of(artefacts[incumbent]),

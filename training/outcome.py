@@ -96,9 +96,15 @@ class Outcome:
 
 
 def trained_until(metrics: Mapping[str, Any]) -> int | None:
-    """The time in ms of the newest event that an artefact was trained on, which is what
-    `metrics.json` says; None where it does not."""
-    try:
-        return parse_time(metrics.get("until"))
-    except ValueError:
+    """The newest time that a model was trained on, by its `metrics.json`: ms; None where it does
+    not say.
+
+    Raises:
+        ValueError: `until` is no time.
+    """
+    if (until := metrics.get("until")) is None:
         return None
+    try:
+        return parse_time(until)
+    except ValueError as error:
+        raise ValueError(f"until {error}") from None
