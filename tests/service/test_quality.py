@@ -142,7 +142,7 @@ def test_what_is_counted_is_what_a_walk_offline_says(
     events = Events.of(Log(frame.sort("user_id", "time_ms", maintain_order=True)))
     rows = np.arange(len(events.times))
     periods = np.zeros_like(rows)
-    walk = Walk(events, np.argsort(events.times), np.array([BASE_MS]), rows, periods)
+    walk = Walk(events, np.argsort(events.times), 0, np.array([BASE_MS]), rows, periods)
     judged = np.array([not had_before(events, row) for row in rows])
     known = np.array([events.item_ids[item] in ITEMS for item in events.items])
     ranks = {}
