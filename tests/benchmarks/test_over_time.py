@@ -78,7 +78,9 @@ def test_figures_are_means_over_events_of_a_slice_and_period() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_trains_once_and_tells_every_policy_and_slice(tmp_path: Path) -> None:
+def test_the_command_trains_once_and_tells_every_policy_and_slice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = tmp_path / "data" / "ring"
     data.mkdir(parents=True)
     frame = make_log(ring(users=500)).frame.with_columns(timestamp=pl.col("time_ms") // 1000)
@@ -110,6 +112,10 @@ def test_the_command_trains_once_and_tells_every_policy_and_slice(tmp_path: Path
     written = [path.stat().st_mtime_ns for path in checkpoints]
     assert run() == first
     assert [path.stat().st_mtime_ns for path in checkpoints] == written
+    capsys.readouterr()
+    learn = run("--policies", "learn")
+    assert f"learn, {AFTER}" in {row["policy"] for row in learn["figures"]}
+    assert "border 1: undecided: " in capsys.readouterr().out
     alone = run("--policies", "item-knn")
     assert [row for row in first["figures"] if row["policy"] == "item-knn"] == [
         row for row in alone["figures"] if row["policy"] == "item-knn"
