@@ -5,7 +5,7 @@
     python -m benchmarks.over_time --dataset amazon-beauty --policies --artefact artefacts/mine
 
 The log is cut at `--cut` of its interactions in time; every later event's item is ranked among the
-whole catalogue given all that came before it (`benchmarks.forward.walk` has the rules).
+whole catalogue given all that came before it (`training.forward.walk` has the rules).
 
 `frozen` is our default recipe trained on what lies before the cut; `retrained` is that model
 trained on, for two epochs on every interaction so far, at each later border of a period.
@@ -13,6 +13,10 @@ trained on, for two epochs on every interaction so far, at each later border of 
 `served` is what the product does: the model that `tim4rec train` publishes at the cut, with the
 live layer, which counts every event; its mixture is fitted before the cut and anew at each border.
 `one-mixture` keeps the first mixture, `live-off` is that model alone.
+
+`learn`, which has to be asked for, is `served` with a learner (`benchmarks.forward.learning`): at
+each later border a candidate is trained on from the model that is served, judged as `tim4rec judge`
+does, and served if it is not worse.
 
 What is trained is kept in RUNS/DATASET and a call goes on where an earlier one stopped. An artefact
 of `--artefact` is ranked as it is, whatever it was trained on. States follow each event. A model
@@ -36,20 +40,27 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from benchmarks.baselines.item_knn import ItemKNN
-from benchmarks.baselines.popularity import Popularity
-from benchmarks.baselines.transitions import Transitions
 from benchmarks.forward.behind import behind
 from benchmarks.forward.behind import table as behind_table
+from benchmarks.forward.learning import LEARN, Learner, learned_ranks
 from benchmarks.forward.live import ONE_MIXTURE, SERVED, live_ranks
-from benchmarks.forward.models import Served, model_ranks, with_fallback
 from benchmarks.forward.summary import summarise, tables
-from benchmarks.forward.training import frozen_model, refitted_model, retrained_models
-from benchmarks.forward.walk import DAY_MS, Policy, Walk, walk_forward
+from benchmarks.forward.training import (
+    PUBLISHED,
+    frozen_model,
+    refitted_model,
+    retrained_models,
+    trained_further,
+)
 from benchmarks.quality import DATA, ERRORS
 from model.artefact import ArtefactError, load_artefact
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.item_knn import ItemKNN
+from training.forward.models import Served, model_ranks, with_fallback
+from training.forward.popularity import Popularity
+from training.forward.transitions import Transitions
+from training.forward.walk import DAY_MS, Policy, Walk, walk_forward
 from training.interactions import Log, read_log
 
 RUNS = Path("runs/over_time")
@@ -80,10 +91,17 @@ def trained_ranks(
         place = folder / f"retrained-{args.periods}"
         retrained = retrained_models(log, walk, frozen, place, console, **options)
         found["retrained"] = model_ranks(walk, retrained)
-    if wanted & {SERVED, ONE_MIXTURE, LIVE_OFF}:
+    if wanted & {SERVED, ONE_MIXTURE, LIVE_OFF, LEARN}:
         published = refitted_model(log, walk, folder / "published", console, **whole)
+    grain_ms = GRAINS[args.count_every]
+    if LEARN in wanted:
+
+        def step(trained: Served, so_far: Log, place: Path) -> Served:
+            return trained_further(trained, so_far, place, console, PUBLISHED, **options)
+
+        learner = Learner(log, step, folder / f"learned-{args.periods}", console)
+        found[LEARN] = learned_ranks(walk, published, learner, seed=args.seed, grain_ms=grain_ms)
     if wanted & {SERVED, ONE_MIXTURE}:
-        grain_ms = GRAINS[args.count_every]
         found |= live_ranks(log, walk, published, seed=args.seed, grain_ms=grain_ms)
     if LIVE_OFF in wanted:
         found[LIVE_OFF] = model_ranks(walk, [published.refitted] * args.periods)
@@ -139,15 +157,15 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    every = (*COUNTED, *TRAINED)
+    usual = (*COUNTED, *TRAINED)
     parser.add_argument("--dataset", required=True, help="a folder of --data")
     parser.add_argument(
         "--policies",
         nargs="*",
-        choices=every,
-        default=every,
+        choices=(*usual, LEARN),
+        default=usual,
         metavar="NAME",
-        help=f"of {', '.join(every)}; default: all of them",
+        help=f"of {', '.join(usual)}, {LEARN}; default: all but {LEARN}",
     )
     parser.add_argument("--artefact", nargs="+", type=Path, default=[], help="trained models")
     parser.add_argument(

@@ -16,9 +16,9 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.forward.models import AFTER, UNKNOWN
 from benchmarks.performance_pictures import INK, finish, pyplot
 from cli.console import CommandError, errors_without_traceback, say
+from training.forward.models import AFTER, UNKNOWN
 
 METRIC, SLICE = "NDCG@10", "all events"
 COLUMNS = 2

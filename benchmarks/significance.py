@@ -11,13 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.ranks import RANKS, RESULT, Ranks, ResultError, View
-from training.dataset import Int64s
-
-Float64s = npt.NDArray[np.float64]
-CHUNK = 1 << 22
+from training.bootstrap import LEVEL, Float64s, percentiles, resampled_means
+from training.metrics import gains
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,19 +38,8 @@ class Difference:
         return asdict(self)
 
 
-def gains(ranks: Int64s, metric: str) -> Float64s:
-    """What each user adds to `HR@k`, `NDCG@k` or `MRR@k`: (T). Raises ResultError for another."""
-    name, _, cutoff = metric.partition("@")
-    if name not in ("HR", "NDCG", "MRR") or not cutoff.isdecimal() or int(cutoff) < 1:
-        raise ResultError(f"metric must be HR@k, NDCG@k or MRR@k with k from 1, not {metric!r}")
-    hit = ranks <= int(cutoff)
-    rank = np.where(hit, ranks, 1).astype(np.float64)
-    value = {"HR": np.ones_like(rank), "NDCG": 1 / np.log2(rank + 1), "MRR": 1 / rank}[name]
-    return np.where(hit, value, 0.0)
-
-
 def paired_bootstrap(
-    a: Float64s, b: Float64s, *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
+    a: Float64s, b: Float64s, *, resamples: int = 10_000, seed: int = 0, level: float = LEVEL
 ) -> Difference:
     """Percentile interval of mean(b) - mean(a), users drawn with replacement, the same for both.
 
@@ -61,31 +47,26 @@ def paired_bootstrap(
     """
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ResultError(f"a paired bootstrap needs the same users twice, not {len(a)}, {len(b)}")
-    # Drawing n users is drawing how many there are of each distinct pair: a user's values are few.
-    pairs, counts = np.unique(np.stack([a, b], axis=1), axis=0, return_counts=True)
-    rng, n = np.random.default_rng(seed), len(a)
-    at_once = max(1, CHUNK // len(pairs))
-    sizes = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
-    drawn = [rng.multinomial(n, counts / n, size=size) @ pairs / n for size in sizes]
-    means: Float64s = np.concatenate(drawn)
-    tails = [(1 - level) / 2, (1 + level) / 2]
+    means = resampled_means(
+        np.arange(len(a)), np.stack([a, b], axis=1), resamples=resamples, seed=seed
+    )
     difference = means[:, 1] - means[:, 0]
-    low, high = np.quantile(difference, tails)
+    low, high = percentiles(difference, level)
     if bool((means[:, 0] > 0).all()):
-        relative_low, relative_high = np.quantile(difference / means[:, 0], tails)
+        relative_low, relative_high = percentiles(difference / means[:, 0], level)
     else:
         relative_low = relative_high = np.nan
     mean_a, mean_b = float(a.mean()), float(b.mean())
     return Difference(
-        users=n,
+        users=len(a),
         a=mean_a,
         b=mean_b,
         difference=mean_b - mean_a,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         relative=mean_b / mean_a - 1 if mean_a else float("nan"),
-        relative_low=float(relative_low),
-        relative_high=float(relative_high),
+        relative_low=relative_low,
+        relative_high=relative_high,
     )
 
 

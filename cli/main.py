@@ -35,6 +35,9 @@ COMMANDS = {
     "data": _Command("cli.data", "data", "Get a public data set: an interaction log, titles."),
     "train": _Command("cli.train", "train", "Train a model on an interaction log."),
     "evaluate": _Command("cli.evaluate", "evaluate", "Measure a model on a log, in three modes."),
+    "judge": _Command(
+        "cli.judge", "judge", "Say whether a new model is better than the one that is served."
+    ),
     "serve": _Command("cli.serve", "serve", "Serve a trained model over HTTP."),
     "settings": _Command("cli.settings", "settings", "Show all settings of the service."),
     "health": _Command("cli.health", "health", "Ask a service whether it is ready."),

@@ -15,9 +15,9 @@ from model.live.mixture import Mixture, Weights
 from model.live.ranking import KNOWN, N_CONTEXT, N_FEATURES, SCORED
 from training.batches import asked_between
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.live_walk import LiveWalk, ModelLists
 from training.interactions import Log
-from training.live_walk import LiveWalk, ModelLists
 
 HIDDEN = 16
 EPOCHS = 6

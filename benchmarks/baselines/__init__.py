@@ -1,5 +1,4 @@
-"""What ours are compared with: published models in our own code, trained and ranked like ours by
-`benchmarks.quality`, and counts, ranked by `benchmarks.over_time`."""
+"""Published models in our own code, trained and ranked like ours by `benchmarks.quality`."""
 
 from benchmarks.baselines.lrurec import LRURec, LRURecConfig
 from benchmarks.baselines.mamba4rec import Mamba4Rec, Mamba4RecConfig

@@ -6,22 +6,21 @@ period the mixture is fitted anew, on the newest of the events walked through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 
-from benchmarks.forward.models import Served, request_times, times_asked
 from benchmarks.forward.training import Refitted
-from benchmarks.forward.walk import Walk
 from benchmarks.ranks import ResultError
 from model.live.mixture import Mixture
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.live_walk import LiveWalk, ModelLists
+from training.forward.models import Served, request_times, times_asked
+from training.forward.walk import Walk
 from training.interactions import Log
-from training.live_walk import LiveWalk, ModelLists
-from training.metrics import MISS
 from training.mixture import (
     LEAST_EVENTS,
     MOST_EVENTS,
@@ -34,8 +33,6 @@ from training.mixture import (
 )
 
 SERVED, ONE_MIXTURE = "served", "one-mixture"
-DEPTH = 50
-"""How many items are asked for: a target beyond them is a miss."""
 
 
 def live_ranks(
@@ -50,38 +47,55 @@ def live_ranks(
 
     Raises ResultError where too little happens before the cut to fit a mixture.
     """
-    base, refitted = models.base, models.refitted
-    live = LiveWalk(walk.events, user_ids(log), base.model, base.item_ids)
-    rng = np.random.default_rng(seed)
-    examples = _examples_before_the_cut(walk, live, models, rng)
-    if len(examples) < LEAST_EVENTS:
-        raise ResultError(f"{len(examples)} events before the cut are too few to fit a mixture")
+    start = Start.of(log, walk, models, seed)
+    live, examples = start.live, start.examples
     first = fitted(examples, seed=seed)
-    live.replace_model(refitted.model, refitted.item_ids)
     found: dict[str, list[Int64s]] = {SERVED: [], ONE_MIXTURE: []}
-    for _, blocks in groupby(walk.blocks(grain_ms), lambda block: walk.periods[block.start]):
+    for _, blocks in by_period(walk, grain_ms):
         mixtures = {SERVED: fitted(examples, seed=seed), ONE_MIXTURE: first}
-        period = _Period.of(walk, list(blocks), refitted, rng)
-        ranks, walked = period.walk_through(live, mixtures)
+        part = Part.of(walk, blocks, models.refitted, start.rng)
+        ranks, walked = part.walk_through(live, mixtures)
         for name, own in ranks.items():
             found[name].append(own)
         examples = Examples.joined([examples, walked]).newest(MOST_EVENTS)
-    asked = times_asked(refitted)
+    asked = times_asked(models.refitted)
     return {
         name: dict(zip(asked, np.concatenate(parts).T, strict=True))
         for name, parts in found.items()
     }
 
 
-def _examples_before_the_cut(
-    walk: Walk, live: LiveWalk, models: Refitted, rng: np.random.Generator
-) -> Examples:
-    """Of the events that the base model was not trained on; counts all up to the cut."""
-    before = walk.order[: -len(walk.rows)]
-    begin = int(np.searchsorted(walk.events.times[before], models.since_ms))
-    live.observe(before[:begin])
-    rows = before[begin:]
-    return collected(live, rows, _lists_to_fit_on(walk.events, rows, models.base, rng))
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The walk at the cut: live, by the published model, has counted everything before; examples:
+    of the events that the base model was not trained on; rng: goes on being drawn from."""
+
+    live: LiveWalk
+    examples: Examples
+    rng: np.random.Generator
+
+    @classmethod
+    def of(cls, log: Log, walk: Walk, models: Refitted, seed: int) -> Start:
+        """Raises ResultError where too little happens before the cut to fit a mixture."""
+        base, refitted = models.base, models.refitted
+        live = LiveWalk(walk.events, user_ids(log), base.model, base.item_ids)
+        rng = np.random.default_rng(seed)
+        begin = int(np.searchsorted(walk.events.times[walk.before], models.since_ms))
+        live.observe(walk.before[:begin])
+        rows = walk.before[begin:]
+        examples = collected(live, rows, _lists_to_fit_on(walk.events, rows, base, rng))
+        if len(examples) < LEAST_EVENTS:
+            raise ResultError(f"{len(examples)} events before the cut are too few to fit a mixture")
+        live.replace_model(refitted.model, refitted.item_ids)
+        return cls(live, examples, rng)
+
+
+def by_period(walk: Walk, grain_ms: int) -> Iterator[tuple[int, list[slice]]]:
+    """The number of each period, from 0 on, and the slices of the walk's rows that are counted
+    together in it."""
+    blocks = (ranked for _, ranked in walk.blocks(grain_ms))
+    for period, own in groupby(blocks, lambda block: int(walk.periods[block.start])):
+        yield period, list(own)
 
 
 def _lists_to_fit_on(
@@ -92,8 +106,8 @@ def _lists_to_fit_on(
 
 
 @dataclass(frozen=True, slots=True)
-class _Period:
-    """The events of a period, rows of the log (T), and what the model says at each.
+class Part:
+    """Some events that follow one another, rows of the log (T), and what the model says at each.
 
     ends: of the events that are counted together; asked: (T * M), an event's M times of asking one
     after the other; drawn: (T), each asked for at the time that a mixture is fitted on.
@@ -107,7 +121,7 @@ class _Period:
     @classmethod
     def of(
         cls, walk: Walk, blocks: Sequence[slice], served: Served, rng: np.random.Generator
-    ) -> _Period:
+    ) -> Part:
         """blocks: of the walk's rows, one after the other."""
         begin = blocks[0].start
         rows, events = walk.rows[begin : blocks[-1].stop], walk.events
@@ -136,20 +150,10 @@ class _Period:
             lists = self.asked.part(slice(begin * n_asked, end * n_asked))
             for name, mixture in mixtures.items():
                 live.ranker.mixture = mixture
-                ranks = _ranks(live, np.repeat(rows, n_asked), lists)
+                ranks = live.ranks(np.repeat(rows, n_asked), lists)
                 found[name][begin:end] = ranks.reshape(-1, n_asked)
             for place in range(begin, end):
                 collector.add(live, int(self.rows[place]), self.drawn, place)
             live.observe(rows)
             begin = end
         return found, collector.examples()
-
-
-def _ranks(live: LiveWalk, rows: Int64s, lists: ModelLists) -> Int64s:
-    found = np.full(len(rows), MISS, np.int64)
-    for place, best in enumerate(live.best(rows, lists, DEPTH)):
-        # An item without an event so far has row 0, which is never among the best.
-        (at,) = np.nonzero(best == live.row_of(int(rows[place])))
-        if len(at):
-            found[place] = at[0] + 1
-    return found

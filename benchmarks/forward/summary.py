@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from benchmarks.forward.walk import Bools, Walk
-from benchmarks.significance import CHUNK, Float64s, gains
+from training.bootstrap import Float64s, interval
 from training.dataset import Int64s
+from training.forward.walk import Bools, Walk
+from training.metrics import gains
 
 METRICS = ("HR@10", "NDCG@10", "MRR@10")
 RESAMPLES = 1000
-LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +34,6 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def interval(users: Int64s, values: Float64s, *, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean over events (T), their users drawn with replacement."""
-    _, user = np.unique(users, return_inverse=True)
-    n = int(user.max()) + 1
-    sums = np.stack([np.bincount(user, values, n), np.bincount(user, minlength=n)], axis=1)
-    # Drawing n users is drawing how many there are of each distinct pair.
-    pairs, counts = np.unique(sums, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    at_once = max(1, CHUNK // len(pairs))
-    means = []
-    for done in range(0, RESAMPLES, at_once):
-        drawn = rng.multinomial(n, counts / n, size=min(at_once, RESAMPLES - done)) @ pairs
-        means.append(drawn[:, 0] / drawn[:, 1])
-    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
 
 
 def summarise(walk: Walk, ranks: Mapping[str, Int64s]) -> list[Figures]:
@@ -78,7 +60,10 @@ def _figures(
         events=int(chosen.sum()),
         period_events=[int(part.sum()) for part in parts],
         total=_means(values, chosen),
-        intervals={metric: interval(users, own[chosen]) for metric, own in values.items()},
+        intervals={
+            metric: interval(users, own[chosen], resamples=RESAMPLES)
+            for metric, own in values.items()
+        },
         periods=[_means(values, part) if part.any() else None for part in parts],
     )
 

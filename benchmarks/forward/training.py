@@ -10,13 +10,16 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
-from benchmarks.forward.models import Served
-from benchmarks.forward.walk import Walk
 from training.dataset import Protocol, build_dataset
+from training.forward.models import Served
+from training.forward.walk import Walk
 from training.interactions import Log
 from training.recipe import REFITTED_CORE, model_config, training_config
 from training.refit import every_row, refit
 from training.trainer import train
+
+PUBLISHED = Protocol(REFITTED_CORE, REFITTED_CORE, "forward")
+"""Of what `tim4rec train` publishes."""
 
 
 def frozen_model(log: Log, walk: Walk, folder: Path, console: Console, **options: Any) -> Served:
@@ -25,7 +28,7 @@ def frozen_model(log: Log, walk: Walk, folder: Path, console: Console, **options
     Args:
         options: of `TrainingConfig`.
     """
-    dataset = build_dataset(_before(log, walk, 0))
+    dataset = build_dataset(before(log, int(walk.borders[0])))
     config = training_config(dataset, **options)
     result = train(dataset, model_config(dataset), config, folder, console=console)
     return Served(result.model, dataset.item_ids)
@@ -38,14 +41,20 @@ def retrained_models(
     before it refitted on every interaction until the border."""
     served = [frozen]
     for period in range(1, len(walk.borders)):
-        dataset = every_row(_before(log, walk, period), Protocol())
-        console.print(f"border {period}: {dataset.n_items} items", highlight=False)
-        before = served[-1]
-        config = training_config(dataset, **options)
-        place = folder / str(period)
-        result = refit(before.model, before.item_ids, dataset, config, place, console=console)
-        served.append(Served(result.model, dataset.item_ids))
+        so_far, place = before(log, int(walk.borders[period])), folder / str(period)
+        served.append(trained_further(served[-1], so_far, place, console, Protocol(), **options))
     return served
+
+
+def trained_further(
+    trained: Served, log: Log, folder: Path, console: Console, protocol: Protocol, **options: Any
+) -> Served:
+    """A model refitted on a log; goes on from what `folder` holds."""
+    dataset = every_row(log, protocol)
+    console.print(f"refit: {dataset.n_items} items", highlight=False)
+    config = training_config(dataset, **options)
+    result = refit(trained.model, trained.item_ids, dataset, config, folder, console=console)
+    return Served(result.model, dataset.item_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +75,12 @@ def refitted_model(
     Args:
         options: of `TrainingConfig`.
     """
-    before = _before(log, walk, 0)
-    protocol = Protocol(REFITTED_CORE, REFITTED_CORE, "forward")
-    dataset = build_dataset(before, protocol)
+    so_far = before(log, int(walk.borders[0]))
+    dataset = build_dataset(so_far, PUBLISHED)
     assert dataset.cut_ms is not None
     config = training_config(dataset, **options)
     base = train(dataset, model_config(dataset), config, folder, console=console)
-    every = every_row(before, protocol)
+    every = every_row(so_far, PUBLISHED)
     console.print(f"refit: {every.n_items} items", highlight=False)
     result = refit(base.model, dataset.item_ids, every, config, folder, console=console)
     return Refitted(
@@ -82,5 +90,6 @@ def refitted_model(
     )
 
 
-def _before(log: Log, walk: Walk, period: int) -> Log:
-    return replace(log, frame=log.frame.filter(pl.col("time_ms") < int(walk.borders[period])))
+def before(log: Log, time_ms: int) -> Log:
+    """What came before a moment."""
+    return replace(log, frame=log.frame.filter(pl.col("time_ms") < time_ms))

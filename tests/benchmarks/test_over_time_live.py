@@ -15,39 +15,26 @@ from typer.testing import CliRunner
 
 from benchmarks import over_time_pictures
 from benchmarks.forward.behind import behind
-from benchmarks.forward.live import DEPTH, ONE_MIXTURE, SERVED, live_ranks
-from benchmarks.forward.models import AFTER, AT, BEFORE, UNKNOWN, Served, request_times
+from benchmarks.forward.live import ONE_MIXTURE, SERVED, live_ranks
 from benchmarks.forward.summary import Figures, summarise
 from benchmarks.forward.training import Refitted
-from benchmarks.forward.walk import DAY_MS, Walk
 from benchmarks.ranks import ResultError
 from model import ModelConfig, TiM4Rec
 from model.live.mixture import Mixture
 from model.live.ranker import Features
 from model.live.ranking import HAS_QUERY, LENGTH, POPULAR
-from tests.training.logs import make_log
+from tests.training.logs import ring_log
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.live_walk import DEPTH, LiveWalk, ModelLists
+from training.forward.models import AFTER, AT, BEFORE, UNKNOWN, Served, request_times
+from training.forward.walk import DAY_MS, Walk
 from training.interactions import Log
-from training.live_walk import LiveWalk, ModelLists
 from training.metrics import MISS
 from training.mixture import Collector, Examples, asked_at, fitted, user_ids
 
 ASKED = (AFTER, BEFORE, AT, UNKNOWN)
-HOUR_MS = DAY_MS // 24
 CUT, PERIODS = 0.7, 2
-
-
-def ring_log(users: int = 450) -> Log:
-    """Users who walk a ring of items, several at a time; a new item comes every now and then."""
-    draw = np.random.default_rng(0)
-    rows = []
-    for user in range(users):
-        item, hour = int(draw.integers(60)), int(draw.integers(400))
-        for _ in range(8):
-            item, hour = item + int(draw.integers(1, 4)), hour + int(draw.integers(0, 12))
-            rows.append((f"u{user}", f"i{item % (50 + hour // 20)}", 10**12 + hour * HOUR_MS))
-    return make_log(rows)
 
 
 def walk_of(log: Log) -> Walk:

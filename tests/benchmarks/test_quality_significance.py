@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.metrics import MISS, ranking_metrics
+from training.metrics import MISS, gains, ranking_metrics
+from training.tables import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # benchmarks/ is not installed
 from benchmarks.ranks import Ranks, ResultError, View
-from benchmarks.significance import compare, gains, paired_bootstrap
+from benchmarks.significance import compare, paired_bootstrap
 
 VIEWS = (View(), View())
 
@@ -105,5 +106,5 @@ def test_unlike_results_are_refused(tmp_path: Path) -> None:
         compare(tmp_path / "a.npz", tmp_path / "c.npz", VIEWS)
     with pytest.raises(ResultError, match="no user has more than 99"):
         compare(tmp_path / "a.npz", tmp_path / "a.npz", VIEWS, longer_than=99)
-    with pytest.raises(ResultError, match="metric must be"):
+    with pytest.raises(InputError, match="metric must be"):
         compare(tmp_path / "a.npz", tmp_path / "a.npz", VIEWS, metric="AUC")

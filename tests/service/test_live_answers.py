@@ -37,9 +37,9 @@ from tests.service.processes import popular as popular_in_training
 from tests.service.test_metrics import samples, value
 from tests.waited import LONG_S, at_last, until
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.live_walk import LiveWalk, ModelLists
 from training.interactions import Log
-from training.live_walk import LiveWalk, ModelLists
 from training.mixture import user_ids
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]

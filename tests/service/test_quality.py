@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -33,13 +32,11 @@ from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, in_process, make_artefact, popular
 from tests.service.test_metrics import Samples, samples, value
 from tests.waited import LONG_S
+from training.forward.events import Events
+from training.forward.models import AT, Served, model_ranks, with_fallback
+from training.forward.walk import Walk
 from training.interactions import Log
 from training.metrics import MISS, ranking_metrics
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
-from benchmarks.forward.models import AT, Served, model_ranks, with_fallback  # noqa: E402
-from benchmarks.forward.walk import Events, Walk  # noqa: E402
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 
@@ -145,7 +142,7 @@ def test_what_is_counted_is_what_a_walk_offline_says(
     events = Events.of(Log(frame.sort("user_id", "time_ms", maintain_order=True)))
     rows = np.arange(len(events.times))
     periods = np.zeros_like(rows)
-    walk = Walk(events, np.argsort(events.times), np.array([BASE_MS]), rows, periods)
+    walk = Walk(events, np.argsort(events.times), 0, np.array([BASE_MS]), rows, periods)
     judged = np.array([not had_before(events, row) for row in rows])
     known = np.array([events.item_ids[item] in ITEMS for item in events.items])
     ranks = {}

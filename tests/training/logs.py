@@ -37,3 +37,15 @@ def chain_log(users: int = 60, length: int = 24, items: int = 30, seed: int = 0)
             place = (place + int(rng.choice([1, 1, 1, 2]))) % items
             now += int(rng.choice([0, 1000, 60_000, DAY_MS, 30 * DAY_MS]))
     return make_log(rows)
+
+
+def ring_log(users: int = 450) -> Log:
+    """Users who walk a ring of items, several at a time; a new item comes every now and then."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for user in range(users):
+        item, hour = int(draw.integers(60)), int(draw.integers(400))
+        for _ in range(8):
+            item, hour = item + int(draw.integers(1, 4)), hour + int(draw.integers(0, 12))
+            rows.append((f"u{user}", f"i{item % (50 + hour // 20)}", 10**12 + hour * DAY_MS // 24))
+    return make_log(rows)

@@ -14,9 +14,9 @@ from model.live.ranker import LISTED, Request
 from tests.model.live.plain_ranking import PlainFeatures, Situation, random_mixture
 from tests.training.logs import chain_log, make_log
 from tests.training.models import KNOWN, tiny_model
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.live_walk import LiveWalk, ModelLists
 from training.interactions import Log
-from training.live_walk import LiveWalk, ModelLists
 from training.mixture import asked_at, user_ids, walked
 from training.tables import InputError
 

@@ -12,8 +12,8 @@ from model.live.mixture import UNFITTED, Mixture
 from model.live.ranking import FEATURES, N_CONTEXT, N_FEATURES
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from tests.training.models import KNOWN, tiny_model
-from training.forward import Events
-from training.live_walk import LiveWalk, ModelLists
+from training.forward.events import Events
+from training.forward.live_walk import LiveWalk, ModelLists
 from training.mixture import (
     LEAST_EVENTS,
     Collector,

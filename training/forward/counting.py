@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from benchmarks.forward.walk import Bools
 from model.compiled import compiled
+from training.bootstrap import Float64s
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.events import Events
+from training.forward.walk import Bools
 from training.metrics import MISS
-
-Float64s = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

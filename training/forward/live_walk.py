@@ -17,10 +17,13 @@ from model.live.mixture import UNFITTED, Mixture
 from model.live.ranker import LISTED, Features, Float32s, LiveRanker, Request, Rows
 from training.batches import gather_padded
 from training.dataset import Int64s
-from training.forward import Events, KnownHistories, queries_at
+from training.forward.events import Events, KnownHistories, queries_at
 from training.loss import scores_at_once
+from training.metrics import MISS
 
 RULES = EvidenceRules()
+DEPTH = 50
+"""How many items are asked for: a target beyond them is a miss."""
 Bools = npt.NDArray[np.bool_]
 
 
@@ -129,6 +132,16 @@ class LiveWalk:
             requests = [self._request(int(rows[i]), lists, i, k) for i in some]
             for found, _ in self.ranker.best(requests, self._open):
                 yield found
+
+    def ranks(self, rows: Int64s, lists: ModelLists) -> Int64s:
+        """The rank of each event's item, just before it: (T)."""
+        found = np.full(len(rows), MISS, np.int64)
+        for place, best in enumerate(self.best(rows, lists, DEPTH)):
+            # An item without an event so far has row 0, which is never among the best.
+            (at,) = np.nonzero(best == self.row_of(int(rows[place])))
+            if len(at):
+                found[place] = at[0] + 1
+        return found
 
     def features(self, row: int, lists: ModelLists, place: int) -> Features:
         """The candidates just before an event, that of `lists` at `place`."""

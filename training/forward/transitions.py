@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.baselines.counting import Evidence, Pairs
-from benchmarks.baselines.popularity import Popularity
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.counting import Evidence, Pairs
+from training.forward.events import Events
+from training.forward.popularity import Popularity
 
 LAST = 5
 TIE = 1e-6

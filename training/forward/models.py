@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.forward.walk import Walk
-from benchmarks.ranks import ResultError
 from model import UNKNOWN_TIME, TiM4Rec
 from training.batches import gather_padded
 from training.dataset import Int64s
-from training.forward import Events, KnownHistories, queries_at
+from training.forward.events import Events, KnownHistories, queries_at
+from training.forward.walk import Walk
 from training.loss import scores_at_once
 from training.metrics import MISS
+from training.tables import InputError
 
 UNKNOWN, AFTER, BEFORE, AT = "unknown", "1 s after the last", "10 s before", "at the target's time"
 NOTHING_KNOWN = 0
@@ -63,45 +63,45 @@ def model_ranks(walk: Walk, by_period: Sequence[Served]) -> dict[str, Int64s]:
     Args:
         by_period: what is served in each period.
 
-    Raises ResultError where a model has no query at each position (time path `sequence`).
+    Raises InputError where a model has no query at each position (time path `sequence`).
     """
     names = times_asked(by_period[0])
     found = {name: np.zeros(len(walk.rows), dtype=np.int64) for name in names}
     for served in {id(served): served for served in by_period}.values():
         periods = [p for p, other in enumerate(by_period) if other is served]
         chosen = np.flatnonzero(np.isin(walk.periods, periods))
-        ranker = _Ranker(walk.events, walk.rows[chosen], served)
-        times = request_times(walk.events, walk.rows[chosen])
+        rows = walk.rows[chosen]
+        times = request_times(walk.events, rows)
         for name in names:
-            found[name][chosen] = ranker.ranks(times[name])
+            found[name][chosen] = ranks_at(walk.events, rows, served, times[name])
     return found
 
 
-class _Ranker:
-    def __init__(self, events: Events, rows: Int64s, served: Served) -> None:
-        self.model = served.model.eval()
-        if not self.model.causal:
-            raise ResultError("a model of the time path `sequence` has no query at each position")
-        self.inputs = KnownHistories.of(events, rows, served.item_ids)
+@torch.inference_mode()
+def ranks_at(events: Events, rows: Int64s, served: Served, times: Int64s) -> Int64s:
+    """The rank (T) of each event's item, asked for at `times` (T) ms; `NOTHING_KNOWN` as above.
 
-    @torch.inference_mode()
-    def ranks(self, times: Int64s) -> Int64s:
-        inputs, model = self.inputs, self.model
-        queries = queries_at(model, inputs, times)
-        found = np.full(len(times), NOTHING_KNOWN, dtype=np.int64)
-        (some,) = np.nonzero(inputs.lengths)
-        some = some[np.argsort(inputs.lengths[some], kind="stable")]
-        size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
-        for begin in range(0, len(some), size):
-            batch = some[begin : begin + size]
-            seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
-            targets = torch.from_numpy(inputs.targets[batch])[:, None]
-            scores = model.scores(queries[batch]).scatter(1, torch.from_numpy(seen), -torch.inf)
-            own = scores.gather(1, targets)  # -inf for an unknown item: the padding's
-            rank = (~(scores[:, 1:] < own)).sum(1)
-            missed = ~own[:, 0].isfinite()
-            found[batch] = torch.where(missed, MISS, rank).numpy()
-        return found
+    Raises InputError as `model_ranks` does.
+    """
+    model = served.model.eval()
+    if not model.causal:
+        raise InputError("a model of the time path `sequence` has no query at each position")
+    inputs = KnownHistories.of(events, rows, served.item_ids)
+    queries = queries_at(model, inputs, times)
+    found = np.full(len(times), NOTHING_KNOWN, dtype=np.int64)
+    (some,) = np.nonzero(inputs.lengths)
+    some = some[np.argsort(inputs.lengths[some], kind="stable")]
+    size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
+    for begin in range(0, len(some), size):
+        batch = some[begin : begin + size]
+        seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
+        targets = torch.from_numpy(inputs.targets[batch])[:, None]
+        scores = model.scores(queries[batch]).scatter(1, torch.from_numpy(seen), -torch.inf)
+        own = scores.gather(1, targets)  # -inf for an unknown item: the padding's
+        rank = (~(scores[:, 1:] < own)).sum(1)
+        missed = ~own[:, 0].isfinite()
+        found[batch] = torch.where(missed, MISS, rank).numpy()
+    return found
 
 
 def with_fallback(ranks: Mapping[str, Int64s], fallback: Int64s) -> dict[str, Int64s]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.dataset import Int64s, k_core
-from training.forward import Events
+from training.forward.events import Events
 from training.tables import InputError
 
 Bools = npt.NDArray[np.bool_]
@@ -47,30 +47,51 @@ class Policy(Protocol):
 class Walk:
     """The events to be ranked.
 
-    order: (N) all rows by time, equal times in the order of the log; borders: (P) ms, where the
-    periods begin; rows: (T) those from the first border on, in that order; periods: (T).
+    order: (N) all rows by time, equal times in the order of the log; begin: the place in it from
+    which on events are ranked; borders: (P) ms, where the periods begin; rows: (T) those that are
+    ranked, in that order, others are only counted; periods: (T).
     """
 
     events: Events
     order: Int64s
+    begin: int
     borders: Int64s
     rows: Int64s
     periods: Int64s
 
     @classmethod
     def of(cls, events: Events, cut: float = 0.7, periods: int = 6) -> Walk:
-        """Cut where the share `cut` of the events lies before. Raises InputError where a part has
-        no event."""
+        """Cut where the share `cut` of the events lies before, and all later ones ranked.
+
+        Raises InputError where a part has no event.
+        """
         if not 0 < cut < 1 or periods < 1:
             raise InputError(f"the cut must be in 0..1 and periods at least 1: {cut}, {periods}")
         order = np.argsort(events.times, kind="stable")
         shares = cut + (1 - cut) * np.arange(periods) / periods
         borders = events.times[order][(len(order) * shares + 1e-6).astype(np.int64)]
-        rows = order[np.searchsorted(events.times[order], borders[0]) :]
+        begin = int(np.searchsorted(events.times[order], borders[0]))
+        rows = order[begin:]
         found = np.searchsorted(borders, events.times[rows], side="right") - 1
         if len(rows) == len(order) or len(np.unique(found)) < periods:
             raise InputError(f"too few moments for a cut at {cut} and {periods} periods")
-        return cls(events, order, borders, rows, found)
+        return cls(events, order, begin, borders, rows, found)
+
+    @classmethod
+    def since(cls, events: Events, since_ms: int, most: int) -> Walk:
+        """What came from a moment on, or `most` events drawn from that, always the same."""
+        order = np.argsort(events.times, kind="stable")
+        begin = int(np.searchsorted(events.times[order], since_ms))
+        rows = order[begin:]
+        if len(rows) > most:
+            drawn = np.random.default_rng(0).choice(len(rows), most, replace=False)
+            rows = rows[np.sort(drawn)]
+        return cls(events, order, begin, np.array([since_ms]), rows, np.zeros_like(rows))
+
+    @property
+    def before(self) -> Int64s:
+        """Rows of what came before the first border, by time."""
+        return self.order[: self.begin]
 
     def slices(self) -> dict[str, Bools]:
         """Parts of the events to be ranked, by name: (T) each.
@@ -79,7 +100,7 @@ class Walk:
         a model trained there knows by default, others that had an event before it, and the rest.
         """
         events, rows = self.events, self.rows
-        before = np.sort(self.order[: -len(rows)])
+        before = np.sort(self.before)
         users, items = events.users[before], events.items[before]
         core = np.isin(events.items[rows], items[k_core(users, items, CORE, CORE)])
         new = ~np.isin(events.items[rows], items)
@@ -94,13 +115,17 @@ class Walk:
             "first of a visit": has_history & (pause >= PAUSE_MS),
         }
 
-    def blocks(self, grain_ms: int) -> Iterator[slice]:
-        """Slices of `rows` that are ranked together, then counted."""
-        times = self.events.times[self.rows] // grain_ms
-        ends = [*(np.flatnonzero(np.diff(times)) + 1).tolist(), len(times)]
+    def blocks(self, grain_ms: int) -> Iterator[tuple[Int64s, slice]]:
+        """The events from the first border on that are counted together: rows of the log, and which
+        of `self.rows` are among them, to be ranked before."""
+        later = self.order[self.begin :]
+        is_ranked = np.zeros(len(self.order), dtype=np.bool_)
+        is_ranked[self.rows] = True
+        ranked = np.concatenate([[0], np.cumsum(is_ranked[later])])
+        times = self.events.times[later] // grain_ms
         begin = 0
-        for end in ends:
-            yield slice(begin, end)
+        for end in (*(np.flatnonzero(np.diff(times)) + 1).tolist(), len(times)):
+            yield later[begin:end], slice(int(ranked[begin]), int(ranked[end]))
             begin = end
 
 
@@ -114,10 +139,10 @@ def walk_forward(
     """
     found = {name: np.zeros(len(walk.rows), dtype=np.int64) for name in policies}
     for policy in policies.values():
-        policy.observe(walk.order[: -len(walk.rows)])
-    for block in walk.blocks(grain_ms):
-        rows = walk.rows[block]
+        policy.observe(walk.before)
+    for rows, ranked in walk.blocks(grain_ms):
         for name, policy in policies.items():
-            found[name][block] = policy.ranks(rows)
+            if ranked.start < ranked.stop:
+                found[name][ranked] = policy.ranks(walk.rows[ranked])
             policy.observe(rows)
     return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.baselines.counting import NO_PAIRS, Evidence, Float64s
-from benchmarks.forward.walk import DAY_MS, Bools
+from training.bootstrap import Float64s
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.counting import NO_PAIRS, Evidence
+from training.forward.events import Events
+from training.forward.walk import DAY_MS, Bools
 
 
 class Popularity:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.baselines.counting import Evidence, Float64s, Pairs
-from benchmarks.baselines.popularity import Popularity
-from benchmarks.baselines.transitions import TIE
+from training.bootstrap import Float64s
 from training.dataset import Int64s
-from training.forward import Events
+from training.forward.counting import Evidence, Pairs
+from training.forward.events import Events
+from training.forward.popularity import Popularity
+from training.forward.transitions import TIE
 
 LAST = 20
 DECAY = 0.8
