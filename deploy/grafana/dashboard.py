@@ -199,7 +199,7 @@ def what_is_served() -> table.Panel:
     )
     columns = [
         "instance",
-        "identity",
+        "edition",
         "time_path",
         "items",
         "precision",
@@ -208,10 +208,10 @@ def what_is_served() -> table.Panel:
         "device",
     ]
     arranged = {
-        "excludeByName": dict.fromkeys(("Time", "Value", "job"), True),
+        "excludeByName": dict.fromkeys(("Time", "Value", "job", "identity"), True),
         "indexByName": {column: place for place, column in enumerate(columns)},
         "renameByName": {
-            "identity": "model", "time_path": "time path", "precision": "snapshots",
+            "edition": "model", "time_path": "time path", "precision": "snapshots",
         },
     }  # fmt: skip
     return (
@@ -564,16 +564,16 @@ ROWS: Mapping[str, list[Panel]] = {
         lines(
             "Recommendations by source",
             "reqps",
-            "From the model, or the popular items and why: unknown_user was never logged; "
+            "From the model, or without it and why: unknown_user was never logged; "
             "no_known_item: the model knows none of the user's items. A jump of the latter "
             "after a roll-out: the wrong model.",
             ('sum by (source) (rate(tim4rec_recommendations_total{source="model"}[]))', "model"),
-            ("sum by (reason) (rate(tim4rec_fallbacks_total[]))", "popular: {{reason}}"),
+            ("sum by (reason) (rate(tim4rec_fallbacks_total[]))", "without: {{reason}}"),
             ("sum by (by) (rate(tim4rec_retrievals_total[]))", "model, found by: {{by}}"),
             colors={
                 "model": "green",
-                "popular: unknown_user": "blue",
-                "popular: no_known_item": "orange",
+                "without: unknown_user": "blue",
+                "without: no_known_item": "orange",
             },
             stacked=True,
         ),
@@ -862,7 +862,7 @@ def dashboard() -> models.Dashboard:
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .refresh("10s")
         .time("now-30m", "now")
-        .annotation(Annotation("New model", "purple", "tim4rec_model_info", "identity"))
+        .annotation(Annotation("New model", "purple", "tim4rec_model_info", "edition"))
         .annotation(Annotation("New version", "blue", "tim4rec_build_info", "version"))
         .with_variable(
             variable("instance", "Instance", "label_values(tim4rec_workers, instance)")

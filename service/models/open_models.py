@@ -50,7 +50,7 @@ class OpenModels:
             if not self._uses[edition]:
                 del self._models[edition]
                 await model.close()
-                logger.info("model %s is served no more", model.identity)
+                logger.info("model %s is served no more", model.edition)
 
     async def close_all(self) -> None:
         """Ends all, whoever still has them."""
@@ -65,4 +65,4 @@ class OpenModels:
             return model
         assert self._folder is not None
         path = await asyncio.to_thread(self._folder.find, variant.name)
-        return await open_model(path, self._context, variant.identity)
+        return await open_model(path, self._context, variant)

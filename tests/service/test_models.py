@@ -67,6 +67,15 @@ async def choose(client: httpx.AsyncClient, model: str, **more: Any) -> dict[str
     return found
 
 
+def base_of(name: str, identity: str, live: bool = True) -> dict[str, Any]:
+    return {"name": name, "identity": identity, "live": live}
+
+
+async def end(client: httpx.AsyncClient, trial: str) -> None:
+    answer = await client.delete(f"/admin/model/trials/{trial}", headers=ADMIN)
+    assert answer.status_code == 200, answer.text
+
+
 async def shown(client: httpx.AsyncClient) -> dict[str, Any]:
     answer = await client.get("/admin/model", headers=ADMIN)
     assert answer.status_code == 200, answer.text
@@ -121,7 +130,7 @@ def test_another_model_takes_over(
             events = await write(client, "ann", ITEMS[3:12])
             await check(client, "ann", events, one)
             said = await choose(client, "two")
-            assert (said["version"], said["base"]) == (1, {"name": "two", "identity": two.identity})
+            assert (said["version"], said["base"]) == (1, base_of("two", two.identity))
             await taken(client, 1)
             await check(client, "ann", events, two)
             assert (await client.get("/readyz")).json()["model"] == two.identity
@@ -148,7 +157,7 @@ def test_another_mixture_takes_over_and_keeps_the_states(
         async with served(folder, valkey.url) as client:
             await write(client, "ann", ITEMS[3:12])
             said = await choose(client, "mixed")
-            assert said["base"] == {"name": "mixed", "identity": mixed.edition}
+            assert said["base"] == base_of("mixed", mixed.edition)
             assert mixed.edition != one.identity == mixed.identity
             await taken(client, 1)
             listed = (await shown(client))["available"]
@@ -208,7 +217,7 @@ def test_two_models_side_by_side(
             for user in USERS:
                 now = (await get(client, user))["model"]
                 assert now == two.identity or labels[user] == one.identity, "moved back"
-            await choose(client, "one")
+            await end(client, "two")
             await taken(client, 3)
             assert {(await get(client, user))["model"] for user in USERS} == {one.identity}
 
@@ -241,7 +250,7 @@ def test_what_can_not_be_served_changes_nothing(
             active = await services.deployer.registry.read()
             (folder / "two" / WEIGHTS).write_bytes(weights[:-1] + b"!")
             variant = Variant("two", two.identity)
-            assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
+            assert await services.deployer.registry.replace(active, active.promoted(variant, 0))
             found = await until(client, lambda process: process["fault"] is not None)
             assert "its hash is not the one" in found["processes"][0]["fault"]
             assert found["processes"][0]["version"] == 0
@@ -259,7 +268,7 @@ def test_what_can_not_be_served_changes_nothing(
             other = make_artefact(folder / "one", ITEMS, seed=7)
             active = await services.deployer.registry.read()
             variant = Variant("one", "of a model that was here before")
-            assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
+            assert await services.deployer.registry.replace(active, active.promoted(variant, 0))
             found = await until(client, lambda process: process["fault"] is not None)
             assert other.identity in found["processes"][0]["fault"]
         # A process that starts serves what it is given, rather than nothing.
@@ -342,7 +351,7 @@ def test_a_model_that_nobody_should_trust_is_an_error_and_the_old_one_serves_on(
             for name in ("fifo", "zeros", "deep"):
                 active = await services.deployer.registry.read()
                 variant = Variant(name, two.identity)
-                assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
+                assert await services.deployer.registry.replace(active, active.promoted(variant, 0))
                 await until(
                     client, lambda process, variant=name: variant in (process["fault"] or "")
                 )
@@ -411,7 +420,7 @@ def test_who_may_choose_what(
             services = client._transport.app.api.state.services  # type: ignore[attr-defined]
             stale = TrafficSplit()
             variant = Variant("two", two.identity)
-            assert not await services.deployer.registry.replace(stale, stale.chosen(variant, 1))
+            assert not await services.deployer.registry.replace(stale, stale.promoted(variant, 0))
         async with in_process(folder / "one", valkey.url) as client:
             assert (await post(client, {"model": "two"})).status_code == 403
         keys = {"admin_keys": (SecretStr("of the admin"),)}
