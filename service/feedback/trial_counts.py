@@ -24,6 +24,8 @@ COHORTS = 24
 """Cohorts in the time that a user is observed."""
 SETTLED_MS = 1000
 """What any process had counted before has arrived by then."""
+KEPT_MS = 90 * 86_400_000
+"""So long after the last user the numbers of a trial are kept."""
 WAITING = 20_000
 """More than this is not counted."""
 KNOWN = 50_000
@@ -60,7 +62,7 @@ class TrialCounts:
     ) -> None:
         self._prefix = quote(namespace, safe="")
         self._observed_ms = round(1000 * observed_s)
-        self._kept_ms = self._observed_ms + round(1000 * longest_s)
+        self._enrolled_ms = self._observed_ms + round(1000 * longest_s)
         self._store = store
         self._waiting: deque[_Waiting] = deque()
         self._known: set[tuple[str, tuple[Arm, ...]]] = set()
@@ -78,7 +80,7 @@ class TrialCounts:
             self._known.clear()
         self._known.add((user_id, arms))
         words = [word for arm in arms for word in arm]
-        self._add(user_id, _ENROL.call(self._key(user_id), self._kept_ms, *words), "shown")
+        self._add(user_id, _ENROL.call(self._key(user_id), self._enrolled_ms, *words), "shown")
 
     def taken(self, user_id: str) -> None:
         """A user has taken something that was shown."""
@@ -137,7 +139,7 @@ class TrialCounts:
             for (trial, field), number in sums.items()
         ]
         commands += [
-            ("PEXPIRE", self._of_trial(trial), self._kept_ms)
+            ("PEXPIRE", self._of_trial(trial), KEPT_MS)
             for trial in sorted({trial for trial, _ in sums})
         ]
         raised(*await self._store.once(commands))
