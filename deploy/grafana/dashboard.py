@@ -605,8 +605,8 @@ ROWS: Mapping[str, list[Panel]] = {
         lines(
             "Recommendations by model",
             "ops",
-            "Answers by the model that the user has, popular items included. Two lines: a "
-            "trial, whose share of the users this should be.",
+            "Answers by the model that the user has, popular items included. Several "
+            "lines: trials, whose shares of the users these should be.",
             ("sum by (model) (rate(tim4rec_model_recommendations_total[]))", "{{model}}"),
             stacked=True,
             width=6,
@@ -633,9 +633,13 @@ ROWS: Mapping[str, list[Panel]] = {
             "Changes of the models",
             "short",
             "Times that a worker took over what was set, or could not; behind: 1 as long as a "
-            "worker serves something else than is set.",
+            "worker serves something else than is set. Trials that ended by themselves.",
             ("sum by (result) (increase(tim4rec_model_changes_total[]))", "{{result}}"),
             ("max(tim4rec_model_behind)", "behind"),
+            (
+                "sum by (decision) (increase(tim4rec_trial_decisions_total[]))",
+                "trial {{decision}}",
+            ),
             width=6,
         ),
         lines(
@@ -652,8 +656,8 @@ ROWS: Mapping[str, list[Panel]] = {
             "Share of shown items taken to",
             "percentunit",
             "Of the items that a model has shown, those that the user interacted with within "
-            "outcome_window_s: the comparison of a trial, over the last hour. A difference "
-            "means something once it is larger than what two equal models show.",
+            "outcome_window_s, over the last hour. Whether a difference means something, GET "
+            "/admin/model says.",
             (
                 "sum by (model) (increase(tim4rec_outcomes_total[1h])) / (sum by (model) "
                 "(increase(tim4rec_shown_items_total[1h])) > 0)",
