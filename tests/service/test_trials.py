@@ -29,7 +29,6 @@ from tests.service.model_service import (
     served,
     shown,
     taken,
-    until,
     write,
 )
 from tests.service.processes import make_artefact
@@ -58,6 +57,12 @@ def models(folder: Path) -> dict[str, Artefact]:
 
 async def post(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
     return await client.post("/admin/model", json=body, headers=ADMIN)
+
+
+def version(client: httpx.AsyncClient) -> int:
+    """Of what this one serves."""
+    services = client._transport.app.api.state.services  # type: ignore[attr-defined]
+    return int(services.deployment.split.version)
 
 
 async def split_of(client: httpx.AsyncClient) -> TrafficSplit:
@@ -244,7 +249,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Options of a service whose trials end after seconds."""
     monkeypatch.setattr(trial_counts, "SETTLED_MS", 500)
     return {
-        "outcome_window_s": 60, "trial_observed_s": 4, "trial_least_users": 10,
+        "outcome_window_s": 60, "trial_observed_s": 3, "trial_least_users": 10,
         "trial_longest_s": 3600, "admin_keys": (SecretStr("of the admin"),),
     }  # fmt: skip
 
@@ -277,30 +282,40 @@ def test_a_trial_ends_by_what_its_users_do(
         ):
             for user in USERS[::4]:
                 await write(client, user, ITEMS[3:5])
+            # A server that has not been sent a script yet is sent it after others that it knows.
+            await get(client, USERS[0])
+            with valkey.client() as store:
+                async with asyncio.timeout(LONG_S):
+                    while not store.exists(f"tim4rec:shown:{USERS[0]}"):  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
             before = decisions()
             await choose(client, "mixed", share=0.1)
             await choose(client, "two", share=0.4)
-            for one in (client, other):
-                await taken(one, 2)
+            async with asyncio.timeout(LONG_S):  # both say what they serve by the same process id
+                while {version(client), version(other)} != {2}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
             split = await split_of(client)
             of = {one: trial.name for trial in split.trials for one in trial.segments}
             arms = {user: of.get(segment(user), "base") for user in USERS}
-            lists = {}
+            takers = {"both": ("two", "base"), "nobody": ()}.get(taking, (taking,))
             for place, user in enumerate(USERS):
                 asked = (client, other)[place % 2]
-                lists[user] = (await get(asked, user))["items"][0]["item_id"]
-            takers = {"both": ("two", "base"), "nobody": ()}.get(taking, (taking,))
-            took = [user for user in USERS if arms[user] in takers]
-            await asyncio.sleep(0.6)  # a list is with the store before it is taken from
-            for user in took:
-                for _ in range(2):  # a user counts once
-                    body = {"user_id": user, "item_id": lists[user]}
-                    assert (await client.post("/interactions", json=body)).is_success
+                item = (await get(asked, user))["items"][0]["item_id"]
+                for _ in range(2 * (arms[user] in takers)):  # a user counts once
+                    body = {"user_id": user, "item_id": item}
+                    assert (await asked.post("/interactions", json=body)).is_success
             number = {arm: list(arms.values()).count(arm) for arm in ("base", "two")}
+
+            async def all_observed() -> bool:
+                figures = (await shown(other))["trials"][1]["figures"]
+                return bool(
+                    figures["trial"]["shown"] == number["two"]
+                    and figures["base"]["shown"] == number["base"]
+                )
+
             async with asyncio.timeout(LONG_S):
-                while (await shown(other))["trials"][1]["shown"] < number["two"]:  # noqa: ASYNC110
+                while not await all_observed():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-            await asyncio.sleep(0.5)  # the last of the base's users
             await choose(client, "two", share=0.4, decide=True)
             async with asyncio.timeout(LONG_S):
                 while not (found := await shown(other))["decisions"]:  # noqa: ASYNC110
@@ -320,7 +335,9 @@ def test_a_trial_ends_by_what_its_users_do(
             (mixed,) = (await split_of(client)).trials
             same = mixed.token == split.trials[0].token
             assert same == (decision == "taken_back")  # else compared with another base
-            await until(client, lambda process: process["version"] == 4)
+            async with asyncio.timeout(LONG_S):
+                while {version(client), version(other)} != {4}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
             await asyncio.sleep(0.5)
             after = decisions()
             assert {name: after[name] - before[name] for name in after} == {
