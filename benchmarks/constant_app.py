@@ -57,6 +57,7 @@ async def recommend(
         stale=False,
         history_truncated=False,
         model="none",
+        edition="none",
         next=None,
     )
 

@@ -18,7 +18,7 @@ import reprlib
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,10 @@ class Artefact:
     def edition(self) -> str:
         """Names the mixture too: with another one the same states are ranked otherwise."""
         return _edition(self.identity, self.mixture_hash)
+
+    def without_mixture(self) -> Artefact:
+        """The same, ranked by the model alone; it has an edition of its own."""
+        return replace(self, mixture=None, mixture_hash=None)
 
 
 def save_artefact(

@@ -28,6 +28,7 @@ from service.engine.listener import Listener
 from service.environment import SettingsError, read_settings
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
+from service.feedback.trial_counts import TrialCounts
 from service.http import problems
 from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
@@ -55,6 +56,7 @@ from service.live.checkpoint import Checkpoints
 from service.live.feed import Feed
 from service.live.feed_writer import FeedWriter
 from service.live.live_evidence import LiveEvidence
+from service.models.decider import Decider
 from service.models.deployer import Deployer
 from service.models.deployment import Deployment
 from service.models.registry import ModelRegistry
@@ -234,11 +236,20 @@ async def _assemble(
     listeners: list[Listener] = [popularity]
     outcomes = None
     if settings.outcome_window_s:
+        trials = None
+        if settings.models_dir is not None:
+            trials = TrialCounts(
+                store,
+                namespace=settings.namespace,
+                observed_s=settings.trial_observed_s,
+                longest_s=settings.trial_longest_s,
+            )
         outcomes = Outcomes(
             store,
             namespace=settings.namespace,
             window_s=settings.outcome_window_s,
             kinds=KindRules.parse(settings.kinds),
+            trials=trials,
         )
         await stack.enter_async_context(outcomes.running())
         listeners.append(outcomes)
@@ -260,10 +271,15 @@ async def _assemble(
     context = ServingContext(
         settings, device, log, records, popularity, outcomes, live, listeners, seal, drain
     )
-    deployer = Deployer(context, ModelRegistry(store, namespace=settings.namespace))
+    registry = ModelRegistry(store, namespace=settings.namespace)
+    deployer = Deployer(context, registry)
     stack.push_async_callback(deployer.close)
     await deployer.open()
     served = deployer.deployment.base
+    decider = None
+    if outcomes is not None and outcomes.trials is not None:
+        decider = Decider(registry, outcomes.trials, settings)
+        await stack.enter_async_context(decider.running())
     metrics.READY.set(1)
     config = served.artefact.model.config
     logger.info(
@@ -273,7 +289,7 @@ async def _assemble(
         config.time,
         device,
     )
-    return Services(context, deployer, deployer.deployment, served)
+    return Services(context, deployer, decider, deployer.deployment, served)
 
 
 @asynccontextmanager

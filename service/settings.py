@@ -85,6 +85,18 @@ class Settings(BaseSettings):
     such a place in an object store, `s3://BUCKET/PREFIX`; none: only `artefact` is served"""
     model_poll_s: float = _model(1, gt=0)
     """how often a process asks which models are to be served"""
+    max_trials: int = _model(2, ge=1)
+    """most models on trial at once, each with a pool of its own in every process"""
+    trial_observed_s: int = _model(86_400, ge=1)
+    """how long a user is observed from the first recommendation of a trial on: what the user takes
+    in that time counts for the trial"""
+    trial_least_users: int = _model(1000, ge=1)
+    """so many users must have been observed on either side before a trial decides"""
+    trial_longest_s: int = _model(14 * 86_400, ge=1)
+    """a trial that decides does so at the latest after so long"""
+    trial_margin: float = _model(0.01, ge=0, le=1)
+    """a trial whose time is over is promoted if the part of its users who take something is not
+    less than that of the others by more than this, and taken back if that is not certain"""
 
     host: Host = _http("127.0.0.1")
     """address or name to listen on; `0.0.0.0`: all of IPv4; `::`: all of IPv6 and IPv4"""

@@ -56,6 +56,7 @@ class Recommendations(TypedDict):
     stale: bool
     history_truncated: bool
     model: str
+    edition: str
     next: NotRequired[str]
 
 
@@ -65,6 +66,7 @@ class SessionRecommendations(TypedDict):
     source: Source
     unknown_items: int
     model: str
+    edition: str
     next: NotRequired[str]
 
 
@@ -84,6 +86,7 @@ class RankedItems(TypedDict):
     stale: bool
     history_truncated: bool
     model: str
+    edition: str
 
 
 class SimilarItem(TypedDict):
@@ -96,6 +99,7 @@ class SimilarItems(TypedDict):
     item_id: str
     items: list[SimilarItem]
     model: str
+    edition: str
 
 
 class PopularItem(TypedDict):
@@ -118,6 +122,7 @@ class User(TypedDict):
     state_bytes: int
     history_truncated: bool
     model: str
+    edition: str
 
 
 class LoggedEvent(TypedDict):

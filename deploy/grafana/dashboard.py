@@ -199,7 +199,7 @@ def what_is_served() -> table.Panel:
     )
     columns = [
         "instance",
-        "identity",
+        "edition",
         "time_path",
         "items",
         "precision",
@@ -208,10 +208,10 @@ def what_is_served() -> table.Panel:
         "device",
     ]
     arranged = {
-        "excludeByName": dict.fromkeys(("Time", "Value", "job"), True),
+        "excludeByName": dict.fromkeys(("Time", "Value", "job", "identity"), True),
         "indexByName": {column: place for place, column in enumerate(columns)},
         "renameByName": {
-            "identity": "model", "time_path": "time path", "precision": "snapshots",
+            "edition": "model", "time_path": "time path", "precision": "snapshots",
         },
     }  # fmt: skip
     return (
@@ -564,16 +564,16 @@ ROWS: Mapping[str, list[Panel]] = {
         lines(
             "Recommendations by source",
             "reqps",
-            "From the model, or the popular items and why: unknown_user was never logged; "
+            "From the model, or without it and why: unknown_user was never logged; "
             "no_known_item: the model knows none of the user's items. A jump of the latter "
             "after a roll-out: the wrong model.",
             ('sum by (source) (rate(tim4rec_recommendations_total{source="model"}[]))', "model"),
-            ("sum by (reason) (rate(tim4rec_fallbacks_total[]))", "popular: {{reason}}"),
+            ("sum by (reason) (rate(tim4rec_fallbacks_total[]))", "without: {{reason}}"),
             ("sum by (by) (rate(tim4rec_retrievals_total[]))", "model, found by: {{by}}"),
             colors={
                 "model": "green",
-                "popular: unknown_user": "blue",
-                "popular: no_known_item": "orange",
+                "without: unknown_user": "blue",
+                "without: no_known_item": "orange",
             },
             stacked=True,
         ),
@@ -605,8 +605,8 @@ ROWS: Mapping[str, list[Panel]] = {
         lines(
             "Recommendations by model",
             "ops",
-            "Answers by the model that the user has, popular items included. Two lines: a "
-            "trial, whose share of the users this should be.",
+            "Answers by the model that the user has, popular items included. Several "
+            "lines: trials, whose shares of the users these should be.",
             ("sum by (model) (rate(tim4rec_model_recommendations_total[]))", "{{model}}"),
             stacked=True,
             width=6,
@@ -633,9 +633,13 @@ ROWS: Mapping[str, list[Panel]] = {
             "Changes of the models",
             "short",
             "Times that a worker took over what was set, or could not; behind: 1 as long as a "
-            "worker serves something else than is set.",
+            "worker serves something else than is set. Trials that ended by themselves.",
             ("sum by (result) (increase(tim4rec_model_changes_total[]))", "{{result}}"),
             ("max(tim4rec_model_behind)", "behind"),
+            (
+                "sum by (decision) (increase(tim4rec_trial_decisions_total[]))",
+                "trial {{decision}}",
+            ),
             width=6,
         ),
         lines(
@@ -652,8 +656,8 @@ ROWS: Mapping[str, list[Panel]] = {
             "Share of shown items taken to",
             "percentunit",
             "Of the items that a model has shown, those that the user interacted with within "
-            "outcome_window_s: the comparison of a trial, over the last hour. A difference "
-            "means something once it is larger than what two equal models show.",
+            "outcome_window_s, over the last hour. Whether a difference means something, GET "
+            "/admin/model says.",
             (
                 "sum by (model) (increase(tim4rec_outcomes_total[1h])) / (sum by (model) "
                 "(increase(tim4rec_shown_items_total[1h])) > 0)",
@@ -862,7 +866,7 @@ def dashboard() -> models.Dashboard:
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .refresh("10s")
         .time("now-30m", "now")
-        .annotation(Annotation("New model", "purple", "tim4rec_model_info", "identity"))
+        .annotation(Annotation("New model", "purple", "tim4rec_model_info", "edition"))
         .annotation(Annotation("New version", "blue", "tim4rec_build_info", "version"))
         .with_variable(
             variable("instance", "Instance", "label_values(tim4rec_workers, instance)")

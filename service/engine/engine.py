@@ -46,6 +46,7 @@ class Engine:
 
     Attributes:
         identity: of the model with all that decides its states.
+        edition: the same with what decides scores only.
         vocabulary: the items that the model knows, by their rows.
     """
 
@@ -70,9 +71,10 @@ class Engine:
     ) -> None:
         kinds = kinds or KindRules()
         model = artefact.model
-        self.identity = artefact.identity + kinds.suffix
+        suffix = kinds.suffix
         if snapshot_precision != "float32":  # then the interval and precision decide the state
-            self.identity += f"-{snapshot_precision}-{snapshot_every}"
+            suffix += f"-{snapshot_precision}-{snapshot_every}"
+        self.identity, self.edition = artefact.identity + suffix, artefact.edition + suffix
         self.snapshots = SnapshotFormat(
             model.state_layout, self.identity, snapshot_every, snapshot_precision
         )
@@ -93,7 +95,7 @@ class Engine:
             max_queue=max_queue,
             max_wait_s=max_wait_s,
         )
-        self.tally = Tally(self.identity, self.vocabulary, kinds)
+        self.tally = Tally(self.edition, self.vocabulary, kinds)
         self.exchange = LogExchange(self.history, self.writer, self.tally, listeners, store_away)
         self.scheduler = Scheduler(self.queue, self.exchange, self.writer, self.runner, self.tally)
         self._similar = OneAtATime(max_wait_s)

@@ -19,12 +19,12 @@ class Tally:
     """Sums of a batch, which become metrics as a whole: a metric costs more than a sum.
 
     Args:
-        identity: of the model.
+        edition: of the model.
         vocabulary: the items that it knows.
     """
 
-    def __init__(self, identity: str, vocabulary: Container[str], kinds: KindRules) -> None:
-        self._identity, self._vocabulary, self._kinds = identity, vocabulary, kinds
+    def __init__(self, edition: str, vocabulary: Container[str], kinds: KindRules) -> None:
+        self._edition, self._vocabulary, self._kinds = edition, vocabulary, kinds
         self._verdicts, self._logged = Counter[Verdict](), Counter[str]()
         self._unknown_items = 0
         sizes = metrics.QUEUE_CAPACITY, metrics.POOL_CAPACITY, metrics.POOL_BYTES
@@ -33,7 +33,7 @@ class Tally:
 
     @cached_property
     def _of_model(self) -> metrics.OfModel:
-        return metrics.of_model(self._identity)
+        return metrics.of_model(self._edition)
 
     def begin(self, max_queue: int, pool: StatePool) -> None:
         """Has everything be exported from now on, what is 0 too."""
@@ -42,7 +42,7 @@ class Tally:
             part.set(size)
         for kind in self._kinds.labels:
             metrics.kinds(kind)
-            metrics.outcomes(self._identity, kind)
+            metrics.outcomes(self._edition, kind)
         self._of_model.users.set(0)
         for known in (True, False):
             self._quality(known)
@@ -82,21 +82,23 @@ class Tally:
         self._unknown_items = 0
 
     def show(self, work: Work) -> None:
-        popular = [answer for _, answer in work.answers if answer.source != "model"]
+        others = [answer for _, answer in work.answers if answer.source != "model"]
+        live = sum(answer.source == "live" for answer in others)
         away = [answer for _, answer in work.answers if answer.away]
-        popular_away = sum(answer.source != "model" for answer in away)
-        unknown = sum(not answer.version and not answer.away for answer in popular)
+        others_away = sum(answer.source != "model" for answer in away)
+        unknown = sum(not answer.version and not answer.away for answer in others)
         indexed = sum(answer.ranking.indexed for _, answer in work.answers)
         count(
-            (metrics.RECOMMENDATIONS["model"], len(work.answers) - len(popular)),
-            (metrics.RECOMMENDATIONS["popular"], len(popular)),
+            (metrics.RECOMMENDATIONS["model"], len(work.answers) - len(others)),
+            (metrics.RECOMMENDATIONS["live"], live),
+            (metrics.RECOMMENDATIONS["popular"], len(others) - live),
             (metrics.RETRIEVALS["index"], indexed),
-            (metrics.RETRIEVALS["exact"], len(work.answers) - len(popular) - indexed),
+            (metrics.RETRIEVALS["exact"], len(work.answers) - len(others) - indexed),
             (metrics.FALLBACKS["unknown_user"], unknown),
-            (metrics.FALLBACKS["no_known_item"], len(popular) - unknown - popular_away),
-            (metrics.FALLBACKS["store_away"], popular_away),
-            (metrics.AWAY["pool"], len(away) - popular_away),
-            (metrics.AWAY["popular"], popular_away),
+            (metrics.FALLBACKS["no_known_item"], len(others) - unknown - others_away),
+            (metrics.FALLBACKS["store_away"], others_away),
+            (metrics.AWAY["pool"], len(away) - others_away),
+            (metrics.AWAY["popular"], others_away),
             (metrics.REBUILDS["snapshot"], work.from_snapshot),
             (metrics.REBUILDS["log"], work.from_log),
             (metrics.APPLIED["step"], work.stepped),
@@ -111,4 +113,4 @@ class Tally:
             self._quality(one.known).count(one.served, one.popular)
 
     def _quality(self, known: bool) -> quality_metrics.Quality:
-        return quality_metrics.quality(self._identity, "known" if known else "new")
+        return quality_metrics.quality(self._edition, "known" if known else "new")

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from zlib import crc32
 
 from model.kinds import KindRules
+from service.feedback.trial_counts import Arm, TrialCounts
 from service.observe import metrics
 from service.store.client import Store
 from service.store.errors import StoreError, raised
@@ -43,11 +44,11 @@ _OUTCOME = Script.read("outcome", "service.feedback")
 
 @dataclass(frozen=True)
 class _Waiting:
-    """`kind`: of an interaction; None: it is none."""
+    """`event`: an interaction; None: it is none."""
 
     user_id: str
     command: Command
-    kind: str | None = None
+    event: NewEvent | None = None
 
 
 class Outcomes:
@@ -59,6 +60,7 @@ class Outcomes:
     Args:
         window_s: how soon after.
         kinds: which of them an interaction's is counted as.
+        trials: counts for trials, too; None: there are none.
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class Outcomes:
         namespace: str = "tim4rec",
         window_s: int = 3600,
         kinds: KindRules | None = None,
+        trials: TrialCounts | None = None,
     ) -> None:
+        self.trials = trials
         self._prefix = f"{quote(namespace, safe='')}:shown:"
         self._window_ms = 1000 * window_s
         self._kinds = kinds or KindRules()
@@ -76,12 +80,23 @@ class Outcomes:
         self._waiting: deque[_Waiting] = deque()
         self._barred: dict[str, float] = {}
 
-    def shown(self, user_id: str, model: str, items: Iterable[str]) -> None:
-        """A user was given these items by a model."""
+    def shown(
+        self, user_id: str, model: str, items: Iterable[str], arms: tuple[Arm, ...] = ()
+    ) -> None:
+        """A user was given these items by a model.
+
+        Args:
+            model: its edition; empty: popular items stood in for its own, which count in trials.
+        """
+        if not model and not arms:
+            return
         hashes = [_hash(item) for item in items][:ITEMS]
         if not hashes or self._is_barred(user_id):
             return
-        metrics.of_model(model).shown.inc(len(hashes))
+        if model:
+            metrics.of_model(model).shown.inc(len(hashes))
+        if self.trials is not None:
+            self.trials.shown(user_id, arms)
         key, packed = self._key(user_id), b"".join(hashes)
         self._add(user_id, _SHOWN.call(key, model, packed, self._window_ms, LISTS))
 
@@ -89,7 +104,7 @@ class Outcomes:
 
     def logged(self, user_id: str, event: NewEvent, time_ms: int) -> None:
         key, item = self._key(user_id), _hash(event.item_id)
-        self._add(user_id, _OUTCOME.call(key, item, self._window_ms), self._kinds.label(event.kind))
+        self._add(user_id, _OUTCOME.call(key, item, self._window_ms), event)
 
     def removed(self, events: Sequence[Event]) -> None:
         pass  # outcomes stay counted
@@ -100,6 +115,8 @@ class Outcomes:
         self._barred[user_id] = now + _BARRED_S
         self._waiting = deque(one for one in self._waiting if one.user_id != user_id)
         self._add(user_id, ("UNLINK", self._key(user_id)))
+        if self.trials is not None:
+            self.trials.erased(user_id)
 
     # -- sending -------------------------------------------------------------------------
 
@@ -109,13 +126,17 @@ class Outcomes:
         Raises:
             StoreError: a part of it is lost.
         """
+        if self.trials is not None:  # who is shown something is enrolled before taking it
+            await self.trials.flush()
         while self._waiting:
             part = [self._waiting.popleft() for _ in range(min(_AT_ONCE, len(self._waiting)))]
             answers = await self._store.pipeline([one.command for one in part])
             for one, answer in zip(part, answers, strict=True):
-                if one.kind is not None and isinstance(answer, bytes):
-                    metrics.outcomes(answer.decode(), one.kind).inc()
+                if one.event is not None and isinstance(answer, bytes):
+                    self._count(one.user_id, one.event, answer.decode())
             raised(*answers)
+        if self.trials is not None:
+            await self.trials.flush()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -132,11 +153,18 @@ class Outcomes:
             except StoreError as error:
                 logger.warning("the last outcomes are not counted: %s", error)
 
-    def _add(self, user_id: str, command: Command, kind: str | None = None) -> None:
+    def _count(self, user_id: str, event: NewEvent, model: str) -> None:
+        """An interaction with what a model had shown."""
+        if model:
+            metrics.outcomes(model, self._kinds.label(event.kind)).inc()
+        if self.trials is not None and self._kinds.counts(event.kind):
+            self.trials.taken(user_id)
+
+    def _add(self, user_id: str, command: Command, event: NewEvent | None = None) -> None:
         if len(self._waiting) >= WAITING:
             metrics.OUTCOME_FAILURES.inc()
             return
-        self._waiting.append(_Waiting(user_id, command, kind))
+        self._waiting.append(_Waiting(user_id, command, event))
 
     def _is_barred(self, user_id: str) -> bool:
         return bool(self._barred) and self._barred.get(user_id, 0.0) > time.monotonic()

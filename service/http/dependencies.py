@@ -20,6 +20,7 @@ from service.engine.explanation import Explainer
 from service.feedback.popularity import Popularity
 from service.http.faults import LONGEST_NAME, clipped
 from service.http.problems import ProblemError
+from service.models.decider import Decider
 from service.models.deployer import Deployer
 from service.models.deployment import Deployment
 from service.models.served_model import ServedModel
@@ -33,11 +34,13 @@ class Services:
     """What answers a request.
 
     Attributes:
+        decider: None: trials are not counted.
         served: the model that answers; of no user, the base.
     """
 
     context: ServingContext
     deployer: Deployer
+    decider: Decider | None
     deployment: Deployment
     served: ServedModel
 

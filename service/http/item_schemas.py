@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
 from service.http.json_shape import AtMost
-from service.http.schemas import MOST_LISTED, Body, Id
+from service.http.schemas import EDITION, MODEL, MOST_LISTED, Body, Id
 from service.http.times import Time
 
 _FAR = 16
@@ -148,4 +148,5 @@ class SimilarItems(BaseModel):
 
     item_id: str
     items: list[SimilarItem]
-    model: str = Field(description="identity of the model")
+    model: str = Field(description=MODEL)
+    edition: str = Field(description=EDITION)

@@ -23,6 +23,8 @@ def _short(value: str) -> str:
 Id = Annotated[str, Field(min_length=1, max_length=LONGEST_ID), AfterValidator(_short)]
 MOST_LISTED = json_shape.MOST_NESTED
 """Entries of one list in a query or a record."""
+MODEL = "identity of the model: which states are read"
+EDITION = "the same with what decides scores only: which answers are compared"
 AT = "the moment recommended for; null: not known"
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 
@@ -177,7 +179,8 @@ class Recommendations(BaseModel):
         description="older interactions were gone when the state was built (history_limit): it is "
         "an approximation"
     )
-    model: str = Field(description="identity of the model")
+    model: str = Field(description=MODEL)
+    edition: str = Field(description=EDITION)
     next: str | None = Field(
         None, description="`after` of the next page, where the list is paged and goes on"
     )
@@ -192,7 +195,8 @@ class User(BaseModel):
         description="size of the state in memory, the same for every user and length of history"
     )
     history_truncated: bool = Field(description="the oldest interactions are gone (history_limit)")
-    model: str
+    model: str = Field(description=MODEL)
+    edition: str = Field(description=EDITION)
 
 
 @dataclass(slots=True)  # as RecommendedItem; a page has 10,000

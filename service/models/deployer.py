@@ -112,8 +112,10 @@ class Deployer:
         return {
             "version": now.split.version,
             "base": _described(now.base),
-            "trial": None if now.trial is None else _described(now.trial),
-            "share": now.split.share,
+            "trials": [
+                _described(model) | {"share": trial.share}
+                for trial, model in zip(now.split.trials, now.trials, strict=True)
+            ],
             "fault": self.fault,
             "moved_users": self._moves.moved,
             "waiting_users": self._moves.waiting,
@@ -160,14 +162,16 @@ class Deployer:
             await asyncio.gather(changing, return_exceptions=True)
 
     async def _opened(self, split: TrafficSplit) -> Deployment:
-        base = await self._open_models.open(split.base)
-        if split.trial is None:
-            return Deployment(split, base)
+        opened: list[ServedModel] = []
         try:
-            return Deployment(split, base, await self._open_models.open(split.trial))
+            for variant in (split.base, *(trial.variant for trial in split.trials)):
+                opened.append(await self._open_models.open(variant))
         except BaseException:
-            await self._open_models.close(base)
+            for model in opened:
+                await self._open_models.close(model)
             raise
+        base, *trials = opened
+        return Deployment(split, base, trials)
 
     def _fail(self, fault: str) -> None:
         self._retry_at = time.monotonic() + RETRY_EVERY_S
@@ -178,7 +182,7 @@ class Deployer:
         self.fault = fault
 
     def _switch(self, new: Deployment) -> None:
-        named = ", ".join(f"{one.name} {one.identity}" for one in new.models)
+        named = ", ".join(f"{one.name} {one.edition}" for one in new.models)
         logger.info("version %d of the models: %s", new.split.version, named)
         self._moves.begin(self.deployment, new)
         task = asyncio.create_task(self._retire(self.deployment))
@@ -202,9 +206,10 @@ class Deployer:
             self._reported, self._report_at = serving, now + REPORT_EVERY_S
 
 
-def _described(model: ServedModel) -> dict[str, str]:
+def _described(model: ServedModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "identity": model.artefact.edition,
         "model": model.identity,
+        "edition": model.edition,
     }

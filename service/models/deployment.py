@@ -6,31 +6,47 @@ A new split makes a new deployment; each answers to the end what began with it.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
+from service.feedback.trial_counts import Arm
 from service.models.served_model import ServedModel
-from service.models.traffic_split import TrafficSplit
+from service.models.traffic_split import SEGMENTS, TrafficSplit, segment
 
 
 class Deployment:
     """Args:
-    base: answers everybody whom the trial does not, and what is of no user.
+    base: answers everybody whom no trial does, and what is of no user.
+    trials: the split's, in its order.
     """
 
     def __init__(
-        self, split: TrafficSplit, base: ServedModel, trial: ServedModel | None = None
+        self, split: TrafficSplit, base: ServedModel, trials: Sequence[ServedModel] = ()
     ) -> None:
-        self.split, self.base, self.trial = split, base, trial
+        self.split, self.base, self.trials = split, base, tuple(trials)
+        self._by_segment = [base] * SEGMENTS
+        compared = []
+        for trial, model in zip(split.trials, self.trials, strict=True):
+            for one in trial.segments:
+                self._by_segment[one] = model
+            if model is not base:  # a process may have been started with what is on trial
+                compared.append((trial.token, model))
+        self._arms = {base: tuple(Arm(token, "base") for token, _ in compared)}
+        self._arms |= {model: (Arm(token, "trial"),) for token, model in compared}
         self._under_way = 0
         self._retired = False
         self._left = asyncio.Event()
 
     @property
     def models(self) -> tuple[ServedModel, ...]:
-        return (self.base,) if self.trial is None else (self.base, self.trial)
+        return (self.base, *self.trials)
 
     def of(self, user_id: str) -> ServedModel:
         """The model that answers a user."""
-        return self.trial if self.trial is not None and self.split.tries(user_id) else self.base
+        return self._by_segment[segment(user_id)] if self.trials else self.base
+
+    def arms(self, model: ServedModel) -> tuple[Arm, ...]:
+        """Of trials, those that a model of it is."""
+        return self._arms[model]
 
     def hold(self) -> None:
         """Keeps the models open until `release`."""

@@ -52,7 +52,7 @@ class OpenModels:
             if not self._uses[edition]:
                 del self._models[edition]
                 await model.close()
-                logger.info("model %s is served no more", model.identity)
+                logger.info("model %s is served no more", model.edition)
 
     async def close_all(self) -> None:
         """Ends all, whoever still has them."""
@@ -70,11 +70,12 @@ class OpenModels:
             self._own = model.artefact.edition
             return model
         assert self._folder is not None
-        path = await asyncio.to_thread(self._folder.find, variant.name, variant.identity)
-        model = await open_model(path, self._context, variant.identity)
+        edition = variant.identity if variant.live else None  # without its mixture it has another
+        path = await asyncio.to_thread(self._folder.find, variant.name, edition)
+        model = await open_model(path, self._context, variant)
         # Its folder's parent is an edition if it was fetched, as `tim4rec serve` does at the start.
         own = Path(self._context.settings.artefact).parent.name
-        await asyncio.to_thread(self._prune, {*self._models, model.artefact.edition, own})
+        await asyncio.to_thread(self._prune, {*self._models, path.parent.name, own})
         return model
 
     def _prune(self, in_use: set[str]) -> None:

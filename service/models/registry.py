@@ -13,7 +13,10 @@ import socket
 from typing import Any
 from urllib.parse import quote
 
-from service.models.traffic_split import TrafficSplit, Variant
+from service.feedback.cohort import Observed
+from service.models.decision import Decision
+from service.models.sequential_test import Comparison
+from service.models.traffic_split import SEGMENTS, TrafficSplit, Trial, Variant, drawn
 from service.store.client import Store
 from service.store.errors import raised
 from service.store.script import Script
@@ -24,10 +27,12 @@ GONE_AFTER_S = 30.0
 # A second attempt finds what the first one has set.
 _REPLACE = Script("""\
 #!lua
-local there = redis.call('GET', KEYS[1]) or ''
-if there == ARGV[2] then return 1 end
-if there ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
+-- KEYS[1] what is set    ARGV  token of what is to be there | token of what is to be set | that
+local there = redis.call('GET', KEYS[1])
+local token = there and cjson.decode(there).token or ''
+if token == ARGV[2] then return 1 end
+if token ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[3])
 return 1
 """)
 
@@ -39,7 +44,7 @@ class ModelRegistry:
         prefix = quote(namespace, safe="")
         self._key, self._serving = f"{prefix}:active", f"{prefix}:serving"
         self._store = store
-        self._process = f"{socket.gethostname()}:{os.getpid()}"
+        self.process = f"{socket.gethostname()}:{os.getpid()}"
 
     async def read(self) -> TrafficSplit:
         """What is set; what can't be read of it is an error, and nobody follows it.
@@ -55,18 +60,18 @@ class ModelRegistry:
 
     async def replace(self, before: TrafficSplit, after: TrafficSplit) -> bool:
         """Sets `after` if `before` still is what is set; False: another change came first."""
-        there = _written(before) if before.version else b""
-        return bool(await self._store.request(_REPLACE.call(self._key, there, _written(after))))
+        call = _REPLACE.call(self._key, before.token, after.token, _written(after))
+        return bool(await self._store.request(call))
 
     async def report(self, serving: dict[str, Any]) -> None:
         """Says what this process serves."""
         seconds, _ = await self._store.request(("TIME",))
         said = json.dumps(serving | {"at": int(seconds)})
-        await self._store.request(("HSET", self._serving, self._process, said))
+        await self._store.request(("HSET", self._serving, self.process, said))
 
     async def leave(self) -> None:
         """Says that this process ends."""
-        await self._store.request(("HDEL", self._serving, self._process))
+        await self._store.request(("HDEL", self._serving, self.process))
 
     async def serving(self) -> dict[str, dict[str, Any]]:
         """What each process serves, by what it last said of itself. Forgets those that ended."""
@@ -96,7 +101,32 @@ def _written(split: TrafficSplit) -> bytes:
 
 def _read(stored: bytes) -> TrafficSplit:
     found = json.loads(stored)
-    for name in ("base", "trial"):
-        if found[name] is not None:
-            found[name] = Variant(**found[name])
-    return TrafficSplit(**found)
+    base, token = _variant(found["base"]), found["token"]
+    if "trials" not in found:  # as it was while there was one at most
+        trial = _variant(found["trial"])
+        trials = () if trial is None else (_only_trial(trial, found["share"], token),)
+        return TrafficSplit(found["version"], base, trials, token=token)
+    return TrafficSplit(
+        found["version"],
+        base,
+        tuple(
+            Trial(**one | {"variant": Variant(**one["variant"]), "segments": (*one["segments"],)})
+            for one in found["trials"]
+        ),
+        tuple(_decision(one) for one in found["decisions"]),
+        token,
+    )
+
+
+def _variant(found: dict[str, Any] | None) -> Variant | None:
+    return None if found is None else Variant(**found)
+
+
+def _only_trial(variant: Variant, share: float, token: str) -> Trial:
+    return Trial(variant, drawn(variant, round(share * SEGMENTS)), False, 0, token)
+
+
+def _decision(found: dict[str, Any]) -> Decision:
+    figures = found["figures"]
+    base, trial = Observed(**figures["base"]), Observed(**figures["trial"])
+    return Decision(**found | {"figures": Comparison(**figures | {"base": base, "trial": trial})})

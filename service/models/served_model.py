@@ -13,13 +13,14 @@ from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.retrieval import open_retrieval
-from service.engine.capacity import SHARE, SHARE_OF_TWO, pool_rows
+from service.engine.capacity import pool_rows
 from service.engine.engine import Engine
 from service.engine.exactness import ExactnessSampler
 from service.engine.explanation import Explainer
 from service.engine.quality import QualitySampler
 from service.models.live_items import follow_evidence, new_items_noted
 from service.models.serving_context import ServingContext
+from service.models.traffic_split import Variant
 from service.observe import metrics
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 class ServedModel:
     """Attributes:
     name: its folder's.
-    identity: that of all it answers, what the service's settings decide included.
+    identity: that of all its states, what the service's settings decide included.
+    edition: the same with what decides scores only.
     """
 
     name: str
@@ -43,18 +45,22 @@ class ServedModel:
     def identity(self) -> str:
         return self.engine.identity
 
+    @property
+    def edition(self) -> str:
+        return self.engine.edition
+
     async def close(self) -> None:
         """Finishes what is under way and frees its memory."""
         await self._ends.aclose()
 
 
 async def open_model(
-    folder: Path, context: ServingContext, edition: str | None = None
+    folder: Path, context: ServingContext, variant: Variant | None = None
 ) -> ServedModel:
     """Loads an artefact beside what is served, and warms it up.
 
     Args:
-        edition: what the artefact must have; None: any.
+        variant: what it is to be; None: whatever the folder holds, with its mixture.
 
     Raises:
         ArtefactError: the folder can't be served, or holds another one.
@@ -69,20 +75,22 @@ async def open_model(
             model.use(choose(settings.kernels, model.device))
         except KernelsUnavailable as error:
             raise ArtefactError(f"kernels {settings.kernels}: {error}") from None
-        if edition not in (None, artefact.edition):
-            raise ArtefactError(
-                f"{folder} holds model {artefact.edition} and not {edition}, which was set: use "
-                "a new folder for each model"
-            )
+        if variant is not None:
+            artefact = artefact if variant.live else artefact.without_mixture()
+            if variant.identity != artefact.edition:
+                raise ArtefactError(
+                    f"{folder} holds model {artefact.edition} and not {variant.identity}, which "
+                    "was set: use a new folder for each model"
+                )
         retrieval = open_retrieval(artefact, settings.retrieval, settings.data_dir / "index")
         catalogue = Catalogue(artefact, context.records, retrieval)
         sample = settings.quality_sample
-        share = SHARE if settings.models_dir is None else SHARE_OF_TWO
+        models = 1 if settings.models_dir is None else 1 + settings.max_trials
         engine = Engine(
             artefact,
             log,
             pool_capacity=pool_rows(
-                settings.pool_capacity, model.state_layout, model.device, share
+                settings.pool_capacity, model.state_layout, model.device, models
             ),
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
@@ -134,6 +142,7 @@ async def open_model(
         config = artefact.model.config
         info = metrics.MODEL.labels(
             engine.identity,
+            engine.edition,
             name,
             config.time,
             str(config.n_items),

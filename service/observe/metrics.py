@@ -135,9 +135,10 @@ APPLIED = counters(
 )
 RECOMMENDATIONS = counters(
     "tim4rec_recommendations",
-    "Recommendations answered, by where they came from; popular: recently, or in training",
+    "Recommendations answered, by where they came from; live: what has happened since training; "
+    "popular: recently, or in training",
     "source",
-    ("model", "popular"),
+    ("model", "live", "popular"),
 )
 RETRIEVALS = counters(
     "tim4rec_retrievals",
@@ -147,7 +148,7 @@ RETRIEVALS = counters(
 )
 FALLBACKS = counters(
     "tim4rec_fallbacks",
-    "Recommendations of popular items, by why",
+    "Recommendations without the model, by why",
     "reason",
     ("unknown_user", "no_known_item", "store_away"),
 )
@@ -185,6 +186,7 @@ MODEL = most(
     "tim4rec_model_info",
     "1: the model is served; 0: not any more",
     "identity",
+    "edition",
     "name",
     "time_path",
     "items",
@@ -223,6 +225,12 @@ outcomes = counters_of(
     "model",
     "kind",
 )
+TRIAL_DECISIONS = counters(
+    "tim4rec_trial_decisions",
+    "Trials that ended by what their users did, by what became of them",
+    "decision",
+    ("promoted", "taken_back"),
+)
 OUTCOME_FAILURES = counter(
     "tim4rec_outcome_failures", "Times that recommended items or outcomes were not sent"
 )
@@ -255,7 +263,7 @@ class OfModel:
     """What is counted by model. To be made in the thread of the event loop.
 
     Args:
-        model: its identity.
+        model: its edition.
     """
 
     def __init__(self, model: str) -> None:

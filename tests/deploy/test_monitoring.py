@@ -53,6 +53,7 @@ WHILE_ALL_IS_WELL = {
     ("Memory", "GPU {{instance}}"),
     ("Popularity not kept", "failures a second"),
     ("Changes of the models", "behind"),
+    ("Changes of the models", "trial {{decision}}"),
     ("What is shown and taken to", "not counted"),
     ("Interactions judged", "not judged"),
     ("Event loop lag", "{{instance}}"),

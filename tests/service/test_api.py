@@ -589,6 +589,7 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("get", "/admin/model"): {"401", "403", "409", "503"},
         ("post", "/admin/model"): {"401", "403", "409", "422", "503"},
         ("delete", "/admin/model"): {"401", "403", "409", "503"},
+        ("delete", "/admin/model/trials/{name}"): {"401", "403", "404", "409", "422", "503"},
         ("get", "/livez"): set(),
         ("get", "/readyz"): {"503"},
     }
@@ -655,7 +656,7 @@ def test_metrics_count_what_happened(client: httpx.Client, artefact: Artefact) -
         assert grown(stage, route="/recommend", stage=name) > 0
     assert after["tim4rec_queue_requests", frozenset()] == 0
     info = {"identity": artefact.identity, "time_path": "causal", "items": "40"}
-    info |= {"precision": "float32", "name": artefact.folder.name}
+    info |= {"precision": "float32", "name": artefact.folder.name, "edition": artefact.edition}
     assert after["tim4rec_model_info", frozenset(info.items())] == 1
     text = client.get("/metrics").text
     assert "nobodys-business" not in text

@@ -16,7 +16,7 @@ from model.artefact import Artefact, load_artefact
 from model.device_stepper import DeviceStepper
 from model.kernels import Kernels
 from service.engine.batch_runner import BatchRunner
-from service.engine.capacity import ON_CPU, SHARE_OF_TWO, pool_rows, rows_within
+from service.engine.capacity import ON_CPU, pool_rows, rows_within
 from service.engine.engine import Engine
 from service.engine.quality import Judged, QualitySampler
 from service.store.client import Store
@@ -199,7 +199,7 @@ def test_the_pool_takes_what_is_free() -> None:
     assert rows_within(0, layout) == 1
     left, sizes = free, list[int]()  # models opened one beside the other
     for _ in range(3):
-        sizes.append(rows_within(left, layout, SHARE_OF_TWO) * layout.nbytes())
+        sizes.append(rows_within(left, layout, 3) * layout.nbytes())
         left -= sizes[-1]
     assert sizes[0] > sizes[1] > sizes[2] > 0.1 * free
 

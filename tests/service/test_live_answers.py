@@ -282,7 +282,8 @@ def about(item: str, *others: str, times: int = 3) -> list[tuple[str, str]]:
 
 
 async def answers_of(client: httpx.AsyncClient, **more: Any) -> list[Answer]:
-    """On every route, for somebody known and somebody unknown."""
+    """On every route, for somebody known and somebody unknown; without the edition, which names
+    the artefact's mixture."""
     found = []
     for user in ("ann", "nobody"):
         asked = {"user_id": user, "k": 20, "at": LATER_MS, **more}
@@ -292,7 +293,7 @@ async def answers_of(client: httpx.AsyncClient, **more: Any) -> list[Answer]:
     asked = {"events": events, "k": 20, "at": LATER_MS, **more}
     found.append(await client.post("/recommend/session", json=asked))
     assert all(one.is_success for one in found), [one.text for one in found]
-    return [one.json() for one in found]
+    return [{k: v for k, v in one.json().items() if k != "edition"} for one in found]
 
 
 def test_without_it(artefact: Artefact, tmp_path: Path, valkey: ValkeyServer, run: Run) -> None:

@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +21,25 @@ from service.models import deployer
 from service.models.traffic_split import TrafficSplit, Variant
 from tests.model.mixtures import some_mixture
 from tests.service.conftest import ValkeyServer
+from tests.service.model_service import (
+    ADMIN,
+    AT_MS,
+    base_of,
+    choose,
+    counted,
+    end,
+    get,
+    served,
+    shown,
+    taken,
+    until,
+    write,
+)
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
 from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(30)]
 TABLE = artefacts.ITEMS
-AT_MS = BASE_MS + 10**9
-ADMIN = {"X-API-Key": "of the admin"}
 USERS = [f"user{n}" for n in range(16)]
 
 
@@ -49,62 +59,6 @@ def two(folder: Path) -> Artefact:
     return make_artefact(folder / "two", [*ITEMS[5:], "new"], seed=1)
 
 
-@asynccontextmanager
-async def served(folder: Path, url: str, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
-    options = {"model_poll_s": 0.02, "max_batch": 8, "pool_capacity": 64} | options
-    options |= {"models_dir": folder, "admin_keys": (SecretStr("of the admin"),)}
-    async with in_process(folder / "one", url, **options) as client:
-        yield client
-
-
-async def choose(client: httpx.AsyncClient, model: str, **more: Any) -> dict[str, Any]:
-    body = {"model": model, **more}
-    answer = await client.post("/admin/model", json=body, headers=ADMIN)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def shown(client: httpx.AsyncClient) -> dict[str, Any]:
-    answer = await client.get("/admin/model", headers=ADMIN)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def until(client: httpx.AsyncClient, holds: Callable[[dict[str, Any]], bool]) -> Any:
-    async with asyncio.timeout(LONG_S):
-        while True:
-            found = await shown(client)
-            if found["processes"] and all(map(holds, found["processes"])):
-                return found
-            await asyncio.sleep(0.02)
-
-
-async def taken(client: httpx.AsyncClient, version: int) -> None:
-    await until(client, lambda process: process["version"] == version)
-
-
-async def write(client: httpx.AsyncClient, user: str, items: list[str]) -> list[tuple[str, int]]:
-    events = [(item, BASE_MS + n * 60_000) for n, item in enumerate(items)]
-    for item, ms in events:
-        body = {"user_id": user, "item_id": item, "timestamp": ms}
-        assert (await client.post("/interactions", json=body)).status_code == 200
-    return events
-
-
-async def get(client: httpx.AsyncClient, user: str, **query: Any) -> dict[str, Any]:
-    answer = await client.get("/recommend", params={"user_id": user, "at": AT_MS, **query})
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def counted(client: httpx.AsyncClient, sample: str) -> float:
-    lines = (await client.get("/metrics")).text.splitlines()
-    return float(next((line for line in lines if line.startswith(sample)), "0").split()[-1])
-
-
 async def check(client: httpx.AsyncClient, user: str, events: Any, artefact: Artefact) -> None:
     answer = await get(client, user, k=40, exclude_seen=False)
     assert answer["model"] == artefact.identity
@@ -119,7 +73,7 @@ def test_another_model_takes_over(
             events = await write(client, "ann", ITEMS[3:12])
             await check(client, "ann", events, one)
             said = await choose(client, "two")
-            assert (said["version"], said["base"]) == (1, {"name": "two", "identity": two.identity})
+            assert (said["version"], said["base"]) == (1, base_of("two", two.identity))
             await taken(client, 1)
             await check(client, "ann", events, two)
             assert (await client.get("/readyz")).json()["model"] == two.identity
@@ -146,7 +100,7 @@ def test_another_mixture_takes_over_and_keeps_the_states(
         async with served(folder, valkey.url) as client:
             await write(client, "ann", ITEMS[3:12])
             said = await choose(client, "mixed")
-            assert said["base"] == {"name": "mixed", "identity": mixed.edition}
+            assert said["base"] == base_of("mixed", mixed.edition)
             assert mixed.edition != one.identity == mixed.identity
             await taken(client, 1)
             listed = (await shown(client))["available"]
@@ -206,7 +160,7 @@ def test_two_models_side_by_side(
             for user in USERS:
                 now = (await get(client, user))["model"]
                 assert now == two.identity or labels[user] == one.identity, "moved back"
-            await choose(client, "one")
+            await end(client, "two")
             await taken(client, 3)
             assert {(await get(client, user))["model"] for user in USERS} == {one.identity}
 
@@ -239,7 +193,7 @@ def test_what_can_not_be_served_changes_nothing(
             active = await services.deployer.registry.read()
             (folder / "two" / WEIGHTS).write_bytes(weights[:-1] + b"!")
             variant = Variant("two", two.identity)
-            assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
+            assert await services.deployer.registry.replace(active, active.promoted(variant, 0))
             found = await until(client, lambda process: process["fault"] is not None)
             assert "its hash is not the one" in found["processes"][0]["fault"]
             assert found["processes"][0]["version"] == 0
@@ -257,7 +211,7 @@ def test_what_can_not_be_served_changes_nothing(
             other = make_artefact(folder / "one", ITEMS, seed=7)
             active = await services.deployer.registry.read()
             variant = Variant("one", "of a model that was here before")
-            assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
+            assert await services.deployer.registry.replace(active, active.promoted(variant, 0))
             found = await until(client, lambda process: process["fault"] is not None)
             assert other.identity in found["processes"][0]["fault"]
         # A process that starts serves what it is given, rather than nothing.
@@ -340,7 +294,7 @@ def test_a_model_that_nobody_should_trust_is_an_error_and_the_old_one_serves_on(
             for name in ("fifo", "zeros", "deep"):
                 active = await services.deployer.registry.read()
                 variant = Variant(name, two.identity)
-                assert await services.deployer.registry.replace(active, active.chosen(variant, 1))
+                assert await services.deployer.registry.replace(active, active.promoted(variant, 0))
                 await until(
                     client, lambda process, variant=name: variant in (process["fault"] or "")
                 )
@@ -384,7 +338,7 @@ def test_who_may_choose_what(
             services = client._transport.app.api.state.services  # type: ignore[attr-defined]
             stale = TrafficSplit()
             variant = Variant("two", two.identity)
-            assert not await services.deployer.registry.replace(stale, stale.chosen(variant, 1))
+            assert not await services.deployer.registry.replace(stale, stale.promoted(variant, 0))
         async with in_process(folder / "one", valkey.url) as client:
             assert (await post(client, {"model": "two"})).status_code == 403
         keys = {"admin_keys": (SecretStr("of the admin"),)}

@@ -98,7 +98,7 @@ async function interact(who, id, event_id) {
     );
     explain();
     showTiming([["POST /interactions", stored], ["GET /recommend", answer]]);
-    byId("model").textContent = answer.data.model;
+    byId("model").textContent = answer.data.edition;
     await past.refresh(stored.data.version);
   } catch (error) {
     fail(error, () => choose(who, id, event_id));
@@ -115,7 +115,7 @@ async function begin() {
     const [last] = await Promise.all([past.refresh(answer.data.version), list.show(answer.data, { step: true })]);
     clock.start(last);
     explain();
-    byId("model").textContent = answer.data.model;
+    byId("model").textContent = answer.data.edition;
     const known = answer.data.version;
     say(known ? `${user.id} has ${several(known, "interaction")}; the list came in ${ms(answer.ms)}.` : `Nothing is known of ${user.id}: this is what is popular. Choose an item.`);
   } catch (error) {

@@ -126,6 +126,7 @@ async def get_similar(
             for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
         ],
         model=services.engine.identity,
+        edition=services.engine.edition,
     )
 
 

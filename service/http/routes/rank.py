@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from service.http.dependencies import ServicesDep
 from service.http.json_shape import AtMost
 from service.http.problems import declared
-from service.http.schemas import AT, STALE, Body, Id
+from service.http.schemas import AT, EDITION, MODEL, STALE, Body, Id
 from service.http.times import AssumedTime, RequestTime
 
 router = APIRouter(tags=["recommendations"])
@@ -63,7 +63,8 @@ class RankedItems(BaseModel):
     history_truncated: bool = Field(
         description="older interactions were gone when the state was built (history_limit)"
     )
-    model: str = Field(description="identity of the model")
+    model: str = Field(description=MODEL)
+    edition: str = Field(description=EDITION)
 
 
 @router.post("/rank", responses=declared(422, 503), response_model_exclude_none=True)
@@ -105,4 +106,5 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         stale=found.stale,
         history_truncated=found.truncated,
         model=services.engine.identity,
+        edition=services.engine.edition,
     )

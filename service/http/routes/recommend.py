@@ -80,11 +80,14 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         stale=found.stale,
         history_truncated=found.truncated,
         model=services.engine.identity,
+        edition=services.engine.edition,
         next=next_cursor(services, options.shown, found.ranking.items, k),
     )
     outcomes = services.context.outcomes
-    if outcomes is not None and found.source == "model":
-        outcomes.shown(user_id, answer.model, (item.item_id for item in answer.items))
+    if outcomes is not None:
+        edition = answer.edition if found.source == "model" else ""
+        items = (item.item_id for item in answer.items)
+        outcomes.shown(user_id, edition, items, services.deployment.arms(services.served))
     if asked.explain and found.source in ("model", "live"):
         explanations = await services.explainer.explain(
             user_id, found, asked.reasons, exclude_seen=asked.exclude_seen

@@ -18,7 +18,7 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import AT, Body, Id, Kind, RecommendedItem
+from service.http.schemas import AT, EDITION, MODEL, Body, Id, Kind, RecommendedItem
 from service.http.times import AssumedTime, Time
 from service.store.events import Event, new_uid
 
@@ -49,7 +49,8 @@ class SessionRecommendations(BaseModel):
         "recently or in training (popular)"
     )
     unknown_items: int = Field(description="interactions with items that the model does not know")
-    model: str = Field(description="identity of the model")
+    model: str = Field(description=MODEL)
+    edition: str = Field(description=EDITION)
     next: str | None = Field(
         None, description="`after` of the next page, where the list is paged and goes on"
     )
@@ -79,6 +80,7 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
         source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
         model=services.engine.identity,
+        edition=services.engine.edition,
         next=next_cursor(services, options.shown, found.ranking.items, body.k),
     )
 

@@ -85,6 +85,7 @@ async def get_user(user_id: UserId, services: ServicesDep) -> User:
         state_bytes=engine.pool.layout.nbytes(),
         history_truncated=record.oldest > 1,
         model=engine.identity,
+        edition=engine.edition,
     )
 
 
