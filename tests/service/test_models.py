@@ -19,7 +19,8 @@ import pytest
 from pydantic import SecretStr
 
 from model import artefact as artefacts
-from model.artefact import CONFIG, WEIGHTS, Artefact
+from model.artefact import CONFIG, Artefact
+from model.description import WEIGHTS
 from service.models import deployer, model_folder
 from service.models.model_folder import ModelFolder, ModelNameError
 from service.models.traffic_split import TrafficSplit, Variant
