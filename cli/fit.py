@@ -48,7 +48,7 @@ def fit(
     metrics = json.loads((artefact / METRICS).read_text(encoding="utf-8"))
     begin = _since(since, metrics)
     interactions = read_steps(log, kinds, skip_bad_rows=False)
-    mixture = fit_mixture(interactions, found.model, found.items.ids, begin, seed=seed)
+    mixture = fit_mixture(interactions, found.model, found.scored_items.ids, begin, seed=seed)
     if mixture is None:
         raise CommandError(
             f"{log}: fewer than {LEAST_EVENTS} interactions from {iso(begin)} on are with items "

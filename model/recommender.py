@@ -91,6 +91,11 @@ class Recommender(nn.Module, ABC):
         return self.item_embedding.weight if self.scoring is None else self.scoring.vectors
 
     @property
+    def item_bias(self) -> Tensor | None:
+        """(V'+1), added to the items' scores; None: nothing is."""
+        return None if self.scoring is None else self.scoring.bias
+
+    @property
     def n_scored(self) -> int:
         """V', the items that it scores."""
         return len(self.scoring_vectors) - 1
@@ -98,8 +103,8 @@ class Recommender(nn.Module, ABC):
     def scores(self, query: Tensor) -> Tensor:
         """Scores (..., V'+1) of all items for queries (..., D); the padding's is -inf."""
         scores = query @ self.scoring_vectors.T
-        if self.scoring is not None:
-            scores += self.scoring.bias
+        if self.item_bias is not None:
+            scores += self.item_bias
         scores[..., 0] = -torch.inf
         return scores
 

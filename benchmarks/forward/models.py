@@ -15,7 +15,6 @@ import torch
 from benchmarks.forward.walk import Walk
 from benchmarks.ranks import ResultError
 from model import UNKNOWN_TIME, TiM4Rec
-from training.batches import gather_padded
 from training.dataset import Int64s
 from training.forward import Events, KnownHistories, queries_at
 from training.loss import scores_at_once
@@ -28,7 +27,7 @@ NOTHING_KNOWN = 0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model and the ids of its items: entry i is item i + 1."""
+    """A model and the ids of the items that it scores: entry i is item i + 1."""
 
     model: TiM4Rec
     item_ids: Sequence[str]
@@ -82,7 +81,8 @@ class _Ranker:
         self.model = served.model.eval()
         if not self.model.causal:
             raise ResultError("a model of the time path `sequence` has no query at each position")
-        self.inputs = KnownHistories.of(events, rows, served.item_ids)
+        n_inputs = served.model.config.n_items
+        self.inputs = KnownHistories.of(events, rows, served.item_ids, n_inputs)
 
     @torch.inference_mode()
     def ranks(self, times: Int64s) -> Int64s:
@@ -91,12 +91,11 @@ class _Ranker:
         found = np.full(len(times), NOTHING_KNOWN, dtype=np.int64)
         (some,) = np.nonzero(inputs.lengths)
         some = some[np.argsort(inputs.lengths[some], kind="stable")]
-        size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
+        size = max(1, min(256, scores_at_once(model.device) // (model.n_scored + 1)))
         for begin in range(0, len(some), size):
             batch = some[begin : begin + size]
-            seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
             targets = torch.from_numpy(inputs.targets[batch])[:, None]
-            scores = model.scores(queries[batch]).scatter(1, torch.from_numpy(seen), -torch.inf)
+            scores = model.scores(queries[batch]).scatter(1, inputs.seen(batch), -torch.inf)
             own = scores.gather(1, targets)  # -inf for an unknown item: the padding's
             rank = (~(scores[:, 1:] < own)).sum(1)
             missed = ~own[:, 0].isfinite()

@@ -98,7 +98,8 @@ class ExactSearch:
 
     def wide(self, query: Tensor) -> Tensor:
         """Queries (..., D) as wide as the vectors: a 1 goes with a bias."""
-        return pad(query, (0, self._embedding.shape[1] - query.shape[-1]), value=1.0)
+        missing = self._embedding.shape[1] - query.shape[-1]
+        return pad(query, (0, missing), value=1.0) if missing else query
 
     def around(self, query_D: Tensor, k: int, flags: Flags) -> NDArray[np.int64]:
         """Rows with a flag, among which are the k nearest to a query of length 1."""

@@ -72,9 +72,7 @@ class BatchRunner:
         self.stepper = open_stepper(self.model, pool.states)
         vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.effects = EventEffects(kinds, vocabulary)
-        self.retrieval = retrieval or Retrieval(
-            self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
-        )
+        self.retrieval = retrieval or Retrieval.of(artefact)
         on_gpu = pool.device.type == "cuda"
         self.prefill_cells = DEVICE_PREFILL_CELLS if on_gpu else PREFILL_CELLS
 
@@ -330,13 +328,18 @@ class BatchRunner:
         return self.quality.place(fetched.reply, events, self.effects)
 
     def _answer(self, ready: Sequence[Ready], work: Work) -> None:
-        asked = [(one, read, _ask(one, read)) for one in ready for read in one.fetched.reads]
+        asked = [(one, read, self._ask(one, read)) for one in ready for read in one.fetched.reads]
         if not asked:
             return
         rankings = self._rankings([(one.row, ask) for one, _, ask in asked])
         for (one, read, ask), ranking in zip(asked, rankings, strict=True):
             work.answers.append((read, _recommendation(one, ask, ranking)))
         work.end(stages.RETRIEVE)
+
+    def _ask(self, ready: Ready, read: Read) -> Ask:
+        row, at_ms = ready.row, _request_time(ready.fetched, read)
+        had, hidden = self.retrieval.had(row.seen.array(), row.unknown), row.hidden.array()
+        return read.ask.of_user(had, hidden, row.recent, at_ms, exclude_seen=read.exclude_seen)
 
     def _rankings(self, asked: Sequence[tuple[Row, Ask]]) -> list[Ranking]:
         """What users are given: by their states, or, where those say nothing, what is popular."""
@@ -360,14 +363,6 @@ def _is_at_hand(fetched: Fetched) -> bool:
     if fetched.row is None or fetched.history is not None:
         return False
     return fetched.reply is None or fetched.reply.known_is_current_history
-
-
-def _ask(ready: Ready, read: Read) -> Ask:
-    row, at_ms = ready.row, _request_time(ready.fetched, read)
-    seen, hidden = row.seen.array(), row.hidden.array()
-    return read.ask.of_user(
-        seen, hidden, row.recent, row.unknown, at_ms, exclude_seen=read.exclude_seen
-    )
 
 
 def _request_time(fetched: Fetched, read: Read) -> int:
