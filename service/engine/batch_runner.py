@@ -181,12 +181,12 @@ class BatchRunner:
             work.from_snapshot += 1
         elif len(history.events) > len(own_versions(reply.outcomes)):
             work.from_log += 1  # more than what the user has just begun with
-        return Ready(fetched, self._begun(fetched.user_id, history), history.events, due)
+        return Ready(fetched, self.begun(fetched.user_id, history.base), history.events, due)
 
     def _without_reply(self, fetched: Fetched) -> Ready | None:
         """Of a session, or of a user whose row will do as it is."""
         if fetched.history is not None:
-            row = self._begun(fetched.user_id, fetched.history)
+            row = self.begun(fetched.user_id, fetched.history.base)
             return Ready(fetched, row, fetched.history.events)
         wanted = fetched.row is not None or fetched.away
         there = self.pool.pin(fetched.user_id) if wanted else None
@@ -194,9 +194,9 @@ class BatchRunner:
             there = Row(fetched.user_id, -1, pins=1)  # of nothing, and not in the pool
         return None if there is None else Ready(fetched, there)
 
-    def _begun(self, user_id: str, history: History) -> Row:
-        """A new row at the base of a history."""
-        row, base = self.pool.create(user_id), history.base
+    def begun(self, user_id: str, base: Snapshot | None) -> Row:
+        """A new row, pinned, at a snapshot or at the beginning of a history."""
+        row = self.pool.create(user_id)
         if base is None:
             self.pool.reset([row])
         else:
