@@ -46,6 +46,7 @@ from model.plain_file import open_plain, read_plain
 from model.scoring import Scoring
 from model.strict_json import parse
 from model.tim4rec import TiM4Rec
+from model.times import parse_time
 from model.weights import WeightsError, read_scoring, read_weights
 
 CONFIG, METRICS, CARD = "config.json", "metrics.json", "README.md"
@@ -78,6 +79,15 @@ class Artefact:
     folder: Path
     mixture: Mixture | None = None
     scores: str | None = None
+
+    @property
+    def until_ms(self) -> int | None:
+        """The time of the newest interaction that it was trained on, as its metrics say.
+
+        Raises ValueError where they say no time.
+        """
+        until = self.metrics.get("until")
+        return None if until is None else parse_time(until)
 
     @property
     def edition(self) -> str:

@@ -72,8 +72,8 @@ def scoring_step(
     The mixture is fitted with the parent, on events that the parent has not been trained on.
 
     Args:
-        since_ms: events from then on are new: the parent must not be trained on them. None: the
-            newest tenth of the log is.
+        since_ms: events from then on are new: the parent must not be trained on them. None: those
+            after the newest that it says it was trained on.
 
     Raises:
         InputError: a time is not known, the parent's time path is `sequence`, or nothing is new.
@@ -85,7 +85,9 @@ def scoring_step(
     order = np.argsort(events.times, kind="stable")
     times = events.times[order]
     if since_ms is None:
-        since_ms = int(times[int(len(times) * 0.9)])
+        if parent.until_ms is None:
+            raise InputError("the artefact does not say until when it was trained: say since when")
+        since_ms = parent.until_ms + 1
     begin = int(np.searchsorted(times, since_ms))
     if begin == len(order):
         raise InputError(f"no interaction from {iso(since_ms)} on: there is nothing to learn")
@@ -193,7 +195,8 @@ def trained(
     generator = torch.Generator().manual_seed(seed)
     for epoch in range(EPOCHS):
         total = 0.0
-        for batch in torch.randperm(len(targets), generator=generator).split(BATCH):
+        order = torch.randperm(len(targets), generator=generator)
+        for batch in torch.split(order, BATCH):
             if sampler is None:
                 loss = table_softmax_loss(table, wide[batch], targets[batch])
             else:
@@ -202,7 +205,7 @@ def trained(
             total += loss.item() * len(batch)
             held = HOLD / 2 / len(targets) * (table - start).square().sum()
             optimizer.zero_grad()
-            (loss + held).backward()
+            (loss + held).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         if console is not None:

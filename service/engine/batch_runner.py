@@ -24,7 +24,7 @@ from service.catalogue.ranking import Ranking
 from service.catalogue.retrieval import Retrieval
 from service.engine import snapshots
 from service.engine.effects import EventEffects
-from service.engine.history import Fetched, History, lacking, whole
+from service.engine.history import Fetched, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
 from service.engine.quality import QualitySampler
 from service.engine.requests import Read, Recommendation, Source
