@@ -117,7 +117,7 @@ def claimed_edition_of(values: dict[str, Any]) -> str:
 
 
 def identity_of(config: ModelConfig, repeat_bias: float, hashes: Mapping[str, str]) -> str:
-    # Dropout is no part of what is served; everything else decides a state or a score.
+    # Dropout is no part of what is served; everything else decides a state, or a score by it.
     served = {k: v for k, v in config.to_dict().items() if "dropout" not in k}
     if repeat_bias:
         served["repeat_bias"] = repeat_bias
