@@ -20,7 +20,9 @@ from pydantic import SecretStr
 
 from model import artefact as artefacts
 from model.artefact import CONFIG, Artefact
-from model.description import WEIGHTS
+from model.config import ModelConfig
+from model.description import ITEMS as TABLE
+from model.description import WEIGHTS, identity_of
 from service.models import deployer, model_folder
 from service.models.model_folder import ModelFolder, ModelNameError
 from service.models.traffic_split import TrafficSplit, Variant
@@ -30,7 +32,6 @@ from tests.service.processes import BASE_MS, check_answer, in_process, make_arte
 from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(30)]
-TABLE = artefacts.ITEMS
 AT_MS = BASE_MS + 10**9
 ADMIN = {"X-API-Key": "of the admin"}
 USERS = [f"user{n}" for n in range(16)]
@@ -297,8 +298,8 @@ def spoilt(folder: Path) -> dict[str, str]:
         put(spoil(name) / TABLE, **values)
         description = json.loads((folder / name / CONFIG).read_text())
         hashes = {file: artefacts._hash(folder / name / file) for file in (WEIGHTS, TABLE)}
-        config = artefacts.ModelConfig.from_dict(description["architecture"])
-        identity = artefacts._identity(config, 0.0, hashes)
+        config = ModelConfig.from_dict(description["architecture"])
+        identity = identity_of(config, 0.0, hashes)
         put(folder / name / CONFIG, hashes=hashes, identity=identity)
     return {
         "fifo": f"{CONFIG}: is a FIFO", "fifo of weights": f"{WEIGHTS}: is a FIFO",
