@@ -115,7 +115,7 @@ def all_ranks(log: Log, args: argparse.Namespace, console: Console) -> tuple[Wal
     models = trained_ranks(log, walk, args, console)
     for path in args.artefact:
         artefact = load_artefact(path)
-        served = Served(artefact.model, artefact.items.ids)
+        served = Served(artefact.model, artefact.scored_items.ids)
         models[path.name] = model_ranks(walk, [served] * args.periods)
     counted = [name for name in COUNTED if name in args.policies or name == "popularity"]
     policies = {name: COUNTED[name](events) for name in counted}

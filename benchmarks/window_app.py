@@ -43,9 +43,7 @@ class Recomputing:
     def __init__(self, artefact: Artefact) -> None:
         self.model = artefact.model
         self.vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
-        self.retrieval = Retrieval(
-            self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
-        )
+        self.retrieval = Retrieval.of(artefact)
         self.waiting: asyncio.Queue[Asked] = asyncio.Queue()
 
     async def ask(self, history: list[Any], k: int) -> Ranking:

@@ -113,7 +113,7 @@ def evaluate(
         protocol = replace(protocol, split="leave-one-out")
     if core is not None:
         protocol = replace(protocol, core_users=core, core_items=core)
-    dataset = build_dataset(read, protocol, loaded.items.ids)
+    dataset = build_dataset(read, protocol, loaded.scored_items.ids, loaded.model.config.n_items)
     targets = dataset.test.sample(users) if users else dataset.test
     unseen = int((targets.items == 0).sum())
     say(

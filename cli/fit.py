@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,10 +9,9 @@ import typer
 
 from cli.console import CommandError, out, say
 from cli.steps import Kinds, read_steps
-from model.artefact import CARD, METRICS, load_artefact, save_artefact
+from model.artefact import CARD, load_artefact, save_artefact
 from model.times import iso, parse_time
 from training.mixture import LEAST_EVENTS, fit_mixture
-from training.outcome import trained_until
 
 
 def fit(
@@ -45,29 +43,27 @@ def fit(
     found = load_artefact(artefact)
     if not found.model.causal:
         raise CommandError(f"{artefact}: a model of the time path `sequence` has no mixture")
-    metrics = json.loads((artefact / METRICS).read_text(encoding="utf-8"))
-    begin = _since(since, metrics)
+    begin = _since(since, found.until_ms)
     interactions = read_steps(log, kinds, skip_bad_rows=False)
-    mixture = fit_mixture(interactions, found.model, found.items.ids, begin, seed=seed)
+    mixture = fit_mixture(interactions, found.model, found.scored_items.ids, begin, seed=seed)
     if mixture is None:
         raise CommandError(
             f"{log}: fewer than {LEAST_EVENTS} interactions from {iso(begin)} on are with items "
             "that could be foreseen: too few to fit a mixture on; nothing was changed"
         )
     card = (artefact / CARD).read_text(encoding="utf-8")
-    metrics["mixture"] = {"since": iso(begin), "seed": seed}
+    metrics = found.metrics | {"mixture": {"since": iso(begin), "seed": seed}}
     target = folder or artefact
     save_artefact(target, found.model, found.items, metrics, card, mixture)
     say(f"{target}: mixture fitted on what came from {iso(begin)} on", out)
 
 
-def _since(given: str | None, metrics: dict[str, object]) -> int:
+def _since(given: str | None, until_ms: int | None) -> int:
     if given is not None:
         try:
             return parse_time(given)
         except ValueError as error:
             raise CommandError(f"--since: {error}") from None
-    until = trained_until(metrics)
-    if until is None:
+    if until_ms is None:
         raise CommandError("--since is needed: the artefact does not say until when it was trained")
-    return until + 1
+    return until_ms + 1

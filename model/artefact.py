@@ -1,8 +1,10 @@
 """A trained model as a folder of plain files, and its identity.
 
 `config.json` (architecture, state layout, identity, hashes), `model.safetensors`, `items.json`
-(vocabulary, popularity, optional titles and categories), `mixture.safetensors` (how scores and
-evidence join; optional), `metrics.json`, `README.md` (the model card). Nothing is pickled.
+(vocabulary, popularity, optional titles and categories), `metrics.json`, `README.md` (the model
+card), and what decides scores and no state, each optional: `mixture.safetensors` (how scores and
+evidence join), `scoring.safetensors` and `scoring.json` (what is scored, where it is not the
+vocabulary by its input vectors). Nothing is pickled.
 
 Whoever made a folder, it is loaded whole or refused: `config.json` is read first, and no more of
 the other files than it says that there is.
@@ -13,8 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import reprlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -24,27 +24,33 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
-from model.config import ConfigError, ModelConfig
+from model.description import (
+    ITEMS,
+    MIXTURE,
+    SCORED_ITEMS,
+    SCORING,
+    WEIGHTS,
+    Description,
+    DescriptionError,
+    ScoringFiles,
+    claimed_edition_of,
+    edition_of,
+)
 from model.folder import replace_folder
 from model.items import Items, items_bytes, read_items
 from model.live.mixture import MOST_BYTES as MIXTURE_BYTES
 from model.live.mixture import Mixture, MixtureError
 from model.plain_file import open_plain, read_plain
-from model.strict_json import is_number, parse
+from model.scoring import Scoring
+from model.strict_json import parse
 from model.tim4rec import TiM4Rec
-from model.weights import WeightsError, read_weights
+from model.times import parse_time
+from model.weights import WeightsError, read_scoring, read_weights
 
-FORMAT = 1
-CONFIG, WEIGHTS, ITEMS, METRICS, CARD, MIXTURE = (
-    "config.json",
-    "model.safetensors",
-    "items.json",
-    "metrics.json",
-    "README.md",
-    "mixture.safetensors",
-)
-FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD, MIXTURE)
+CONFIG, METRICS, CARD = "config.json", "metrics.json", "README.md"
+FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD, MIXTURE, SCORING, SCORED_ITEMS)
 
 CONFIG_BYTES = 1 << 16
 """Most of `config.json`; 2,000 are usual. The list of models reads many of them."""
@@ -52,7 +58,6 @@ METRICS_BYTES = 1 << 20
 """Most of `metrics.json`; a hundredth of it is usual."""
 _STATE_BYTES = 1 << 20  # a user's state may have so many, and as many as the weights
 _REPLACED_FOR_S = 60.0
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class ArtefactError(ValueError):
@@ -63,8 +68,8 @@ class ArtefactError(ValueError):
 class Artefact:
     """A loaded artefact.
 
-    identity: the hash of everything that decides a state or a model's score. mixture_hash: of the
-    mixture's file.
+    items: the vocabulary. identity: names everything that decides a state. mixture_hash,
+    scoring_files: of what decides scores only; None: there is none.
     """
 
     model: TiM4Rec
@@ -74,11 +79,28 @@ class Artefact:
     folder: Path
     mixture: Mixture | None = None
     mixture_hash: str | None = None
+    scoring_files: ScoringFiles | None = None
+
+    @property
+    def until_ms(self) -> int | None:
+        """The time of the newest interaction that it was trained on, as its metrics say.
+
+        Raises ValueError where they say no time.
+        """
+        until = self.metrics.get("until")
+        return None if until is None else parse_time(until)
 
     @property
     def edition(self) -> str:
-        """Names the mixture too: with another one the same states are ranked otherwise."""
-        return _edition(self.identity, self.mixture_hash)
+        """Names what decides scores only, too: by another edition of the same identity, the same
+        states are ranked otherwise."""
+        return edition_of(self.identity, self.mixture_hash, self.scoring_files)
+
+    @property
+    def scored_items(self) -> Items:
+        """What is scored; the vocabulary comes first."""
+        scoring = self.model.scoring
+        return self.items if scoring is None else scoring.items
 
     def without_mixture(self) -> Artefact:
         """The same, ranked by the model alone; it has an edition of its own."""
@@ -95,7 +117,8 @@ def save_artefact(
 ) -> str:
     """Writes the folder as a whole: at any moment it is the old artefact or the new one.
 
-    Other files in the folder of an old artefact are kept.
+    The model's scoring is written if it has one. Other files in the folder of an old artefact are
+    kept.
 
     Returns:
         the identity.
@@ -106,40 +129,25 @@ def save_artefact(
     """
     if len(items) != model.config.n_items:
         raise ArtefactError(f"{len(items)} items for a model of {model.config.n_items}")
+    if model.scoring is not None:
+        _require_beginning(folder / SCORED_ITEMS, model.scoring.items, items)
     folder = folder.resolve()
     _require_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o755, parents=True)
     try:
-        weights = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        save_file(weights, partial / WEIGHTS)
-        _write_json(partial / ITEMS, items.to_columns())
-        if (found := (partial / ITEMS).stat().st_size) > (most := items_bytes(len(items))):
-            raise ArtefactError(
-                f"{ITEMS} would have {found:,} bytes, at most {most:,} are read: shorten titles "
-                "and categories"
-            )
+        _write_tensors(partial / WEIGHTS, model.state_dict())
+        _write_items(partial / ITEMS, items)
         _write_json(partial / METRICS, metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
-        hashes = {name: _hash(partial / name) for name in (WEIGHTS, ITEMS)}
-        identity = _identity(model.config, model.repeat_bias, hashes)
-        description = {
-            "format": FORMAT,
-            "identity": identity,
-            "architecture": model.config.to_dict(),
-            "repeat_bias": model.repeat_bias,
-            "state": {
-                "hash": model.state_layout.hash.hex(),
-                "bytes": model.state_layout.nbytes(),
-                "parts": {p.name: list(p.shape) for p in model.state_layout.parts},
-            },
-            "hashes": hashes,
-        }
         if mixture is not None:
             (partial / MIXTURE).write_bytes(mixture.to_bytes())
-            description["mixture"] = _hash(partial / MIXTURE)
-        _write_json(partial / CONFIG, description)
+        if model.scoring is not None:
+            _write_tensors(partial / SCORING, model.scoring.tensors())
+            _write_items(partial / SCORED_ITEMS, model.scoring.items)
+        description = _describe(partial, model, mixture)
+        _write_json(partial / CONFIG, description.to_dict(model.state_layout))
         # safetensors writes for the owner alone; the service may be another user. Nobody else is
         # to write: it is what will be served.
         mode = (partial / CONFIG).stat().st_mode & ~0o022
@@ -148,7 +156,7 @@ def save_artefact(
         replace_folder(partial, folder, keep_others_than=FILES)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return identity
+    return description.identity
 
 
 def load_artefact(folder: Path | str, device: torch.device | str = "cpu") -> Artefact:
@@ -195,25 +203,22 @@ def claimed_edition(folder: Path) -> str:
 
 def edition_claimed_by(content: bytes, path: Path | str) -> str:
     """As `claimed_edition`, of the `config.json` that was read from a path or a URL."""
-    description = _object(content, path)
-    claimed = description.get("identity")
-    if not isinstance(claimed, str) or len(claimed) > 64:
-        raise ArtefactError(f"{path}: `identity` is {reprlib.repr(claimed)}")
-    return _edition(claimed, _mixture_hash(path, description))
+    try:
+        return claimed_edition_of(_object(content, path))
+    except DescriptionError as error:
+        raise ArtefactError(f"{path}: {error}") from None
 
 
-def describe(content: bytes, path: Path | str) -> tuple[ModelConfig, str, dict[str, str]]:
-    """Architecture, edition, and SHA-256 of the files that decide a state or a score, of the
-    `config.json` that was read from a path or a URL.
+def describe(content: bytes, path: Path | str) -> Description:
+    """Of the `config.json` that was read from a path or a URL.
 
     Raises:
         ArtefactError: it is none that this version reads.
     """
-    description = _object(content, path)
-    config, _, hashes = _read_description(path, description)
-    mixture = _mixture_hash(path, description)
-    hashes |= {} if mixture is None else {MIXTURE: mixture}
-    return config, _edition(description["identity"], mixture), hashes
+    try:
+        return Description.from_dict(_object(content, path))
+    except DescriptionError as error:
+        raise ArtefactError(f"{path}: {error}") from None
 
 
 def require_hashes(folder: Path, hashes: Mapping[str, str], where: str) -> None:
@@ -233,7 +238,7 @@ def _fault(folder: Path, error: OSError) -> ArtefactError:
 
 def _stamp(folder: Path) -> list[tuple[int, int, int] | None]:
     found: list[tuple[int, int, int] | None] = []
-    for name in (CONFIG, WEIGHTS, ITEMS, METRICS, MIXTURE):
+    for name in FILES:
         try:
             status = (folder / name).stat()
         except OSError:
@@ -246,34 +251,77 @@ def _stamp(folder: Path) -> list[tuple[int, int, int] | None]:
 def _load(folder: Path, device: torch.device | str) -> Artefact:
     if not folder.is_dir():
         raise ArtefactError(f"{folder}: no such folder; make one with `tim4rec train`")
-    config_file, weights_file, items_file = (folder / name for name in (CONFIG, WEIGHTS, ITEMS))
-    description = _read_json(config_file)
-    config, bias, hashes = _read_description(config_file, description)
-    mixture_hash = _mixture_hash(config_file, description)
+    config_file, weights_file = folder / CONFIG, folder / WEIGHTS
+    values = _read_json(config_file)
+    try:
+        description = Description.from_dict(values)
+    except DescriptionError as error:
+        raise ArtefactError(f"{config_file}: {error}") from None
+    config, hashes = description.config, description.hashes
     metrics = _read_json(folder / METRICS, METRICS_BYTES, constants=True)
     try:
         model = read_weights(weights_file, config, hashes[WEIGHTS])
     except WeightsError as error:
         raise ArtefactError(f"{weights_file}: {error}") from None
-    model.repeat_bias = bias
-    _require_state(config_file, description.get("state"), model)
+    model.repeat_bias = description.repeat_bias
+    _require_state(config_file, values.get("state"), model)
     # Only now is it known that there are so many items.
-    table = read_plain(items_file, items_bytes(config.n_items), within=folder)
-    if hashlib.sha256(table).hexdigest() != hashes[ITEMS]:
-        raise ArtefactError(f"{items_file}: its hash is not the one in {CONFIG}: damaged")
-    try:
-        items = read_items(table, config.n_items)
-    except ValueError as error:
-        raise ArtefactError(f"{items_file}: {error}") from None
+    items = _read_items(folder / ITEMS, config.n_items, hashes[ITEMS])
+    if description.scoring is not None:
+        scoring = _read_scoring(folder, description.scoring, items, config.d_model)
+        model.scoring = scoring.to(device)
+    mixture = description.mixture
     return Artefact(
         model=model.to(device).eval(),
         items=items,
         metrics=metrics,
-        identity=description["identity"],
+        identity=description.identity,
         folder=folder,
-        mixture=None if mixture_hash is None else _read_mixture(folder / MIXTURE, mixture_hash),
-        mixture_hash=mixture_hash,
+        mixture=None if mixture is None else _read_mixture(folder / MIXTURE, mixture),
+        mixture_hash=mixture,
+        scoring_files=description.scoring,
     )
+
+
+def _describe(folder: Path, model: TiM4Rec, mixture: Mixture | None) -> Description:
+    """Of the files that are there."""
+    scoring = model.scoring
+    return Description(
+        model.config,
+        model.repeat_bias,
+        {name: _hash(folder / name) for name in (WEIGHTS, ITEMS)},
+        None if mixture is None else _hash(folder / MIXTURE),
+        None
+        if scoring is None
+        else ScoringFiles(
+            len(scoring.items), {name: _hash(folder / name) for name in (SCORING, SCORED_ITEMS)}
+        ),
+    )
+
+
+def _read_items(path: Path, n_items: int, expected: str) -> Items:
+    table = read_plain(path, items_bytes(n_items), within=path.parent)
+    if hashlib.sha256(table).hexdigest() != expected:
+        raise ArtefactError(f"{path}: its hash is not the one in {CONFIG}: damaged")
+    try:
+        return read_items(table, n_items)
+    except ValueError as error:
+        raise ArtefactError(f"{path}: {error}") from None
+
+
+def _read_scoring(folder: Path, files: ScoringFiles, known: Items, width: int) -> Scoring:
+    # The items are no more than their bytes, so the vectors are no more than what is there.
+    items = _read_items(folder / SCORED_ITEMS, files.n_items, files.hashes[SCORED_ITEMS])
+    _require_beginning(folder / SCORED_ITEMS, items, known)
+    try:
+        return read_scoring(folder / SCORING, items, width, files.hashes[SCORING])
+    except WeightsError as error:
+        raise ArtefactError(f"{folder / SCORING}: {error}") from None
+
+
+def _require_beginning(path: Path, items: Items, known: Items) -> None:
+    if items.ids[: len(known)] != known.ids:
+        raise ArtefactError(f"{path}: it does not begin with the items of {ITEMS}")
 
 
 def _read_mixture(path: Path, expected: str) -> Mixture:
@@ -284,49 +332,6 @@ def _read_mixture(path: Path, expected: str) -> Mixture:
         return Mixture.from_bytes(content)
     except MixtureError as error:
         raise ArtefactError(f"{path}: {error}") from None
-
-
-def _mixture_hash(path: Path | str, description: dict[str, Any]) -> str | None:
-    found = description.get("mixture")
-    if found is not None and not (isinstance(found, str) and _SHA256.fullmatch(found)):
-        raise ArtefactError(f"{path}: `mixture` must be a hash, not {reprlib.repr(found)}")
-    return found
-
-
-def _edition(identity: str, mixture_hash: str | None) -> str:
-    return identity if mixture_hash is None else f"{identity}+{mixture_hash[:8]}"
-
-
-def _read_description(
-    path: Path | str, description: dict[str, Any]
-) -> tuple[ModelConfig, float, dict[str, str]]:
-    """The architecture, the repeat bias and the hashes of `config.json`, which fit each other."""
-    found = description.get("format")
-    if type(found) is not int or found != FORMAT:
-        raise ArtefactError(
-            f"{path}: format {reprlib.repr(found)}, this version reads {FORMAT}: upgrade tim4rec "
-            "or train again"
-        )
-    hashes = description.get("hashes")
-    if (
-        not isinstance(hashes, dict)
-        or set(hashes) != {WEIGHTS, ITEMS}
-        or not all(isinstance(value, str) for value in hashes.values())
-    ):
-        raise ArtefactError(f"{path}: `hashes` must have one of {WEIGHTS} and one of {ITEMS}")
-    try:
-        config = ModelConfig.from_dict(description.get("architecture"))
-    except ConfigError as error:
-        raise ArtefactError(f"{path}: architecture: {error}") from None
-    bias = description.get("repeat_bias", 0.0)
-    if not is_number(bias) or abs(bias) > torch.finfo(torch.float32).max:
-        raise ArtefactError(f"{path}: repeat_bias must be a number, not {reprlib.repr(bias)}")
-    if description.get("identity") != _identity(config, bias, hashes):
-        raise ArtefactError(
-            f"{path}: the architecture or the repeat_bias is not the one that these weights were "
-            "saved with"
-        )
-    return config, float(bias), hashes
 
 
 def _require_state(path: Path, state: object, model: TiM4Rec) -> None:
@@ -356,24 +361,26 @@ def _require_replaceable(folder: Path) -> None:
         raise ArtefactError(f"{folder} is not empty and not an artefact: choose another folder")
 
 
-def _identity(config: ModelConfig, repeat_bias: float, hashes: dict[str, str]) -> str:
-    # Dropout is no part of what is served; everything else decides a state or a score.
-    served = {k: v for k, v in config.to_dict().items() if "dropout" not in k}
-    if repeat_bias:
-        served["repeat_bias"] = repeat_bias
-    if config.n_groups == 1:  # one that came later keeps the identities of what was there before
-        del served["n_groups"]
-    text = json.dumps([FORMAT, served, hashes], sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 def _hash(path: Path) -> str:
     with open_plain(path, within=path.parent) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_json(path: Path, value: object) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=None if path.name == ITEMS else 2)
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def _write_items(path: Path, items: Items) -> None:
+    _write_json(path, items.to_columns(), indent=None)
+    if (found := path.stat().st_size) > (most := items_bytes(len(items))):
+        raise ArtefactError(
+            f"{path.name} would have {found:,} bytes, at most {most:,} are read: shorten titles "
+            "and categories"
+        )
+
+
+def _write_json(path: Path, value: object, *, indent: int | None = 2) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
     path.write_text(text + "\n", encoding="utf-8")
 
 

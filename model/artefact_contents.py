@@ -11,19 +11,17 @@ from model.artefact import (
     CONFIG,
     CONFIG_BYTES,
     FILES,
-    ITEMS,
     METRICS,
     METRICS_BYTES,
-    MIXTURE,
-    WEIGHTS,
     ArtefactError,
     describe,
     require_hashes,
 )
+from model.description import ITEMS, MIXTURE, SCORED_ITEMS, SCORING, WEIGHTS
 from model.items import items_bytes
 from model.live.mixture import MOST_BYTES
 from model.plain_file import read_plain
-from model.weights import weights_bytes
+from model.weights import scoring_bytes, weights_bytes
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,8 @@ class Contents:
     @classmethod
     def of(cls, config: bytes, where: str) -> Contents:
         """Raises ArtefactError: it is no `config.json` that this version reads."""
-        architecture, edition, hashes = describe(config, f"{where}/{CONFIG}")
+        found = describe(config, f"{where}/{CONFIG}")
+        architecture, scoring, hashes = found.config, found.scoring, found.files
         bounds = {
             WEIGHTS: weights_bytes(architecture),
             ITEMS: items_bytes(architecture.n_items),
@@ -52,8 +51,11 @@ class Contents:
             CARD: METRICS_BYTES,
             MIXTURE: MOST_BYTES,
         }
+        if scoring is not None:
+            bounds[SCORING] = scoring_bytes(scoring.n_items, architecture.d_model)
+            bounds[SCORED_ITEMS] = items_bytes(scoring.n_items)
         most = {name: bounds[name] for name in (*hashes, METRICS, CARD)}
-        return cls(where, config, edition, most, hashes)
+        return cls(where, config, found.edition, most, hashes)
 
     @classmethod
     def of_folder(cls, folder: Path) -> Contents:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.config import TimeUse
 from model.gaps import UNKNOWN_TIME
+from model.scoring import Scoring
 from model.state import State
 
 PREFILL_CHUNK = 512
@@ -19,7 +20,8 @@ PREFILL_CHUNK = 512
 
 
 class Recommender(nn.Module, ABC):
-    """A model of what follows a history, scored against a table of items.
+    """A model of what follows a history, scored against a table of V' items, of which the first V
+    are its input.
 
     Items are int64 in 1..V, 0 pads; times int64 milliseconds, UNKNOWN_TIME where not known;
     batches are padded on the right.
@@ -27,9 +29,11 @@ class Recommender(nn.Module, ABC):
 
     config: Architecture
     item_embedding: nn.Embedding
-    """(V+1, D): scores are products of a query with its rows, so these are as wide as a query."""
+    """(V+1, D), as wide as a query."""
     repeat_bias: float = 0.0
     """To be added to the score of an item that the user has had, where such items are ranked."""
+    scoring: Scoring | None = None
+    """What queries are scored against; None: the rows of `item_embedding`."""
 
     @property
     def device(self) -> torch.device:
@@ -81,9 +85,26 @@ class Recommender(nn.Module, ABC):
     def query(self, state: State, request_times_B: Tensor | None = None) -> Tensor:
         """The query (B, D) of users whose history is not empty, asked for at those times."""
 
+    @property
+    def scoring_vectors(self) -> Tensor:
+        """(V'+1, D)"""
+        return self.item_embedding.weight if self.scoring is None else self.scoring.vectors
+
+    @property
+    def item_bias(self) -> Tensor | None:
+        """(V'+1), added to the items' scores; None: nothing is."""
+        return None if self.scoring is None else self.scoring.bias
+
+    @property
+    def n_scored(self) -> int:
+        """V', the items that it scores."""
+        return len(self.scoring_vectors) - 1
+
     def scores(self, query: Tensor) -> Tensor:
-        """Scores (..., V+1) of all items for queries (..., D); the padding's is -inf."""
-        scores = query @ self.item_embedding.weight.T
+        """Scores (..., V'+1) of all items for queries (..., D); the padding's is -inf."""
+        scores = query @ self.scoring_vectors.T
+        if self.item_bias is not None:
+            scores += self.item_bias
         scores[..., 0] = -torch.inf
         return scores
 

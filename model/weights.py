@@ -1,20 +1,28 @@
-"""The weights of an artefact: a safetensors file, read by what the architecture has."""
+"""The tensors of an artefact: safetensors files, read by what the architecture has."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from model.config import ModelConfig
+from model.items import Items
 from model.plain_file import open_plain
+from model.scoring import Scoring
 from model.strict_json import parse, shown
 from model.tim4rec import TiM4Rec, outline
 
 HEADER_BYTES = 1 << 22
 """Most of the part of a file that describes the rest; a thousandth of it is usual."""
+Tensors = Mapping[str, Tensor]
 _DAMAGED = "damaged, or no safetensors file"
 
 
@@ -32,6 +40,25 @@ def read_weights(path: Path, config: ModelConfig, sha256: str) -> TiM4Rec:
         WeightsError: it is damaged, does not fit, or has another hash.
         OSError: it can't be read.
     """
+    with _checked(path, outline(config).state_dict()) as fill:
+        model = TiM4Rec(config)
+        fill(model.state_dict(), sha256)
+    return model
+
+
+def read_scoring(path: Path, items: Items, width: int, sha256: str) -> Scoring:
+    """The scoring of these items of a file, as `read_weights` reads; `width`: D."""
+    shape = (len(items) + 1, width)
+    meta = Scoring(items, *(torch.empty(size, device="meta") for size in (shape, shape[:1])))
+    with _checked(path, meta.tensors()) as fill:
+        scoring = Scoring(items, torch.empty(shape), torch.empty(shape[:1]))
+        fill(scoring.tensors(), sha256)
+    return scoring
+
+
+@contextmanager
+def _checked(path: Path, wanted: Tensors) -> Iterator[Callable[[Tensors, str], None]]:
+    """Opens a file that has `wanted`, as it says; what fills tensors with it, by its SHA-256."""
     with open_plain(path, within=path.parent) as file:
         data = os.fstat(file.fileno()).st_size - 8
         head = file.read(8)
@@ -39,24 +66,25 @@ def read_weights(path: Path, config: ModelConfig, sha256: str) -> TiM4Rec:
         if length > min(HEADER_BYTES, data):
             raise WeightsError(_DAMAGED)
         text = file.read(length)
-        names = _in_order(text, outline(config), data - length)
+        names = _in_order(text, wanted, data - length)
+
+        def fill(tensors: Tensors, sha256: str) -> None:
+            digest = hashlib.sha256(head + text)
+            for name in names:
+                part = tensors[name].numpy().data.cast("B")
+                if file.readinto(part) < len(part):
+                    raise WeightsError(_DAMAGED)
+                digest.update(part)
+            if digest.hexdigest() != sha256:
+                raise WeightsError("its hash is not the one in config.json: damaged")
+            for name, tensor in tensors.items():
+                if not all(end.isfinite() for end in tensor.aminmax()):
+                    raise WeightsError(f"{name} has values that are not finite: training diverged")
+
         try:
-            model = TiM4Rec(config)
+            yield fill
         except RuntimeError as error:
             raise WeightsError(f"no memory for them: {' '.join(str(error).split())}") from None
-        digest = hashlib.sha256(head + text)
-        weights = model.state_dict()
-        for name in names:
-            part = memoryview(weights[name].numpy()).cast("B")
-            if file.readinto(part) < len(part):
-                raise WeightsError(_DAMAGED)
-            digest.update(part)
-    if digest.hexdigest() != sha256:
-        raise WeightsError("its hash is not the one in config.json: damaged")
-    for name, tensor in weights.items():
-        if not all(end.isfinite() for end in tensor.aminmax()):
-            raise WeightsError(f"{name} has values that are not finite: training diverged")
-    return model
 
 
 def weights_bytes(config: ModelConfig) -> int:
@@ -65,12 +93,17 @@ def weights_bytes(config: ModelConfig) -> int:
     return 8 + HEADER_BYTES + weights
 
 
-def _in_order(text: bytes, model: TiM4Rec, data: int) -> list[str]:
+def scoring_bytes(n_items: int, width: int) -> int:
+    """Most bytes of a file of the scoring of so many items; `width`: D."""
+    return 8 + HEADER_BYTES + 4 * (n_items + 1) * (width + 1)
+
+
+def _in_order(text: bytes, tensors: Tensors, data: int) -> list[str]:
     """The names of the tensors as they lie in a file whose first part is `text`, and whose rest
     has `data` bytes; no gap is between them.
 
     Raises:
-        WeightsError: they are not those of the model, each of float32.
+        WeightsError: they are not these tensors, each of float32.
     """
     try:
         header = parse(text)
@@ -79,7 +112,6 @@ def _in_order(text: bytes, model: TiM4Rec, data: int) -> list[str]:
         places = sorted((one["data_offsets"], name) for name, one in header.items())
     except (ValueError, AttributeError, KeyError, TypeError):
         raise WeightsError(_DAMAGED) from None
-    tensors = model.state_dict()
     wanted = {name: ["F32", *tensor.shape] for name, tensor in tensors.items()}
     for name in (*wanted, *found):
         if found.get(name) != wanted.get(name):

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from model import ModelConfig
+from model.times import iso
 from training.evaluation import ResultRow
 from training.metrics import CUTOFFS
 from training.outcome import Outcome
 from training.refit import REFIT
+from training.scoring_step import ScoringStep
 
 TIME_PATHS = {
     "causal": "causal: the gaps before each interaction enter pointwise, so a user's state is "
@@ -126,6 +128,23 @@ def _of_which_model(outcome: Outcome) -> list[str]:
     if outcome.ranked == "validation" and outcome.config.schedule == "constant":
         lines.append("These targets have chosen the epoch: the figures are a little too good.")
     return lines
+
+
+SCORING = "## Scoring"
+
+
+def with_scoring(card: str, parent: str, step: ScoringStep) -> str:
+    """A parent's card, for the same model with another scoring; parent: its edition."""
+    before, _, _ = card.partition(f"\n{SCORING}\n")
+    return f"""{before.rstrip()}
+
+{SCORING}
+
+What queries are scored against was trained apart, by {step.events:,} interactions, those from
+{iso(step.since_ms)} to {iso(step.until_ms)} and as many older ones at most, starting from model
+{parent}. {step.new_items:,} items are new in it. States are those of the model above, whose figures
+are its own.
+"""
 
 
 def _sizes(sizes: dict[str, int | float]) -> str:

@@ -248,7 +248,10 @@ def k_core(users: Int64s, items: Int64s, k_users: int, k_items: int) -> npt.NDAr
 
 
 def build_dataset(
-    log: Log, protocol: Protocol | None = None, vocabulary: Sequence[str] | None = None
+    log: Log,
+    protocol: Protocol | None = None,
+    vocabulary: Sequence[str] | None = None,
+    n_inputs: int | None = None,
 ) -> Dataset:
     """Splits a log.
 
@@ -256,6 +259,8 @@ def build_dataset(
         vocabulary: item ids of a trained model, in its order; None: those of the training part,
             sorted. Interactions with other items are left out of the inputs; as targets they
             are misses.
+        n_inputs: of the vocabulary, how many are inputs, which come first; the others are targets
+            only. None: all.
 
     Raises:
         InputError: nothing is left to train, validate or test on, or a split in time lacks times.
@@ -298,7 +303,7 @@ def build_dataset(
     items, times, core, training = (
         index[item_codes[keep]], times[keep], core[keep], training[keep]
     )  # fmt: skip
-    known = items > 0
+    known = (items > 0) & (items <= (len(vocabulary) if n_inputs is None else n_inputs))
     before = np.concatenate([[0], np.cumsum(known)])  # known rows before each row
 
     starts = np.searchsorted(users, np.arange(len(users_kept) + 1))

@@ -110,7 +110,7 @@ def rank_targets(
         progress: is told how many targets were ranked, after each batch.
     """
     bias = model.repeat_bias if repeat_bias is None else repeat_bias
-    top = min(top, model.config.n_items)
+    top = min(top, model.n_scored)
     columns = {asked: _Columns(len(targets), top, bias) for asked in at_target_time}
     for batch in scored(
         model, histories, targets, mode=mode, last=last, at_target_time=at_target_time,
@@ -157,7 +157,7 @@ def scored(
     was_training = model.training
     model.eval()
     try:
-        for rows in _batches(lengths, tokens, model.config.n_items, model.device):
+        for rows in _batches(lengths, tokens, model.n_scored, model.device):
             state = run(model, histories, starts[rows], lengths[rows])
             batch = targets.take(rows)
             scores = {}

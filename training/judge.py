@@ -39,7 +39,7 @@ class Contender:
 
     @classmethod
     def of(cls, artefact: Artefact) -> Contender:
-        return cls(Served(artefact.model, artefact.items.ids), artefact.mixture)
+        return cls(Served(artefact.model, artefact.scored_items.ids), artefact.mixture)
 
 
 def judge(

@@ -45,9 +45,16 @@ def softmax_loss(
     model: Recommender, queries: Tensor, targets: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
     """Mean cross-entropy of targets (T) in 1..V under `model.scores` of queries (T, D)."""
-    items = model.item_embedding.weight[1:]
+    return table_softmax_loss(model.item_embedding.weight, queries, targets, label_smoothing)
+
+
+def table_softmax_loss(
+    table: Tensor, queries: Tensor, targets: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """`softmax_loss` under the products of queries (T, D) with a table (V+1, D), row 0 the
+    padding's."""
     loss: Tensor = _SoftmaxLoss.apply(  # type: ignore[no-untyped-call]
-        queries, items, targets - 1, label_smoothing
+        queries, table[1:], targets - 1, label_smoothing
     )
     return loss
 
@@ -55,7 +62,16 @@ def softmax_loss(
 def sampled_softmax_loss(
     model: Recommender, queries: Tensor, targets: Tensor, negatives: Tensor, log_inclusion: Tensor
 ) -> Tensor:
-    """An estimate of `softmax_loss` that reads, and has gradients of, the items it names only.
+    """`sampled_table_softmax_loss` under `model.scores`."""
+    weight = model.item_embedding.weight
+    return sampled_table_softmax_loss(weight, queries, targets, negatives, log_inclusion)
+
+
+def sampled_table_softmax_loss(
+    weight: Tensor, queries: Tensor, targets: Tensor, negatives: Tensor, log_inclusion: Tensor
+) -> Tensor:
+    """An estimate of `table_softmax_loss` that reads, and has gradients of, the items it names
+    only.
 
     A negative counts as exp(score) / its chance to be drawn, so the sum over the negatives is an
     unbiased estimate of the sum over all items but the target. The target is always there and is
@@ -64,7 +80,6 @@ def sampled_softmax_loss(
     Args:
         negatives: (S) items in rising order, each once; log_inclusion: (S) of being drawn.
     """
-    weight = model.item_embedding.weight
     place = torch.searchsorted(negatives, targets).clamp(max=len(negatives) - 1)
     hit = (negatives[place] == targets).nonzero().squeeze(1)
     loss: Tensor = _SampledSoftmaxLoss.apply(  # type: ignore[no-untyped-call]
@@ -107,7 +122,8 @@ class _SoftmaxLoss(torch.autograd.Function):
             if smoothing:
                 s.sub_(smoothing / (n_items * size))
             s.scatter_add_(1, target, torch.full_like(own, (smoothing - 1) / size))
-            torch.mm(s, items, out=query_grad[begin : begin + rows])
+            if ctx.needs_input_grad[0]:
+                torch.mm(s, items, out=query_grad[begin : begin + rows])
             item_grad.addmm_(s.T, q)
         ctx.save_for_backward(query_grad, item_grad)
         return loss / size

@@ -91,14 +91,24 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
     kept = rows > 0
     known = trained.item_embedding.weight.cpu()
     old = known[rows]
-    vectors, met = cooccurrence_vectors(dataset, old.shape[1], seed=seed)
-    mapped = vectors @ _linear_map(vectors[kept & met], old[kept & met])
+    mapped, met = mapped_vectors(dataset, old, kept, seed)
     table = model.item_embedding.weight.clone()
     table[0] = known[0]
     table[1:][met] = mapped[met]
     table[1:][kept] = old[kept]
     model.load_state_dict(trained.state_dict() | {"item_embedding.weight": table})
     return model
+
+
+def mapped_vectors(dataset: Dataset, old: Tensor, kept: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """What co-occurrence says of the items' vectors: by the linear map that takes co-occurrence
+    vectors nearest to the `old` ones (V, D) of the items that are `kept` (V).
+
+    Returns:
+        vectors (V, D), and (V) which items have one.
+    """
+    vectors, met = cooccurrence_vectors(dataset, old.shape[1], seed=seed)
+    return vectors @ _linear_map(vectors[kept & met], old[kept & met]), met
 
 
 def _linear_map(x: Tensor, y: Tensor) -> Tensor:

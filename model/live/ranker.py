@@ -73,6 +73,7 @@ class LiveRanker:
         vectors: (V + 1, D) of the model's items, row 0 the padding's.
         row_of: an item's row in the catalogue, 1 to V those of the model; None: it has none, and
             is not returned.
+        n_inputs: rows up to it move the model's states; None: up to V.
     """
 
     def __init__(
@@ -81,8 +82,10 @@ class LiveRanker:
         vectors: Float32s,
         row_of: Callable[[str], int | None],
         mixture: Mixture,
+        n_inputs: int | None = None,
     ) -> None:
         self.mixture = mixture
+        self._n_inputs = len(vectors) - 1 if n_inputs is None else n_inputs
         self._current, self._vectors, self._row_of = evidence, vectors, row_of
         self._evidence = evidence()
         self._begin(self._evidence)
@@ -112,10 +115,6 @@ class LiveRanker:
         """Compiles what `best` needs."""
         empty = Request(None, np.zeros(0, np.int64), np.zeros(0, np.float32), (), NO_ROWS, 1)
         self.best([empty], np.zeros(len(self._vectors), np.bool_))
-
-    def rows(self, item_ids: Sequence[str]) -> list[int]:
-        """The rows of those items that have one."""
-        return list(filter(None, map(self._row_of, item_ids)))
 
     def beside(
         self, item_id: str, k: int, open_rows: npt.NDArray[np.bool_]
@@ -221,7 +220,7 @@ class LiveRanker:
         return {other: item_id for other, (_, item_id) in found.items()}
 
     def _items(self, open_rows: npt.NDArray[np.bool_]) -> Items:
-        return Items(self._rows_of, self._numbers_of, self._vectors, open_rows)
+        return Items(self._rows_of, self._numbers_of, self._vectors, open_rows, self._n_inputs)
 
     def _packed(self, requests: Sequence[Request]) -> Requests:
         """Under the evidence's lock, and up to date with it."""

@@ -21,7 +21,7 @@ FEATURES = (
 )  # fmt: skip
 CONTEXT = ("has_query", "length", "unknown", "last_unknown", "certainty")
 """Of a request: whether the model knows something of the user; log2(1 + last items); of these, the
-share that the model does not know; whether it does not know the last; the log-probability of the
+share that has not moved the state; whether the last has not; the log-probability of the
 item that it ranks highest."""
 
 N_FEATURES, N_CONTEXT = len(FEATURES), len(CONTEXT)
@@ -189,6 +189,12 @@ def _mean(recent: Any, vectors: Any) -> Any:
 
 
 @part
+def _moves_nothing(row: int, items: Any) -> bool:
+    """Whether the state does not know of an item that was had."""
+    return row == 0 or row > items.n_inputs
+
+
+@part
 def _length(x: Any) -> Any:
     return np.sqrt(_dot(x, x)) + np.float32(1e-6)
 
@@ -291,11 +297,13 @@ def gather(
     for f in (NEAR, AFTER, VISIT, AGE):
         _log2(features[f, :n], scratch.logs)
     _clear(last, counts.neighbours, sums)
-    unknown = np.sum(recent == 0)
+    unknown = 0
+    for k in range(len(recent)):
+        unknown += _moves_nothing(recent[k], items)
     context[HAS_QUERY] = has_query
     context[LENGTH] = np.log2(1.0 + len(recent))
     context[UNKNOWN] = unknown / max(1, len(recent))
-    context[LAST_UNKNOWN] = len(recent) > 0 and recent[0] == 0
+    context[LAST_UNKNOWN] = len(recent) > 0 and _moves_nothing(recent[0], items)
     context[CERTAINTY] = features[MODEL, 0] if listed else np.float32(0)
     return int(n)
 

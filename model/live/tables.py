@@ -32,12 +32,14 @@ class Requests(NamedTuple):
 
 class Items(NamedTuple):
     """rows_of: (I) the catalogue's row of an item of the evidence, 0 for none; numbers_of: (R + 1)
-    the other way, -1 for none; vectors: (V + 1, D); open: (R + 1) rows that may be returned."""
+    the other way, -1 for none; vectors: (V + 1, D); open: (R + 1) rows that may be returned;
+    n_inputs: rows up to it move the model's states."""
 
     rows_of: npt.NDArray[np.int32]
     numbers_of: npt.NDArray[np.int32]
     vectors: npt.NDArray[np.float32]
     open: npt.NDArray[np.bool_]
+    n_inputs: int
 
 
 class Scratch(NamedTuple):

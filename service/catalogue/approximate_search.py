@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from service.catalogue.ask import Ask
 from service.catalogue.exact_search import ExactSearch
@@ -32,7 +33,7 @@ index took for worse than they are may be missing."""
 class ApproximateSearch:
     """Args:
     exact: answers the few that the index can't serve.
-    embedding: (V + 1, D) on the CPU, row 0 the padding's.
+    embedding: that of `exact`, on the CPU.
     index: of rows 1 to V.
     """
 
@@ -89,7 +90,8 @@ class ApproximateSearch:
         # By product, not by cosine: the more are looked at, for their lengths differ.
         count = _power_of_two(max(16 * LEAST_CANDIDATES, 4 * SURE_PART * k))
         if count <= self._most:
-            found = self._index.search(query_D[None].numpy(), count)[0] + 1
+            wide_D = pad(query_D, (0, self._embedding.shape[1] - len(query_D)))  # without biases
+            found = self._index.search(wide_D[None].numpy(), count)[0] + 1
             found = found[flags[found]]
             if len(found) >= SURE_PART * k:
                 newer = np.arange(self._first_newer, len(flags))
@@ -100,7 +102,7 @@ class ApproximateSearch:
         self, query_BD: Tensor, asks: Sequence[Ask], flags: Sequence[Flags | None], count: int
     ) -> list[Ranking | None]:
         """The best of those items whose score the index knows; None: too few are left."""
-        query_BD = query_BD.float().cpu()
+        query_BD = self._exact.wide(query_BD).float().cpu()
         items = self._index.search(query_BD.numpy(), count) + 1
         vectors = self._embedding[torch.from_numpy(items)]
         scores: NDArray[np.float32] = torch.bmm(vectors, query_BD[:, :, None])[:, :, 0].numpy()

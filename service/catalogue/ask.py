@@ -33,7 +33,6 @@ class Ask:
         recent: ids of the last RECENT items that the user had, newest first, in the catalogue or
             not.
         at_ms: the time recommended for, UNKNOWN_TIME where not known.
-        unknown: ids of items that must not be returned, either; the model knows none of them.
         live: what has happened since the training counts.
     """
 
@@ -44,7 +43,6 @@ class Ask:
     choice: Choice | None = None
     recent: tuple[str, ...] = ()
     at_ms: int = UNKNOWN_TIME
-    unknown: tuple[str, ...] = ()
     live: bool = True
 
     @property
@@ -57,13 +55,11 @@ class Ask:
         seen: NDArray[np.int32],
         hidden: NDArray[np.int32],
         recent: tuple[str, ...],
-        unknown: tuple[str, ...],
         at_ms: int,
         *,
         exclude_seen: bool,
     ) -> Ask:
-        """The same for somebody who has had `seen` and `unknown`, and is not given what is
-        `hidden`."""
+        """The same for somebody who has had `seen`, and is not given what is `hidden`."""
         parts = [self.hidden, hidden, seen] if exclude_seen else [self.hidden, hidden]
         parts = [part for part in parts if len(part)]
         hidden = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else NO_ITEMS
@@ -76,7 +72,6 @@ class Ask:
             self.choice,
             recent,
             at_ms,
-            unknown if exclude_seen else (),
             self.live,
         )
 
@@ -92,7 +87,6 @@ class Ask:
             self.choice,
             self.recent,
             self.at_ms,
-            self.unknown,
             self.live,
         )
 

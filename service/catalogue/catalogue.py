@@ -31,15 +31,16 @@ class Catalogue:
 
     Attributes:
         ids, titles: of row 1 on.
-        trained: the number of rows of the model's vocabulary, which come first.
+        trained: the number of rows that the model was trained to score, which come first.
         records: the items' records.
         turns: in which all that requests ask of it is done.
     """
 
     def __init__(self, artefact: Artefact, store: ItemStore, retrieval: Retrieval) -> None:
-        table = self._table = ItemTable(artefact.items)
+        table = self._table = ItemTable(artefact.scored_items)
         self.ids, self.titles, self.trained = table.ids, table.titles, table.trained
-        vectors = NewItemVectors(table, artefact.model.item_embedding.weight)
+        retrieval.row_of = table.row
+        vectors = NewItemVectors(table, retrieval.table)
         self.records = FollowedRecords(store, table, vectors, retrieval)
         self.turns = Turns()
         self._retrieval = retrieval

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from service.catalogue import numba_top
 from service.catalogue.ask import Ask
@@ -35,7 +36,7 @@ class ExactSearch:
     """Equal scores are in the order of their rows.
 
     Args:
-        embedding: (V + 1, D), row 0 the padding's.
+        embedding: (V + 1, D), row 0 the padding's; with a column more, the items' biases.
         repeat_bias: added to the scores of items that the user has had.
         transposed: keep a copy for products on a CPU, which then take half of the time.
     """
@@ -59,7 +60,7 @@ class ExactSearch:
         Args:
             there: `places(asks)`, where they are on the device already.
         """
-        scores = self._scores(view, query_BD, asks)
+        scores = self._scores(view, self.wide(query_BD), asks)
         ks = [ask.k for ask in asks]
         if there is None and scores.device.type == "cpu":
             hidden = [ask.hidden for ask in asks]
@@ -90,17 +91,22 @@ class ExactSearch:
     ) -> Ranking:
         """The best of these rows."""
         rows = np.setdiff1d(rows, ask.hidden)
-        scores = (self.vectors(view, rows) @ query_D).float().cpu().numpy()
+        scores = (self.vectors(view, rows) @ self.wide(query_D)).float().cpu().numpy()
         scores += np.float32(self.repeat_bias) * np.isin(rows, ask.seen)
         order = np.lexsort((rows, -scores))[: ask.k]
         return Ranking(rows[order], scores[order])
+
+    def wide(self, query: Tensor) -> Tensor:
+        """Queries (..., D) as wide as the vectors: a 1 goes with a bias."""
+        missing = self._embedding.shape[1] - query.shape[-1]
+        return pad(query, (0, missing), value=1.0) if missing else query
 
     def around(self, query_D: Tensor, k: int, flags: Flags) -> NDArray[np.int64]:
         """Rows with a flag, among which are the k nearest to a query of length 1."""
         return np.flatnonzero(flags)
 
     def vectors(self, view: CatalogueView, rows: NDArray[np.int64]) -> Tensor:
-        """(len(rows), D) the rows' vectors, on the model's device."""
+        """The rows' vectors, as wide as the embedding, on the model's device."""
         embedding = self._embedding
         index = torch.from_numpy(rows).to(embedding.device)
         newer = index - len(embedding)

@@ -86,12 +86,6 @@ class LiveSearch:
         rows, scores = self._ranker.beside(item_id, ask.k, open_rows)
         return Ranking(rows, scores, live=True)
 
-    def hidden(self, ask: Ask) -> NDArray[np.int32]:
-        """Rows that must not be returned."""
-        if not ask.unknown:
-            return ask.hidden
-        return np.concatenate([ask.hidden, np.array(self._ranker.rows(ask.unknown), np.int32)])
-
     def _asked(
         self,
         view: CatalogueView,
@@ -114,7 +108,7 @@ class LiveSearch:
     ) -> Request:
         items = NO_ITEMS.astype(np.int64) if listed is None else listed.items
         scores = np.empty(0, np.float32) if listed is None else listed.scores
-        return Request(query_D, items, scores, ask.recent, self.hidden(ask), ask.k)
+        return Request(query_D, items, scores, ask.recent, ask.hidden, ask.k)
 
 
 def _open(view: CatalogueView, selection: Selection | None) -> Flags:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,9 +44,13 @@ class Retrieval:
     Args:
         embedding: (V + 1, D), row 0 the padding's.
         repeat_bias: added to the scores of items that the user has had.
-        index: of rows 1 to V; None: every search looks at everything.
+        index: of rows 1 to V of `table`; None: every search looks at everything.
+        item_bias: (V + 1) added to the items' scores; None: nothing is.
 
     Attributes:
+        table: the embedding, with the biases as a column more where there are some.
+        trained: V.
+        row_of: an item's row in the catalogue, once there is one.
         view: what there is besides the vocabulary, and what may not be returned. Each call takes
             the one that is there when it begins.
     """
@@ -56,17 +61,26 @@ class Retrieval:
         items: Items,
         repeat_bias: float = 0.0,
         index: ItemIndex | None = None,
+        item_bias: Tensor | None = None,
     ) -> None:
-        embedding, self.repeat_bias = embedding.detach(), repeat_bias
+        self.repeat_bias, self._width = repeat_bias, embedding.shape[1]
+        self.table = with_bias(embedding.detach(), item_bias)
         self._popular = Popular(items.popularity)
         # A search that seldom looks at everything is not worth a copy of a large catalogue.
-        self._exact = ExactSearch(embedding, repeat_bias, transposed=index is None)
+        self._exact = ExactSearch(self.table, repeat_bias, transposed=index is None)
         self._search: ExactSearch | ApproximateSearch = self._exact
         if index is not None:
-            self._search = ApproximateSearch(self._exact, embedding.cpu(), index)
-        self._trained = len(items)
+            self._search = ApproximateSearch(self._exact, self.table.cpu(), index)
+        self.trained = len(items)
+        self.row_of: Callable[[str], int | None] = lambda item_id: None
         self.view = CatalogueView(len(items))
         self.live: LiveSearch | None = None
+
+    @classmethod
+    def of(cls, artefact: Artefact, index: ItemIndex | None = None) -> Retrieval:
+        """Of what an artefact scores."""
+        model, bias = artefact.model, artefact.model.item_bias
+        return cls(model.scoring_vectors, artefact.scored_items, model.repeat_bias, index, bias)
 
     def follow(self, ranker: LiveRanker) -> None:
         """Answers by what has happened since the training as well."""
@@ -147,7 +161,7 @@ class Retrieval:
         if len(found.items) >= ask.k:
             return found
         assert self.live is not None
-        hidden = np.concatenate([self.live.hidden(ask), found.items.astype(np.int32)])
+        hidden = np.concatenate([ask.hidden, found.items.astype(np.int32)])
         more = self._popular.top(view, replace(ask, hidden=hidden)).items[
             : ask.k - len(found.items)
         ]
@@ -181,10 +195,17 @@ class Retrieval:
         """(2, n) places of hidden and of seen items among the scores that `answer` looks at."""
         return self._exact.places([own for ask in asks for own in ask.searches()])
 
+    def had(self, seen: NDArray[np.int32], unknown: Sequence[str]) -> NDArray[np.int32]:
+        """The rows of what a user has had: `seen`, and those of the items that move no state."""
+        if not unknown:
+            return seen
+        rows = [row for row in map(self.row_of, unknown) if row and row <= self.view.size]
+        return np.concatenate([seen, np.array(rows, np.int32)])
+
     def similar(self, row: int, item_id: str, ask: Ask) -> Ranking:
         """The items whose vectors point most nearly where this one's does; for one that the model
         was not trained on, those that are had near it, if any are."""
-        if self.live is not None and row > self._trained:
+        if self.live is not None and row > self.trained:
             noted = self.view.noted
             found = self.live.beside(item_id, ask, self.view)
             if len(found.items) or (noted is not None and noted[row]):
@@ -211,7 +232,7 @@ class Retrieval:
 
     def vectors(self, rows: NDArray[np.int64]) -> Tensor:
         """(len(rows), D) the rows' vectors, on the model's device."""
-        return self._exact.vectors(self.view, rows)
+        return self._exact.vectors(self.view, rows)[:, : self._width]
 
 
 def open_retrieval(artefact: Artefact, how: How, folder: Path) -> Retrieval:
@@ -221,8 +242,8 @@ def open_retrieval(artefact: Artefact, how: How, folder: Path) -> Retrieval:
         how: `auto` is an index for INDEX_FROM items or more on a CPU, if its library is installed.
         folder: where indexes are kept.
     """
-    weight, size = artefact.model.item_embedding.weight, len(artefact.items)
-    if how == "auto" and size >= INDEX_FROM and weight.device.type == "cpu":
+    model, size = artefact.model, len(artefact.scored_items)
+    if how == "auto" and size >= INDEX_FROM and model.device.type == "cpu":
         if find_spec("faiss") is not None:
             how = "index"
         else:
@@ -236,8 +257,14 @@ def open_retrieval(artefact: Artefact, how: How, folder: Path) -> Retrieval:
         from service.catalogue import item_index  # of an extra
 
         if size >= item_index.LEAST_ITEMS:
-            vectors = weight.detach().float().cpu().numpy()[1:]
-            index = item_index.open_index(folder, artefact.identity, vectors)
+            table = with_bias(model.scoring_vectors.detach(), model.item_bias)
+            name = artefact.identity if model.scoring is None else artefact.edition
+            index = item_index.open_index(folder, name, table.float().cpu().numpy()[1:])
         else:
             logger.info("%d items are too few for an index: retrieval is exact", size)
-    return Retrieval(weight, artefact.items, artefact.model.repeat_bias, index)
+    return Retrieval.of(artefact, index)
+
+
+def with_bias(embedding_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    """(V, D + 1), or the embedding where there is no bias: a product with (query, 1) adds it."""
+    return embedding_VD if bias_V is None else torch.cat([embedding_VD, bias_V[:, None]], 1)

@@ -24,7 +24,7 @@ from service.catalogue.ranking import Ranking
 from service.catalogue.retrieval import Retrieval
 from service.engine import snapshots
 from service.engine.effects import EventEffects
-from service.engine.history import Fetched, History, lacking, whole
+from service.engine.history import Fetched, lacking, whole
 from service.engine.pool import Row, Seen, StatePool
 from service.engine.quality import QualitySampler
 from service.engine.requests import Read, Recommendation, Source
@@ -72,9 +72,7 @@ class BatchRunner:
         self.stepper = open_stepper(self.model, pool.states)
         vocabulary = {item: i + 1 for i, item in enumerate(artefact.items.ids)}
         self.effects = EventEffects(kinds, vocabulary)
-        self.retrieval = retrieval or Retrieval(
-            self.model.item_embedding.weight, artefact.items, self.model.repeat_bias
-        )
+        self.retrieval = retrieval or Retrieval.of(artefact)
         on_gpu = pool.device.type == "cuda"
         self.prefill_cells = DEVICE_PREFILL_CELLS if on_gpu else PREFILL_CELLS
 
@@ -183,12 +181,12 @@ class BatchRunner:
             work.from_snapshot += 1
         elif len(history.events) > len(own_versions(reply.outcomes)):
             work.from_log += 1  # more than what the user has just begun with
-        return Ready(fetched, self._begun(fetched.user_id, history), history.events, due)
+        return Ready(fetched, self.begun(fetched.user_id, history.base), history.events, due)
 
     def _without_reply(self, fetched: Fetched) -> Ready | None:
         """Of a session, or of a user whose row will do as it is."""
         if fetched.history is not None:
-            row = self._begun(fetched.user_id, fetched.history)
+            row = self.begun(fetched.user_id, fetched.history.base)
             return Ready(fetched, row, fetched.history.events)
         wanted = fetched.row is not None or fetched.away
         there = self.pool.pin(fetched.user_id) if wanted else None
@@ -196,9 +194,9 @@ class BatchRunner:
             there = Row(fetched.user_id, -1, pins=1)  # of nothing, and not in the pool
         return None if there is None else Ready(fetched, there)
 
-    def _begun(self, user_id: str, history: History) -> Row:
-        """A new row at the base of a history."""
-        row, base = self.pool.create(user_id), history.base
+    def begun(self, user_id: str, base: Snapshot | None) -> Row:
+        """A new row, pinned, at a snapshot or at the beginning of a history."""
+        row = self.pool.create(user_id)
         if base is None:
             self.pool.reset([row])
         else:
@@ -330,13 +328,18 @@ class BatchRunner:
         return self.quality.place(fetched.reply, events, self.effects)
 
     def _answer(self, ready: Sequence[Ready], work: Work) -> None:
-        asked = [(one, read, _ask(one, read)) for one in ready for read in one.fetched.reads]
+        asked = [(one, read, self._ask(one, read)) for one in ready for read in one.fetched.reads]
         if not asked:
             return
         rankings = self._rankings([(one.row, ask) for one, _, ask in asked])
         for (one, read, ask), ranking in zip(asked, rankings, strict=True):
             work.answers.append((read, _recommendation(one, ask, ranking)))
         work.end(stages.RETRIEVE)
+
+    def _ask(self, ready: Ready, read: Read) -> Ask:
+        row, at_ms = ready.row, _request_time(ready.fetched, read)
+        had, hidden = self.retrieval.had(row.seen.array(), row.unknown), row.hidden.array()
+        return read.ask.of_user(had, hidden, row.recent, at_ms, exclude_seen=read.exclude_seen)
 
     def _rankings(self, asked: Sequence[tuple[Row, Ask]]) -> list[Ranking]:
         """What users are given: by their states, or, where those say nothing, what is popular."""
@@ -360,14 +363,6 @@ def _is_at_hand(fetched: Fetched) -> bool:
     if fetched.row is None or fetched.history is not None:
         return False
     return fetched.reply is None or fetched.reply.known_is_current_history
-
-
-def _ask(ready: Ready, read: Read) -> Ask:
-    row, at_ms = ready.row, _request_time(ready.fetched, read)
-    seen, hidden = row.seen.array(), row.hidden.array()
-    return read.ask.of_user(
-        seen, hidden, row.recent, row.unknown, at_ms, exclude_seen=read.exclude_seen
-    )
 
 
 def _request_time(fetched: Fetched, read: Read) -> int:

@@ -29,7 +29,7 @@ class Judged:
     """An event's item.
 
     Attributes:
-        known: whether the model knows it.
+        known: whether the model was trained to score it.
         served, popular: its rank, from 1, in what the user would have been given, and in what is
             popular; None: not among the K best.
     """
@@ -83,10 +83,14 @@ class QualitySampler:
         asked: list[tuple[Row, Ask]] = []
         sought: list[tuple[bool, int]] = []
         for row, event in chosen:
-            item, ask = self._row_of(event.item_id) or NO_ROW, _ask(row, event.time_ms)
+            had = retrieval.had(row.seen.array(), row.unknown)
+            ask = Ask(K).of_user(
+                had, row.hidden.array(), row.recent, event.time_ms, exclude_seen=True
+            )
+            item = self._row_of(event.item_id) or NO_ROW
             if item not in ask.hidden and event.item_id not in row.unknown:
                 asked.append((row, ask))
-                sought.append((event.item_id in effects.vocabulary, item))
+                sought.append((NO_ROW < item <= retrieval.trained, item))
         return [
             Judged(known, _rank(given, item), _rank(retrieval.popular(ask), item))
             for (known, item), (_, ask), given in zip(sought, asked, rankings(asked), strict=True)
@@ -98,12 +102,6 @@ class QualitySampler:
         if now >= self._silent_until:
             self._silent_until = now + LOG_EVERY_S
             logger.exception("events of the quality sample are not judged")
-
-
-def _ask(row: Row, at_ms: int) -> Ask:
-    """What a request asks that says nothing but whom it is for."""
-    seen, hidden = row.seen.array(), row.hidden.array()
-    return Ask(K).of_user(seen, hidden, row.recent, row.unknown, at_ms, exclude_seen=True)
 
 
 def _rank(ranking: Ranking, item: int) -> int | None:

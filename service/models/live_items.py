@@ -21,8 +21,11 @@ def follow_evidence(
     """Retrieval answers by the evidence as well, if the artefact says how."""
     if artefact.mixture is None:
         return
-    vectors = artefact.model.item_embedding.weight.detach().float().cpu().numpy()
-    ranker = LiveRanker(lambda: live.evidence, vectors, catalogue.row, artefact.mixture)
+    model = artefact.model
+    vectors = model.scoring_vectors.detach().float().cpu().numpy()
+    ranker = LiveRanker(
+        lambda: live.evidence, vectors, catalogue.row, artefact.mixture, model.config.n_items
+    )
     ranker.warm_up()
     retrieval.follow(ranker)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from model.artefact_store import local_artefact
+from service.engine.adoption import adopt
 from service.models.model_folder import ModelFolder
 from service.models.served_model import ServedModel, open_model
 from service.models.serving_context import ServingContext
@@ -40,6 +41,7 @@ class OpenModels:
             model = self._models.get(edition) if edition else None
             if model is None:
                 model = await self._opened(variant)
+                await self._adopt_states(model)
                 self._models[model.artefact.edition] = model
             self._uses[model.artefact.edition] += 1
             return model
@@ -59,6 +61,16 @@ class OpenModels:
         for model in list(self._models.values()):
             await model.close()
         self._models.clear()
+
+    async def _adopt_states(self, model: ServedModel) -> None:
+        """From an open one that differs in how it scores only."""
+        alike = [other for other in self._models.values() if other.identity == model.identity]
+        try:
+            if alike:
+                await adopt(model.engine, alike[0].engine)
+        except BaseException:
+            await model.close()
+            raise
 
     async def _opened(self, variant: Variant | None) -> ServedModel:
         if variant is None:

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from model.artefact import CONFIG, ITEMS, METRICS, WEIGHTS
+from model.artefact import CONFIG, METRICS
+from model.description import ITEMS, WEIGHTS
 from tests.cli.conftest import Write, tim4rec
 from tests.ports import free_port
 from tests.service.processes import ROOT

@@ -26,7 +26,9 @@ from model.artefact import (
     load_artefact,
     save_artefact,
 )
+from model.description import identity_of
 from model.items import Items, ItemsError
+from model.scoring import Scoring
 from tests.model.mixtures import same, some_mixture
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +51,16 @@ def make(config: ModelConfig = CONFIG, seed: int = 0) -> TiM4Rec:
     return model
 
 
+SCORED = Items([*ITEMS.ids, "new"], np.arange(7))
+
+
+def with_scoring(model: TiM4Rec, seed: int = 0, items: Items = SCORED) -> TiM4Rec:
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(len(items) + 1, 8, generator=generator)
+    model.scoring = Scoring(items, vectors, torch.randn(len(items) + 1, generator=generator))
+    return model
+
+
 def outputs(model: TiM4Rec) -> torch.Tensor:
     items = torch.tensor([[1, 2, 3, 6], [4, 5, 0, 0]])
     times = torch.tensor([[0, 1000, 9000, 10**9], [5, 6, 0, 0]])
@@ -60,9 +72,8 @@ def outputs(model: TiM4Rec) -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_artefact(
-        tmp_path / "model", make(), ITEMS, {"ndcg@10": 0.25}, "# A card\n", some_mixture()
-    )
+    model = with_scoring(make())
+    save_artefact(tmp_path / "model", model, ITEMS, {"ndcg@10": 0.25}, "# A card\n", some_mixture())
     return tmp_path / "model"
 
 
@@ -86,7 +97,7 @@ def test_loading_gives_the_same_scores(tmp_path: Path, time: str) -> None:
     assert loaded.mixture is None
     assert loaded.edition == identity
     names = {p.name for p in (tmp_path / "new" / "m").iterdir()}
-    assert names == {*FILES} - {"mixture.safetensors"}
+    assert names == {*FILES} - {"mixture.safetensors", "scoring.safetensors", "scoring.json"}
     assert (tmp_path / "new" / "m" / "README.md").read_text() == "# A card\n"
     assert len({p.stat().st_mode for p in (tmp_path / "new" / "m").iterdir()}) == 1
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["m"]
@@ -113,20 +124,62 @@ def test_another_mixture_is_another_edition_and_no_other_identity(
     assert {p.name for p in folder.iterdir()} == {*FILES}
     found = {}
     for name, mixture in (("same", some_mixture()), ("new", some_mixture(1)), ("none", None)):
-        identity = save_artefact(tmp_path / name, make(), ITEMS, {}, "", mixture)
+        identity = save_artefact(tmp_path / name, with_scoring(make()), ITEMS, {}, "", mixture)
         loaded = load_artefact(tmp_path / name)
         assert identity == loaded.identity == first.identity
         assert loaded.edition == claimed_edition(tmp_path / name)
         found[name] = loaded.edition
     assert found["same"] == first.edition
     assert len({*found.values()}) == 3
-    assert found["none"] == first.identity
     save_artefact(folder, make(), ITEMS, {}, "")
     assert not (folder / "mixture.safetensors").exists(), "the old one's is none of the new one's"
     assert load_artefact(folder).mixture is None
+    assert load_artefact(folder).edition == first.identity
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "items.json", "mixture.safetensors"])
+def test_another_scoring_is_another_edition_and_no_other_identity(tmp_path: Path) -> None:
+    other_items = replace(SCORED, popularity=SCORED.popularity + 1)
+    models = {
+        "none": make(),
+        "same": with_scoring(make()),
+        "again": with_scoring(make()),
+        "vectors": with_scoring(make(), seed=1),
+        "items": with_scoring(make(), items=other_items),
+        "fewer": with_scoring(make(), items=ITEMS),
+    }
+    loaded = {}
+    for name, model in models.items():
+        save_artefact(tmp_path / name, model, ITEMS, {}, "")
+        loaded[name] = load_artefact(tmp_path / name)
+        assert loaded[name].edition == claimed_edition(tmp_path / name)
+        assert torch.equal(outputs(loaded[name].model), outputs(model))
+        assert loaded[name].items.ids == ITEMS.ids
+    assert len({one.identity for one in loaded.values()}) == 1
+    assert loaded["same"].edition == loaded["again"].edition
+    assert len({one.edition for one in loaded.values()}) == len(models) - 1
+    assert loaded["items"].scored_items.popularity.tolist() == other_items.popularity.tolist()
+    assert loaded["none"].scored_items is loaded["none"].items
+    same = loaded["same"]
+    save_artefact(tmp_path / "saved again", same.model, same.items, {}, "", some_mixture())
+    again = load_artefact(tmp_path / "saved again")
+    assert again.identity == same.identity
+    assert torch.equal(outputs(again.model), outputs(same.model))
+
+
+def test_a_scoring_that_does_not_begin_with_the_vocabulary_is_not_saved(tmp_path: Path) -> None:
+    other = replace(SCORED, ids=["new", *ITEMS.ids])
+    with pytest.raises(ArtefactError, match="does not begin with"):
+        save_artefact(tmp_path / "m", with_scoring(make(), items=other), ITEMS, {}, "")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="must have 8 rows"):
+        Scoring(SCORED, torch.zeros(7, 8), torch.zeros(8))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "items.json", "mixture.safetensors", "scoring.safetensors",
+     "scoring.json"],
+)  # fmt: skip
 def test_a_changed_byte_is_refused(folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
     data[-3] ^= 1
@@ -186,10 +239,10 @@ def test_a_changed_architecture_is_refused(folder: Path, values: dict[str, Any])
 
 @pytest.mark.parametrize("value", [None, [], "x"])
 @pytest.mark.parametrize(
-    "field", ["architecture", "hashes", "identity", "state", "repeat_bias", "mixture"]
+    "field", ["architecture", "hashes", "identity", "state", "repeat_bias", "mixture", "scoring"]
 )
 def test_a_field_of_another_type_is_refused(folder: Path, field: str, value: object) -> None:
-    if (field, value) == ("mixture", None):
+    if field in ("mixture", "scoring") and value is None:
         return  # there need not be one
     change(folder / "config.json", **{field: value})
     assert str(folder / "config.json") in refusal(folder)
@@ -214,7 +267,7 @@ def test_artefacts_of_earlier_versions_keep_their_identity(folder: Path) -> None
         "c4ab1f4c1e0ba715": (ModelConfig(n_items=3), 0.0),
         "55aa728059993b2b": (ModelConfig(n_items=3, d_model=16, time="sequence"), 0.5),
     }
-    assert {module._identity(config, bias, hashes) for config, bias in known.values()} == set(known)
+    assert {identity_of(config, bias, hashes) for config, bias in known.values()} == set(known)
     path, identity = folder / "config.json", load_artefact(folder).identity
     description = json.loads(path.read_text())
     del description["architecture"]["n_groups"]
@@ -229,7 +282,7 @@ def seal(folder: Path, name: str) -> None:
     change(path, hashes=hashes)
     description = json.loads(path.read_text())
     config = ModelConfig.from_dict(description["architecture"])
-    change(path, identity=module._identity(config, description["repeat_bias"], hashes))
+    change(path, identity=identity_of(config, description["repeat_bias"], hashes))
 
 
 @pytest.mark.parametrize(

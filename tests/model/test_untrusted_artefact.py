@@ -32,24 +32,23 @@ from model import artefact as module
 from model import weights as weights_module
 from model.artefact import (
     CONFIG,
-    ITEMS,
     METRICS,
-    MIXTURE,
-    WEIGHTS,
     Artefact,
     ArtefactError,
     load_artefact,
     save_artefact,
 )
 from model.config import SIZES
+from model.description import ITEMS, MIXTURE, SCORED_ITEMS, SCORING, WEIGHTS, identity_of
 from model.items import Items, ItemsError
 from model.live.mixture import MOST_BYTES
+from model.scoring import Scoring
 from tests.depth import examples
 from tests.model.mixtures import same, some_mixture
 from tests.waited import LONG_S
 
 ROOT = Path(__file__).parents[2]
-READ = (CONFIG, WEIGHTS, ITEMS, METRICS, MIXTURE)
+READ = (CONFIG, WEIGHTS, ITEMS, METRICS, MIXTURE, SCORING, SCORED_ITEMS)
 SHAPE = ModelConfig(n_items=5, d_model=8, n_layers=1, head_dim=4, d_state=3)
 VOCABULARY = Items(
     ["a", "ü", "3", " d", "e" * 256],
@@ -57,6 +56,7 @@ VOCABULARY = Items(
     ["A", None, "Ü", "", "\n"],
     [["x", "y"], [], ["x"], [], ["ž"]],
 )
+SCORED = Items([*VOCABULARY.ids, "new", "newer"], np.arange(7))
 MEMORY = 256 << 20  # bytes of addresses; a load of this artefact takes a few MB
 CPU_S = 10.0
 
@@ -66,7 +66,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("saved") / "model"
     metrics = {"protocol": {"core": 5}}
-    save_artefact(folder, TiM4Rec(SHAPE), VOCABULARY, metrics, "", some_mixture())
+    model = TiM4Rec(SHAPE)
+    model.scoring = Scoring(SCORED, torch.randn(8, 8), torch.randn(8))
+    save_artefact(folder, model, VOCABULARY, metrics, "", some_mixture())
     for _ in range(2):  # what is allocated once is there
         loaded = load_artefact(folder)
     return loaded
@@ -144,6 +146,13 @@ def assert_same(loaded: Artefact, saved: Artefact, but: str) -> None:
         )
     for name, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, saved.model.state_dict()[name])
+    assert saved.model.scoring is not None
+    if loaded.model.scoring is None:
+        assert but == CONFIG, "only what says that there is one can say that there is none"
+        return
+    assert loaded.scored_items.ids == SCORED.ids
+    for name, tensor in loaded.model.scoring.tensors().items():
+        assert torch.equal(tensor, saved.model.scoring.tensors()[name])
 
 
 def assert_sound(loaded: Artefact) -> None:
@@ -157,13 +166,16 @@ def assert_sound(loaded: Artefact) -> None:
     json.dumps([items.titles, items.categories], ensure_ascii=False).encode()
     assert items.titles is None or len(items.titles) == len(items)
     assert items.categories is None or len(items.categories) == len(items)
-    for tensor in model.state_dict().values():
+    scored = loaded.scored_items
+    assert scored.ids[: len(items)] == items.ids
+    tensors = {} if model.scoring is None else model.scoring.tensors()
+    for tensor in (*model.state_dict().values(), *tensors.values()):
         assert tensor.dtype == torch.float32
         assert tensor.isfinite().all()
     if loaded.mixture is not None:
         assert all(np.isfinite(part).all() for part in loaded.mixture.weights)
     state = model.step(torch.tensor([1]), torch.tensor([0]), model.new_state(1))
-    assert model.scores(model.query(state)).shape == (1, len(items) + 1)
+    assert model.scores(model.query(state)).shape == (1, len(scored) + 1)
 
 
 def seal(folder: Path) -> None:
@@ -174,8 +186,11 @@ def seal(folder: Path) -> None:
         description["hashes"] = hashes
         if (folder / MIXTURE).exists():
             description["mixture"] = module._hash(folder / MIXTURE)
+        scoring = {name: module._hash(folder / name) for name in (SCORING, SCORED_ITEMS)}
+        if "scoring" in description:
+            description["scoring"]["hashes"] = scoring
         config = ModelConfig.from_dict(description["architecture"])
-        description["identity"] = module._identity(config, description["repeat_bias"], hashes)
+        description["identity"] = identity_of(config, description["repeat_bias"], hashes)
         (folder / CONFIG).write_text(json.dumps(description))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
@@ -228,7 +243,10 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 def value_changed(draw: st.DrawFn) -> Change:
     """Another JSON value, a part more, a part less, or one twice."""
-    name, which = draw(st.sampled_from((CONFIG, ITEMS, METRICS))), draw(st.integers(0, 10**6))
+    name, which = (
+        draw(st.sampled_from((CONFIG, ITEMS, METRICS, SCORED_ITEMS))),
+        draw(st.integers(0, 10**6)),
+    )
     how, raw = draw(st.sampled_from(["put", "put", "put", "add", "drop", "twice"])), draw(RAW)
 
     def change(folder: Path) -> str:
@@ -254,6 +272,7 @@ def value_changed(draw: st.DrawFn) -> Change:
 
 
 def tensor_changed(draw: st.DrawFn) -> Change:
+    file = draw(st.sampled_from((WEIGHTS, SCORING)))
     which, place = draw(st.integers(0, 10**6)), draw(st.integers(0, 10**6))
     how = draw(
         st.sampled_from(
@@ -263,7 +282,7 @@ def tensor_changed(draw: st.DrawFn) -> Change:
     )  # fmt: skip
 
     def change(folder: Path) -> str:
-        weights = load_file(folder / WEIGHTS)
+        weights = load_file(folder / file)
         name = sorted(weights)[which % len(weights)]
         tensor = weights.pop(name)
         match how:
@@ -282,15 +301,15 @@ def tensor_changed(draw: st.DrawFn) -> Change:
                 weights[name] = torch.cat([tensor, tensor])
             case "none":
                 weights[name] = tensor[:0]
-        save_file(weights, folder / WEIGHTS)
-        return WEIGHTS
+        save_file(weights, folder / file)
+        return file
 
     return change
 
 
 def header_changed(draw: st.DrawFn) -> Change:
     """A safetensors file that claims other tensors, or another length of what describes them."""
-    file = draw(st.sampled_from((WEIGHTS, MIXTURE)))
+    file = draw(st.sampled_from((WEIGHTS, MIXTURE, SCORING)))
     which, raw = draw(st.integers(0, 10**6)), draw(RAW)
     length = draw(st.none() | st.integers(0, 2**64 - 1))
     what = draw(st.sampled_from(["dtype", "shape", "data_offsets", "whole"]))
@@ -502,12 +521,58 @@ def test_a_mixture_that_is_not_finite_or_of_other_features(saved: Artefact, valu
             refused(folder, MIXTURE, "bytes: at most 1,048,576 are read")
 
 
+@pytest.mark.parametrize(
+    ("n_items", "name"),
+    [*((bad, CONFIG) for bad in (0, -1, 2**31, 2**63, 7.0, True, None, "7")),
+     *((bad, SCORED_ITEMS) for bad in (4, 6, 8, 2**31 - 1))],
+)  # fmt: skip
+def test_a_number_of_scored_items_that_are_not_there(
+    saved: Artefact, n_items: object, name: str
+) -> None:
+    with copied(saved) as folder:
+        scoring = json.loads((folder / CONFIG).read_text())["scoring"]
+        change_json(folder / CONFIG, scoring=scoring | {"n_items": n_items})
+        refused(folder, name)
+
+
+def test_a_scoring_of_other_items(saved: Artefact) -> None:
+    with copied(saved) as folder:
+        for ids in (SCORED.ids[::-1], ["b", *SCORED.ids[1:]]):
+            change_json(folder / SCORED_ITEMS, ids=ids)
+            seal(folder)
+            refused(folder, SCORED_ITEMS, "does not begin with the items of items.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda t: t["vectors"].fill_(torch.nan), "vectors has values that are not finite"),
+        (lambda t: t["bias"].fill_(torch.inf), "bias has values that are not finite"),
+        (lambda t: t.update(bias=t["bias"][:-1]), "bias is F32 [7], and must be F32 [8]"),
+        (lambda t: t.update(vectors=t["vectors"][:, :-1].contiguous()), "vectors is F32 [8, 7]"),
+        (lambda t: t.update(bias=t["bias"].double()), "bias is F64 [8]"),
+        (lambda t: t.pop("bias"), "bias is missing"),
+        (lambda t: t.update(more=torch.zeros(1)), "more is F32 [1], and must be missing"),
+    ],
+)
+def test_a_scoring_that_does_not_fit(
+    saved: Artefact, change: Callable[[dict[str, torch.Tensor]], object], part: str
+) -> None:
+    with copied(saved) as folder:
+        tensors = load_file(folder / SCORING)
+        change(tensors)
+        save_file(tensors, folder / SCORING)
+        refused(folder, SCORING)
+        seal(folder)
+        refused(folder, SCORING, part)
+
+
 def test_hashes_that_lie(saved: Artefact) -> None:
     with copied(saved) as folder:
         description = json.loads((folder / CONFIG).read_text())
         for name in (WEIGHTS, ITEMS):
             lying = dict(description["hashes"]) | {name: "0" * 64}
-            identity = module._identity(saved.model.config, description["repeat_bias"], lying)
+            identity = identity_of(saved.model.config, description["repeat_bias"], lying)
             change_json(folder / CONFIG, hashes=lying, identity=identity)
             refused(folder, name, "hash", "damaged")
         save_artefact(folder.with_name("other"), TiM4Rec(SHAPE), VOCABULARY, {}, "")

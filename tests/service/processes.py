@@ -62,7 +62,7 @@ def offline_scores(
     with torch.inference_mode():
         state = model.prefill(items, times, torch.tensor([len(known)]), model.new_state(1))
         scores = model.scores(model.query(state, torch.tensor([at_ms])))[0]
-    return {item: float(scores[i]) for item, i in index.items()}
+    return {item: float(scores[i]) for i, item in enumerate(artefact.scored_items.ids, 1)}
 
 
 def popular(artefact: Artefact) -> list[str]:

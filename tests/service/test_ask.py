@@ -58,9 +58,8 @@ def test_asks_of_all_kinds_at_once_are_each_answered_as_alone(
 def test_a_user_is_not_given_what_is_hidden_nor_seen_where_that_is_excluded(
     own: np.ndarray, seen: np.ndarray, hidden: np.ndarray, exclude_seen: bool
 ) -> None:
-    ask = Ask(3, own).of_user(seen, hidden, ("b", "a"), ("b",), 7, exclude_seen=exclude_seen)
+    ask = Ask(3, own).of_user(seen, hidden, ("b", "a"), 7, exclude_seen=exclude_seen)
     excluded = seen.tolist() if exclude_seen else []
     assert sorted(ask.hidden.tolist()) == sorted([*own.tolist(), *hidden.tolist(), *excluded])
     assert ask.seen.tolist() == ([] if exclude_seen else seen.tolist())
-    assert ask.unknown == (("b",) if exclude_seen else ())
     assert (ask.recent, ask.at_ms) == (("b", "a"), 7)

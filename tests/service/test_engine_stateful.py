@@ -39,6 +39,7 @@ from model import UNKNOWN_TIME, ModelConfig, TiM4Rec
 from model.artefact import Artefact
 from model.items import Items
 from model.kinds import Effect, KindRules
+from model.scoring import Scoring
 from model.state import Precision, State
 from service.catalogue.ask import Ask
 from service.catalogue.ranking import Ranking
@@ -81,6 +82,10 @@ def artefact(seed: int, known: Sequence[str]) -> Artefact:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     items = Items(list(known), np.arange(len(known), 0, -1))
+    if seed:  # this one scores the others too
+        ids = [*known, *(item for item in ITEMS if item not in known)]
+        scored = Items(ids, np.arange(len(ids), 0, -1))
+        model.scoring = Scoring(scored, torch.randn(len(ids) + 1, 8), torch.randn(len(ids) + 1))
     return Artefact(model, items, {}, f"model{seed}", Path())
 
 
@@ -135,7 +140,9 @@ class RecordedRetrieval(Retrieval):
 
     def __init__(self, artefact: Artefact) -> None:
         model = artefact.model
-        super().__init__(model.item_embedding.weight, artefact.items, model.repeat_bias)
+        items, bias = artefact.scored_items, model.item_bias
+        super().__init__(model.scoring_vectors, items, model.repeat_bias, item_bias=bias)
+        self.row_of = {item: row for row, item in enumerate(items.ids, 1)}.get
         self.of_states: list[Ask] = []
         self.of_none: list[Ask] = []
 
@@ -568,10 +575,11 @@ class Workers(RuleBasedStateMachine):
         self, worker: Worker, log: list[Event], read: Read, ask: Ask, answer: Recommendation
     ) -> None:
         assert ask.recent == recent(worker.which, log)
-        assert ask.unknown == (unknown(worker.which, log) if read.exclude_seen else ())
         assert ask.at_ms == read.at_ms
         state, seen, hidden = self.fold(worker.which, log)
-        masked, found = hidden | (seen if read.exclude_seen else set()), answer.ranking.items
+        rows = map(worker.retrieval.row_of, unknown(worker.which, log))
+        had = seen | {row for row in rows if row is not None}
+        masked, found = hidden | (had if read.exclude_seen else set()), answer.ranking.items
         assert not masked & set(found.tolist())
         candidates = None if read.ask.candidates is None else set(read.ask.candidates.tolist())
         if candidates is not None:

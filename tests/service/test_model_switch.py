@@ -15,7 +15,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from model.artefact import WEIGHTS, Artefact
+from model.artefact import Artefact
+from model.description import WEIGHTS
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
     BASE_MS,

@@ -16,7 +16,10 @@ import pytest
 from pydantic import SecretStr
 
 from model import artefact as artefacts
-from model.artefact import CONFIG, WEIGHTS, Artefact
+from model.artefact import CONFIG, Artefact
+from model.config import ModelConfig
+from model.description import ITEMS as TABLE
+from model.description import WEIGHTS, identity_of
 from service.models import deployer
 from service.models.traffic_split import TrafficSplit, Variant
 from tests.model.mixtures import some_mixture
@@ -39,7 +42,6 @@ from tests.service.processes import BASE_MS, check_answer, in_process, make_arte
 from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(30)]
-TABLE = artefacts.ITEMS
 USERS = [f"user{n}" for n in range(16)]
 
 
@@ -248,8 +250,8 @@ def spoilt(folder: Path) -> dict[str, str]:
         put(spoil(name) / TABLE, **values)
         description = json.loads((folder / name / CONFIG).read_text())
         hashes = {file: artefacts._hash(folder / name / file) for file in (WEIGHTS, TABLE)}
-        config = artefacts.ModelConfig.from_dict(description["architecture"])
-        identity = artefacts._identity(config, 0.0, hashes)
+        config = ModelConfig.from_dict(description["architecture"])
+        identity = identity_of(config, 0.0, hashes)
         put(folder / name / CONFIG, hashes=hashes, identity=identity)
     return {
         "fifo": f"{CONFIG}: is a FIFO", "fifo of weights": f"{WEIGHTS}: is a FIFO",

@@ -49,27 +49,48 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class KnownHistories:
-    """The interactions that a model knows, and where in them the events' histories lie.
+    """The interactions that a model has as input, and where in them the events' histories lie.
 
     histories: all users', one after the other; starts, ends: (T), the history of event i is
-    [starts[i], ends[i]); targets: (T), 0 where the model does not know the item.
+    [starts[i], ends[i]); targets: (T), 0 where the model does not score the item.
+    scored, firsts, rows: the same of all interactions, those with items that are no input
+    included; the item is 0 where it is not scored.
     """
 
     histories: Histories
     starts: Int64s
     ends: Int64s
     targets: Int64s
+    scored: Histories
+    firsts: Int64s
+    rows: Int64s
 
     @classmethod
-    def of(cls, events: Events, rows: Int64s, item_ids: Sequence[str]) -> KnownHistories:
+    def of(
+        cls, events: Events, rows: Int64s, item_ids: Sequence[str], n_inputs: int
+    ) -> KnownHistories:
+        """item_ids: those that the model scores, of which the first `n_inputs` are its input."""
         index = {item: number for number, item in enumerate(item_ids, 1)}
         items = np.array([index.get(item, 0) for item in events.item_ids])[events.items]
-        known = items > 0
+        known = (items > 0) & (items <= n_inputs)
         before = np.concatenate([[0], np.cumsum(known)])
-        offsets = before[np.append(np.unique(events.firsts), len(known))]
+        bounds = np.append(np.unique(events.firsts), len(known))
         known_items: Int32s = items[known].astype(np.int32)
-        histories = Histories(offsets, known_items, events.times[known])
-        return cls(histories, before[events.firsts[rows]], before[rows], items[rows])
+        return cls(
+            Histories(before[bounds], known_items, events.times[known]),
+            before[events.firsts[rows]],
+            before[rows],
+            items[rows],
+            Histories(bounds, items.astype(np.int32), events.times),
+            events.firsts[rows],
+            rows,
+        )
+
+    def seen(self, chosen: Int64s) -> Tensor:
+        """(B, L) the scored items that the users of these events had before them, 0 pads."""
+        firsts = self.firsts[chosen]
+        items, _ = gather_padded(self.scored, firsts, self.rows[chosen] - firsts)
+        return torch.from_numpy(items)
 
     @property
     def lengths(self) -> Int64s:

@@ -15,7 +15,6 @@ from model.live.counting import RECENT
 from model.live.evidence import Evidence, EvidenceRules, Observed, user_key
 from model.live.mixture import UNFITTED, Mixture
 from model.live.ranker import LISTED, Features, Float32s, LiveRanker, Request, Rows
-from training.batches import gather_padded
 from training.dataset import Int64s
 from training.forward.events import Events, KnownHistories, queries_at
 from training.loss import scores_at_once
@@ -44,20 +43,18 @@ class ModelLists:
         cls, events: Events, rows: Int64s, model: TiM4Rec, item_ids: Sequence[str], times: Int64s
     ) -> ModelLists:
         """times: (T) ms, when each is asked for."""
-        inputs = KnownHistories.of(events, rows, item_ids)
+        inputs = KnownHistories.of(events, rows, item_ids, model.config.n_items)
         queries = queries_at(model, inputs, times)
-        wide = min(LISTED, model.config.n_items)
+        wide = min(LISTED, model.n_scored)
         listed = np.zeros((len(rows), wide), np.int64)
         scores = np.zeros((len(rows), wide), np.float32)
-        size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
+        size = max(1, min(256, scores_at_once(model.device) // (model.n_scored + 1)))
         (some,) = np.nonzero(inputs.lengths)
         some = some[np.argsort(inputs.lengths[some], kind="stable")]
         for begin in range(0, len(some), size):
             batch = some[begin : begin + size]
-            seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
-            found: Tensor = model.scores(queries[batch]).scatter(
-                1, torch.from_numpy(seen), -torch.inf
-            )
+            scores_BV: Tensor = model.scores(queries[batch])
+            found = scores_BV.scatter(1, inputs.seen(batch), -torch.inf)
             best = found.topk(wide, dim=1)
             left = best.values.isfinite()
             listed[batch] = torch.where(left, best.indices, 0).numpy()
@@ -74,8 +71,8 @@ class LiveWalk:
     """Evidence that has observed events of a log, and the rankings by it.
 
     A ranking knows of no event that was not observed, but for its user's own before the one that
-    is asked about. Rows of the catalogue: 1 to V the model's items, then others in the order of
-    their first event.
+    is asked about. Rows of the catalogue: 1 to V' the items that the model scores, then others in
+    the order of their first event.
     """
 
     def __init__(
@@ -97,6 +94,8 @@ class LiveWalk:
         self._rank_by(model, item_ids, self.ranker.mixture)
 
     def _rank_by(self, model: TiM4Rec, item_ids: Sequence[str], mixture: Mixture) -> None:
+        if len(item_ids) != model.n_scored:
+            raise ValueError(f"{len(item_ids)} item ids for a model that scores {model.n_scored}")
         self._rows = {item: row for row, item in enumerate(item_ids, 1)}
         for item in self.evidence.item_ids:
             self._rows.setdefault(item, len(self._rows) + 1)
@@ -104,8 +103,10 @@ class LiveWalk:
         self._row_of = np.array([self._rows.get(item, 0) for item in known], np.int32)
         self._open = np.ones(1 + len(item_ids) + len(known), np.bool_)
         self._open[0] = False
-        vectors = model.item_embedding.weight.detach().float().cpu().numpy()
-        self.ranker = LiveRanker(lambda: self.evidence, vectors, self._rows.get, mixture)
+        vectors = model.scoring_vectors.detach().float().cpu().numpy()
+        self.ranker = LiveRanker(
+            lambda: self.evidence, vectors, self._rows.get, mixture, model.config.n_items
+        )
 
     def observe(self, rows: Int64s) -> None:
         """Counts events, rows of the log."""

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from model import UNKNOWN_TIME, TiM4Rec
-from training.batches import gather_padded
 from training.dataset import Int64s
 from training.forward.events import Events, KnownHistories, queries_at
 from training.forward.walk import Walk
@@ -28,7 +27,7 @@ NOTHING_KNOWN = 0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model and the ids of its items: entry i is item i + 1."""
+    """A model and the ids of the items that it scores: entry i is item i + 1."""
 
     model: TiM4Rec
     item_ids: Sequence[str]
@@ -86,17 +85,16 @@ def ranks_at(events: Events, rows: Int64s, served: Served, times: Int64s) -> Int
     model = served.model.eval()
     if not model.causal:
         raise InputError("a model of the time path `sequence` has no query at each position")
-    inputs = KnownHistories.of(events, rows, served.item_ids)
+    inputs = KnownHistories.of(events, rows, served.item_ids, model.config.n_items)
     queries = queries_at(model, inputs, times)
     found = np.full(len(times), NOTHING_KNOWN, dtype=np.int64)
     (some,) = np.nonzero(inputs.lengths)
     some = some[np.argsort(inputs.lengths[some], kind="stable")]
-    size = max(1, min(256, scores_at_once(model.device) // (model.config.n_items + 1)))
+    size = max(1, min(256, scores_at_once(model.device) // (model.n_scored + 1)))
     for begin in range(0, len(some), size):
         batch = some[begin : begin + size]
-        seen, _ = gather_padded(inputs.histories, inputs.starts[batch], inputs.lengths[batch])
         targets = torch.from_numpy(inputs.targets[batch])[:, None]
-        scores = model.scores(queries[batch]).scatter(1, torch.from_numpy(seen), -torch.inf)
+        scores = model.scores(queries[batch]).scatter(1, inputs.seen(batch), -torch.inf)
         own = scores.gather(1, targets)  # -inf for an unknown item: the padding's
         rank = (~(scores[:, 1:] < own)).sum(1)
         missed = ~own[:, 0].isfinite()
