@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ from cli.steps import Kinds, read_steps
 from model.artefact import CARD, METRICS, load_artefact, save_artefact
 from model.times import iso, parse_time
 from training.mixture import LEAST_EVENTS, fit_mixture
+from training.outcome import trained_until
 
 
 def fit(
@@ -67,7 +67,7 @@ def _since(given: str | None, metrics: dict[str, object]) -> int:
             return parse_time(given)
         except ValueError as error:
             raise CommandError(f"--since: {error}") from None
-    until = metrics.get("until")
-    if not isinstance(until, str):
+    until = trained_until(metrics)
+    if until is None:
         raise CommandError("--since is needed: the artefact does not say until when it was trained")
-    return int(datetime.fromisoformat(until).timestamp() * 1000) + 1
+    return until + 1

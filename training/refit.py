@@ -8,7 +8,7 @@ vocabulary of the whole log.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,13 +34,30 @@ REFIT: dict[str, Any] = {
 
 RIDGE = 1e-3
 
+DOUBT = 2.0
+"""As many interactions as weigh as much as knowing nothing of an item but its count."""
 
-def every_row(log: Log, protocol: Protocol) -> Dataset:
-    """A log cored as the protocol says and trained on to the end of each history, without targets.
+
+def grown_dataset(log: Log, protocol: Protocol, known: Sequence[str]) -> Dataset:
+    """A split log with a vocabulary of the items that a model knows, in its order, whether or not
+    the log has them, and after them the others of the training part, sorted.
 
     Raises InputError as `build_dataset` does.
     """
-    dataset = build_dataset(log, replace(protocol, split="leave-one-out"))
+    dataset = build_dataset(log, protocol)
+    if not known:
+        return dataset
+    among = set(known)
+    new = [item for item in dataset.item_ids if item not in among]
+    return build_dataset(log, protocol, [*known, *new])
+
+
+def every_row(log: Log, protocol: Protocol, known: Sequence[str] = ()) -> Dataset:
+    """A log cored as the protocol says and trained on to the end of each history, without targets.
+
+    Args and errors are those of `grown_dataset`.
+    """
+    dataset = grown_dataset(log, replace(protocol, split="leave-one-out"), known)
     none = dataset.test.take(np.empty(0, dtype=np.int64))
     return replace(
         dataset, train_ends=dataset.histories.offsets[1:].copy(), validation=none, test=none
@@ -54,20 +71,21 @@ def refit(
     config: TrainingConfig,
     folder: Path | None = None,
     *,
+    recipe: Mapping[str, Any] = REFIT,
     console: Console | None = None,
 ) -> Result[TiM4Rec]:
-    """Trains a model on, by the recipe of `REFIT`; its repeat bias stays as it is.
+    """Trains a model on; its repeat bias stays as it is where nothing is validated on.
 
     Args:
         item_ids: those that the model knows, in its order.
-        dataset: what is trained on, as `every_row` has it.
-        config: of the training before.
+        dataset: what is trained on.
+        config: of the training before; `recipe` is what differs.
         folder: keeps a checkpoint in a folder of its own for each model that is refitted.
 
     Raises:
         CheckpointError, DivergedError: as `train_model`.
     """
-    config = replace(config, **REFIT)
+    config = replace(config, **recipe)
     start = partial(warm_started, trained, item_ids, dataset, config.seed)
     # A checkpoint does not say which weights its run started from: its folder does.
     place = None if folder is None else folder / f"refit-{_digest(trained)}"
@@ -78,8 +96,9 @@ def refit(
 def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, seed: int) -> TiM4Rec:
     """A model for the items of `dataset` with the weights and the repeat bias of `trained`.
 
-    The vectors of items that it lacks are what co-occurrence vectors say, by the linear map that
-    takes those of the other items nearest to their trained ones; random where there is none.
+    The vectors of items that it lacks are foretold from their co-occurrence vectors and counts, by
+    the linear map that comes nearest to the trained vectors of the others; the rarer an item, the
+    less its co-occurrence says, and the nearer it starts to the usual vector of its count.
 
     Args:
         item_ids: those that `trained` knows, in its order.
@@ -91,14 +110,27 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
     kept = rows > 0
     known = trained.item_embedding.weight.cpu()
     old = known[rows]
-    vectors, met = cooccurrence_vectors(dataset, old.shape[1], seed=seed)
-    mapped = vectors @ _linear_map(vectors[kept & met], old[kept & met])
     table = model.item_embedding.weight.clone()
     table[0] = known[0]
-    table[1:][met] = mapped[met]
+    if not kept.all():
+        table[1:] = foretold(dataset, old, kept, seed=seed)
     table[1:][kept] = old[kept]
     model.load_state_dict(trained.state_dict() | {"item_embedding.weight": table})
     return model
+
+
+def foretold(dataset: Dataset, vectors: Tensor, kept: Tensor, *, seed: int) -> Tensor:
+    """Vectors (V, D) of all items of the training part, from the trained ones (V, D) of those that
+    are `kept` (V)."""
+    cooccurrence, met = cooccurrence_vectors(dataset, vectors.shape[1], seed=seed)
+    count = torch.from_numpy(dataset.popularity()).float()
+    by_count = torch.stack([torch.ones_like(count), count.log1p()], 1)
+    features = torch.cat([cooccurrence, by_count], 1)
+    sure = kept & met
+    usual = by_count @ _linear_map(by_count[sure], vectors[sure])
+    own = features @ _linear_map(features[sure], vectors[sure])
+    trust = torch.where(met, count / (count + DOUBT), 0)[:, None]
+    return trust * own + (1 - trust) * usual
 
 
 def _linear_map(x: Tensor, y: Tensor) -> Tensor:
