@@ -35,7 +35,7 @@ REFIT: dict[str, Any] = {
 RIDGE = 1e-3
 
 DOUBT = 2.0
-"""As many interactions as weigh as much as knowing nothing of an item but its count."""
+"""An item of so many interactions starts at half the vector that co-occurrence says."""
 
 
 def grown_dataset(log: Log, protocol: Protocol, known: Sequence[str]) -> Dataset:
@@ -96,9 +96,9 @@ def refit(
 def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, seed: int) -> TiM4Rec:
     """A model for the items of `dataset` with the weights and the repeat bias of `trained`.
 
-    The vectors of items that it lacks are foretold from their co-occurrence vectors and counts, by
-    the linear map that comes nearest to the trained vectors of the others; the rarer an item, the
-    less its co-occurrence says, and the nearer it starts to the usual vector of its count.
+    The vectors of items that it lacks are what co-occurrence vectors say, by the linear map that
+    takes those of the other items nearest to their trained ones, and shorter for rarer items, so
+    that these do not crowd out what is known; random where there is none.
 
     Args:
         item_ids: those that `trained` knows, in its order.
@@ -113,24 +113,13 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
     table = model.item_embedding.weight.clone()
     table[0] = known[0]
     if not kept.all():
-        table[1:] = foretold(dataset, old, kept, seed=seed)
+        vectors, met = cooccurrence_vectors(dataset, old.shape[1], seed=seed)
+        mapped = vectors @ _linear_map(vectors[kept & met], old[kept & met])
+        count = torch.from_numpy(1 + dataset.popularity()).float()[:, None]
+        table[1:][met] = (mapped * count / (count + DOUBT))[met]
     table[1:][kept] = old[kept]
     model.load_state_dict(trained.state_dict() | {"item_embedding.weight": table})
     return model
-
-
-def foretold(dataset: Dataset, vectors: Tensor, kept: Tensor, *, seed: int) -> Tensor:
-    """Vectors (V, D) of all items of the training part, from the trained ones (V, D) of those that
-    are `kept` (V)."""
-    cooccurrence, met = cooccurrence_vectors(dataset, vectors.shape[1], seed=seed)
-    count = torch.from_numpy(dataset.popularity()).float()
-    by_count = torch.stack([torch.ones_like(count), count.log1p()], 1)
-    features = torch.cat([cooccurrence, by_count], 1)
-    sure = kept & met
-    usual = by_count @ _linear_map(by_count[sure], vectors[sure])
-    own = features @ _linear_map(features[sure], vectors[sure])
-    trust = torch.where(met, count / (count + DOUBT), 0)[:, None]
-    return trust * own + (1 - trust) * usual
 
 
 def _linear_map(x: Tensor, y: Tensor) -> Tensor:
