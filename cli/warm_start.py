@@ -33,6 +33,7 @@ from training.mixture import fit_mixture
 from training.outcome import Outcome, Refit, trained_until
 from training.recipe import REFITTED_CORE, training_config
 from training.refit import REFIT, every_row, grown_dataset
+from training.tables import InputError
 from training.warm_start import REPLAY, WarmRun, WarmStart, inherited, share_held_out
 
 OPTIONS = {"n_layers": "--layers", "max_len": "--window"}
@@ -82,14 +83,11 @@ def publish_warm(
         members, parent.items.ids, parent.model.repeat_bias, since_ms, share, config, recipe,
         checkpoint, err,
     )  # fmt: skip
-    held_out = share_held_out(log, since_ms) if parent.model.causal else None
-    start = WarmStart(parent.edition, since_ms, new, share, held_out is not None)
-    if held_out is None:
+    dataset = _set_aside(log, protocol, parent, since_ms)
+    if dataset is None:
         say("the mixture stays: too little is new to fit one on, or times are missing")
         trained, dataset, refit = run.on(every), every, None
     else:
-        forward = replace(protocol, split="forward", validation_share=held_out)
-        dataset = grown_dataset(log, forward, parent.items.ids)
         trained, again = run.in_two_parts(dataset, every)
         refit = Refit(every, again, recipe)
     if parallel.rank():
@@ -100,13 +98,27 @@ def publish_warm(
             log, trained.model, dataset.item_ids, dataset.cut_ms, seed=config.seed
         )
         if mixture is None:
-            say("the mixture stays: too little is new to fit one on")
-            start = replace(start, own_mixture=False)
+            say("the mixture stays: too little of what is new can be foreseen to fit one on")
+    start = WarmStart(parent.edition, since_ms, new, share, own_mixture=mixture is not None)
     outcome = Outcome.of(
         name, dataset, config, len(members), trained, refit, mixture or parent.mixture, start
     )
     write(outcome, vocabulary, log.notes, folder)
     shutil.rmtree(checkpoint)
+
+
+def _set_aside(
+    log: Log, protocol: Protocol, parent: Artefact, since_ms: int | None
+) -> Dataset | None:
+    """The log cut where what a mixture is to be fitted on begins; None where it can't be."""
+    share = share_held_out(log, since_ms) if parent.model.causal else None
+    if share is None:
+        return None
+    forward = replace(protocol, split="forward", validation_share=share)
+    try:
+        return grown_dataset(log, forward, parent.items.ids)
+    except InputError:  # nobody who is known goes on after the cut
+        return None
 
 
 def _require_no_contradiction(plan: Plan, parent: Artefact) -> None:
@@ -145,13 +157,16 @@ def _require_shared_items(log: Log, parent: Artefact) -> None:
 
 def _of_metrics(plan: Plan, parent: Artefact) -> tuple[Protocol, dict[str, Any], int | None]:
     """The protocol, the settings of the training, and until when it was trained."""
-    metrics = parent.metrics
+    metrics, where = parent.metrics, parent.folder / METRICS
     core = {"core_users": REFITTED_CORE, "core_items": REFITTED_CORE}
     try:
         own = Protocol.from_dict(metrics.get("protocol", core))
-        kept, since_ms = inherited(metrics), trained_until(metrics)
     except (TypeError, ValueError) as error:
-        raise CommandError(f"{parent.folder / METRICS}: {error}") from None
+        raise CommandError(f"{where}: protocol: {error}") from None
+    try:
+        kept, since_ms = inherited(metrics), trained_until(metrics)
+    except ValueError as error:
+        raise CommandError(f"{where}: {error}") from None
     protocol = Protocol(plan.core_users or own.core_users, plan.core_items or own.core_items)
     return protocol, kept, since_ms
 

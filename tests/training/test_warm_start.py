@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from rich.console import Console
 
 from model import TiM4Rec
-from model.artefact import Artefact, load_artefact
+from model.artefact import METRICS, Artefact, load_artefact
 from model.ensemble import members_of
 from model.times import iso
 from tests.training.logs import DAY_MS
@@ -289,3 +291,36 @@ def test_settings_that_no_training_has_written_are_refused(training: object) -> 
         inherited({"training": training})
     assert inherited({}) == {}
     assert inherited({"training": {"seed": 3, "targets": 7}}) == {"targets": 7}
+
+
+@pytest.mark.parametrize("time", ["sequence", "none"])
+def test_any_time_path_goes_on_and_all_is_new_where_a_parent_does_not_say_until_when(
+    folder: Path, tmp_path: Path, time: str
+) -> None:
+    log, parent, out = folder / "log.csv", tmp_path / "parent", tmp_path / "next"
+    made = tim4rec("train", log, "--until", iso(UNTIL), "--out", parent, f"--time={time}", *SMALL)
+    assert made.exit_code == 0, made.output
+    metrics = json.loads((parent / METRICS).read_text())
+    del metrics["until"], metrics["protocol"], metrics["training"]
+    (parent / METRICS).write_text(json.dumps(metrics))
+    done = tim4rec("train", log, "--from", parent, "--out", out, "--epochs=1", "--threads=1")
+    assert done.exit_code == 0, done.output
+    assert "does not say until when it was trained: all is new" in done.output
+    found = load_artefact(out)
+    assert found.model.config.time == time
+    assert found.metrics["warm_start"]["since"] is None
+    assert found.metrics["warm_start"]["new_targets"] == found.metrics["data"]["training_targets"]
+
+
+def test_metrics_that_no_training_has_written_are_refused(folder: Path, tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(folder / "parent", parent)
+    for changed, message in (
+        ({"until": "soon"}, "metrics.json: until must be ISO 8601"),
+        ({"protocol": 7}, "metrics.json: protocol: it must be an object, not 7"),
+        ({"training": {"loss": 3}}, "metrics.json: training: loss must be full or sampled"),
+    ):
+        (parent / METRICS).write_text(json.dumps({"until": iso(UNTIL)} | changed))
+        refused = tim4rec("train", folder / "log.csv", "--from", parent, "--out", tmp_path / "next")
+        assert refused.exit_code == 1
+        assert message in refused.stderr
