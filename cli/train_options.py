@@ -14,10 +14,9 @@ from training.config import ItemInit, Loss, TrainingConfig, TrainingPrecision, V
 from training.dataset import Split
 from training.recipe import CORE, REFITTED_CORE
 from training.recipe import Recipe as RecipeName
-from training.refit import REFIT
-from training.warm_start import REPLAY
+from training.warm_start import REPLAY, WARM
 
-MODEL, TRAINING, DATA, WARM = "Model", "Training", "Data", "Warm start"
+MODEL, TRAINING, DATA, WARM_START = "Model", "Training", "Data", "Warm start"
 DEFAULTS = TrainingConfig()
 ARCHITECTURE = ModelConfig(n_items=1)
 
@@ -90,7 +89,7 @@ From = Annotated[
         metavar="ARTEFACT",
         help="Go on from this model, the parent: LOG is what it was trained on and what has come "
         "since. Its architecture stays, and so do its settings of the training.",
-        rich_help_panel=WARM,
+        rich_help_panel=WARM_START,
     ),
 ]
 ReplayShare = Annotated[
@@ -101,7 +100,7 @@ ReplayShare = Annotated[
         max=1,
         help="Share of the histories without a newer interaction that an epoch takes.",
         show_default=f"{REPLAY:g}",
-        rich_help_panel=WARM,
+        rich_help_panel=WARM_START,
     ),
 ]
 
@@ -198,7 +197,7 @@ Epochs = Annotated[
     typer.Option(
         min=1,
         help="At most this many.",
-        show_default=f"{DEFAULTS.max_epochs}, or the recipe's; {REFIT['max_epochs']} with --from",
+        show_default=f"{DEFAULTS.max_epochs}, or the recipe's; {WARM['max_epochs']} with --from",
         rich_help_panel=TRAINING,
     ),
 ]
@@ -214,7 +213,7 @@ Lr = Annotated[
     float | None,
     typer.Option(
         help="Learning rate.",
-        show_default=f"{DEFAULTS.lr:g}, or the recipe's; {REFIT['lr']:g} with --from",
+        show_default=f"{DEFAULTS.lr:g}, or the recipe's; {WARM['lr']:g} with --from",
         rich_help_panel=TRAINING,
     ),
 ]

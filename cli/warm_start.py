@@ -32,9 +32,9 @@ from training.item_table import with_known
 from training.mixture import fit_mixture
 from training.outcome import Outcome, Refit, trained_until
 from training.recipe import REFITTED_CORE, training_config
-from training.refit import REFIT, every_row, grown_dataset
+from training.refit import every_row, grown_dataset
 from training.tables import InputError
-from training.warm_start import REPLAY, WarmRun, WarmStart, inherited, share_held_out
+from training.warm_start import REPLAY, WARM, WarmRun, WarmStart, inherited, share_held_out
 
 OPTIONS = {"n_layers": "--layers", "max_len": "--window"}
 """Where an option is called otherwise than what it sets."""
@@ -70,7 +70,7 @@ def publish_warm(
     every = every_row(log, protocol, parent.items.ids)
     new = every.n_train_targets if since_ms is None else every.n_targets_after(since_ms)
     _say_what_is_new(say, parent, since_ms, new, every)
-    recipe = REFIT | {key: value for key, value in plan.training.items() if key in REFIT}
+    recipe = WARM | {key: value for key, value in plan.training.items() if key in WARM}
     config = replace(training_config(every, **(kept | dict(plan.training))), **recipe)
     members = [_with_dropout(member, plan) for member in members_of(parent.model)]
     share = REPLAY if replay is None else replay

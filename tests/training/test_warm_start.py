@@ -28,8 +28,8 @@ from training.dataset import Protocol
 from training.interactions import Log
 from training.outcome import trained_until
 from training.recipe import training_config
-from training.refit import REFIT, every_row, grown_dataset
-from training.warm_start import WarmRun, inherited, share_held_out
+from training.refit import every_row, grown_dataset
+from training.warm_start import WARM, WarmRun, inherited, share_held_out
 
 SMALL = ["--epochs=1", "--d-model=32", "--d-state=8", "--targets=64", "--threads=1"]
 UNTIL = 10**12 + 500 * DAY_MS
@@ -107,7 +107,7 @@ def test_a_model_goes_on_with_what_is_new(
     }
     assert metrics["training"]["loss"] == "sampled"
     assert metrics["training"]["negatives"] == 9
-    assert metrics["training"]["lr"] == REFIT["lr"]
+    assert metrics["training"]["lr"] == WARM["lr"]
     assert metrics["epochs"] == 2
     titles = dict(zip(found.items.ids, found.items.titles or [], strict=True))
     assert titles["i3"] == "Three"
@@ -140,7 +140,7 @@ def test_with_enough_that_is_new_a_mixture_is_fitted_and_the_rest_trained_on(
     assert found.metrics["training"]["loss"] == "full"
     assert found.model.config.dropout == 0.1
     assert found.metrics["protocol"]["split"] == "forward"
-    assert found.metrics["refit"]["training"] == REFIT
+    assert found.metrics["refit"]["training"] == WARM
     assert found.metrics["validation"]["rows"]
     assert found.metrics["until"] == iso(int(log.frame["time_ms"].max()))  # type: ignore[arg-type]
     assert found.model.repeat_bias != parent.model.repeat_bias
@@ -204,7 +204,7 @@ def run_of(
 ) -> WarmRun:
     return WarmRun(
         members_of(parent.model), parent.items.ids, parent.model.repeat_bias,
-        trained_until(parent.metrics), 0.5, config, REFIT, folder, console,
+        trained_until(parent.metrics), 0.5, config, WARM, folder, console,
     )  # fmt: skip
 
 
@@ -239,7 +239,7 @@ def test_new_items_are_recommended_and_old_ones_not_forgotten(
     known = parent.items.ids
     every = every_row(log, Protocol(2, 2), known)
     config = training_config(every, targets=64, threads=1)
-    recipe = REFIT | {"max_epochs": 20, "lr": 5e-3}
+    recipe = WARM | {"max_epochs": 20, "lr": 5e-3}
     went_on = replace(run_of(parent, config, tmp_path), recipe=recipe).on(every).model
     row_of = {item: row for row, item in enumerate(every.item_ids, 1)}
 
