@@ -34,9 +34,6 @@ REFIT: dict[str, Any] = {
 
 RIDGE = 1e-3
 
-DOUBT = 2.0
-"""An item of so many interactions starts at half the vector that co-occurrence says."""
-
 
 def grown_dataset(log: Log, protocol: Protocol, known: Sequence[str]) -> Dataset:
     """A split log with a vocabulary of the items that a model knows, in its order, whether or not
@@ -97,8 +94,8 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
     """A model for the items of `dataset` with the weights and the repeat bias of `trained`.
 
     The vectors of items that it lacks are what co-occurrence vectors say, by the linear map that
-    takes those of the other items nearest to their trained ones, and shorter for rarer items, so
-    that these do not crowd out what is known; random where there is none.
+    takes those of the other items nearest to their trained ones; random where there is none.
+    Shortening those of rare items was measured to lose new ones and to win no known one.
 
     Args:
         item_ids: those that `trained` knows, in its order.
@@ -115,8 +112,7 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
     if not kept.all():
         vectors, met = cooccurrence_vectors(dataset, old.shape[1], seed=seed)
         mapped = vectors @ _linear_map(vectors[kept & met], old[kept & met])
-        count = torch.from_numpy(1 + dataset.popularity()).float()[:, None]
-        table[1:][met] = (mapped * count / (count + DOUBT))[met]
+        table[1:][met] = mapped[met]
     table[1:][kept] = old[kept]
     model.load_state_dict(trained.state_dict() | {"item_embedding.weight": table})
     return model

@@ -18,7 +18,7 @@ from training.dataset import Dataset, Protocol, build_dataset
 from training.ensemble import ensemble_of, refit_ensemble, train_members
 from training.interactions import Log
 from training.recipe import model_config, training_config
-from training.refit import DOUBT, REFIT, every_row, refit, warm_started
+from training.refit import REFIT, every_row, refit, warm_started
 from training.trainer import Result, train
 
 FORWARD = Protocol(2, 2, "forward")
@@ -81,7 +81,7 @@ def test_every_row_is_trained_on_and_nothing_is_set_aside(
     assert every.item_ids == sorted(often)
 
 
-def test_a_warm_start_keeps_weights_and_vectors_by_id_and_maps_those_of_new_items_shortened(
+def test_a_warm_start_keeps_weights_and_vectors_by_id_and_maps_those_of_new_items(
     every: Dataset,
 ) -> None:
     vectors, met = cooccurrence_vectors(every, 8, seed=3)
@@ -95,9 +95,7 @@ def test_a_warm_start_keeps_weights_and_vectors_by_id_and_maps_those_of_new_item
         trained.item_embedding.weight[1:] = mapped[old]
     model = warm_started(trained, [every.item_ids[row] for row in old], every, 3)
     assert torch.equal(model.item_embedding.weight[1:][old], mapped[old])
-    count = 1 + torch.from_numpy(every.popularity()[new])[:, None]
-    shortened = mapped[new] * count / (count + DOUBT)
-    assert torch.allclose(model.item_embedding.weight[1:][new], shortened, atol=1e-2)
+    assert torch.allclose(model.item_embedding.weight[1:][new], mapped[new], atol=1e-2)
     assert torch.equal(model.item_embedding.weight[0], trained.item_embedding.weight[0])
     assert model.repeat_bias == -2.5
     for name, value in trained.state_dict().items():
