@@ -104,7 +104,7 @@ def evaluate(
         protocol = Protocol.from_dict(loaded.metrics.get("protocol", {}))
     except (TypeError, ValueError) as error:
         raise CommandError(f"{artefact}/{METRICS}: protocol: {error}") from None
-    if "refit" in loaded.metrics:
+    if "refit" in loaded.metrics or loaded.metrics.get("step") == "warm":
         say(
             f"{artefact} was trained on every row of its log: there, these figures say what it "
             "has learned, not what it will be worth"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import polars as pl
 
 from cli.console import CommandError, err, out
 from cli.console import say as say_always
-from model import TiM4Rec
+from model import ModelConfig, TiM4Rec
 from model.artefact import save_artefact
 from model.items import Items
 from model.live.mixture import Mixture
 from training import parallel
 from training.card import model_card
+from training.config import TrainingConfig
 from training.dataset import Dataset, Protocol, Split, build_dataset
 from training.ensemble import ensemble_of, refit_ensemble, train_members
 from training.interactions import Log
@@ -29,21 +30,29 @@ from training.outcome import Outcome, Refit
 from training.recipe import CORE, REFITTED_CORE, Recipe, model_config, split_log, training_config
 from training.refit import every_row
 
+Say = Callable[[str], None]
+
+
+def first_says() -> Say:
+    """Says a line, where this is the first process of a run."""
+    return say_always if parallel.rank() == 0 else lambda line: None
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How a model is made of a log.
 
     split, core_users, core_items: None leaves them to what is best for a model that is refitted,
-    or for one that is not. architecture, training: options given against the recipe.
+    or for one that is not. architecture, training: options given against the recipe. None leaves
+    the others to the default, or to what a warm start goes on from.
     """
 
-    recipe: Recipe
+    recipe: Recipe | None
     refit: bool
     split: Split | None
     core_users: int | None
     core_items: int | None
-    members: int
+    members: int | None
     architecture: Mapping[str, Any]
     training: Mapping[str, Any]
 
@@ -69,46 +78,53 @@ def publish(
         CommandError, InputError, ItemsError, CheckpointError, DivergedError, ArtefactError
     """
     first = parallel.rank() == 0
-    say: Callable[[str], None] = say_always if first else lambda line: None
+    say = first_says()
     dataset = _split(log, plan, say)
     every = every_row(log, dataset.protocol) if plan.refit else dataset
-    architecture = model_config(dataset, plan.recipe, **plan.architecture)
-    config = training_config(dataset, plan.recipe, **plan.training)
-    say(_in_words(dataset))
+    recipe, n_members = plan.recipe or "full", plan.members or 1
+    architecture = model_config(dataset, recipe, **plan.architecture)
+    config = training_config(dataset, recipe, **plan.training)
+    say(in_words(dataset))
     if plan.refit:
-        say(f"refit: {_in_words(every)}")
-    for title, values in (("model", architecture.to_dict()), ("training", config.to_dict())):
-        say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+        say(f"refit: {in_words(every)}")
+    say_settings(say, architecture, config)
 
-    _require_artefact_folder(folder)
-    vocabulary = _vocabulary(every, table, say)
-    checkpoint = folder.with_name(f"{folder.name}.training")
-    if not resume and first:
-        shutil.rmtree(checkpoint, ignore_errors=True)
-    members = train_members(dataset, architecture, config, plan.members, checkpoint, console=err)
+    require_artefact_folder(folder)
+    vocabulary = vocabulary_of(every, table, say)
+    checkpoint = checkpoint_folder(folder, resume=resume)
+    members = train_members(dataset, architecture, config, n_members, checkpoint, console=err)
     trained = ensemble_of(members, dataset, config)
     refit = None
     if plan.refit:
         result = refit_ensemble(
-            members, dataset.item_ids, every, config, checkpoint,
+            [member.model for member in members], dataset.item_ids, every, config, checkpoint,
             repeat_bias=trained.model.repeat_bias, console=err,
         )  # fmt: skip
         refit = Refit(every, result)
     if not first:
         return
     mixture = _mixture(log, dataset, trained.model, config.seed, say) if plan.refit else None
-    outcome = Outcome.of(name, dataset, config, plan.members, trained, refit, mixture)
-    card = model_card(outcome, _command(), log.notes)
+    outcome = Outcome.of(name, dataset, config, n_members, trained, refit, mixture)
+    write(outcome, vocabulary, log.notes, folder)
+    shutil.rmtree(checkpoint)
+
+
+def write(outcome: Outcome, vocabulary: Items, notes: Sequence[str], folder: Path) -> None:
+    """Writes an artefact, and says its figures and its name.
+
+    Args:
+        notes: on the data, as read.
+    """
+    card = model_card(outcome, _command(), notes)
     identity = save_artefact(
         folder, outcome.model, vocabulary, outcome.metrics(), card, outcome.mixture
     )
-    shutil.rmtree(checkpoint)
     for line in _figures(outcome):
         say_always(line, out)
     say_always(f"{folder}: model {identity}", out)
 
 
-def _split(log: Log, plan: Plan, say: Callable[[str], None]) -> Dataset:
+def _split(log: Log, plan: Plan, say: Say) -> Dataset:
     if plan.split is not None or not plan.refit:
         return build_dataset(log, plan.protocol)
     dataset, fault = split_log(log, plan.protocol)
@@ -117,9 +133,7 @@ def _split(log: Log, plan: Plan, say: Callable[[str], None]) -> Dataset:
     return dataset
 
 
-def _mixture(
-    log: Log, dataset: Dataset, model: TiM4Rec, seed: int, say: Callable[[str], None]
-) -> Mixture | None:
+def _mixture(log: Log, dataset: Dataset, model: TiM4Rec, seed: int, say: Say) -> Mixture | None:
     """Fitted on what came after a model was trained, where times and model allow."""
     mixture = None
     if dataset.cut_ms is not None and model.causal:
@@ -129,7 +143,22 @@ def _mixture(
     return mixture
 
 
-def _vocabulary(dataset: Dataset, table: pl.DataFrame | None, say: Callable[[str], None]) -> Items:
+def say_settings(say: Say, architecture: ModelConfig, config: TrainingConfig) -> None:
+    """One line on the model, one on the training."""
+    for title, values in (("model", architecture.to_dict()), ("training", config.to_dict())):
+        say(f"{title}: " + ", ".join(f"{key}={value}" for key, value in values.items()))
+
+
+def checkpoint_folder(folder: Path, *, resume: bool) -> Path:
+    """Where a run keeps its checkpoints until it is done; not `resume`: emptied first."""
+    found = folder.with_name(f"{folder.name}.training")
+    if not resume and parallel.rank() == 0:
+        shutil.rmtree(found, ignore_errors=True)
+    return found
+
+
+def vocabulary_of(dataset: Dataset, table: pl.DataFrame | None, say: Say) -> Items:
+    """The items of a model, with what the table says of them."""
     vocabulary = items_of(dataset, table)
     if untitled := (vocabulary.titles or []).count(None):
         say(f"{untitled} of {len(vocabulary)} items have no title in the item table")
@@ -146,12 +175,14 @@ def _figures(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _in_words(dataset: Dataset) -> str:
+def in_words(dataset: Dataset) -> str:
+    """The sizes of a data set."""
     sizes = dataset.describe().items()
     return ", ".join(f"{key.replace('_', ' ')} {value:,}" for key, value in sizes)
 
 
-def _require_artefact_folder(folder: Path) -> None:
+def require_artefact_folder(folder: Path) -> None:
+    """Raises CommandError where the folder holds something else."""
     # Said before hours of training rather than after.
     if folder.exists() and not folder.is_dir():
         raise CommandError(f"--out {folder} is a file")

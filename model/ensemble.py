@@ -37,9 +37,37 @@ def combine(members: Sequence[TiM4Rec]) -> TiM4Rec:
     return model.eval()
 
 
+@torch.no_grad()
+def members_of(model: TiM4Rec) -> list[TiM4Rec]:
+    """The models that `combine` would make this one of, one a group; a model of one group is its
+    own only member."""
+    config = model.config
+    count = config.n_groups
+    if count == 1:
+        return [model]
+    member = replace(config, d_model=config.d_model // count, n_groups=1)
+    parts = {name: _split(name, value, count) for name, value in model.state_dict().items()}
+    members = []
+    for number in range(count):
+        members.append(TiM4Rec(member).to(model.item_embedding.weight))
+        members[-1].load_state_dict({name: part[number] for name, part in parts.items()})
+    return members
+
+
 def _joined(name: str, parts: list[Tensor]) -> Tensor:
     if name == "request_table.weight":  # (rows, 2D): scales, then shifts
         return torch.cat([part.reshape(len(part), 2, -1) for part in parts], 2).flatten(1)
-    if name.endswith(("embedding.weight", "gap_table.weight")):
-        return torch.cat(parts, 1)
-    return torch.cat(parts)
+    return torch.cat(parts, int(_side_by_side(name)))
+
+
+def _split(name: str, whole: Tensor, count: int) -> list[Tensor]:
+    """The parts that `_joined` joins."""
+    if name == "request_table.weight":
+        parts = whole.reshape(len(whole), 2, -1).chunk(count, 2)
+        return [part.flatten(1) for part in parts]
+    return list(whole.chunk(count, int(_side_by_side(name))))
+
+
+def _side_by_side(name: str) -> bool:
+    """Whether a tensor's columns are the members', not its rows."""
+    return name.endswith(("embedding.weight", "gap_table.weight"))

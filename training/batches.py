@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -87,7 +88,8 @@ def window_batches(
     seed: int = 0,
     epoch: int = 0,
 ) -> Iterator[Batch]:
-    """One epoch: every training target exactly once, a loss at every position.
+    """One epoch: every training target exactly once, or those of the data set's replay; a loss at
+    every position.
 
     A history of more than `max_len` targets is cut into windows, at another place each epoch.
     Windows of similar length share a batch. With probability `request_dropout` a window's
@@ -98,6 +100,8 @@ def window_batches(
     """
     rng = np.random.default_rng([seed, epoch])
     starts, lengths = _windows(dataset, max_len, rng)
+    taken = _taken(dataset, starts, lengths, rng)
+    starts, lengths = starts[taken], lengths[taken]
     offsets = dataset.histories.offsets
     firsts = offsets[np.searchsorted(offsets, starts, side="right") - 1]
     order = np.lexsort((rng.random(len(starts)), lengths))
@@ -161,6 +165,7 @@ def prefix_batches(
     place = np.arange(len(histories.items))
     first = histories.offsets[user]
     ends = place[(place > first) & (place < dataset.train_ends[user])]
+    ends = ends[_taken(dataset, ends - 1, np.ones_like(ends), rng)]
     ends = rng.permutation(ends)
     for chunk in np.array_split(ends, max(1, round(len(ends) / targets))):
         starts = np.maximum(first[chunk], chunk - max_len)
@@ -173,9 +178,12 @@ def prefix_batches(
         yield _tensors(items, times, unknown, followed, lengths)
 
 
-def n_batches(dataset: Dataset, *, targets: int) -> int:
-    """About how many batches an epoch has."""
-    return max(1, round(dataset.n_train_targets / targets))
+def n_batches(dataset: Dataset, *, targets: int, max_len: int) -> int:
+    """About how many batches an epoch has whose windows are of at most `max_len` targets."""
+    rng = np.random.default_rng(0)
+    starts, lengths = _windows(dataset, max_len, rng)
+    taken = _taken(dataset, starts, lengths, rng)
+    return max(1, round(int(lengths[taken].sum()) / targets))
 
 
 def ties_shuffled(dataset: Dataset, *, seed: int, epoch: int) -> Dataset:
@@ -207,6 +215,19 @@ def _windows(dataset: Dataset, max_len: int, rng: np.random.Generator) -> tuple[
     begin = np.where(number == 0, 0, head[user] + (number - 1) * max_len)
     end = np.minimum(head[user] + number * max_len, totals[user])
     return dataset.histories.offsets[user] + begin, end - begin
+
+
+def _taken(
+    dataset: Dataset, starts: Int64s, lengths: Int64s, rng: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """Which windows of an epoch are trained on."""
+    if dataset.replay is None:
+        return np.ones(len(starts), dtype=np.bool_)
+    new = dataset.histories.times > dataset.replay.since_ms
+    new_before = np.concatenate([[0], np.cumsum(new)])
+    has_new: npt.NDArray[np.bool_] = new_before[starts + lengths + 1] > new_before[starts + 1]
+    replayed = rng.random(len(starts)) < dataset.replay.share
+    return has_new | replayed
 
 
 def _cut(lengths: Int64s, targets: int) -> list[Int64s]:

@@ -10,7 +10,6 @@ from model.times import iso
 from training.evaluation import ResultRow
 from training.metrics import CUTOFFS
 from training.outcome import Outcome
-from training.refit import REFIT
 from training.scoring_step import ScoringStep
 
 TIME_PATHS = {
@@ -60,6 +59,7 @@ def model_card(outcome: Outcome, command: str, notes: Sequence[str] = ()) -> str
         _table(["", ""], [[key, _shown(value)] for key, value in model_config.to_dict().items()]),
         f"Time path: {TIME_PATHS[model_config.time]}.",
         *_time_reasons(model_config),
+        *_warm_start(outcome),
         "## Training",
         _table(["", ""], [[key, _shown(value)] for key, value in outcome.config.to_dict().items()]),
         f"{outcome.trained.epochs} epochs in {outcome.trained.seconds:.0f} s; {_weights(outcome)}.",
@@ -67,21 +67,32 @@ def model_card(outcome: Outcome, command: str, notes: Sequence[str] = ()) -> str
         "has had, where such items are kept; fitted on validation.",
         *_refit(outcome),
         *_mixture(outcome),
-        f"## {outcome.ranked.capitalize()} results",
-        *_of_which_model(outcome),
-        "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
-        "user's earlier items stay among the candidates (kept) or not (filtered). *Request "
-        "time*: whether the model knows the time of the request, here the target's own; compare "
-        "only rows where it is unknown to models that do not take it.",
-        metrics_table(outcome.rows),
+        *_results(outcome),
         "## Again",
         f"```sh\n{command}\n```",
     ]
     return "\n\n".join(sections) + "\n"
 
 
+def _warm_start(outcome: Outcome) -> list[str]:
+    warm = outcome.warm_start
+    if warm is None:
+        return []
+    new = "all of them"
+    if warm.since_ms is not None:
+        new = f"{warm.new_targets:,} of them from after {iso(warm.since_ms)}"
+    return [
+        "## Warm start",
+        f"It goes on from the model {warm.parent}, on the interactions of the log, {new}. An "
+        "epoch takes all windows with a newer interaction, and a share of "
+        f"{warm.replay:g} of the others.",
+    ]
+
+
 def _weights(outcome: Outcome) -> str:
     trained = outcome.trained
+    if not len(outcome.dataset.validation):
+        return "the weights are those of the last epoch; nothing was set aside to validate on"
     if outcome.members > 1:
         return (
             f"an ensemble of {outcome.members} models, each trained with a seed of its own, "
@@ -98,10 +109,14 @@ def _weights(outcome: Outcome) -> str:
 def _refit(outcome: Outcome) -> list[str]:
     if outcome.refit is None:
         return []
+    recipe = outcome.refit.recipe
+    rows = "every row of the log, what had been set aside included"
+    if (warm := outcome.warm_start) is not None:
+        rows = f"what had been set aside, and a share of {warm.replay:g} of all other windows"
     return [
         "## Refit",
-        f"From these weights, {REFIT['max_epochs']} epochs on every row of the log, what had been "
-        f"set aside included, at a learning rate that fell from {REFIT['lr']:g} to 0, in "
+        f"From these weights, {recipe['max_epochs']} epochs on {rows}, "
+        f"at a learning rate that fell from {recipe['lr']:g} to 0, in "
         f"{outcome.refit.result.seconds:.0f} s. That model is the one in this folder.",
         _sizes(outcome.refit.dataset.describe()),
     ]
@@ -110,11 +125,30 @@ def _refit(outcome: Outcome) -> list[str]:
 def _mixture(outcome: Outcome) -> list[str]:
     if outcome.mixture is None:
         return []
+    origin = (
+        "It was fitted with the model before its refit, on all interactions that came after the "
+        "part that this model was trained on."
+    )
+    if outcome.warm_start is not None and not outcome.warm_start.own_mixture:
+        origin = "It is that of the model before the warm start: too little is new to fit another."
     return [
         "## Mixture",
         "`mixture.safetensors` joins the model's scores and what the service counts of everybody's "
-        "interactions. It was fitted with the model before its refit, on all interactions that "
-        "came after the part that this model was trained on.",
+        f"interactions. {origin}",
+    ]
+
+
+def _results(outcome: Outcome) -> list[str]:
+    if not outcome.rows:
+        return []
+    return [
+        f"## {outcome.ranked.capitalize()} results",
+        *_of_which_model(outcome),
+        "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
+        "user's earlier items stay among the candidates (kept) or not (filtered). *Request "
+        "time*: whether the model knows the time of the request, here the target's own; compare "
+        "only rows where it is unknown to models that do not take it.",
+        metrics_table(outcome.rows),
     ]
 
 

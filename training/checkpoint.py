@@ -51,7 +51,10 @@ def fingerprint(dataset: Dataset, model_config: Architecture, config: TrainingCo
         del settings[name]
     if config.schedule == "constant":
         del settings["schedule"], settings["max_epochs"]
-    text = json.dumps([model_config.to_dict(), settings, dataset.protocol.to_dict()])
+    described = [model_config.to_dict(), settings, dataset.protocol.to_dict()]
+    if dataset.replay is not None:
+        described.append(asdict(dataset.replay))
+    text = json.dumps(described)
     digest = hashlib.blake2b(text.encode(), digest_size=16)
     for array in (
         dataset.histories.offsets,

@@ -133,10 +133,20 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """What a model that goes on is trained on in an epoch: all training windows with a target after
+    `since_ms`, and of the others a share, drawn anew each epoch."""
+
+    since_ms: int
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """A log, split. The training part of user u is [offsets[u], train_ends[u]) of `histories`.
 
     cut_ms: the time before which everybody's training part ends; None where each has its own.
+    replay: None where an epoch takes the whole training part.
     """
 
     protocol: Protocol
@@ -147,6 +157,7 @@ class Dataset:
     validation: Targets
     test: Targets
     cut_ms: int | None = None
+    replay: Replay | None = None
 
     @property
     def n_items(self) -> int:
@@ -168,6 +179,10 @@ class Dataset:
             place < self.train_ends[user]
         )
         return chosen
+
+    def n_targets_after(self, ms: int) -> int:
+        """How many training targets are later than that."""
+        return int((self.histories.times[self._train_target_places()] > ms).sum())
 
     def popularity(self) -> Int64s:
         """How often each item is a training target: (V), index i is item i + 1."""

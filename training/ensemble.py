@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from training.config import TrainingConfig
 from training.dataset import Dataset
 from training.evaluation import rank_targets
 from training.metrics import ranking_metrics
-from training.refit import refit
+from training.refit import REFIT, refit
 from training.repeats import repeat_bias
 from training.trainer import Result, train, validation_of
 
@@ -89,29 +90,51 @@ def ensemble_of(
     return _together(results, model, ranking_metrics(ranks)["NDCG@10"])
 
 
+def refit_members(
+    members: Sequence[TiM4Rec],
+    item_ids: Sequence[str],
+    dataset: Dataset,
+    config: TrainingConfig,
+    folder: Path | None = None,
+    *,
+    recipe: Mapping[str, Any] = REFIT,
+    console: Console | None = None,
+) -> list[Result[TiM4Rec]]:
+    """The members of an ensemble, or a model alone, each refitted with its own seed.
+
+    Args and errors are those of `refit`.
+    """
+    refitted = []
+    for number, own in enumerate(_member_configs(config, len(members))):
+        if len(members) > 1:
+            _say(console, f"model {number + 1} of {len(members)}")
+        result = refit(
+            members[number], item_ids, dataset, own, folder, recipe=recipe, console=console
+        )
+        refitted.append(result)
+    return refitted
+
+
 def refit_ensemble(
-    results: Sequence[Result[TiM4Rec]],
+    members: Sequence[TiM4Rec],
     item_ids: Sequence[str],
     dataset: Dataset,
     config: TrainingConfig,
     folder: Path | None = None,
     *,
     repeat_bias: float,
+    recipe: Mapping[str, Any] = REFIT,
     console: Console | None = None,
 ) -> Result[TiM4Rec]:
-    """The ensemble of trained members, each refitted with its own seed; one alone is itself.
-
-    Args and errors are those of `refit`, and
+    """The ensemble of what `refit_members` makes on every row; one alone is itself.
 
     Args:
         repeat_bias: of the ensemble before, which stays.
     """
-    refitted = []
-    for number, own in enumerate(_member_configs(config, len(results))):
-        which = f", model {number + 1} of {len(results)}" if len(results) > 1 else ""
-        _say(console, f"refit on every row{which}")
-        trained = results[number].model
-        refitted.append(refit(trained, item_ids, dataset, own, folder, console=console))
+    _say(console, "refit on every row")
+    refitted = refit_members(
+        members, item_ids, dataset, config, folder, recipe=recipe, console=console
+    )
     model = combine([result.model for result in refitted])
     model.repeat_bias = repeat_bias
     return _together(refitted, model, 0.0)

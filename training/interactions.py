@@ -11,7 +11,7 @@ Ids are any strings. A timestamp is a time as `model.times` says, or empty: not 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -20,7 +20,7 @@ from model import UNKNOWN_TIME
 from model.items import LONGEST_ID
 from model.kinds import HEAVIEST, KIND
 from model.time_columns import parse_times, time_fault
-from model.times import EARLIEST_MS, LATEST_MS
+from model.times import EARLIEST_MS, LATEST_MS, iso
 from training.tables import (
     REPORTED_ROWS,
     BadRow,
@@ -52,6 +52,20 @@ class Log:
     bad_rows: list[BadRow] = field(default_factory=list)
     bad_row_count: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def until(self, last_ms: int) -> Log:
+        """Without the rows that are later, and with a note of how many those are.
+
+        Raises InputError where none is left.
+        """
+        times = self.frame["time_ms"]
+        kept = self.frame.filter(times <= last_ms)
+        if kept.is_empty():
+            span = f"{iso(int(times.min()))} to {iso(int(times.max()))}"  # type: ignore[arg-type]
+            raise InputError(f"nothing is left of a log from {span}")
+        left_out = len(self.frame) - len(kept)
+        note = f"{left_out:,} of {len(self.frame):,} rows are after {iso(last_ms)} and left out"
+        return replace(self, frame=kept, notes=[*self.notes, note])
 
 
 def read_log(path: Path, *, skip_bad_rows: bool = False, kinds: bool = False) -> Log:

@@ -51,6 +51,23 @@ def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
     )
 
 
+def with_known(items: Items, table: pl.DataFrame | None) -> pl.DataFrame | None:
+    """A table, and below it what a vocabulary says of the items that the table lacks."""
+    if items.titles is None and items.categories is None:
+        return table
+    known = pl.DataFrame(
+        {
+            "item_id": items.ids,
+            "title": items.titles or [None] * len(items),
+            "categories": items.categories or [[]] * len(items),
+        },
+        schema={"item_id": pl.String, "title": pl.String, "categories": pl.List(pl.String)},
+    )
+    if table is None:
+        return known
+    return pl.concat([table, known]).unique("item_id", keep="first", maintain_order=True)
+
+
 def items_of(dataset: Dataset, table: pl.DataFrame | None) -> Items:
     """The vocabulary of a data set, with titles and categories where there is a table of them.
 

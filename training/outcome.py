@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from model import TiM4Rec
@@ -14,21 +14,26 @@ from training.dataset import Dataset
 from training.evaluation import ResultRow, evaluate_offline
 from training.refit import REFIT
 from training.trainer import Result
+from training.warm_start import WarmStart
 
 
 @dataclass(frozen=True, slots=True)
 class Refit:
-    """dataset: every row of the log; result: the model trained on it, which is served."""
+    """dataset: every row of the log; result: the model trained on it, which is served; recipe:
+    against the training before."""
 
     dataset: Dataset
     result: Result[TiM4Rec]
+    recipe: Mapping[str, Any] = field(default_factory=lambda: REFIT)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """A model trained on one part of a log and ranked on another, and then perhaps refitted.
 
-    rows: of the model before its refit, on the targets `ranked`. mixture: fitted with that model.
+    rows: of the model before its refit, on the targets `ranked`; none where nothing was set aside.
+    mixture: fitted with that model, or of the parent. warm_start: None of a model trained from
+    scratch.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Outcome:
     rows: Sequence[ResultRow]
     refit: Refit | None = None
     mixture: Mixture | None = None
+    warm_start: WarmStart | None = None
 
     @classmethod
     def of(
@@ -50,11 +56,14 @@ class Outcome:
         trained: Result[TiM4Rec],
         refit: Refit | None = None,
         mixture: Mixture | None = None,
+        warm_start: WarmStart | None = None,
     ) -> Outcome:
         """Ranks the trained model."""
         targets = dataset.test if len(dataset.test) else dataset.validation
-        rows, _ = evaluate_offline(trained.model, dataset.histories, targets)
-        return cls(name, dataset, config, members, trained, rows, refit, mixture)
+        rows: Sequence[ResultRow] = []
+        if len(targets):
+            rows, _ = evaluate_offline(trained.model, dataset.histories, targets)
+        return cls(name, dataset, config, members, trained, rows, refit, mixture, warm_start)
 
     @property
     def model(self) -> TiM4Rec:
@@ -77,19 +86,30 @@ class Outcome:
             "epochs": trained.epochs,
             "best_epoch": trained.best_epoch,
             "seconds": round(trained.seconds, 1),
-            "validation": {"NDCG@10": trained.best_ndcg},
+            "step": "scratch",
+            "parent": None,
         }
+        if (warm := self.warm_start) is not None:
+            found["step"], found["parent"] = "warm", warm.parent
+            found["warm_start"] = {
+                "since": None if warm.since_ms is None else iso(warm.since_ms),
+                "new_targets": warm.new_targets,
+                "replay": warm.replay,
+                "own_mixture": warm.own_mixture,
+            }
         newest = self.dataset if self.refit is None else self.refit.dataset
         if (until := newest.newest_ms()) is not None:
             found["until"] = iso(until)
+        if len(self.dataset.validation):
+            found["validation"] = {"NDCG@10": trained.best_ndcg}
         if self.ranked == "test":
             found["test"] = rows
-        else:
+        elif rows:
             found["validation"]["rows"] = rows
         if self.refit is not None:
             found["refit"] = {
                 "data": self.refit.dataset.describe(),
-                "training": REFIT,
+                "training": dict(self.refit.recipe),
                 "seconds": round(self.refit.result.seconds, 1),
             }
         return found

@@ -8,7 +8,7 @@ vocabulary of the whole log.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,12 +35,26 @@ REFIT: dict[str, Any] = {
 RIDGE = 1e-3
 
 
-def every_row(log: Log, protocol: Protocol) -> Dataset:
-    """A log cored as the protocol says and trained on to the end of each history, without targets.
+def grown_dataset(log: Log, protocol: Protocol, known: Sequence[str]) -> Dataset:
+    """A split log with a vocabulary of the items that a model knows, in its order, whether or not
+    the log has them, and after them the others of the training part, sorted.
 
     Raises InputError as `build_dataset` does.
     """
-    dataset = build_dataset(log, replace(protocol, split="leave-one-out"))
+    dataset = build_dataset(log, protocol)
+    if not known:
+        return dataset
+    among = set(known)
+    new = [item for item in dataset.item_ids if item not in among]
+    return build_dataset(log, protocol, [*known, *new])
+
+
+def every_row(log: Log, protocol: Protocol, known: Sequence[str] = ()) -> Dataset:
+    """A log cored as the protocol says and trained on to the end of each history, without targets.
+
+    Args and errors are those of `grown_dataset`.
+    """
+    dataset = grown_dataset(log, replace(protocol, split="leave-one-out"), known)
     none = dataset.test.take(np.empty(0, dtype=np.int64))
     return replace(
         dataset, train_ends=dataset.histories.offsets[1:].copy(), validation=none, test=none
@@ -54,20 +68,21 @@ def refit(
     config: TrainingConfig,
     folder: Path | None = None,
     *,
+    recipe: Mapping[str, Any] = REFIT,
     console: Console | None = None,
 ) -> Result[TiM4Rec]:
-    """Trains a model on, by the recipe of `REFIT`; its repeat bias stays as it is.
+    """Trains a model on; its repeat bias stays as it is where nothing is validated on.
 
     Args:
         item_ids: those that the model knows, in its order.
-        dataset: what is trained on, as `every_row` has it.
-        config: of the training before.
+        dataset: what is trained on.
+        config: of the training before; `recipe` is what differs.
         folder: keeps a checkpoint in a folder of its own for each model that is refitted.
 
     Raises:
         CheckpointError, DivergedError: as `train_model`.
     """
-    config = replace(config, **REFIT)
+    config = replace(config, **recipe)
     start = partial(warm_started, trained, item_ids, dataset, config.seed)
     # A checkpoint does not say which weights its run started from: its folder does.
     place = None if folder is None else folder / f"refit-{_digest(trained)}"
@@ -80,6 +95,7 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
 
     The vectors of items that it lacks are what co-occurrence vectors say, by the linear map that
     takes those of the other items nearest to their trained ones; random where there is none.
+    Shortening those of rare items was measured to lose new ones and to win no known one.
 
     Args:
         item_ids: those that `trained` knows, in its order.
@@ -91,10 +107,11 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
     kept = rows > 0
     known = trained.item_embedding.weight.cpu()
     old = known[rows]
-    mapped, met = mapped_vectors(dataset, old, kept, seed)
     table = model.item_embedding.weight.clone()
     table[0] = known[0]
-    table[1:][met] = mapped[met]
+    if not kept.all():
+        mapped, met = mapped_vectors(dataset, old, kept, seed)
+        table[1:][met] = mapped[met]
     table[1:][kept] = old[kept]
     model.load_state_dict(trained.state_dict() | {"item_embedding.weight": table})
     return model

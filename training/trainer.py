@@ -163,7 +163,11 @@ class _Run(Generic[M]):
                 dataset.popularity(), config.negatives, config.negatives_power
             )
         self.optimizers = optimizers_of(self.model, config)
-        self.steps = config.max_epochs * n_batches(dataset, targets=config.targets)
+        self.max_len = min(config.max_len, self.model.window or config.max_len)
+        # Without a pass for all positions, each target is a window of its own.
+        window = self.max_len if self.model.causal else 1
+        self.epoch_batches = n_batches(dataset, targets=config.targets, max_len=window)
+        self.steps = config.max_epochs * self.epoch_batches
         self.progress = Progress(fingerprint(dataset, self.model.config, config))
         self.best: dict[str, Tensor] = {}
         self.validation, self.seen = validation_of(config, dataset)
@@ -206,9 +210,8 @@ class _Run(Generic[M]):
         if c.shuffle_ties:
             dataset = ties_shuffled(dataset, seed=c.seed, epoch=epoch)
         if self.model.causal:
-            max_len = min(c.max_len, self.model.window or c.max_len)
             return window_batches(
-                dataset, targets=c.targets, max_len=max_len,
+                dataset, targets=c.targets, max_len=self.max_len,
                 request_dropout=c.request_dropout, request_moments=c.request_moments,
                 time_masking=c.time_masking,
                 context=c.context, seed=c.seed, epoch=epoch,
@@ -228,11 +231,7 @@ class _Run(Generic[M]):
         losses = torch.zeros((), dtype=torch.float64, device=self.model.device)
         count = 0
         with _bar(self.console) as bar:
-            task = bar.add_task(
-                f"epoch {epoch + 1}",
-                total=n_batches(self.dataset, targets=self.config.targets),
-                metrics="",
-            )
+            task = bar.add_task(f"epoch {epoch + 1}", total=self.epoch_batches, metrics="")
             for batch in self._batches(epoch):
                 loss = self._step(batch)
                 n = int((batch.targets > 0).sum())
@@ -265,7 +264,7 @@ class _Run(Generic[M]):
                 self.checkpoint, self.model, self.average, self.best, self.optimizers, p
             )
         waits = p.epoch - p.best_epoch
-        line = f"epoch {p.epoch:3d}  loss {float(losses) / count:.4f}  "
+        line = f"epoch {p.epoch:3d}  loss {float(losses) / max(count, 1):.4f}  "
         if figures:
             line += f"NDCG@10 {ndcg:.4f}  HR@10 {figures['HR@10']:.4f}  "
         line += f"{seconds:.1f} s"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model import ModelConfig, TiM4Rec
 from model.config import ConfigError
-from model.ensemble import combine
+from model.ensemble import combine, members_of
 from tests.depth import examples
 from tests.model.test_exactness import histories, models, tensors
 
@@ -41,6 +41,26 @@ def test_scores_of_an_ensemble_are_sums(data: st.DataObject, first: TiM4Rec, cou
         alone = torch.stack([scores(member) for member in members])
     assert together.config.n_groups == count * first.config.n_groups
     torch.testing.assert_close(whole, alone.sum(0), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=examples(20))
+@given(first=models(), count=st.integers(1, 3))
+def test_an_ensemble_is_parted_into_what_it_was_made_of(first: TiM4Rec, count: int) -> None:
+    if first.config.n_groups > 1:
+        first = members_of(first)[0]
+    members = [first]
+    for _ in range(count - 1):
+        other = TiM4Rec(first.config).double().eval()
+        with torch.no_grad():
+            for mine, theirs in zip(other.parameters(), first.parameters(), strict=True):
+                mine.copy_(theirs + torch.randn_like(theirs))
+        members.append(other)
+    parted = members_of(combine(members))
+    assert len(parted) == count
+    for member, part in zip(members, parted, strict=True):
+        assert part.config == member.config
+        for name, value in member.state_dict().items():
+            assert torch.equal(part.state_dict()[name], value), name
 
 
 def test_members_of_different_architectures_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,11 +21,12 @@ from training.batches import (
     Batch,
     asked_between,
     gather_padded,
+    n_batches,
     prefix_batches,
     ties_shuffled,
     window_batches,
 )
-from training.dataset import Dataset, Protocol, build_dataset
+from training.dataset import Dataset, Protocol, Replay, build_dataset
 
 
 def numbered(lengths: list[int]) -> Dataset:
@@ -64,6 +66,49 @@ def test_every_target_once_an_epoch(
     options = {"max_len": max_len, "targets": targets, "epoch": epoch}
     assert followed(window_batches(dataset, **options)) == training_pairs(dataset)
     assert followed(prefix_batches(dataset, **options)) == training_pairs(dataset)
+
+
+@given(
+    lengths, st.integers(1, 15), st.integers(0, 400), st.sampled_from([0.0, 0.4, 1.0]),
+    st.integers(0, 3),
+)  # fmt: skip
+def test_a_replay_has_every_new_target_and_no_more_than_its_share_of_the_others(
+    lengths: list[int], max_len: int, newer: int, share: float, epoch: int
+) -> None:
+    dataset = numbered(lengths)
+    since = 1000 * newer
+    replayed = replace(dataset, replay=Replay(since, share))
+    pairs = training_pairs(dataset)
+    time = dict(zip(dataset.histories.items, dataset.histories.times, strict=True))
+    new = Counter(pair for pair in pairs if time[pair[1]] > since)
+    batches = list(window_batches(replayed, max_len=max_len, targets=30, epoch=epoch))
+    found = followed(iter(batches))
+    assert new <= found <= pairs
+    prefixes = followed(prefix_batches(replayed, max_len=max_len, targets=30, epoch=epoch))
+    assert new <= prefixes <= pairs
+    if share == 1:
+        assert found == prefixes == pairs
+    elif share == 0:
+        assert prefixes == new
+        for batch in batches:
+            targets = [row[row > 0].tolist() for row in batch.targets]
+            assert all(time[row[-1]] > since for row in targets)
+
+
+def test_the_batches_of_a_replay_are_about_as_many_as_are_counted() -> None:
+    dataset = build_dataset(chain_log(users=300), Protocol(1, 1))
+    since = int(np.quantile(dataset.histories.times, 0.9))
+    for share in (0.0, 0.3, 1.0):
+        replayed = replace(dataset, replay=Replay(since, share))
+        for max_len in (6, 100):
+            options = {"targets": 128, "max_len": max_len}
+            made = len(list(window_batches(replayed, **options)))
+            assert made == pytest.approx(n_batches(replayed, **options), rel=0.15, abs=1)
+    drawn = [
+        followed(window_batches(replace(dataset, replay=Replay(since, 0.3)), epoch=epoch))
+        for epoch in (0, 1)
+    ]
+    assert drawn[0] != drawn[1], "what is replayed is drawn anew each epoch"
 
 
 @given(lengths, st.integers(1, 15), st.integers(1, 60))

@@ -107,16 +107,27 @@ def test_the_first_process_alone_writes(together: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_train_under_torchrun_writes_one_artefact(tmp_path: Path) -> None:
-    chain_log(users=30).frame.select("user_id", "item_id", timestamp="time_ms").write_csv(
-        tmp_path / "log.csv"
-    )
+def test_train_under_torchrun_writes_one_artefact_and_goes_on_from_it(tmp_path: Path) -> None:
+    frame = chain_log(users=30).frame
+    frame.select("user_id", "item_id", timestamp="time_ms").write_csv(tmp_path / "log.csv")
+    middle = int(frame["time_ms"].quantile(0.5))  # type: ignore[arg-type]
+    options = ("log.csv", "--device=cpu", "--epochs=1", "--threads=1")
     done = torchrun(
-        "-m", "cli.main", "train", "log.csv", "--out=model", "--device=cpu", "--epochs=1",
-        "--d-model=32", "--d-state=8", "--threads=1", cwd=tmp_path,
+        "-m", "cli.main", "train", *options, "--out=model", "--d-model=32", "--d-state=8",
+        f"--until={middle}", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(": model ") == 1
     assert done.stderr.count("training: ") == 1
     assert load_artefact(tmp_path / "model").metrics["epochs"] == 1
     assert not (tmp_path / "model.training").exists()
+    again = torchrun(
+        "-m", "cli.main", "train", *options, "--from=model", "--out=next", cwd=tmp_path
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count(": model ") == 1
+    assert again.stderr.count("training: ") == 1
+    parent, found = load_artefact(tmp_path / "model"), load_artefact(tmp_path / "next")
+    assert found.metrics["parent"] == parent.edition
+    assert found.metrics["until"] > parent.metrics["until"]
+    assert not (tmp_path / "next.training").exists()

@@ -169,7 +169,10 @@ def test_each_member_of_an_ensemble_is_refitted_with_its_own_seed(
     architecture = model_config(dataset, d_model=16, d_state=8)
     members = train_members(dataset, architecture, config, 2)
     bias = ensemble_of(members, dataset, config).model.repeat_bias
-    found = refit_ensemble(members, dataset.item_ids, every, config, tmp_path, repeat_bias=bias)
+    found = refit_ensemble(
+        [member.model for member in members], dataset.item_ids, every, config, tmp_path,
+        repeat_bias=bias,
+    )  # fmt: skip
     assert found.epochs == 2 * REFIT["max_epochs"]
     apart = [
         refit(
