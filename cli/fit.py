@@ -43,7 +43,7 @@ def fit(
     found = load_artefact(artefact)
     if not found.model.causal:
         raise CommandError(f"{artefact}: a model of the time path `sequence` has no mixture")
-    begin = _since(since, found.until_ms)
+    begin = _since(since, found.core_until_ms)
     interactions = read_steps(log, kinds, skip_bad_rows=False)
     mixture = fit_mixture(interactions, found.model, found.scored_items.ids, begin, seed=seed)
     if mixture is None:

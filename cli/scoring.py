@@ -1,69 +1,74 @@
-"""From an artefact and a log to the same model with another scoring."""
+"""From an artefact and a log to the same model that ranks otherwise: `train --scoring-only`.
+
+Where the artefact has a mixture, that is fitted anew. Where it has none, what its queries are
+scored against is trained: beside the live evidence that was measured to make lists no better.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from cli.console import err, out, say
-from model.artefact import CARD, claimed_edition, load_artefact, save_artefact
+from cli.console import CommandError, err, out, say
+from model.artefact import CARD, Artefact, claimed_edition, load_artefact, save_artefact
+from model.live.mixture import Mixture
 from model.times import iso
 from training.card import with_scoring
 from training.interactions import Log
+from training.mixture import LEAST_EVENTS, fit_mixture
 from training.scoring_step import scoring_step
 
 
-def publish_scoring(
-    name: str,
-    log: Log,
-    parent_folder: Path,
-    folder: Path,
-    *,
-    since_ms: int | None = None,
-    seed: int = 0,
-) -> None:
-    """Trains what a parent's queries are scored against and writes the artefact; its states, and
-    so its identity, are the parent's.
+def publish_scoring(name: str, log: Log, parent: Path, folder: Path, *, seed: int = 0) -> None:
+    """Writes an artefact whose states, and so whose identity, are the parent's.
 
     Args:
         name: of the data.
-        since_ms: as of `scoring_step`.
 
     Raises:
-        ArtefactError, InputError
+        ArtefactError, CommandError, InputError
     """
-    parent = load_artefact(parent_folder)
-    step = scoring_step(log, parent, since_ms=since_ms, seed=seed, console=err)
-    metrics = parent.metrics | {
-        "parent": parent.edition,
-        "step": "scoring",
-        "until": iso(step.until_ms),
-        "scoring": {
+    before = load_artefact(parent)
+    metrics: dict[str, Any] = before.metrics | {"parent": before.edition, "step": "scoring"}
+    if before.core_until_ms is not None:
+        metrics["core_until"] = iso(before.core_until_ms)
+    card = parent / CARD
+    text, mixture = card.read_text(encoding="utf-8") if card.exists() else "", before.mixture
+    if mixture is not None:
+        mixture, newest_ms = _fitted(log, before, seed), int(log.frame["time_ms"].max())  # type: ignore[arg-type]
+        said = f"mixture fitted anew on interactions until {iso(newest_ms)}"
+        metrics |= {"until": iso(newest_ms), "mixture": {"data": name, "seed": seed}}
+    else:
+        step = scoring_step(log, before, since_ms=None, seed=seed, console=err)
+        said = (
+            f"scored anew by {step.events:,} interactions until {iso(step.until_ms)}, "
+            f"{step.new_items:,} new items"
+        )
+        text, before.model.scoring = with_scoring(text, before.edition, step), step.scoring
+        metrics["until"] = iso(step.until_ms)
+        metrics["scoring"] = {
             "data": name,
             "since": iso(step.since_ms),
             "events": step.events,
             "new_items": step.new_items,
             "seed": seed,
             "seconds": round(step.seconds, 1),
-        },
-    }
-    if step.mixture is None:
-        say("too little has happened to fit a mixture: the parent's is kept")
-    else:
-        metrics["mixture"] = {"since": iso(step.since_ms), "seed": seed}
-    card = parent_folder / CARD
-    text = card.read_text(encoding="utf-8") if card.exists() else ""
-    parent.model.scoring = step.scoring
-    save_artefact(
-        folder,
-        parent.model,
-        parent.items,
-        metrics,
-        with_scoring(text, parent.edition, step),
-        step.mixture or parent.mixture,
-    )
-    edition = claimed_edition(folder)
-    say(
-        f"{folder}: model {edition}, scored anew by {step.events:,} interactions until "
-        f"{iso(step.until_ms)}, {step.new_items:,} new items",
-        out,
-    )
+        }
+    save_artefact(folder, before.model, before.items, metrics, text, mixture)
+    say(f"{folder}: model {claimed_edition(folder)}, {said}", out)
+
+
+def _fitted(log: Log, parent: Artefact, seed: int) -> Mixture:
+    since_ms = parent.core_until_ms
+    if since_ms is None:
+        raise CommandError(
+            f"{parent.folder} does not say until when it was trained: `tim4rec live fit --since`"
+        )
+    ids = parent.scored_items.ids
+    mixture = fit_mixture(log, parent.model, ids, since_ms + 1, seed=seed)
+    if mixture is None:
+        raise CommandError(
+            f"fewer than {LEAST_EVENTS} interactions from {iso(since_ms + 1)} on are with items "
+            "that could be foreseen: too few to fit a mixture on"
+        )
+    return mixture

@@ -9,6 +9,7 @@ from cli import train_options as options
 from cli.console import CommandError, say, say_renamed
 from cli.device import choose_device, require_kernels
 from cli.publish import Plan, publish
+from cli.scoring import publish_scoring
 from cli.steps import Kinds, read_steps
 from cli.warm_start import publish_warm
 from model.items import ItemsError
@@ -34,6 +35,7 @@ def train(
     until: options.Until = None,
     parent: options.From = None,
     replay: options.ReplayShare = None,
+    scoring_only: options.ScoringOnly = False,
     time: options.Time = None,
     d_model: options.DModel = None,
     layers: options.Layers = None,
@@ -86,6 +88,8 @@ def train(
         validation_seen = "filtered"
     if replay is not None and parent is None:
         raise CommandError("--replay is for --from: without it every row is trained on")
+    if scoring_only and parent is None:
+        raise CommandError("--scoring-only is for --from: name the artefact whose states stay")
     name = _name(log)
     read = _until(log, read_steps(log, kinds, skip_bad_rows=skip_bad_rows), until)
     table = None if items is None else read_items(items, skip_bad_rows=skip_bad_rows)
@@ -140,7 +144,9 @@ def train(
     )
     target = folder or Path("artefacts", name)
     try:
-        if parent is None:
+        if scoring_only and parent is not None:
+            publish_scoring(name, read, parent, target, seed=seed)
+        elif parent is None:
             publish(name, read, table, plan, target, resume=resume)
         else:
             publish_warm(name, read, table, parent, plan, replay, target, resume=resume)

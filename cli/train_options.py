@@ -92,6 +92,15 @@ From = Annotated[
         rich_help_panel=WARM_START,
     ),
 ]
+ScoringOnly = Annotated[
+    bool,
+    typer.Option(
+        "--scoring-only",
+        help="Only what touches no state: the mixture with the live evidence or, in an artefact "
+        "without one, the vectors that score items. Services keep every state.",
+        rich_help_panel=WARM_START,
+    ),
+]
 ReplayShare = Annotated[
     float | None,
     typer.Option(

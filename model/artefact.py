@@ -87,8 +87,16 @@ class Artefact:
 
         Raises ValueError where they say no time.
         """
-        until = self.metrics.get("until")
-        return None if until is None else parse_time(until)
+        return self._time("until")
+
+    @property
+    def core_until_ms(self) -> int | None:
+        """As `until_ms`, but for what was trained apart from the core: scoring and mixture."""
+        return self._time("core_until") or self.until_ms
+
+    def _time(self, name: str) -> int | None:
+        said = self.metrics.get(name)
+        return None if said is None else parse_time(said)
 
     @property
     def edition(self) -> str:

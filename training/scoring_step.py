@@ -19,14 +19,13 @@ from torch import Tensor
 from model import TiM4Rec
 from model.artefact import Artefact
 from model.items import Items
-from model.live.mixture import Mixture
 from model.scoring import Scoring
 from model.times import iso
 from training.dataset import Dataset, Histories, Int64s, Protocol, Targets
 from training.forward.events import Events, KnownHistories, queries_at
 from training.interactions import Log
 from training.loss import sampled_table_softmax_loss, table_softmax_loss
-from training.mixture import asked_at, fit_mixture
+from training.mixture import asked_at
 from training.negatives import NegativeSampler
 from training.refit import mapped_vectors
 from training.tables import InputError
@@ -49,14 +48,13 @@ NEGATIVES = 8192
 
 @dataclass(frozen=True, slots=True)
 class ScoringStep:
-    """What the step has made: a scoring, and a mixture; None: too little happened to fit one.
+    """What the step has made.
 
     since_ms, until_ms: the times of what is new, its last event's included; events: how many of
     these were learned from; new_items: how many have got a vector.
     """
 
     scoring: Scoring
-    mixture: Mixture | None
     since_ms: int
     until_ms: int
     events: int
@@ -68,8 +66,6 @@ def scoring_step(
     log: Log, parent: Artefact, *, since_ms: int | None, seed: int = 0, console: Console | None
 ) -> ScoringStep:
     """Trains what the parent's queries are scored against; its states stay as they are.
-
-    The mixture is fitted with the parent, on events that the parent has not been trained on.
 
     Args:
         since_ms: events from then on are new: the parent must not be trained on them. None: those
@@ -97,10 +93,8 @@ def scoring_step(
     first = _first_scoring(model, parent.scored_items, items, events, seed)
     queries, targets = _examples(model, events, rows, items.ids, rng)
     scoring = trained(first, queries, targets, seed=seed, console=console)
-    mixture = fit_mixture(log, model, parent.scored_items.ids, since_ms, seed=seed)
     return ScoringStep(
         scoring,
-        mixture,
         since_ms,
         until_ms=int(times[-1]),
         events=len(targets),

@@ -14,6 +14,7 @@ from model.artefact import CARD, Artefact, load_artefact, save_artefact
 from model.items import Items
 from model.times import iso
 from tests.cli.conftest import BASE_MS, Write, tim4rec
+from tests.model.mixtures import some_mixture
 from training.interactions import read_log
 from training.tables import InputError
 
@@ -43,7 +44,7 @@ def test_an_edition_of_the_same_model(parent: Artefact, write: Write, tmp_path: 
     assert first.edition not in (parent.edition, parent.identity)
     assert first.items.ids == parent.items.ids
     assert first.scored_items.ids == [*parent.items.ids, "i10", "i11"]
-    assert first.mixture is not None
+    assert first.mixture is None
     newest = max(time for _, _, time in ROWS)
     said = first.metrics
     assert (said["parent"], said["step"]) == (parent.edition, "scoring")
@@ -57,7 +58,7 @@ def test_an_edition_of_the_same_model(parent: Artefact, write: Write, tmp_path: 
     assert second.identity == parent.identity
     assert second.metrics["parent"] == first.edition
     assert second.scored_items.ids[-1] == "i12"
-    assert second.mixture is not None, "the parent's, where too little has happened"
+    assert second.metrics["core_until"] == iso(TRAINED_UNTIL)
     card = (second.folder / CARD).read_text()
     assert card.startswith("# A card\n")
     assert card.count("## Scoring") == 1
@@ -79,3 +80,40 @@ def test_it_is_fitted_and_evaluated_like_any_other(
     assert after.identity == before.identity
     assert after.edition != before.edition
     assert torch.equal(after.model.scoring_vectors, before.model.scoring_vectors)
+
+
+def test_a_mixture_is_fitted_anew_on_all_that_the_core_has_not_seen(
+    parent: Artefact, write: Write, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with mixture"
+    model, metrics = parent.model, parent.metrics
+    save_artefact(folder, model, parent.items, metrics, "# A card\n", some_mixture())
+    before, newest = load_artefact(folder), max(time for _, _, time in ROWS)
+    for name, rows in (("first", ROWS), ("second", [*ROWS, ("u1", "i3", newest + 1000)])):
+        made = tim4rec(
+            "train", write(rows), "--from", folder, "--scoring-only", "--out", tmp_path / name
+        )
+        assert made.exit_code == 0, made.output
+        after = load_artefact(tmp_path / name)
+        assert after.identity == before.identity
+        assert after.edition not in (before.edition, before.identity)
+        assert after.model.scoring is None
+        said = after.metrics
+        assert (said["parent"], said["step"]) == (load_artefact(folder).edition, "scoring")
+        assert said["core_until"] == iso(TRAINED_UNTIL)
+        assert said["until"] == iso(max(time for _, _, time in rows))
+        folder = tmp_path / name
+
+
+def test_it_needs_a_parent_and_something_new(
+    parent: Artefact, write: Write, tmp_path: Path
+) -> None:
+    alone = tim4rec("train", write(ROWS), "--scoring-only", "--out", tmp_path / "none")
+    assert (alone.exit_code, "--scoring-only is for --from" in alone.output) == (1, True)
+    folder = tmp_path / "with mixture"
+    save_artefact(folder, parent.model, parent.items, parent.metrics, "", some_mixture())
+    few = write([row for row in ROWS if row[2] <= TRAINED_UNTIL])
+    made = tim4rec("train", few, "--from", folder, "--scoring-only", "--out", tmp_path / "none")
+    assert made.exit_code == 1
+    assert "too few to fit a mixture" in made.output
+    assert not (tmp_path / "none").exists()
