@@ -16,7 +16,6 @@ from model.artefact import Artefact, load_artefact
 from model.times import iso, parse_time
 from training.judge import Contender
 from training.judge import judge as judge_by_walk
-from training.outcome import trained_until
 from training.verdict import MARGIN, METRICS, Judgement, Verdict
 
 STATUS = {
@@ -90,7 +89,7 @@ def judge(
 
 def _since(given: str | None, artefacts: dict[Path, Artefact]) -> int:
     """What comes after it, in ms, neither was trained on."""
-    ends = {path: trained_until(artefact.metrics) for path, artefact in artefacts.items()}
+    ends = {path: artefact.until_ms for path, artefact in artefacts.items()}
     if given is None:
         for path, end in ends.items():
             if end is None:

@@ -123,7 +123,9 @@ def run(
     judged_share: Annotated[
         float, _option("--judged-share", "Part of the new events that judge.", min=0.01, max=0.9)
     ] = 0.2,
-    least_judged: Annotated[int, _option("--least-judged", "At least so many judge.", min=1)] = 2000,
+    least_judged: Annotated[
+        int, _option("--least-judged", "At least so many judge.", min=1)
+    ] = 2000,
     margin: Annotated[
         float, _option("--margin", "A candidate may be so much worse, relatively.", min=0, max=1)
     ] = 0.05,

@@ -65,7 +65,15 @@ def _fitted(log: Log, parent: Artefact, seed: int) -> Mixture:
             f"{parent.folder} does not say until when it was trained: `tim4rec live fit --since`"
         )
     ids = parent.scored_items.ids
-    mixture = fit_mixture(log, parent.model, ids, since_ms + 1, seed=seed)
+    mixture = fit_mixture(
+        log,
+        parent.model,
+        ids,
+        since_ms + 1,
+        start=parent.mixture,
+        start_until_ms=parent.until_ms,
+        seed=seed,
+    )
     if mixture is None:
         raise CommandError(
             f"fewer than {LEAST_EVENTS} interactions from {iso(since_ms + 1)} on are with items "

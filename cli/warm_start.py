@@ -24,13 +24,14 @@ from cli.publish import (
 from model import TiM4Rec
 from model.artefact import METRICS, Artefact, load_artefact
 from model.ensemble import members_of
+from model.live.mixture import Mixture
 from model.times import iso
 from training import parallel
 from training.dataset import Dataset, Protocol
 from training.interactions import Log
 from training.item_table import with_known
-from training.mixture import fit_mixture
-from training.outcome import Outcome, Refit, trained_until
+from training.mixture import Walked, fit_mixture, refit_mixture
+from training.outcome import Outcome, Refit
 from training.recipe import REFITTED_CORE, training_config
 from training.refit import every_row, grown_dataset
 from training.tables import InputError
@@ -94,9 +95,7 @@ def publish_warm(
         return
     mixture = None
     if dataset.cut_ms is not None:
-        mixture = fit_mixture(
-            log, trained.model, dataset.item_ids, dataset.cut_ms, seed=config.seed
-        )
+        mixture = _mixture(log, parent, trained.model, dataset, config.seed)
         if mixture is None:
             say("the mixture stays: too little of what is new can be foreseen to fit one on")
     start = WarmStart(parent.edition, since_ms, new, share, own_mixture=mixture is not None)
@@ -105,6 +104,21 @@ def publish_warm(
     )
     write(outcome, vocabulary, log.notes, folder)
     shutil.rmtree(checkpoint)
+
+
+def _mixture(
+    log: Log, parent: Artefact, model: TiM4Rec, dataset: Dataset, seed: int
+) -> Mixture | None:
+    """Fitted on what parent and child were not trained on; dataset: what the child was."""
+    assert dataset.cut_ms is not None
+    child = Walked(model, dataset.item_ids, dataset.cut_ms)
+    until_ms = parent.core_until_ms
+    if until_ms is None:
+        return fit_mixture(
+            log, model, dataset.item_ids, dataset.cut_ms, start=parent.mixture, seed=seed
+        )
+    before = Walked(parent.model, parent.scored_items.ids, until_ms + 1)
+    return refit_mixture(log, before, child, start=parent.mixture, seed=seed)
 
 
 def _set_aside(
@@ -164,7 +178,7 @@ def _of_metrics(plan: Plan, parent: Artefact) -> tuple[Protocol, dict[str, Any],
     except (TypeError, ValueError) as error:
         raise CommandError(f"{where}: protocol: {error}") from None
     try:
-        kept, since_ms = inherited(metrics), trained_until(metrics)
+        kept, since_ms = inherited(metrics), parent.core_until_ms
     except ValueError as error:
         raise CommandError(f"{where}: {error}") from None
     protocol = Protocol(plan.core_users or own.core_users, plan.core_items or own.core_items)

@@ -96,7 +96,10 @@ class Artefact:
 
     def _time(self, name: str) -> int | None:
         said = self.metrics.get(name)
-        return None if said is None else parse_time(said)
+        try:
+            return None if said is None else parse_time(said)
+        except ValueError as error:
+            raise ValueError(f"{name} {error}") from None
 
     @property
     def edition(self) -> str:

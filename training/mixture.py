@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -151,6 +154,21 @@ class MixtureNetwork(nn.Module):
         return scores
 
     @torch.no_grad()
+    def begin_with(self, mixture: Mixture) -> None:
+        """Scores as a mixture does, but for a constant a request."""
+        linear, by_context, hidden, hidden_context, bias, out = map(
+            torch.from_numpy, mixture.weights
+        )
+        by_context = by_context * self.spread[:, None]
+        self.by_context.weight.copy_(by_context * self.context_spread)
+        self.by_context.bias.zero_()
+        self.linear.weight.copy_(linear * self.spread + by_context @ self.context_mean)
+        self.hidden.weight.copy_(hidden * self.spread)
+        self.hidden_context.weight.copy_(hidden_context * self.context_spread)
+        self.hidden.bias.copy_(bias + hidden @ self.mean + hidden_context @ self.context_mean)
+        self.out.weight.copy_(out)
+
+    @torch.no_grad()
     def mixture(self) -> Mixture:
         """The same for features and contexts as they are; scores but for a constant a request."""
         scale, context_scale = 1 / self.spread, 1 / self.context_spread
@@ -166,33 +184,49 @@ class MixtureNetwork(nn.Module):
         return Mixture(Weights(*(part.numpy().astype(np.float32) for part in parts)))
 
 
-def fitted(examples: Examples, *, seed: int = 0) -> Mixture:
+def fitted(
+    examples: Examples, *, start: Mixture | None = None, new: float = 1.0, seed: int = 0
+) -> Mixture:
     """The mixture by which the items that were had are likeliest among their candidates: cross
-    entropy, on the newest events."""
+    entropy, on the newest events.
+
+    Args:
+        start: one to begin with, fitted on what came earlier: better than to begin anew, and by
+            far where examples are few (Amazon Beauty).
+        new: the share of the examples that it was not fitted on; as many steps are taken as these
+            alone would take, so that no example counts more the longer it is kept.
+    """
     examples = examples.newest(MOST_EVENTS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = MixtureNetwork(examples)
+    if start is not None and len(start.weights.out) == HIDDEN:
+        network.begin_with(start)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-4)
-    steps = EPOCHS * -(-len(examples) // BATCH)
+    steps = math.ceil(EPOCHS * new * math.ceil(len(examples) / BATCH))
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps are so small that threads mostly wait for each other
     try:
-        for _ in range(EPOCHS):
-            order = rng.permutation(len(examples))
-            for begin in range(0, len(order), BATCH):
-                features, context, inside, targets = examples.batch(order[begin : begin + BATCH])
-                scores = network(features, context).masked_fill(~inside, -1e9)
-                loss = nn.functional.cross_entropy(scores, targets)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
+        for chosen in islice(_batches(len(examples), rng), steps):
+            features, context, inside, targets = examples.batch(chosen)
+            scores = network(features, context).masked_fill(~inside, -1e9)
+            loss = nn.functional.cross_entropy(scores, targets)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
     finally:
         torch.set_num_threads(threads)
     return network.mixture()
+
+
+def _batches(size: int, rng: np.random.Generator) -> Iterator[Int64s]:
+    """Without end: all, in another order each time."""
+    while True:
+        order = rng.permutation(size)
+        yield from (order[begin : begin + BATCH] for begin in range(0, size, BATCH))
 
 
 def asked_at(events: Events, rows: Int64s, rng: np.random.Generator) -> Int64s:
@@ -230,13 +264,34 @@ def walked(
     return collected(walk, rows, lists)
 
 
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """A model that has not been trained on what came from `since_ms` on; item_ids: in its order."""
+
+    model: TiM4Rec
+    item_ids: Sequence[str]
+    since_ms: int
+
+    def examples(self, log: Log, seed: int) -> Examples:
+        """What it meets in a log from then on."""
+        return walked(log, self.model, self.item_ids, self.since_ms, seed=seed)
+
+
 def fit_mixture(
-    log: Log, model: TiM4Rec, item_ids: Sequence[str], since_ms: int, *, seed: int = 0
+    log: Log,
+    model: TiM4Rec,
+    item_ids: Sequence[str],
+    since_ms: int,
+    *,
+    start: Mixture | None = None,
+    start_until_ms: int | None = None,
+    seed: int = 0,
 ) -> Mixture | None:
     """Walks through the log and fits what happens from `since_ms` on.
 
     Args:
         model, item_ids: trained on what lies before.
+        start: as of `fitted`; start_until_ms: until when it was fitted, None: not on any of it.
 
     Returns:
         None where too little happens to fit anything.
@@ -245,7 +300,36 @@ def fit_mixture(
         InputError: a time is not known.
     """
     examples = walked(log, model, item_ids, since_ms, seed=seed)
-    return fitted(examples, seed=seed) if len(examples) >= LEAST_EVENTS else None
+    if len(examples) < LEAST_EVENTS:
+        return None
+    new = 1.0
+    if start_until_ms is not None:
+        times = log.frame["time_ms"].to_numpy()
+        new = float((times > start_until_ms).sum() / (times >= since_ms).sum())
+    return fitted(examples, start=start, new=new, seed=seed)
+
+
+def refit_mixture(
+    log: Log,
+    before: Walked,
+    after: Walked,
+    *,
+    start: Mixture | None,
+    seed: int = 0,
+) -> Mixture | None:
+    """A mixture for a model that was trained on: fitted on what both it and the one before it have
+    met, each on what it was not trained on.
+
+    Args:
+        before: the model before, whose mixture is `start`; after: the newer one, which was trained
+            until its `since_ms`.
+
+    Returns, raises as `fit_mixture`.
+    """
+    earlier = replace(log, frame=log.frame.filter(pl.col("time_ms") < after.since_ms))
+    parts = [before.examples(earlier, seed), after.examples(log, seed)]
+    examples = Examples.joined([part for part in parts if len(part)] or parts[:1])
+    return fitted(examples, start=start, seed=seed) if len(examples) >= LEAST_EVENTS else None
 
 
 def user_ids(log: Log) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from model import TiM4Rec
 from model.live.mixture import Mixture
-from model.times import iso, parse_time
+from model.times import iso
 from training.config import TrainingConfig
 from training.dataset import Dataset
 from training.evaluation import ResultRow, evaluate_offline
@@ -113,18 +113,3 @@ class Outcome:
                 "seconds": round(self.refit.result.seconds, 1),
             }
         return found
-
-
-def trained_until(metrics: Mapping[str, Any]) -> int | None:
-    """The newest time that a model was trained on, by its `metrics.json`: ms; None where it does
-    not say.
-
-    Raises:
-        ValueError: `until` is no time.
-    """
-    if (until := metrics.get("until")) is None:
-        return None
-    try:
-        return parse_time(until)
-    except ValueError as error:
-        raise ValueError(f"until {error}") from None

@@ -10,11 +10,13 @@ import torch
 
 from model.live.mixture import UNFITTED, Mixture
 from model.live.ranking import FEATURES, N_CONTEXT, N_FEATURES
+from tests.model.live.plain_ranking import random_mixture
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from tests.training.models import KNOWN, tiny_model
 from training.forward.events import Events
 from training.forward.live_walk import LiveWalk, ModelLists
 from training.mixture import (
+    HIDDEN,
     LEAST_EVENTS,
     Collector,
     Examples,
@@ -190,3 +192,53 @@ def test_a_mixture_is_fitted_on_what_follows_a_training() -> None:
     assert one.to_bytes() == again.to_bytes()
     assert fit_mixture(log, model, KNOWN, int(times[-LEAST_EVENTS // 2])) is None
     assert fit_mixture(log, model, KNOWN, int(times[-1]) + 1) is None
+
+
+def test_a_network_begins_with_a_mixture() -> None:
+    rng = np.random.default_rng(0)
+    ends = np.arange(20, 4001, 20)
+    examples = Examples(
+        rng.normal(3, 2, (4000, N_FEATURES)).astype(np.float16),
+        rng.normal(-1, 3, (200, N_CONTEXT)).astype(np.float32),
+        ends,
+        rng.integers(0, 20, 200),
+    )
+    mixture, network = random_mixture(rng, HIDDEN), MixtureNetwork(examples)
+    network.begin_with(mixture)
+    features = rng.normal(size=(N_FEATURES, 30)).astype(np.float32)
+    context = rng.normal(size=N_CONTEXT).astype(np.float32)
+    apart = network.mixture().scores(features, context) - mixture.scores(features, context)
+    np.testing.assert_allclose(apart, apart[0], atol=1e-4)
+
+
+def test_a_start_is_worth_more_than_few_examples() -> None:
+    """Where a mixture fitted on many goes on with few, it forgets nothing."""
+    many, few = made_up(np.random.default_rng(0), 3000), made_up(np.random.default_rng(1), 60)
+    asked = made_up(np.random.default_rng(2), 500)
+    start = fitted(many)
+    anew, gone_on = fitted(few), fitted(few, start=start)
+    assert hits(gone_on, asked) > hits(anew, asked) + 0.1
+    assert hits(gone_on, asked) > hits(start, asked) - 0.05
+
+
+def made_up(rng: np.random.Generator, events: int) -> Examples:
+    """Of ten candidates the one is had that two features and a context together say."""
+    features = rng.normal(size=(events, 10, N_FEATURES)).astype(np.float32)
+    context = rng.normal(size=(events, N_CONTEXT)).astype(np.float32)
+    scores = 3 * features[:, :, 2] + 3 * features[:, :, 5] * np.sign(context[:, 1])[:, None]
+    return Examples(
+        features.reshape(-1, N_FEATURES).astype(np.float16),
+        context,
+        10 * np.arange(1, events + 1),
+        scores.argmax(1),
+    )
+
+
+def hits(mixture: Mixture, examples: Examples) -> float:
+    """The share of events whose item is ranked first."""
+    parts = np.split(examples.features.astype(np.float32), examples.ends[:-1])
+    best = [
+        mixture.scores(np.ascontiguousarray(part.T), own).argmax()
+        for part, own in zip(parts, examples.context, strict=True)
+    ]
+    return float((np.array(best) == examples.targets).mean())

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from model.artefact import METRICS, Artefact, load_artefact
 from model.ensemble import members_of
-from model.times import iso
+from model.times import iso, parse_time
 from tests.training.logs import DAY_MS
 from tests.training.test_commands import tim4rec
 from tests.training.test_refit import Killed, assert_same, growing_log
@@ -26,7 +26,6 @@ from training import warm_start
 from training.config import TrainingConfig
 from training.dataset import Protocol
 from training.interactions import Log
-from training.outcome import trained_until
 from training.recipe import training_config
 from training.refit import every_row, grown_dataset
 from training.warm_start import WARM, WarmRun, inherited, share_held_out
@@ -71,7 +70,7 @@ def test_rows_after_a_time_are_left_out(folder: Path, parent: Artefact, log: Log
     assert parent.metrics["step"] == "scratch"
     assert parent.metrics["parent"] is None
     newest = log.frame.filter(pl.col("time_ms") <= UNTIL)["time_ms"].max()
-    assert trained_until(parent.metrics) == newest
+    assert parent.until_ms == newest
     assert log.frame["time_ms"].max() > UNTIL  # type: ignore[operator]
     card = (folder / "parent" / "README.md").read_text()
     assert f"rows are after {iso(UNTIL)} and left out" in card
@@ -96,8 +95,8 @@ def test_a_model_goes_on_with_what_is_new(
     metrics = found.metrics
     assert metrics["step"] == "warm"
     assert metrics["parent"] == parent.edition
-    assert trained_until(metrics) == log.frame["time_ms"].max()
-    since = trained_until(parent.metrics)
+    assert parse_time(metrics["until"]) == log.frame["time_ms"].max()
+    since = parent.until_ms
     assert since is not None
     assert metrics["warm_start"] == {
         "since": iso(since),
@@ -204,7 +203,7 @@ def run_of(
 ) -> WarmRun:
     return WarmRun(
         members_of(parent.model), parent.items.ids, parent.model.repeat_bias,
-        trained_until(parent.metrics), 0.5, config, WARM, folder, console,
+        parent.until_ms, 0.5, config, WARM, folder, console,
     )  # fmt: skip
 
 
