@@ -42,15 +42,14 @@ from rich.console import Console
 
 from benchmarks.forward.behind import behind
 from benchmarks.forward.behind import table as behind_table
-from benchmarks.forward.learning import LEARN, Learner, learned_ranks
+from benchmarks.forward.learning import LEARN, Learner, Trained, learned_ranks
 from benchmarks.forward.live import ONE_MIXTURE, SERVED, live_ranks
 from benchmarks.forward.summary import summarise, tables
 from benchmarks.forward.training import (
-    PUBLISHED,
     frozen_model,
     refitted_model,
     retrained_models,
-    trained_further,
+    warm_start,
 )
 from benchmarks.quality import DATA, ERRORS
 from model.artefact import ArtefactError, load_artefact
@@ -96,8 +95,11 @@ def trained_ranks(
     grain_ms = GRAINS[args.count_every]
     if LEARN in wanted:
 
-        def step(trained: Served, so_far: Log, place: Path) -> Served:
-            return trained_further(trained, so_far, place, console, PUBLISHED, **options)
+        def step(old: Trained, so_far: Log, place: Path) -> Trained:
+            served, mixture = warm_start(
+                old.served, old.until_ms, old.mixture, so_far, place, console, **options
+            )
+            return Trained(served, int(so_far.frame["time_ms"].to_numpy().max()) + 1, mixture)
 
         learner = Learner(log, step, folder / f"learned-{args.periods}", console)
         found[LEARN] = learned_ranks(walk, published, learner, seed=args.seed, grain_ms=grain_ms)

@@ -1,14 +1,15 @@
 """Ranks of what a learner serves in a walk forward: as `served`, with another model now and then.
 
-At each border of a period but the first a candidate is made of the model that is served, by what
-came before the last part of the period that ends; both are judged on that part. If the candidate is
-not worse, it is made once more, of everything before the border, and is served from then on.
+At each border of a period but the first the mixture is fitted anew, and a candidate is made of the
+model that is served, by what came before the last part of the period that ends; both are judged on
+that part. If the candidate is not worse, it is made once more, of everything before the border, and
+is served from then on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,27 @@ from training.mixture import MOST_EVENTS, Examples, fitted
 from training.verdict import Verdict
 
 LEARN = "learn"
-JUDGED = 0.1
+JUDGED = 0.2
 """The share of a period's events, its last, that a candidate is judged on."""
 PASSED = (Verdict.BETTER, Verdict.NOT_WORSE)
 
-Step = Callable[[Served, Log, Path], Served]
-"""Makes a model of the one before and all interactions so far; goes on from what a folder holds."""
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """until_ms: it was trained on what came before. mixture: None: it has none of its own."""
+
+    served: Served
+    until_ms: int
+    mixture: Mixture | None = None
+
+    def contender(self, mixture: Mixture) -> Contender:
+        """mixture: in place of one of its own."""
+        return Contender(self.served, self.mixture or mixture)
+
+
+Step = Callable[[Trained, Log, Path], Trained]
+"""Makes a model of the one before, whose mixture it may go on from, and all interactions so far;
+goes on from what a folder holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +60,26 @@ class Learner:
     folder: Path
     console: Console
 
-    def following(
-        self, served: Served, mixture: Mixture, period: int, judged_from: int, border: int
-    ) -> Served:
+    def following(self, before_it: Trained, period: int, judged_from: int, border: int) -> Trained:
         """What is served in a period.
 
         Args:
-            served: until then; mixture: for both, fitted on what came before `judged_from` ms.
+            before_it: what was until then, its mixture fitted on what came before `judged_from` ms.
             border: ms, where the period begins.
         """
-        folder = self.folder / str(period)
-        candidate = self.step(served, before(self.log, judged_from), folder / "judged")
+        folder, mixture = self.folder / str(period), before_it.mixture
+        assert mixture is not None
+        candidate = self.step(before_it, before(self.log, judged_from), folder / "judged")
         found = judge(
             before(self.log, border),
-            Contender(served, mixture),
-            Contender(candidate, mixture),
+            before_it.contender(mixture),
+            candidate.contender(mixture),
             judged_from - 1,
         )
         self.console.print(f"border {period}: {found}", highlight=False)
         if found.verdict not in PASSED:
-            return served
-        return self.step(served, before(self.log, border), folder / "published")
+            return replace(before_it, mixture=None)
+        return self.step(before_it, before(self.log, border), folder / "published")
 
 
 def learned_ranks(
@@ -72,25 +87,27 @@ def learned_ranks(
 ) -> dict[str, Int64s]:
     """The rank (T) of each event's item, by request time; arguments as of `live_ranks`."""
     start = Start.of(learner.log, walk, models, seed)
-    live, examples, served = start.live, start.examples, models.refitted
+    live, examples = start.live, start.examples
+    trained = Trained(models.refitted, int(walk.borders[0]))
     mixture = judged_by = fitted(examples, seed=seed)
     judged_from = 0
     found: list[Int64s] = []
     for period, blocks in by_period(walk, grain_ms):
         if period:
             border = int(walk.borders[period])
-            served = learner.following(served, judged_by, period, judged_from, border)
-            live.replace_model(served.model, served.item_ids)
-            mixture = fitted(examples, seed=seed)
+            judged = replace(trained, mixture=judged_by)
+            trained = learner.following(judged, period, judged_from, border)
+            live.replace_model(trained.served.model, trained.served.item_ids)
+            mixture = trained.mixture or fitted(examples, seed=seed)
         for part in _parted(blocks):
             judged_by = fitted(examples, seed=seed)  # in the end without the last part
             judged_from = int(walk.events.times[walk.rows[part[0].start]])
-            ranks, walked = Part.of(walk, part, served, start.rng).walk_through(
+            ranks, walked = Part.of(walk, part, trained.served, start.rng).walk_through(
                 live, {LEARN: mixture}
             )
             found.append(ranks[LEARN])
             examples = Examples.joined([examples, walked]).newest(MOST_EVENTS)
-    return dict(zip(times_asked(served), np.concatenate(found).T, strict=True))
+    return dict(zip(times_asked(trained.served), np.concatenate(found).T, strict=True))
 
 
 def _parted(blocks: Sequence[slice]) -> list[Sequence[slice]]:

@@ -10,13 +10,16 @@ from typing import Any
 import polars as pl
 from rich.console import Console
 
+from model.live.mixture import Mixture
 from training.dataset import Protocol, build_dataset
 from training.forward.models import Served
 from training.forward.walk import Walk
 from training.interactions import Log
+from training.mixture import Walked, refit_mixture
 from training.recipe import REFITTED_CORE, model_config, training_config
-from training.refit import every_row, refit
+from training.refit import every_row, grown_dataset, refit
 from training.trainer import train
+from training.warm_start import REPLAY, WARM, WarmRun, share_held_out
 
 PUBLISHED = Protocol(REFITTED_CORE, REFITTED_CORE, "forward")
 """Of what `tim4rec train` publishes."""
@@ -93,3 +96,36 @@ def refitted_model(
 def before(log: Log, time_ms: int) -> Log:
     """What came before a moment."""
     return replace(log, frame=log.frame.filter(pl.col("time_ms") < time_ms))
+
+
+def warm_start(
+    trained: Served,
+    until_ms: int,
+    mixture: Mixture | None,
+    log: Log,
+    folder: Path,
+    console: Console,
+    **options: Any,
+) -> tuple[Served, Mixture | None]:
+    """What `tim4rec train --from` makes of a model that was trained on what came before `until_ms`,
+    and of the mixture with it; goes on from what `folder` holds."""
+    every = every_row(log, PUBLISHED, trained.item_ids)
+    config = replace(training_config(every, **options), **WARM)
+    model = trained.model
+    run = WarmRun(
+        [model], trained.item_ids, model.repeat_bias, until_ms - 1, REPLAY, config, WARM, folder,
+        console,
+    )  # fmt: skip
+    share = share_held_out(log, until_ms - 1)
+    if share is None:
+        return Served(run.on(every).model, every.item_ids), mixture
+    forward = replace(PUBLISHED, split="forward", validation_share=share)
+    dataset = grown_dataset(log, forward, trained.item_ids)
+    assert dataset.cut_ms is not None
+    between, last = run.in_two_parts(dataset, every)
+    parts = (
+        Walked(model, trained.item_ids, until_ms),
+        Walked(between.model, dataset.item_ids, dataset.cut_ms),
+    )
+    found = refit_mixture(log, *parts, start=mixture, seed=config.seed)
+    return Served(last.model, every.item_ids), found or mixture

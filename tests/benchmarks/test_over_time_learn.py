@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks.forward import learning
-from benchmarks.forward.learning import Learner, Step, learned_ranks
+from benchmarks.forward.learning import Learner, Step, Trained, learned_ranks
 from benchmarks.forward.live import SERVED, live_ranks
 from benchmarks.forward.training import Refitted
 from tests.training.logs import ring_log
@@ -66,9 +67,9 @@ def test_with_steps_that_change_nothing_it_is_what_is_served(
     monkeypatch.setattr(learning, "PASSED", tuple(Verdict))
     asked: list[tuple[int, Path]] = []
 
-    def step(served: Served, so_far: Log, folder: Path) -> Served:
+    def step(before_it: Trained, so_far: Log, folder: Path) -> Trained:
         asked.append((int(so_far.frame["time_ms"].to_numpy().max()), folder))
-        return served
+        return replace(before_it, mixture=None)
 
     found, said = learned(log, walk, models, step)
     for name, ranks in live_ranks(log, walk, models)[SERVED].items():
@@ -88,8 +89,8 @@ def test_another_model_is_served_if_it_is_not_worse_and_from_the_border_on(
 ) -> None:
     candidate = Served(tiny_model(KNOWN, 3), KNOWN)
 
-    def step(served: Served, so_far: Log, folder: Path) -> Served:
-        return candidate
+    def step(before_it: Trained, so_far: Log, folder: Path) -> Trained:
+        return Trained(candidate, before_it.until_ms)
 
     kept = live_ranks(log, walk, models)[SERVED]
     for passed in (False, True):
