@@ -6,9 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -16,13 +14,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import httpx
-import polars as pl
 import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -32,13 +28,11 @@ from grafana_foundation_sdk.models import units
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.times import iso
-from tests.forked import Forked
-from tests.learning import played
+from tests.deploy.learner import learned
 from tests.ports import free_port
-from tests.reaper import reap
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, make_artefact
-from tests.waited import at_last, until
+from tests.waited import at_last
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
@@ -328,36 +322,6 @@ class Watched:
                 yield f"{route}: the stages are {value:.1%} of the whole time"
 
 
-@contextmanager
-def learned(folder: Path, service: Service, store: ValkeyServer, port: int) -> Iterator[None]:
-    """A learner whose model everybody has got; its commands are played."""
-    ready = folder / "played"
-    make_artefact(ready / "artefacts" / "learned", ITEMS, seed=2)
-    log = ready / "log"
-    log.mkdir()
-    now = round(1000 * time.time())
-    pl.DataFrame({"timestamp": [now - n for n in range(100)]}).write_parquet(log / "part-0.parquet")
-    (log / "manifest.json").write_text("{}")
-    (log / "newest").write_text(iso(now))
-    options = {
-        "SERVICE": service.url, "MODELS": folder / "models", "WORK": folder / "work",
-        "COMMAND": shlex.join([sys.executable, played.__file__]), "METRICS_PORT": port,
-        "TRIAL_SHARE": 1, "LEAST_EVENTS": 1, "LEAST_JUDGED": 1,
-    }  # fmt: skip
-    given = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")}
-    given |= {f"TIM4REC_LEARN_{name}": str(value) for name, value in options.items()}
-    given |= {"TIM4REC_ADMIN_KEYS": ADMIN["X-API-Key"], "TIM4REC_REDIS_URL": store.url}
-    process = Forked(["learn"], given | {"PLAYED_FOLDER": str(ready)}, folder / "learner")
-    reap(process.pid)
-    try:
-        served = f"{service.url}/metrics"
-        until(lambda: "Z-warm-" in httpx.get(served).text, "its model is not served")
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
 async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
     async with client_of(url) as client:
         load = Load(client, ITEMS, users=200)
@@ -427,7 +391,7 @@ def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
                 # The refusals were real ones: they burn the error budget.
                 assert watched.values('ALERTS{alertname="ErrorBudgetBurnsFast"}')
 
-            with learned(folder, service, store, port):
+            with learned(folder, ITEMS, service, store.url, ADMIN["X-API-Key"], port):
                 statuses = asyncio.run(put_under_load(service.url, store))
                 assert statuses.keys() == {200, 404, 409, 422, 503}, statuses
                 at_last(check)
