@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import httpx
 import yaml
@@ -32,11 +31,9 @@ def test_the_learner_has_what_the_service_has_and_options_that_exist() -> None:
     url = httpx.URL(own["TIM4REC_LEARN_SERVICE"])
     assert url.host == service["environment"]["TIM4REC_ALLOWED_HOSTS"]
     for profile in ("cpu", "gpu"):
-        assert url.host in {known for n, s in active(profile).items() for known in known_as(n, s)}
-
-
-def known_as(name: str, service: dict[str, Any]) -> set[str]:
-    return names_in(service["networks"], name) if "networks" in service else set()
+        assert url.host in {
+            known for n, s in active(profile).items() for known in names_in(s["networks"], n)
+        }
 
 
 def test_the_learner_publishes_where_the_service_looks() -> None:
@@ -70,7 +67,6 @@ def test_prometheus_finds_the_learner() -> None:
         if job["job_name"] == "tim4rec-learner"
     )
     learner = SERVICES["learner"]
-    assert set(found["names"]) == {"learner"} <= names_in(dict.fromkeys(learner["networks"]),
-                                                          "learner")  # fmt: skip
+    assert set(found["names"]) == names_in(learner["networks"], "learner")
     assert found["port"] == learner["environment"]["TIM4REC_LEARN_METRICS_PORT"]
     assert "ports" not in learner
