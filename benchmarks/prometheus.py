@@ -25,18 +25,18 @@ def scrape_interval_s() -> float:
 
 
 class Prometheus:
-    """A server that scrapes one service; nothing of the configuration is changed but addresses
-    (it tells no Alertmanager) and, where given, how often.
+    """A server that scrapes one service, and one learner; nothing of the configuration is changed
+    but addresses (it tells no Alertmanager) and, where given, how often.
 
     Args:
-        target: host:port of the service.
+        target: host:port of the service. learner: of the learner; None: there is none.
         every_s: seconds between two scrapes, and two evaluations of rules; None: as configured.
 
     Raises:
         FileNotFoundError: the program `prometheus` (Debian package prometheus) is missing.
     """
 
-    def __init__(self, target: str, every_s: int | None = None) -> None:
+    def __init__(self, target: str, every_s: int | None = None, learner: str | None = None) -> None:
         program = shutil.which("prometheus")
         if program is None:
             raise FileNotFoundError("prometheus is missing: install the Debian package prometheus")
@@ -50,10 +50,11 @@ class Prometheus:
             times = ("scrape_interval", "scrape_timeout", "evaluation_interval")
             config["global"] |= dict.fromkeys(times, f"{every_s}s")
         del config["alerting"]
-        targets = {"tim4rec": target, "prometheus": address}
+        targets = {"tim4rec": target, "tim4rec-learner": learner, "prometheus": address}
         for job in config["scrape_configs"]:
             job.pop("dns_sd_configs", None)
-            job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+            found = targets[job["job_name"]]
+            job["static_configs"] = [{"targets": [found] if found else []}]
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         self.client = httpx.Client(base_url=f"http://{address}", timeout=30)
         self._command = [

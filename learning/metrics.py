@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from learning.round import Stage
 
 REGISTRY = CollectorRegistry()
 
@@ -12,6 +16,11 @@ ROUNDS = Counter(
 FAILURES = Counter(
     "tim4rec_learner_failures", "Failures, by part of a round.", ["part"], registry=REGISTRY
 )
+# From the start, so that the first of each is seen to be counted.
+for outcome in ("promoted", "taken back", "refused", "given up"):
+    ROUNDS.labels(outcome)
+for part in ("begin", *get_args(Stage)):
+    FAILURES.labels(part)
 PART_DURATION = Gauge(
     "tim4rec_learner_part_seconds", "How long a part of a round took last.", ["part"],
     registry=REGISTRY,

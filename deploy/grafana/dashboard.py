@@ -3,7 +3,7 @@
     python deploy/grafana/dashboard.py > deploy/grafana/dashboards/tim4rec.json
 
 Queries are written without the chosen instance and with `[]` for Grafana's `[$__rate_interval]`:
-`query` puts in both.
+`query` puts in both. The learner is no instance.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def query(expression: str, legend: str, place: int = 0) -> prometheus.Dataquery:
         more = f",{metric[2]}" if metric[2] else ""
         return f'{metric[1]}{{instance=~"$instance"{more}}}'
 
-    chosen = re.sub(r"\b(tim4rec_\w+)(?:\{([^}]*)\})?", of_instance, expression)
+    chosen = re.sub(r"\b(tim4rec_(?!learner_)\w+)(?:\{([^}]*)\})?", of_instance, expression)
     whole = chosen.replace("[]", "[$__rate_interval]")
     return prometheus.Dataquery().ref_id(ascii_uppercase[place]).expr(whole).legend_format(legend)
 
@@ -550,18 +550,6 @@ ROWS: Mapping[str, list[Panel]] = {
             stacked=True,
         ),
         lines(
-            "Items the model does not know",
-            "percentunit",
-            "Share of logged interactions whose item the model has never seen: they change no "
-            "recommendation. Rising: the model is out of date, train a new one.",
-            (
-                "sum(rate(tim4rec_unknown_items_total[])) / "
-                'sum(rate(tim4rec_events_total{verdict=~"applied|late"}[]))',
-                "unknown",
-            ),
-            colors={"unknown": "orange"},
-        ),
-        lines(
             "Recommendations by source",
             "reqps",
             "From the model, or without it and why: unknown_user was never logged; "
@@ -665,6 +653,79 @@ ROWS: Mapping[str, list[Panel]] = {
             ),
             width=12,
         ),
+    ],
+    "Learning": [
+        lines(
+            "Age of what was learned",
+            "s",
+            "Time since the newest interaction that each served model was trained on; the same of "
+            "the model for everybody, and since a model was published, as the learner says. Three "
+            "days with a learner are a ticket.",
+            (
+                "time() - max by (edition) (tim4rec_model_until_timestamp_seconds "
+                "and on (job, instance, edition) (tim4rec_model_info == 1))",
+                "{{edition}}",
+            ),
+            ("time() - max(tim4rec_learner_model_until_timestamp_seconds > 0)", "everybody's"),
+            ("time() - max(tim4rec_learner_published_timestamp_seconds > 0)", "published"),
+        ),
+        lines(
+            "Items the model does not know",
+            "percentunit",
+            "Share of logged interactions whose item the model has never seen: they change no "
+            "recommendation. Rising: the model is out of date, or a caller sends other ids.",
+            (
+                "sum(rate(tim4rec_unknown_items_total[])) / "
+                'sum(rate(tim4rec_events_total{verdict=~"applied|late"}[]))',
+                "unknown",
+            ),
+            colors={"unknown": "orange"},
+        ),
+        lines(
+            "New interactions",
+            "short",
+            "What the learner found in the log that is newer than what everybody's model was "
+            "trained on, when it last looked. Growing without end: no new model comes of them.",
+            ("max(tim4rec_learner_new_events)", "new"),
+        ),
+        lines(
+            "Last verdict",
+            "short",
+            "The judge's last verdict is 1. better and not worse are published; undecided for "
+            "long: too few new interactions, or too small a share of them for the judgement.",
+            ("max by (verdict) (tim4rec_learner_verdict)", "{{verdict}}"),
+            colors={"better": "green", "not worse": "blue", "worse": "red"},
+            width=6,
+        ),
+        number(
+            "Candidate less incumbent",
+            "short",
+            "The judge's figures of the last candidate less those of the incumbent, on "
+            "interactions that neither was trained on, by metric. The journal has its interval.",
+            ("max by (metric) (tim4rec_learner_difference)", "{{metric}}"),
+            steps={None: "red", 0: "green"},
+        )
+        .text_mode(options.BigValueTextMode.VALUE_AND_NAME)
+        .span(6)
+        .height(8)
+        .decimals(4),
+        lines(
+            "Time of each part",
+            "s",
+            "How long each part of a round took last. One that grows with the log: take a longer "
+            "--warm-every, or a machine of its own for the learner.",
+            ("max by (part) (tim4rec_learner_part_seconds)", "{{part}}"),
+            width=6,
+        ),
+        lines(
+            "Rounds and failures of a day",
+            "short",
+            "How rounds of the last 24 hours ended, and failures by part, each of which is tried "
+            "again. Three of a part in six hours are a ticket.",
+            ("sum by (outcome) (increase(tim4rec_learner_rounds_total[1d]))", "{{outcome}}"),
+            ("sum by (part) (increase(tim4rec_learner_failures_total[1d]))", "failed: {{part}}"),
+            width=6,
+        ).override_by_regexp("/^failed/", [color("red", "shades")]),
     ],
     "Quality": [
         lines(
@@ -859,7 +920,8 @@ def dashboard() -> models.Dashboard:
         builders.Dashboard("TiM4Rec")
         .uid("tim4rec")
         .description(
-            "The recommendation service: requests, waves, store, states, exactness, processes."
+            "The recommendation service: requests, waves, store, states, models, learning, "
+            "exactness, processes."
         )
         .tags(["tim4rec"])
         .editable()

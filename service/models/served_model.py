@@ -150,5 +150,14 @@ async def open_model(
         )
         info.set(1)
         stack.callback(info.set, 0)
+        if (until_ms := _trained_until(artefact)) is not None:
+            metrics.MODEL_UNTIL.labels(engine.edition).set(until_ms / 1000)
         return ServedModel(name, artefact, engine, catalogue, explainer, stack.pop_all())
     raise AssertionError("not reached")
+
+
+def _trained_until(artefact: Artefact) -> int | None:
+    try:
+        return artefact.until_ms
+    except ValueError:  # nothing that is served depends on it
+        return None

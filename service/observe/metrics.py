@@ -192,6 +192,11 @@ MODEL = most(
     "items",
     "precision",
 )
+MODEL_UNTIL = most(
+    "tim4rec_model_until_timestamp_seconds",
+    "Newest interaction that a model was trained on, as its artefact says",
+    "edition",
+)
 MODEL_BEHIND = most(
     "tim4rec_model_behind",
     "1: a worker can't serve the models that are set, and serves those before",

@@ -40,10 +40,11 @@ def kustomize_version() -> int:
         return 0
 
 
-pytestmark = pytest.mark.skipif(
+needs_kustomize = pytest.mark.skipif(
     kustomize_version() < KUSTOMIZE,
     reason="kubectl 1.27 or newer is missing: Debian package kubernetes-client",
 )
+pytestmark = needs_kustomize
 every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
@@ -56,8 +57,8 @@ def built(folder: Path) -> tuple[dict[str, Any], ...]:
 
 
 class Overlay:
-    def __init__(self, name: str) -> None:
-        self.objects = built(KUBERNETES / "overlays" / name)
+    def __init__(self, name: str, folder: Path = KUBERNETES) -> None:
+        self.objects = built(folder / "overlays" / name)
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         return [found for found in self.objects if found["kind"] == kind]
@@ -121,7 +122,7 @@ def test_selectors_select_what_they_are_meant_for(overlay: str) -> None:
     for found in cluster.all("Service"):
         (chosen,) = (w for w in cluster.workloads if selects(found["spec"]["selector"], w))
         assert chosen["metadata"]["name"] == found["metadata"]["name"]
-        ports = {p["name"]: p["containerPort"] for p in _ports(chosen)}
+        ports = {p["name"]: p["containerPort"] for p in ports_of(chosen)}
         for port in found["spec"]["ports"]:
             target = port.get("targetPort", port["port"])
             assert target in ports or target in ports.values()
@@ -130,7 +131,7 @@ def test_selectors_select_what_they_are_meant_for(overlay: str) -> None:
         (chosen,) = (w for w in cluster.workloads if selects(selector, w))
         assert chosen["metadata"]["name"] == found["metadata"]["name"]
         opened = {p["port"] for rule in found["spec"]["ingress"] for p in rule["ports"]}
-        assert opened == {p["name"] for p in _ports(chosen)}
+        assert opened == {p["name"] for p in ports_of(chosen)}
     for constraint in cluster.pod["topologySpreadConstraints"]:
         assert selects(constraint["labelSelector"]["matchLabels"], deployment)
     if overlay == "local":
@@ -150,7 +151,7 @@ def test_selectors_select_what_they_are_meant_for(overlay: str) -> None:
     assert scaler["minReplicas"] > budget["maxUnavailable"]
 
 
-def _ports(workload: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def ports_of(workload: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for container in workload["spec"]["template"]["spec"]["containers"]:
         yield from container["ports"]
 
@@ -304,19 +305,3 @@ def test_the_gpu_overlay_asks_for_one_gpu_and_no_spare_one() -> None:
     assert ":cuda@" in cluster.container["image"]
     rolling = cluster.one("Deployment")["spec"]["strategy"]["rollingUpdate"]
     assert rolling == {"maxSurge": 0, "maxUnavailable": 1}
-
-
-def test_the_pod_monitor_selects_the_service(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "deploy", tmp_path / "deploy")
-    kustomization = tmp_path / "deploy/kubernetes/overlays/production/kustomization.yaml"
-    text = kustomization.read_text()
-    uncommented = re.sub(r"^# (components:\n)#(   - \S+)", r"\1\2", text, flags=re.MULTILINE)
-    assert uncommented != text
-    kustomization.write_text(uncommented)
-    objects = built(kustomization.parent)
-    (monitor,) = (found for found in objects if found["kind"] == "PodMonitor")
-    deployment = Overlay("production").one("Deployment")
-    assert selects(monitor["spec"]["selector"]["matchLabels"], deployment)
-    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
-    assert endpoint["port"] in {port["name"] for port in _ports(deployment)}
-    assert endpoint["path"] == "/metrics"

@@ -27,6 +27,9 @@ from grafana_foundation_sdk.models import dashboard as grafana
 from grafana_foundation_sdk.models import units
 from prometheus_client.parser import text_string_to_metric_families
 
+from model.times import iso
+from tests.deploy.learner import learned
+from tests.ports import free_port
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import Service, make_artefact
 from tests.waited import at_last
@@ -61,6 +64,7 @@ WHILE_ALL_IS_WELL = {
     ("Trouble of the feed", "not written or read"),
     ("Trouble of the feed", "lost"),
     ("Trouble of the feed", "taken over"),
+    ("Rounds and failures of a day", "failed: {{part}}"),
 }
 """Panels and legends of queries that a healthy service may answer by nothing but zeros."""
 
@@ -232,10 +236,12 @@ def test_what_is_configured_in_two_places_agrees() -> None:
 
 
 class Watched:
-    """What a Prometheus saw of a service between two times."""
+    """What a Prometheus saw of a service and its learner between two times."""
 
-    def __init__(self, prometheus: Prometheus, service: Service, start: float, end: float) -> None:
-        self.prometheus, self.service = prometheus, service
+    def __init__(
+        self, prometheus: Prometheus, exporters: tuple[str, ...], start: float, end: float
+    ) -> None:
+        self.prometheus, self._exporters = prometheus, exporters
         self.start, self.end = start, end
         self.dashboard = Dashboard.read()
 
@@ -293,7 +299,7 @@ class Watched:
         shown = set().union(*map(names, expressions))
         shown |= set().union(*(of for record, of in records.items() if record in shown))
         alerted = set().union(*(names(rule["expr"]) for rule in rules("alerts.yml")))
-        text = httpx.get(f"{self.service.url}/metrics").text
+        text = "".join(httpx.get(f"{url}/metrics").text for url in self._exporters)
         families = list(text_string_to_metric_families(text))
         exported = {sample.name for family in families for sample in family.samples}
         for name in sorted((shown | alerted) - exported - set(records) - {"up"}):
@@ -342,10 +348,12 @@ async def put_under_load(url: str, store: ValkeyServer) -> Counter[int]:
 )
 def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
     store = ValkeyServer(folder, "--maxmemory", "64mb", "--maxmemory-policy", "noeviction")
-    make_artefact(folder / "models" / "artefact", ITEMS)
+    artefact = make_artefact(folder / "models" / "artefact", ITEMS).folder
+    long_ago = json.dumps({"until": iso(round(1000 * time.time()) - 7 * 86_400_000)})
+    (artefact / "metrics.json").write_text(long_ago)  # so that a step of learning is due
     make_artefact(folder / "models" / "other", ITEMS, seed=1)
     service = Service(
-        folder / "models" / "artefact",
+        artefact,
         folder / "output",
         "--workers",
         "2",
@@ -361,16 +369,17 @@ def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
         quality_sample=1,
         exactness_every_s=0.2,
     )
-    with Prometheus(f"127.0.0.1:{service.port}", EVERY_S) as prometheus:
+    port = free_port()
+    learner = f"127.0.0.1:{port}"
+    exporters = (service.url, f"http://{learner}")
+    with Prometheus(f"127.0.0.1:{service.port}", EVERY_S, learner) as prometheus:
         store.start()
         try:
             service.start()
             start = time.time()
-            statuses = asyncio.run(put_under_load(service.url, store))
-            assert statuses.keys() == {200, 404, 409, 422, 503}, statuses
 
             def check() -> None:  # what Prometheus knows is some seconds old
-                watched = Watched(prometheus, service, start, time.time())
+                watched = Watched(prometheus, exporters, start, time.time())
                 faults = [
                     *watched.panels(),
                     *watched.other_queries(),
@@ -382,7 +391,10 @@ def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
                 # The refusals were real ones: they burn the error budget.
                 assert watched.values('ALERTS{alertname="ErrorBudgetBurnsFast"}')
 
-            at_last(check)
+            with learned(folder, ITEMS, service, store.url, ADMIN["X-API-Key"], port):
+                statuses = asyncio.run(put_under_load(service.url, store))
+                assert statuses.keys() == {200, 404, 409, 422, 503}, statuses
+                at_last(check)
         finally:
             service.kill()
             store.kill()

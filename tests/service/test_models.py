@@ -67,6 +67,23 @@ async def check(client: httpx.AsyncClient, user: str, events: Any, artefact: Art
     check_answer(answer, offline_scores(artefact, events, AT_MS), 40)
 
 
+def test_it_is_exported_until_when_models_were_trained(
+    folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
+) -> None:
+    (one.folder / "metrics.json").write_text(json.dumps({"until": "2026-01-02T03:04:05.678Z"}))
+    (two.folder / "metrics.json").write_text(json.dumps({"until": "nonsense"}))
+
+    async def go() -> None:
+        async with served(folder, valkey.url) as client:
+            await choose(client, "two")
+            await taken(client, 1)
+            name = "tim4rec_model_until_timestamp_seconds"
+            assert await counted(client, f'{name}{{edition="{one.edition}"}}') == 1767323045.678
+            assert await counted(client, f'{name}{{edition="{two.edition}"}}') == 0  # not there
+
+    run(go())
+
+
 def test_another_model_takes_over(
     folder: Path, one: Artefact, two: Artefact, valkey: ValkeyServer, run: Any
 ) -> None:
