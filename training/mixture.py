@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from model import UNKNOWN_TIME, TiM4Rec
 from model.live.mixture import Mixture, Weights
-from model.live.ranking import KNOWN, N_CONTEXT, N_FEATURES, SCORED
+from model.live.ranking import (
+    AGE,
+    HAS_QUERY,
+    KNOWN,
+    LENGTH,
+    N_CONTEXT,
+    N_FEATURES,
+    POPULAR,
+    SCORED,
+)
 from training.batches import asked_between
 from training.dataset import Int64s
 from training.forward.events import Events
@@ -29,6 +38,8 @@ BATCH = 256
 MOST_EVENTS = 20_000
 """The newest events that a mixture is fitted on."""
 LEAST_EVENTS = 200
+LEAST_ALONE, ALONE_LIST = 100, 10
+"""Somebody's first events that choose by which popularity such lists are made; their length."""
 _LOOKED_AT = 3 * MOST_EVENTS
 """Of so many newest ones; the item that was had is not among the candidates of all."""
 _MEASURED = 500_000
@@ -219,7 +230,24 @@ def fitted(
             schedule.step()
     finally:
         torch.set_num_threads(threads)
-    return network.mixture()
+    found, alone = network.mixture(), _best_alone(examples)
+    if alone is None:
+        alone = found.alone if start is None else start.alone
+    return replace(found, alone=alone)
+
+
+def _best_alone(examples: Examples) -> int | None:
+    """The popularity by which somebody of whom nothing is known finds most (NDCG); None: too few
+    of them are known of."""
+    (rows,) = np.nonzero((examples.context[:, HAS_QUERY] == 0) & (examples.context[:, LENGTH] == 0))
+    if len(rows) < LEAST_ALONE:
+        return None
+    features, _, inside, targets = examples.batch(rows)
+    popular = features[:, :, POPULAR:AGE].masked_fill(~inside[:, :, None], -torch.inf)
+    own = popular[torch.arange(len(rows)), targets]
+    ranks = (popular >= own[:, None]).sum(1)
+    gains = torch.where(ranks <= ALONE_LIST, 1 / torch.log2(1.0 + ranks), 0.0).mean(0)
+    return POPULAR + int(gains.argmax())
 
 
 def _batches(size: int, rng: np.random.Generator) -> Iterator[Int64s]:

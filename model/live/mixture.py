@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.live.ranking import CONTEXT, FEATURES
+from model.live.ranking import AGE, CONTEXT, FEATURES, POPULAR
 
 FORMAT = 1
 MOST_HIDDEN = 256
@@ -35,11 +35,17 @@ class Weights(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Mixture:
     """score = (linear + by_context c) f + out relu(hidden f + hidden_context c + bias), f a
-    candidate's features and c the request's context (model.live.ranking)."""
+    candidate's features and c the request's context (model.live.ranking).
+
+    alone: the feature that is the score for somebody of whom nothing is known, a popularity.
+    """
 
     weights: Weights
+    alone: int = POPULAR
 
     def __post_init__(self) -> None:
+        if type(self.alone) is not int or not POPULAR <= self.alone < AGE:
+            raise MixtureError(f"feature {self.alone!r} is no popularity")
         size = self.weights.out.size
         n_features, n_context = len(FEATURES), len(CONTEXT)
         shapes = {
@@ -71,7 +77,7 @@ class Mixture:
 
     def to_bytes(self) -> bytes:
         parts = {name: np.ascontiguousarray(v) for name, v in self.weights._asdict().items()}
-        return save(parts | {"format": np.array([FORMAT])})
+        return save(parts | {"format": np.array([FORMAT]), "alone": np.array([self.alone])})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Mixture:
@@ -83,12 +89,13 @@ class Mixture:
             (found,) = parts.pop("format").tolist()
             if found != FORMAT:
                 raise MixtureError(f"it has format {found}, not {FORMAT}")
+            (alone,) = parts.pop("alone", np.array([POPULAR])).tolist()
             weights = Weights(**parts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, MixtureError):
                 raise
             raise MixtureError(f"it is damaged: {error}") from None
-        return cls(weights)
+        return cls(weights, alone)
 
 
 UNFITTED = Mixture(

@@ -162,7 +162,7 @@ class LiveRanker:
             ranking.best(
                 packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, self.mixture.weights,
-                rows, scores, sizes,
+                self.mixture.alone, rows, scores, sizes,
             )  # fmt: skip
         return [(rows[b, :size], scores[b, :size]) for b, size in enumerate(sizes.tolist())]
 
@@ -196,7 +196,7 @@ class LiveRanker:
     def _scores(self, found: Features) -> Float32s:
         if found.context[ranking.HAS_QUERY] or found.context[ranking.LENGTH]:
             return self.mixture.scores(found.features, found.context)
-        popularity: Float32s = found.features[ranking.POPULAR]
+        popularity: Float32s = found.features[self.mixture.alone]
         return popularity
 
     def _near(self, recent: Sequence[str]) -> dict[int, str]:

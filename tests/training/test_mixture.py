@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from model.live import ranking
 from model.live.mixture import UNFITTED, Mixture
-from model.live.ranking import FEATURES, N_CONTEXT, N_FEATURES
+from model.live.ranking import FEATURES, N_CONTEXT, N_FEATURES, POPULAR
 from tests.model.live.plain_ranking import random_mixture
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from tests.training.models import KNOWN, tiny_model
@@ -17,6 +19,7 @@ from training.forward.events import Events
 from training.forward.live_walk import LiveWalk, ModelLists
 from training.mixture import (
     HIDDEN,
+    LEAST_ALONE,
     LEAST_EVENTS,
     Collector,
     Examples,
@@ -219,6 +222,18 @@ def test_a_start_is_worth_more_than_few_examples() -> None:
     anew, gone_on = fitted(few), fitted(few, start=start)
     assert hits(gone_on, asked) > hits(anew, asked) + 0.1
     assert hits(gone_on, asked) > hits(start, asked) - 0.05
+
+
+def test_strangers_are_given_what_is_popular_by_the_best_half_life() -> None:
+    examples = made_up(np.random.default_rng(0), 400)
+    features = examples.features.copy()
+    features[examples.ends - 10 + examples.targets, POPULAR + 2] = 9  # it is the most popular one
+    context = examples.context.copy()
+    context[:LEAST_ALONE, [ranking.HAS_QUERY, ranking.LENGTH]] = 0
+    known = replace(examples, features=features)
+    assert fitted(known).alone == POPULAR
+    assert fitted(known, start=replace(UNFITTED, alone=POPULAR + 1)).alone == POPULAR + 1
+    assert fitted(replace(known, context=context)).alone == POPULAR + 2
 
 
 def made_up(rng: np.random.Generator, events: int) -> Examples:

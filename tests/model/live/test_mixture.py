@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from model.live.mixture import MOST_BYTES, Mixture, MixtureError
+from model.live.ranking import POPULAR
 from tests.model.live.plain_ranking import random_mixture
 
 Array = np.ndarray[Any, Any]
@@ -27,6 +29,14 @@ def test_a_mixture_is_read_as_it_was_saved() -> None:
     assert again.to_bytes() == mixture.to_bytes()
     for name, value in mixture.weights._asdict().items():
         np.testing.assert_array_equal(getattr(again.weights, name), value)
+
+
+def test_one_that_was_saved_without_a_popularity_has_the_shortest() -> None:
+    mixture = replace(random_mixture(np.random.default_rng(0)), alone=POPULAR + 2)
+    assert Mixture.from_bytes(mixture.to_bytes()).alone == POPULAR + 2
+    parts = load(mixture.to_bytes())
+    del parts["alone"]
+    assert Mixture.from_bytes(save(parts)).alone == POPULAR
 
 
 @pytest.mark.parametrize(
@@ -45,6 +55,10 @@ def test_a_mixture_is_read_as_it_was_saved() -> None:
         ("format", lambda array: array + 1),
         ("format", lambda array: np.zeros(2, np.int64)),
         ("format", lambda array: np.array(1)),
+        ("alone", lambda array: array - 1),
+        ("alone", lambda array: array + 4),
+        ("alone", lambda array: array.astype(np.float32)),
+        ("alone", lambda array: np.zeros(0, np.int64)),
         ("more", lambda array: np.zeros(1, np.float32)),
     ],
 )
