@@ -22,6 +22,7 @@ from cli.rows import describe_timeless, leave_out_too_long, prepare
 from model.kinds import HEAVIEST
 from service.store.shards import Shard
 from training.interactions import in_order, log_pieces
+from training.table_format import PLAIN, TableFormat
 from training.tables import REPORTED_ROWS, BadRow, InputError, describe_bad_rows, refuse
 
 _LENGTH = struct.Struct(">Q")
@@ -68,8 +69,10 @@ class SpooledLog:
         rows_at_once: int,
         skip_bad_rows: bool,
         heaviest: float,
+        form: TableFormat,
     ) -> None:
         self.path, self.skip_bad_rows, self._heaviest = path, skip_bad_rows, heaviest
+        self._form = form
         self._folder, self._shard, self._rows_at_once = folder, shard, rows_at_once
         self._bad, self._bad_count = list[BadRow](), 0
         self._made = 0
@@ -84,15 +87,21 @@ class SpooledLog:
         a user's rows."""
         (spool,) = self._spools
         empty = True
-        for piece, bad in log_pieces(self.path, kinds=True, given=True, heaviest=self._heaviest):
-            self._note(bad)
-            empty &= piece.is_empty()
-            held = self._held(piece)
+        notes = dict[str, None]()
+        for piece in log_pieces(
+            self.path, kinds=True, given=True, heaviest=self._heaviest, form=self._form
+        ):
+            notes |= dict.fromkeys(piece.notes)
+            self._note(piece.bad)
+            empty &= piece.frame.is_empty()
+            held = self._held(piece.frame)
             if len(held):
                 spool.add(held)
         self._refuse()
         if empty:
             raise InputError(f"{self.path}: no interactions in it")
+        for note in notes:
+            say(f"{self.path}: {note}")
 
     def sort(self, latest_ms: int, advance: Callable[[int], None]) -> tuple[pl.DataFrame, int]:
         """Sorts the rows and checks what concerns the order of a user's.
@@ -192,6 +201,7 @@ def spooled_log(
     temp_dir: Path | None,
     skip_bad_rows: bool,
     heaviest: float = HEAVIEST,
+    form: TableFormat = PLAIN,
 ) -> Iterator[SpooledLog]:
     """A log that has been read into a folder of its own, which goes at the end.
 
@@ -205,6 +215,6 @@ def spooled_log(
     except OSError as error:
         raise InputError(f"--temp-dir {temp_dir}: {error.strerror}") from None
     with folder as name:
-        log = SpooledLog(path, Path(name), shard, rows_at_once, skip_bad_rows, heaviest)
+        log = SpooledLog(path, Path(name), shard, rows_at_once, skip_bad_rows, heaviest, form)
         log.read()
         yield log

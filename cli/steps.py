@@ -9,10 +9,11 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from cli.console import CommandError
+from cli.console import CommandError, say
 from model.kinds import KindRules
 from training.interactions import Log, read_log
-from training.tables import InputError
+from training.table_format import PLAIN, TableFormat
+from training.tables import InputError, describe_bad_rows
 
 Kinds = Annotated[
     str | None,
@@ -27,7 +28,17 @@ Kinds = Annotated[
 ]
 
 
-def read_steps(path: Path, rules: str | None, *, skip_bad_rows: bool) -> Log:
+def say_what_was_read(path: Path, log: Log) -> None:
+    if log.bad_row_count:
+        say(f"{path}: {log.bad_row_count} rows left out:")
+        say(describe_bad_rows(log.bad_rows, log.bad_row_count))
+    for note in log.notes:
+        say(f"{path}: {note}")
+
+
+def read_steps(
+    path: Path, rules: str | None, *, skip_bad_rows: bool, form: TableFormat = PLAIN
+) -> Log:
     """`read_log`, without the rows that are no steps; `rules` None: all rows are.
 
     Raises:
@@ -35,12 +46,12 @@ def read_steps(path: Path, rules: str | None, *, skip_bad_rows: bool) -> Log:
         InputError: as `read_log` does, and where no row is a step.
     """
     if rules is None:
-        return read_log(path, skip_bad_rows=skip_bad_rows)
+        return read_log(path, skip_bad_rows=skip_bad_rows, form=form)
     try:
         steps = KindRules.parse(rules).steps
     except ValueError as error:
         raise CommandError(f"--kinds: {error}") from None
-    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True)
+    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True, form=form)
     stepping = [kind for kind in log.frame["kind"].unique() if steps(kind)]
     kept = log.frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
     if kept.is_empty():
