@@ -74,8 +74,7 @@ def judge(
     since_ms = _since(since, artefacts)
     interactions = read_steps(log, kinds, skip_bad_rows=False, form=form)
     say_what_was_read(log, interactions)
-    n = len(interactions.frame)
-    say(f"{log}: {n:,} interactions; judged by what came after {iso(since_ms)}")
+    say(f"judged by what came after {iso(since_ms)}")
     found = judge_by_walk(
         interactions,
         Contender.of(artefacts[incumbent]),

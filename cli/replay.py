@@ -20,7 +20,7 @@ from cli.service_client import service_client
 from cli.service_url import ServiceUrl
 from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.items import LONGEST_ID
-from model.times import MILLISECONDS_FROM, iso, parse_time
+from model.times import DATE_TIMES, MILLISECONDS_FROM, iso, parse_time
 from tim4rec_client import AsyncClient, Interaction, Refused, ServiceError, Unavailable
 from training.interactions import KIND_COLUMNS
 from training.table_format import TableFormat
@@ -166,7 +166,7 @@ def _events(rows: pl.DataFrame, tag: str) -> list[_Event]:
 
 
 def _written(time_ms: int) -> int | str:
-    return time_ms if abs(time_ms) >= MILLISECONDS_FROM else iso(time_ms)
+    return time_ms if MILLISECONDS_FROM <= time_ms < DATE_TIMES[0] else iso(time_ms)
 
 
 async def _send(rows: pl.DataFrame, how: _Sending, advance: Callable[[int], None]) -> _Replay:

@@ -22,8 +22,10 @@ from cli.rows import describe_timeless, leave_out_too_long, prepare
 from model.kinds import HEAVIEST
 from service.store.shards import Shard
 from training.interactions import in_order, log_pieces
+from training.table_files import is_export
 from training.table_format import PLAIN, TableFormat
 from training.tables import REPORTED_ROWS, BadRow, InputError, describe_bad_rows, refuse
+from training.time_span import TimeSpan
 
 _LENGTH = struct.Struct(">Q")
 _FULLNESS = 0.8
@@ -87,10 +89,11 @@ class SpooledLog:
         a user's rows."""
         (spool,) = self._spools
         empty = True
-        notes = dict[str, None]()
+        notes, span = dict[str, None](), TimeSpan.of(pl.Series([], dtype=pl.Int64))
         for piece in log_pieces(
             self.path, kinds=True, given=True, heaviest=self._heaviest, form=self._form
         ):
+            span += TimeSpan.of(piece.frame["time_ms"])
             notes |= dict.fromkeys(piece.notes)
             self._note(piece.bad)
             empty &= piece.frame.is_empty()
@@ -100,7 +103,10 @@ class SpooledLog:
         self._refuse()
         if empty:
             raise InputError(f"{self.path}: no interactions in it")
-        for note in notes:
+        fault = None if self._form.any_time or is_export(self.path) else span.early_fault
+        if fault is not None:  # what is to come is told by the store's clock
+            raise InputError(f"{self.path}: {fault}")
+        for note in (f"{span.rows:,} interactions, {span}", *notes):
             say(f"{self.path}: {note}")
 
     def sort(self, latest_ms: int, advance: Callable[[int], None]) -> tuple[pl.DataFrame, int]:

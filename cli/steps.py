@@ -14,6 +14,7 @@ from model.kinds import KindRules
 from training.interactions import Log, read_log
 from training.table_format import PLAIN, TableFormat
 from training.tables import InputError, describe_bad_rows
+from training.time_span import TimeSpan
 
 Kinds = Annotated[
     str | None,
@@ -32,6 +33,7 @@ def say_what_was_read(path: Path, log: Log) -> None:
     if log.bad_row_count:
         say(f"{path}: {log.bad_row_count} rows left out:")
         say(describe_bad_rows(log.bad_rows, log.bad_row_count))
+    say(f"{path}: {len(log.frame):,} interactions, {TimeSpan.of(log.frame['time_ms'])}")
     for note in log.notes:
         say(f"{path}: {note}")
 

@@ -21,7 +21,7 @@ from model.items import LONGEST_ID
 from model.kinds import HEAVIEST, KIND
 from model.time_columns import parse_times, time_fault
 from model.times import EARLIEST_MS, LATEST_MS, iso
-from training.table_files import NULL_WORDS, read_pieces
+from training.table_files import NULL_WORDS, is_export, read_pieces
 from training.table_format import PLAIN, TableFormat
 from training.tables import (
     REPORTED_ROWS,
@@ -32,6 +32,7 @@ from training.tables import (
     refuse,
     split_off,
 )
+from training.time_span import TimeSpan
 
 KIND_COLUMNS = ("kind", "weight")
 GIVEN_COLUMNS = ("given_ms", "event_id")
@@ -84,7 +85,8 @@ def read_log(
     taken, in which a known time must not go back.
 
     Raises InputError where it is no such table, has no usable row, or, unless
-    `skip_bad_rows`, has a row that can't be read.
+    `skip_bad_rows`, has a row that can't be read; and for times that can't be meant, unless
+    `form` takes any or it is an export.
     """
     frames, bad, notes = [], list[BadRow](), dict[str, None]()
     for piece in log_pieces(path, kinds=kinds, form=form):
@@ -102,6 +104,11 @@ def read_log(
             f"{unordered_users} users have interactions without a time: "
             "theirs are taken in the order of the file"
         ] = None
+    if not (form.any_time or is_export(path)):
+        span = TimeSpan.of(frame["time_ms"])
+        fault = span.early_fault or span.late_fault
+        if fault is not None:
+            raise InputError(f"{path}: {fault}")
     columns = frame.select("user_id", "item_id", "time_ms", *(KIND_COLUMNS if kinds else ()))
     return Log(columns, bad[:REPORTED_ROWS], len(bad), list(notes))
 
@@ -126,14 +133,14 @@ def log_pieces(
     optional = ["rating", *(KIND_COLUMNS if kinds else ()), *(GIVEN_COLUMNS if given else ())]
     for piece in read_pieces(path, ["user_id", "item_id", "timestamp"], optional, form):
         raw = piece.frame
-        frame = raw.with_columns(parse_times(raw["timestamp"]).alias("time_ms"))
+        frame = raw.with_columns(_times(path, raw["timestamp"], form).alias("time_ms"))
         for name in optional:
             if raw.schema.get(name, pl.String).is_nested():
                 raise InputError(f"{path}: {name} is {raw.schema[name]}; store a plain value")
         reason = pl.coalesce(
             id_fault("user_id"),
             id_fault("item_id"),
-            pl.when(pl.col("time_ms").is_null()).then(time_fault("timestamp")),
+            pl.when(pl.col("time_ms").is_null()).then(time_fault("timestamp", form.time_format)),
             _rating_fault(raw.schema.get("rating")),
             *((_kind_fault(raw.schema), _weight_fault(raw.schema, heaviest)) if kinds else ()),
             *(_GIVEN[name][1] for name in GIVEN_COLUMNS if name in raw.columns),
@@ -143,6 +150,13 @@ def log_pieces(
         wanted += [_GIVEN[name][0] for name in GIVEN_COLUMNS if name in raw.columns]
         frame = frame.select("user_id", "item_id", "time_ms", "line", *wanted)
         yield Piece(frame, bad, piece.notes)
+
+
+def _times(path: Path, column: pl.Series, form: TableFormat) -> pl.Series:
+    try:
+        return parse_times(column, form.time_format)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _rating_fault(kind: pl.DataType | None) -> pl.Expr:
