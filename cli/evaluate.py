@@ -22,7 +22,7 @@ from cli.console import CommandError, err, out, say
 from cli.device import choose_device
 from cli.live import rank_through_service, replayable, require_model
 from cli.service_client import service_client
-from cli.steps import Kinds, read_steps, say_what_was_read
+from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
 from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import METRICS, Artefact, load_artefact
 from training.dataset import Dataset, Protocol, Targets, build_dataset
@@ -101,9 +101,11 @@ def evaluate(
     """
     form = TableFormat.parse(columns, encoding, time_format, any_time)
     modes = list(dict.fromkeys(mode or [Mode.PARALLEL, Mode.RECURRENT]))
-    loaded = load_artefact(fetched(artefact), choose_device(device))
+    artefact_folder = fetched(artefact)
+    loaded = load_artefact(artefact_folder, choose_device(device))
     read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows, form=form)
     say_what_was_read(log, read)
+    say_overlap(log, read, loaded.scored_items.ids, artefact_folder)
     try:
         protocol = Protocol.from_dict(loaded.metrics.get("protocol", {}))
     except (TypeError, ValueError) as error:

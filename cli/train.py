@@ -10,7 +10,7 @@ from cli.console import CommandError, say_renamed
 from cli.device import choose_device, require_kernels
 from cli.publish import Plan, publish
 from cli.scoring import publish_scoring
-from cli.steps import Kinds, read_steps, say_what_was_read
+from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
 from cli.table_options import AnyTime, Columns, Encoding, ItemColumns, TimeFormat
 from cli.warm_start import publish_warm
 from model.items import ItemsError
@@ -106,6 +106,8 @@ def train(
         table = read_items(items, skip_bad_rows=skip_bad_rows, form=item_form)
     if parallel.rank() == 0:
         say_what_was_read(log, read)
+    if items is not None and table is not None:
+        say_overlap(log, read, table["item_id"], items)
     device = choose_device(device)
     require_kernels(kernels, device)
     architecture = _given(

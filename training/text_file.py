@@ -122,7 +122,7 @@ def _fault(head: bytes) -> str | None:
     if head[257:262] == b"ustar":
         return "is a tar archive: unpack it first, and give the folder or one of the files"
     if head.lstrip(b" \t\r\n\xef\xbb\xbf").startswith((b"{", b"[{")):
-        return "looks like JSON: give CSV or Parquet"
+        return "looks like JSON: give CSV or Parquet; items also as JSON lines (*.jsonl)"
     return None
 
 
