@@ -60,7 +60,8 @@ def test_a_log_arrives_whole_and_in_order_as_an_import_would_write_it(
     result = send(service, log, "--batch", 7, "--concurrency", 3, "--any-time")
     assert result.exit_code == 0, result.output
     assert f"{len(rows) - 1:,} applied, 1 unknown_item" in result.stdout
-    imported = tim4rec("import-log", log, "--redis", valkey.url, "--namespace", "import")
+    store = ("--redis", valkey.url, "--namespace", "import")
+    imported = tim4rec("import-log", log, "--any-time", *store)
     assert imported.exit_code == 0, imported.output
     for user in [*users, "gaps", "old"]:
         events = record(valkey.url, user)
