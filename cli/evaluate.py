@@ -103,13 +103,13 @@ def evaluate(
     modes = list(dict.fromkeys(mode or [Mode.PARALLEL, Mode.RECURRENT]))
     artefact_folder = fetched(artefact)
     loaded = load_artefact(artefact_folder, choose_device(device))
-    read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows, form=form)
-    say_what_was_read(log, read)
-    say_overlap(log, read, loaded.scored_items.ids, artefact_folder)
     try:
         protocol = Protocol.from_dict(loaded.metrics.get("protocol", {}))
     except (TypeError, ValueError) as error:
         raise CommandError(f"{artefact}/{METRICS}: protocol: {error}") from None
+    read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows, form=form)
+    say_what_was_read(log, read)
+    say_overlap(log, read, loaded.scored_items.ids, artefact_folder)
     if "refit" in loaded.metrics or loaded.metrics.get("step") == "warm":
         say(
             f"{artefact} was trained on every row of its log: there, these figures say what it "
