@@ -22,7 +22,8 @@ from cli.console import CommandError, err, out, say
 from cli.device import choose_device
 from cli.live import rank_through_service, replayable, require_model
 from cli.service_client import service_client
-from cli.steps import Kinds, read_steps
+from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
+from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import METRICS, Artefact, load_artefact
 from training.dataset import Dataset, Protocol, Targets, build_dataset
 from training.evaluation import (
@@ -37,7 +38,7 @@ from training.evaluation import (
     rows_of,
 )
 from training.metrics import CUTOFFS
-from training.tables import describe_bad_rows
+from training.table_format import TableFormat
 
 
 class Mode(StrEnum):  # typer takes no list of a Literal
@@ -82,6 +83,10 @@ def evaluate(
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
     kinds: Kinds = None,
+    columns: Columns = None,
+    encoding: Encoding = None,
+    time_format: TimeFormat = None,
+    any_time: AnyTime = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results there too.")
     ] = None,
@@ -94,16 +99,17 @@ def evaluate(
     and ends the command with exit code 1. In service mode, histories are posted under user ids
     of their own and deleted afterwards. Where the request time is known, it is the target's own.
     """
+    form = TableFormat.parse(columns, encoding, time_format, any_time)
     modes = list(dict.fromkeys(mode or [Mode.PARALLEL, Mode.RECURRENT]))
-    loaded = load_artefact(fetched(artefact), choose_device(device))
-    read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows)
-    if read.bad_row_count:
-        say(f"{log}: {read.bad_row_count} rows left out:")
-        say(describe_bad_rows(read.bad_rows, read.bad_row_count))
+    artefact_folder = fetched(artefact)
+    loaded = load_artefact(artefact_folder, choose_device(device))
     try:
         protocol = Protocol.from_dict(loaded.metrics.get("protocol", {}))
     except (TypeError, ValueError) as error:
         raise CommandError(f"{artefact}/{METRICS}: protocol: {error}") from None
+    read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows, form=form)
+    say_what_was_read(log, read)
+    say_overlap(log, read, loaded.scored_items.ids, artefact_folder)
     if "refit" in loaded.metrics or loaded.metrics.get("step") == "warm":
         say(
             f"{artefact} was trained on every row of its log: there, these figures say what it "

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from cli.console import CommandError, out, say
-from cli.steps import Kinds, read_steps
+from cli.steps import Kinds, read_steps, say_what_was_read
+from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import CARD, load_artefact, save_artefact
 from model.times import iso, parse_time
 from training.mixture import LEAST_EVENTS, fit_mixture
+from training.table_format import TableFormat
 
 
 def fit(
@@ -32,6 +34,10 @@ def fit(
         ),
     ] = None,
     kinds: Kinds = None,
+    columns: Columns = None,
+    encoding: Encoding = None,
+    time_format: TimeFormat = None,
+    any_time: AnyTime = False,
     seed: Annotated[int, typer.Option(help="Same seed, same mixture.")] = 0,
 ) -> None:
     """Fit how an artefact's scores and the live evidence join, on what came after its training.
@@ -44,7 +50,9 @@ def fit(
     if not found.model.causal:
         raise CommandError(f"{artefact}: a model of the time path `sequence` has no mixture")
     begin = _since(since, found.core_until_ms)
-    interactions = read_steps(log, kinds, skip_bad_rows=False)
+    form = TableFormat.parse(columns, encoding, time_format, any_time)
+    interactions = read_steps(log, kinds, skip_bad_rows=False, form=form)
+    say_what_was_read(log, interactions)
     mixture = fit_mixture(interactions, found.model, found.scored_items.ids, begin, seed=seed)
     if mixture is None:
         raise CommandError(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime
 from functools import partial
 from pathlib import Path
@@ -14,41 +15,58 @@ import polars as pl
 import typer
 from pydantic import ValidationError
 
+from cli.attribute_types import TOLD_BOOLEANS, Type, parse_types, typed_columns
 from cli.console import CommandError, out, say
 from cli.progress import progress
 from cli.settings import chosen_settings
 from cli.store import DataDir, Namespace, Redis, opened, require_data_dir
+from cli.table_options import Columns, Encoding
 from model.plain_file import open_plain
 from model.strict_json import parse
 from service.catalogue.item_store import ItemStore
 from service.http.item_schemas import NewItem
 from service.settings import Settings
 from service.store.errors import StoreError
+from training.table_files import NULL_WORDS, read_pieces
+from training.table_format import TableFormat
 
 LISTED = 20
 AT_ONCE = 1000
 LONGEST_LINE = 1 << 20
-_TEXTS = ("item_id", "title", "categories", "genres", "similar_to", "available_from",
-          "available_until")  # fmt: skip
+_OWN = ("item_id", "title", "categories", "genres", "similar_to", "hidden", "available_from",
+        "available_until", "line")  # fmt: skip
+"""What is no attribute."""
+_NOTHING = frozenset(NULL_WORDS)
 _LISTS = ("categories", "similar_to")
 
 
 def import_items(
-    items: Annotated[
-        Path, typer.Argument(help="The items: CSV, CSV.gz, Parquet, or JSON lines (.jsonl).")
-    ],
+    items: Annotated[Path, typer.Argument(help="The items: CSV, Parquet, or JSON lines (.jsonl).")],
     redis: Redis = None,
     data_dir: DataDir = None,
     namespace: Namespace = None,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
+    columns: Columns = None,
+    encoding: Encoding = None,
+    types: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME=TYPE,...",
+            help="Of attributes: number, boolean (also 1 and 0) or text, such as "
+            "price=number,ean=text.",
+            show_default="what all values of a column are",
+            rich_help_panel="Files",
+        ),
+    ] = None,
 ) -> None:
     """Write items into the catalogue, as PUT /items does; running services heed them at once.
 
     Columns: `item_id`; `title`, `categories` (or `genres`) and `similar_to` (each with | between
     several), `hidden`, `available_from`, `available_until`; every other column is an attribute,
-    of the type that all of its values have. Empty cells say nothing. A JSON line is what POST
+    of the type that all of its values have: numbers, unless one has a leading zero, booleans
+    (true/false, t/f, yes/no), or text. Empty cells say nothing. A JSON line is what POST
     /items/batch takes of one item.
 
     An item's record is replaced whole; items that are not in the file stay as they are. Nothing is
@@ -58,11 +76,13 @@ def import_items(
         artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
     )
     require_data_dir(settings)
+    form = TableFormat.parse(columns, encoding)
     records: dict[str, bytes] = {}
     faults: list[str] = []
-    for place, row in _rows(items):
+    for row in _rows(items, form, parse_types(types)):
+        place = row.place
         try:
-            item = NewItem.model_validate(row() if callable(row) else row)
+            item = row.item()
             stored = item.stored(settings.max_item_bytes)
         except ValidationError as error:
             first = error.errors()[0]
@@ -105,48 +125,77 @@ async def _write(records: dict[str, bytes], settings: Settings) -> None:
                 advance(len(part))
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | Callable[[], Any]]]:
-    """Where each row is, and what it says or what reads it."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row: where it is, and what it says, or what reads it, or why it can't be read."""
+
+    place: str
+    said: dict[str, Any] | Callable[[], Any]
+    fault: str | None = None
+
+    def item(self) -> NewItem:
+        """Raises ValueError."""
+        if self.fault is not None:
+            raise ValueError(self.fault)
+        return NewItem.model_validate(self.said() if callable(self.said) else self.said)
+
+
+def _rows(path: Path, form: TableFormat, types: Mapping[str, Type]) -> Iterator[_Row]:
+    if path.suffix in (".jsonl", ".ndjson"):
+        yield from _json_rows(path)
+    else:
+        yield from _table_rows(path, form, types)
+
+
+def _json_rows(path: Path) -> Iterator[_Row]:
     try:
-        if path.suffix in (".jsonl", ".ndjson"):
-            with open_plain(path) as file:
-                lines = enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1)
-                for number, line in lines:
-                    if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                        raise CommandError(f"{path}: line {number} has {LONGEST_LINE:,} bytes")
-                    if line.strip():
-                        yield f"line {number}", partial(parse, line.rstrip(b"\r\n").decode())
-            return
-        open_plain(path).close()
-        frame = _table(path)
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise CommandError(f"{path}: {reason}") from None
-    if "item_id" not in frame.columns:
-        raise CommandError(f"{path}: has no column item_id, only {', '.join(frame.columns)}")
-    for number, row in enumerate(frame.iter_rows(named=True), 1):
-        yield f"row {number}", _record(row)
+        with open_plain(path) as file:
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                    raise CommandError(f"{path}: line {number} has {LONGEST_LINE:,} bytes")
+                if line.strip():
+                    yield _Row(f"line {number}", partial(parse, line.rstrip(b"\r\n").decode()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _table(path: Path) -> pl.DataFrame:
-    if path.suffix == ".parquet":
-        return pl.read_parquet(path)
-    names = pl.read_csv(path, n_rows=0, infer_schema=False).columns
-    texts = {name: pl.String for name in names if name in _TEXTS}
-    return pl.read_csv(path, infer_schema_length=None, schema_overrides=texts)
+def _table_rows(path: Path, form: TableFormat, types: Mapping[str, Type]) -> Iterator[_Row]:
+    frames, notes = [], dict[str, None]()
+    for piece in read_pieces(path, ["item_id"], None, form):
+        frames.append(piece.frame)
+        notes |= dict.fromkeys(piece.notes)
+        for bad in piece.bad:
+            yield _Row(f"line {bad.line}", {}, bad.reason)
+    frame = pl.concat(frames)
+    unknown = [name for name in types if name not in frame.columns]
+    if unknown:
+        raise CommandError(f"--types: {path} has no column {', '.join(unknown)}")
+    lines, faults = frame["line"], dict[int, str]()
+    said = []
+    for column in typed_columns(frame.drop(*_OWN, strict=False), types):
+        frame = frame.with_columns(column.values)
+        said.append(f"{column.values.name} {column.said}")
+        for place, fault in column.faults:
+            faults.setdefault(place, fault)
+    if said:
+        notes[f"attributes: {', '.join(said)}"] = None
+    for note in notes:
+        say(f"{path}: {note}")
+    for place, row in enumerate(frame.drop("line").iter_rows(named=True)):
+        yield _Row(f"line {lines[place]}", _record(row), faults.get(place))
 
 
 def _record(row: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     attributes: dict[str, Any] = {}
     for name, value in row.items():
-        if isinstance(value, str):
-            value = value.strip()
-        if value is None or value == "":
+        if value is None or value == "" or (isinstance(value, str) and value in _NOTHING):
             continue
         name = "categories" if name == "genres" else name
         if name in _LISTS and isinstance(value, str):
             value = [part.strip() for part in value.split("|") if part.strip()]
+        if name == "hidden" and isinstance(value, str):
+            value = TOLD_BOOLEANS.get(value.lower(), value)
         if isinstance(value, datetime | date):
             value = value.isoformat()
         if name in NewItem.model_fields and name != "attributes":

@@ -11,11 +11,13 @@ from rich import box
 from rich.table import Table
 
 from cli.console import CommandError, out, say
-from cli.steps import Kinds, read_steps
+from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
+from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import Artefact, load_artefact
 from model.times import iso, parse_time
 from training.judge import Contender
 from training.judge import judge as judge_by_walk
+from training.table_format import TableFormat
 from training.verdict import MARGIN, METRICS, Judgement, Verdict
 
 STATUS = {
@@ -46,6 +48,10 @@ def judge(
         typer.Option(min=0, max=1, help="The share of the incumbent's NDCG@10 that may be lost."),
     ] = MARGIN,
     kinds: Kinds = None,
+    columns: Columns = None,
+    encoding: Encoding = None,
+    time_format: TimeFormat = None,
+    any_time: AnyTime = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the judgement there too.")
     ] = None,
@@ -56,6 +62,7 @@ def judge(
     more than the margin. 3: worse, or below what counting alone gives. 4: undecided, for which
     more events are needed. 1 and 2: errors.
     """
+    form = TableFormat.parse(columns, encoding, time_format, any_time)
     artefacts = {path: load_artefact(path) for path in (incumbent, candidate)}
     for path, artefact in artefacts.items():
         if not artefact.model.causal:
@@ -64,9 +71,11 @@ def judge(
                 "each interaction"
             )
     since_ms = _since(since, artefacts)
-    interactions = read_steps(log, kinds, skip_bad_rows=False)
-    n = len(interactions.frame)
-    say(f"{log}: {n:,} interactions; judged by what came after {iso(since_ms)}")
+    interactions = read_steps(log, kinds, skip_bad_rows=False, form=form)
+    say_what_was_read(log, interactions)
+    for path, artefact in artefacts.items():
+        say_overlap(log, interactions, artefact.scored_items.ids, path)
+    say(f"judged by what came after {iso(since_ms)}")
     found = judge_by_walk(
         interactions,
         Contender.of(artefacts[incumbent]),

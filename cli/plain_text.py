@@ -10,7 +10,7 @@ from typing import Any
 from cli.console import CommandError
 from model.plain_file import read_bounded, read_plain
 from model.strict_json import parse
-from training.tables import COMPRESSION_FAULTS
+from training.text_file import FAULTS
 
 
 def parse_json(path: Path, text: str) -> Any:
@@ -32,5 +32,5 @@ def read_text(path: Path, most: int) -> str:
                 raise CommandError(f"{path}: has more than {most:,} bytes unpacked")
             data = unpacked
         return data.decode("utf-8-sig")
-    except (*COMPRESSION_FAULTS, UnicodeDecodeError) as error:
+    except (*FAULTS, UnicodeDecodeError) as error:
         raise CommandError(f"{path}: {error}: save it as UTF-8 text") from None

@@ -30,6 +30,7 @@ from cli.store import (
     require_data_dir,
     shared_settings,
 )
+from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import load_artefact
 from model.artefact_store import local_artefact
 from model.kernels import KernelsUnavailable, choose
@@ -41,6 +42,7 @@ from service.settings import Settings
 from service.store.errors import StoreError
 from service.store.shards import Shard
 from service.store.shared_settings import tell_changes
+from training.table_format import TableFormat
 
 LISTED = 20
 READ_PAGE = 1000
@@ -64,6 +66,10 @@ def import_log(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
+    columns: Columns = None,
+    encoding: Encoding = None,
+    time_format: TimeFormat = None,
+    any_time: AnyTime = False,
     live: Annotated[
         bool,
         typer.Option(
@@ -116,6 +122,7 @@ def import_log(
         artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
     )
     require_data_dir(settings)
+    form = TableFormat.parse(columns, encoding, time_format, any_time)
     started = time.perf_counter()
     try:
         with spooled_log(
@@ -125,6 +132,7 @@ def import_log(
             temp_dir=temp_dir,
             skip_bad_rows=skip_bad_rows,
             heaviest=settings.max_weight,
+            form=form,
         ) as rows:
             result = asyncio.run(
                 _import(rows, settings, onto_existing, live and settings.live and shard is None)

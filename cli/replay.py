@@ -18,10 +18,12 @@ from cli.progress import progress
 from cli.rows import read_rows
 from cli.service_client import service_client
 from cli.service_url import ServiceUrl
+from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.items import LONGEST_ID
-from model.times import MILLISECONDS_FROM, iso, parse_time
+from model.times import DATE_TIMES, MILLISECONDS_FROM, iso, parse_time
 from tim4rec_client import AsyncClient, Interaction, Refused, ServiceError, Unavailable
 from training.interactions import KIND_COLUMNS
+from training.table_format import TableFormat
 
 LISTED = 20
 LOOK_UPS = 2
@@ -67,6 +69,10 @@ def replay(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
+    columns: Columns = None,
+    encoding: Encoding = None,
+    time_format: TimeFormat = None,
+    any_time: AnyTime = False,
 ) -> None:
     """Send a log to a running service through POST /interactions/batch.
 
@@ -82,8 +88,9 @@ def replay(
     if a row is not in the service at the end; conflicts, rejected, future and failed ones are
     named.
     """
+    form = TableFormat.parse(columns, encoding, time_format, any_time)
     tag = log.name if tag is None else tag
-    rows = read_rows(log, skip_bad_rows=skip_bad_rows)
+    rows = read_rows(log, skip_bad_rows=skip_bad_rows, form=form)
     longest = f"{tag}:{len(rows)}"
     if len(longest.encode()) > LONGEST_ID:
         raise CommandError(f"--tag: {longest!r} has more than {LONGEST_ID} bytes; give a shorter")
@@ -159,7 +166,7 @@ def _events(rows: pl.DataFrame, tag: str) -> list[_Event]:
 
 
 def _written(time_ms: int) -> int | str:
-    return time_ms if abs(time_ms) >= MILLISECONDS_FROM else iso(time_ms)
+    return time_ms if MILLISECONDS_FROM <= time_ms < DATE_TIMES[0] else iso(time_ms)
 
 
 async def _send(rows: pl.DataFrame, how: _Sending, advance: Callable[[int], None]) -> _Replay:

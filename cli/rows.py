@@ -8,14 +8,16 @@ from pathlib import Path
 import polars as pl
 
 from cli.console import say
+from cli.steps import say_what_was_read
 from model.gaps import UNKNOWN_TIME
 from model.items import LONGEST_ID
 from model.times import iso
 from training.interactions import GIVEN_COLUMNS, KIND_COLUMNS, read_log
-from training.tables import REPORTED_ROWS, InputError, describe_bad_rows
+from training.table_format import PLAIN, TableFormat
+from training.tables import REPORTED_ROWS, InputError
 
 
-def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:
+def read_rows(path: Path, *, skip_bad_rows: bool, form: TableFormat = PLAIN) -> pl.DataFrame:
     """The rows of a log: user_id, item_id, time_ms (Int64), kind and weight (null where not given),
     row (from 1, of its user).
 
@@ -26,10 +28,8 @@ def read_rows(path: Path, *, skip_bad_rows: bool) -> pl.DataFrame:
     What is left out or filled in is said. Raises InputError as `read_log` does, and for an id
     that the service would refuse.
     """
-    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True)
-    if log.bad_row_count:
-        say(f"{path}: {log.bad_row_count} rows left out:")
-        say(describe_bad_rows(log.bad_rows, log.bad_row_count))
+    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True, form=form)
+    say_what_was_read(path, log)
     prepared = prepare(log.frame)
     if len(prepared.too_long):
         leave_out_too_long(path, prepared.too_long, len(prepared.too_long), skip_bad_rows)

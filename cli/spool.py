@@ -22,7 +22,10 @@ from cli.rows import describe_timeless, leave_out_too_long, prepare
 from model.kinds import HEAVIEST
 from service.store.shards import Shard
 from training.interactions import in_order, log_pieces
+from training.table_files import is_export
+from training.table_format import PLAIN, TableFormat
 from training.tables import REPORTED_ROWS, BadRow, InputError, describe_bad_rows, refuse
+from training.time_span import TimeSpan
 
 _LENGTH = struct.Struct(">Q")
 _FULLNESS = 0.8
@@ -68,8 +71,10 @@ class SpooledLog:
         rows_at_once: int,
         skip_bad_rows: bool,
         heaviest: float,
+        form: TableFormat,
     ) -> None:
         self.path, self.skip_bad_rows, self._heaviest = path, skip_bad_rows, heaviest
+        self._form = form
         self._folder, self._shard, self._rows_at_once = folder, shard, rows_at_once
         self._bad, self._bad_count = list[BadRow](), 0
         self._made = 0
@@ -84,15 +89,25 @@ class SpooledLog:
         a user's rows."""
         (spool,) = self._spools
         empty = True
-        for piece, bad in log_pieces(self.path, kinds=True, given=True, heaviest=self._heaviest):
-            self._note(bad)
-            empty &= piece.is_empty()
-            held = self._held(piece)
+        notes, span = dict[str, None](), TimeSpan.of(pl.Series([], dtype=pl.Int64))
+        for piece in log_pieces(
+            self.path, kinds=True, given=True, heaviest=self._heaviest, form=self._form
+        ):
+            span += TimeSpan.of(piece.frame["time_ms"])
+            notes |= dict.fromkeys(piece.notes)
+            self._note(piece.bad)
+            empty &= piece.frame.is_empty()
+            held = self._held(piece.frame)
             if len(held):
                 spool.add(held)
         self._refuse()
         if empty:
             raise InputError(f"{self.path}: no interactions in it")
+        fault = None if self._form.any_time or is_export(self.path) else span.early_fault
+        if fault is not None:  # what is to come is told by the store's clock
+            raise InputError(f"{self.path}: {fault}")
+        for note in (f"{span.rows:,} interactions, {span}", *notes):
+            say(f"{self.path}: {note}")
 
     def sort(self, latest_ms: int, advance: Callable[[int], None]) -> tuple[pl.DataFrame, int]:
         """Sorts the rows and checks what concerns the order of a user's.
@@ -192,6 +207,7 @@ def spooled_log(
     temp_dir: Path | None,
     skip_bad_rows: bool,
     heaviest: float = HEAVIEST,
+    form: TableFormat = PLAIN,
 ) -> Iterator[SpooledLog]:
     """A log that has been read into a folder of its own, which goes at the end.
 
@@ -205,6 +221,6 @@ def spooled_log(
     except OSError as error:
         raise InputError(f"--temp-dir {temp_dir}: {error.strerror}") from None
     with folder as name:
-        log = SpooledLog(path, Path(name), shard, rows_at_once, skip_bad_rows, heaviest)
+        log = SpooledLog(path, Path(name), shard, rows_at_once, skip_bad_rows, heaviest, form)
         log.read()
         yield log

@@ -3,44 +3,75 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import polars as pl
 import typer
 
-from cli.console import CommandError
+from cli.console import CommandError, say
 from model.kinds import KindRules
+from training.ids import Overlap, doubles
 from training.interactions import Log, read_log
-from training.tables import InputError
+from training.table_files import is_export
+from training.table_format import PLAIN, TableFormat
+from training.tables import InputError, describe_bad_rows
+from training.time_span import TimeSpan
 
 Kinds = Annotated[
     str | None,
     typer.Option(
         "--kinds",
+        envvar="TIM4REC_KINDS",
         metavar="RULES",
         help="Take only the rows of the log that are a step by these rules and its column `kind`, "
         "as TIM4REC_KINDS says them of the service.",
-        show_default="all rows",
+        show_default="needed for a log of several kinds",
         rich_help_panel="Data",
     ),
 ]
 
 
-def read_steps(path: Path, rules: str | None, *, skip_bad_rows: bool) -> Log:
-    """`read_log`, without the rows that are no steps; `rules` None: all rows are.
+def say_what_was_read(path: Path, log: Log) -> None:
+    if log.bad_row_count:
+        say(f"{path}: {log.bad_row_count} rows left out:")
+        say(describe_bad_rows(log.bad_rows, log.bad_row_count))
+    say(f"{path}: {len(log.frame):,} interactions, {TimeSpan.of(log.frame['time_ms'])}")
+    for note in (*log.notes, *(doubles(log.frame[name]) for name in ("item_id", "user_id"))):
+        if note is not None:
+            say(f"{path}: {note}")
+
+
+def say_overlap(path: Path, log: Log, known: Sequence[str] | pl.Series, whose: Path) -> None:
+    """Raises InputError unless some of the log's items are known there."""
+    said = Overlap.of(log.frame["item_id"], known).require("the log's items", str(whose))
+    if said is not None:
+        say(f"{path}: {said}")
+
+
+def read_steps(
+    path: Path, rules: str | None, *, skip_bad_rows: bool, form: TableFormat = PLAIN
+) -> Log:
+    """`read_log`, without the rows that are no steps; `rules` None: all rows are, in a log of one
+    kind or in an export, as in a service without rules.
 
     Raises:
         CommandError: `rules` are none.
-        InputError: as `read_log` does, and where no row is a step.
+        InputError: as `read_log` does, where no row is a step, and where a log of several kinds has
+            no rules.
     """
-    if rules is None:
-        return read_log(path, skip_bad_rows=skip_bad_rows)
     try:
-        steps = KindRules.parse(rules).steps
+        steps = KindRules.parse(rules or "").steps
     except ValueError as error:
         raise CommandError(f"--kinds: {error}") from None
-    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True)
+    log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True, form=form)
+    if rules is None:
+        said = _several_kinds(log.frame["kind"])
+        if said is not None and not is_export(path):
+            raise InputError(f"{path}: {said}")
+        columns = log.frame.select("user_id", "item_id", "time_ms")
+        return dataclasses.replace(log, frame=columns)
     stepping = [kind for kind in log.frame["kind"].unique() if steps(kind)]
     kept = log.frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
     if kept.is_empty():
@@ -48,3 +79,17 @@ def read_steps(path: Path, rules: str | None, *, skip_bad_rows: bool) -> Log:
     note = f"{len(log.frame) - len(kept):,} of {len(log.frame):,} rows are no steps and left out"
     columns = kept.select("user_id", "item_id", "time_ms")
     return dataclasses.replace(log, frame=columns, notes=[*log.notes, note])
+
+
+def _several_kinds(kinds: pl.Series) -> str | None:
+    """What there is, and the rules that may be meant; None: all rows are alike."""
+    counts = kinds.value_counts(sort=True)
+    if len(counts) < 2:
+        return None
+    listed = ", ".join(f"{kind or 'without'} {count:,}" for kind, count in counts.iter_rows())
+    most = next(kind for kind in counts["kind"] if kind is not None)
+    return (
+        f"its interactions are of several kinds ({listed}): say what each is with --kinds (or "
+        f"TIM4REC_KINDS, and the same to the service), such as '{most}:step,*:count' to learn from "
+        f"{most} alone, or '*:step' to take all alike"
+    )

@@ -6,18 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from cli import train_options as options
-from cli.console import CommandError, say, say_renamed
+from cli.console import CommandError, say_renamed
 from cli.device import choose_device, require_kernels
 from cli.publish import Plan, publish
 from cli.scoring import publish_scoring
-from cli.steps import Kinds, read_steps
+from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
+from cli.table_options import AnyTime, Columns, Encoding, ItemColumns, TimeFormat
 from cli.warm_start import publish_warm
 from model.items import ItemsError
 from model.times import parse_time
 from training import parallel
 from training.interactions import Log
 from training.item_table import read_items
-from training.tables import InputError, describe_bad_rows
+from training.table_format import TableFormat
+from training.tables import InputError
 
 DEFAULTS = options.DEFAULTS
 
@@ -33,6 +35,11 @@ def train(
     skip_bad_rows: options.SkipBadRows = False,
     kinds: Kinds = None,
     until: options.Until = None,
+    columns: Columns = None,
+    item_columns: ItemColumns = None,
+    encoding: Encoding = None,
+    time_format: TimeFormat = None,
+    any_time: AnyTime = False,
     parent: options.From = None,
     replay: options.ReplayShare = None,
     scoring_only: options.ScoringOnly = False,
@@ -90,11 +97,17 @@ def train(
         raise CommandError("--replay is for --from: without it every row is trained on")
     if scoring_only and parent is None:
         raise CommandError("--scoring-only is for --from: name the artefact whose states stay")
+    form = TableFormat.parse(columns, encoding, time_format, any_time)
     name = _name(log)
-    read = _until(log, read_steps(log, kinds, skip_bad_rows=skip_bad_rows), until)
-    table = None if items is None else read_items(items, skip_bad_rows=skip_bad_rows)
+    read = _until(log, read_steps(log, kinds, skip_bad_rows=skip_bad_rows, form=form), until)
+    table = None
+    if items is not None:
+        item_form = TableFormat.parse(item_columns, encoding, option="--item-columns")
+        table = read_items(items, skip_bad_rows=skip_bad_rows, form=item_form)
     if parallel.rank() == 0:
-        _say_what_was_read(log, read)
+        say_what_was_read(log, read)
+    if items is not None and table is not None:
+        say_overlap(log, read, table["item_id"], items)
     device = choose_device(device)
     require_kernels(kernels, device)
     architecture = _given(
@@ -165,14 +178,6 @@ def _until(path: Path, log: Log, until: str | None) -> Log:
         return log.until(last_ms)
     except InputError as error:
         raise CommandError(f"--until {until}: {path}: {error}") from None
-
-
-def _say_what_was_read(path: Path, log: Log) -> None:
-    if log.bad_row_count:
-        say(f"{path}: {log.bad_row_count} rows left out:")
-        say(describe_bad_rows(log.bad_rows, log.bad_row_count))
-    for note in log.notes:
-        say(f"{path}: {note}")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from model.live.mixture import Mixture
 from model.times import iso
 from training import parallel
 from training.dataset import Dataset, Protocol
+from training.ids import Overlap
 from training.interactions import Log
 from training.item_table import with_known
 from training.mixture import Walked, fit_mixture, refit_mixture
@@ -161,12 +162,14 @@ def _require_no_contradiction(plan: Plan, parent: Artefact) -> None:
 
 
 def _require_shared_items(log: Log, parent: Artefact) -> None:
-    items = log.frame["item_id"].unique()
-    if not items.is_in(parent.items.ids).any():
-        raise CommandError(
-            f"none of the {len(items):,} items of the log is among the {len(parent.items):,} of "
-            f"{parent.folder}: it is not the log that this model was trained on, going on"
+    try:
+        Overlap.of(log.frame["item_id"], parent.items.ids).require(
+            "the log's items", str(parent.folder)
         )
+    except InputError as error:
+        raise CommandError(
+            f"{error}. Give the log that this model was trained on, going on"
+        ) from None
 
 
 def _of_metrics(plan: Plan, parent: Artefact) -> tuple[Protocol, dict[str, Any], int | None]:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 
 from model import UNKNOWN_TIME
+from model.times import iso
 from training.interactions import Log
 from training.tables import InputError
 
@@ -291,6 +292,12 @@ def build_dataset(
     else:
         first_cut, second_cut = _cuts(times, protocol)
         training = times < first_cut
+        if not training.any():
+            raise InputError(
+                f"nothing lies before the cut of a {protocol.split} split, {iso(first_cut)}: "
+                f"times are from {iso(int(times.min()))} to {iso(int(times.max()))}; "
+                "--split leave-one-out needs no cut"
+            )
     core = np.zeros(len(times), dtype=np.bool_)
     core[training] = k_core(
         user_codes[training], item_codes[training], protocol.core_users, protocol.core_items
@@ -389,7 +396,10 @@ def _cuts(times: Int64s, protocol: Protocol) -> tuple[int, int]:
     """Where validation begins and where the test does; nothing is as late as the end of int64."""
     unknown = int((times == UNKNOWN_TIME).sum())
     if unknown:
-        raise InputError(f"a {protocol.split} split needs every time; {unknown} are not known")
+        raise InputError(
+            f"a {protocol.split} split needs every time; {unknown} are not known; --split "
+            "leave-one-out needs none"
+        )
     ordered = np.sort(times)
     if protocol.split == "forward":
         first = int(len(ordered) * (1 - protocol.validation_share))

@@ -1,4 +1,4 @@
-"""Interaction logs: CSV, CSV.gz, Parquet or a folder of such parts in, clean sorted columns out.
+"""Interaction logs: CSV, Parquet or a folder of such parts in, clean sorted columns out.
 
 A log has the columns `user_id,item_id,timestamp`, in any order; `rating` is checked where there is
 one, and so are `kind` and `weight` where they are asked for; other columns are ignored.
@@ -10,7 +10,7 @@ Ids are any strings. A timestamp is a time as `model.times` says, or empty: not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,15 +21,18 @@ from model.items import LONGEST_ID
 from model.kinds import HEAVIEST, KIND
 from model.time_columns import parse_times, time_fault
 from model.times import EARLIEST_MS, LATEST_MS, iso
+from training.table_files import NULL_WORDS, is_export, read_pieces
+from training.table_format import PLAIN, TableFormat
 from training.tables import (
     REPORTED_ROWS,
     BadRow,
     InputError,
+    Piece,
     id_fault,
-    read_pieces,
     refuse,
     split_off,
 )
+from training.time_span import TimeSpan
 
 KIND_COLUMNS = ("kind", "weight")
 GIVEN_COLUMNS = ("given_ms", "event_id")
@@ -68,39 +71,56 @@ class Log:
         return replace(self, frame=kept, notes=[*self.notes, note])
 
 
-def read_log(path: Path, *, skip_bad_rows: bool = False, kinds: bool = False) -> Log:
-    """The interactions of a CSV, CSV.gz or Parquet file (told apart by content, not by name), or of
-    a folder of such files.
+def read_log(
+    path: Path,
+    *,
+    skip_bad_rows: bool = False,
+    kinds: bool = False,
+    form: TableFormat = PLAIN,
+) -> Log:
+    """The interactions of a CSV or Parquet file (told apart by content, not by name), or of a
+    folder of such files.
 
     Rows of one user are sorted by time if all their times are known; else the file's order is
     taken, in which a known time must not go back.
 
     Raises InputError where it is no such table, has no usable row, or, unless
-    `skip_bad_rows`, has a row that can't be read.
+    `skip_bad_rows`, has a row that can't be read; and for times that can't be meant, unless
+    `form` takes any or it is an export.
     """
-    frames, bad = [], list[BadRow]()
-    for piece, faults in log_pieces(path, kinds=kinds):
-        frames.append(piece)
-        bad += faults
+    frames, bad, notes = [], list[BadRow](), dict[str, None]()
+    for piece in log_pieces(path, kinds=kinds, form=form):
+        frames.append(piece.frame)
+        bad += piece.bad
+        notes |= dict.fromkeys(piece.notes)
     frame, unordered_users, faults = in_order(pl.concat(frames))
     bad = sorted([*bad, *faults])
     if not skip_bad_rows:
         refuse(path, bad, len(bad))
     if frame.is_empty():
         raise InputError(f"{path}: no interactions in it")
-    notes = []
     if unordered_users:
-        notes.append(
+        notes[
             f"{unordered_users} users have interactions without a time: "
             "theirs are taken in the order of the file"
-        )
+        ] = None
+    if not (form.any_time or is_export(path)):
+        span = TimeSpan.of(frame["time_ms"])
+        fault = span.early_fault or span.late_fault
+        if fault is not None:
+            raise InputError(f"{path}: {fault}")
     columns = frame.select("user_id", "item_id", "time_ms", *(KIND_COLUMNS if kinds else ()))
-    return Log(columns, bad[:REPORTED_ROWS], len(bad), notes)
+    return Log(columns, bad[:REPORTED_ROWS], len(bad), list(notes))
 
 
 def log_pieces(
-    path: Path, *, kinds: bool = False, given: bool = False, heaviest: float = HEAVIEST
-) -> Iterator[tuple[pl.DataFrame, list[BadRow]]]:
+    path: Path,
+    *,
+    kinds: bool = False,
+    given: bool = False,
+    heaviest: float = HEAVIEST,
+    form: TableFormat = PLAIN,
+) -> Iterator[Piece]:
     """A log in pieces of bounded size, in the order of the file: the rows that can be read
     (user_id, item_id, time_ms, `line`, from 1, with `kinds` kind and weight, and with `given` those
     of GIVEN_COLUMNS that the log has) and those that can't, a weight above `heaviest` being one of
@@ -111,46 +131,59 @@ def log_pieces(
     Raises InputError where the file is no such table.
     """
     optional = ["rating", *(KIND_COLUMNS if kinds else ()), *(GIVEN_COLUMNS if given else ())]
-    for raw, bad in read_pieces(path, ["user_id", "item_id", "timestamp"], optional):
-        frame = raw.with_columns(parse_times(raw["timestamp"]).alias("time_ms"))
+    for piece in read_pieces(path, ["user_id", "item_id", "timestamp"], optional, form):
+        raw = piece.frame
+        frame = raw.with_columns(_times(path, raw["timestamp"], form).alias("time_ms"))
         for name in optional:
             if raw.schema.get(name, pl.String).is_nested():
                 raise InputError(f"{path}: {name} is {raw.schema[name]}; store a plain value")
         reason = pl.coalesce(
             id_fault("user_id"),
             id_fault("item_id"),
-            pl.when(pl.col("time_ms").is_null()).then(time_fault("timestamp")),
+            pl.when(pl.col("time_ms").is_null()).then(time_fault("timestamp", form.time_format)),
             _rating_fault(raw.schema.get("rating")),
             *((_kind_fault(raw.schema), _weight_fault(raw.schema, heaviest)) if kinds else ()),
             *(_GIVEN[name][1] for name in GIVEN_COLUMNS if name in raw.columns),
         )
-        frame, bad = split_off(frame, reason, bad)
-        wanted = [_given("kind", raw.schema), _weight(raw.schema)] if kinds else []
+        frame, bad = split_off(frame, reason, piece.bad)
+        wanted = [_kind(raw.schema), _weight(raw.schema)] if kinds else []
         wanted += [_GIVEN[name][0] for name in GIVEN_COLUMNS if name in raw.columns]
-        yield frame.select("user_id", "item_id", "time_ms", "line", *wanted), bad
+        frame = frame.select("user_id", "item_id", "time_ms", "line", *wanted)
+        yield Piece(frame, bad, piece.notes)
+
+
+def _times(path: Path, column: pl.Series, form: TableFormat) -> pl.Series:
+    try:
+        return parse_times(column, form.time_format)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _rating_fault(kind: pl.DataType | None) -> pl.Expr:
     if kind is None:
         return pl.lit(None, pl.String)
-    value = pl.col("rating").cast(pl.String)
-    number = value.str.strip_chars().cast(pl.Float64, strict=False)
-    given = value.is_not_null() & (value.str.strip_chars() != "")
-    return pl.when(given & number.is_finite().fill_null(False).not_()).then(
+    value = _given("rating", {"rating": kind})
+    number = value.cast(pl.Float64, strict=False)
+    return pl.when(value.is_not_null() & number.is_finite().fill_null(False).not_()).then(
         pl.format("rating '{}' is not a finite number", value)
     )
 
 
-def _given(name: str, schema: pl.Schema) -> pl.Expr:
-    """An optional column as stripped text, null where nothing is given."""
+def _given(name: str, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """An optional column as text, null where nothing is given."""
     if name not in schema:
         return pl.lit(None, pl.String).alias(name)
-    text = pl.col(name).cast(pl.String).str.strip_chars()
+    text = pl.col(name).cast(pl.String)
     return pl.when(text != "").then(text).alias(name)
 
 
-def _kind_fault(schema: pl.Schema) -> pl.Expr:
+def _kind(schema: pl.Schema) -> pl.Expr:
     value = _given("kind", schema)
+    return pl.when(value.is_in(NULL_WORDS).not_()).then(value).alias("kind")
+
+
+def _kind_fault(schema: pl.Schema) -> pl.Expr:
+    value = _kind(schema)
     return pl.when(value.str.contains(f"^{KIND.pattern}$").not_()).then(
         pl.format("kind '{}' is not 1 to 32 of A-Z a-z 0-9 _ . -", value)
     )

@@ -1,4 +1,4 @@
-"""Item tables: CSV, CSV.gz or Parquet in, clean columns out."""
+"""Item tables: CSV or Parquet in, clean columns out."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import polars as pl
 
 from model.items import Items
 from training.dataset import Dataset
-from training.tables import BadRow, id_fault, read_pieces, refuse, split_off
+from training.table_files import NULL_WORDS, read_pieces
+from training.table_format import PLAIN, TableFormat
+from training.tables import BadRow, id_fault, refuse, split_off
 
 
-def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
+def read_items(
+    path: Path, *, skip_bad_rows: bool = False, form: TableFormat = PLAIN
+) -> pl.DataFrame:
     """An item table: item_id (String), title (String or null), categories (List[String]).
 
     Read from the columns `item_id`, `title` and `categories` or `genres` (`|`-separated); the last
     two may be missing. Raises InputError as `read_log` does; an id listed twice is a bad row.
     """
     frames, bad = [], list[BadRow]()
-    for piece, faults in read_pieces(path, ["item_id"], ["title", "categories", "genres"]):
-        frames.append(piece)
-        bad += faults
+    for piece in read_pieces(path, ["item_id"], ["title", "categories", "genres"], form):
+        frames.append(piece.frame)
+        bad += piece.bad
     raw = pl.concat(frames)
     raw = raw.with_columns(
         pl.col(name).cast(pl.String)
@@ -46,7 +50,7 @@ def read_items(path: Path, *, skip_bad_rows: bool = False) -> pl.DataFrame:
         categories = parts.list.eval(pl.element().filter(pl.element() != ""))
     return frame.select(
         "item_id",
-        pl.when(title.str.strip_chars() != "").then(title).alias("title"),
+        pl.when(title.is_in(["", *NULL_WORDS]).not_()).then(title).alias("title"),
         categories.alias("categories"),
     )
 

@@ -138,9 +138,87 @@ def test_nothing_is_written_where_a_row_is_wrong(valkey: ValkeyServer, tmp_path:
 
 
 @pytest.mark.parametrize(
+    ("values", "told", "expected", "said"),
+    [
+        (["1", "2"], None, [1, 2], "number"),
+        (["19.90", "", "-5"], None, [19.9, None, -5.0], "number"),
+        (["0012345678905", "98765432101"], None, ["0012345678905", "98765432101"], "text"),
+        (["98765432101"], "text", ["98765432101"], "text"),
+        (["1", "2" * 20], None, ["1", "2" * 20], "text"),
+        (["t", "F", "no"], None, [True, False, False], "boolean"),
+        (["true", "maybe"], None, ["true", "maybe"], "text"),
+        (["1", "0"], None, [1, 0], "number"),
+        (["1", "0"], "boolean", [True, False], "boolean"),
+        (["42", "XL"], None, ["42", "XL"], "text (1 of 2 are no numbers, such as 'XL')"),
+        (["NULL", "7"], None, [None, 7], "number"),
+    ],
+)
+def test_attributes_have_the_type_that_all_values_have(
+    valkey: ValkeyServer,
+    tmp_path: Path,
+    values: list[str],
+    told: str | None,
+    expected: list[Any],
+    said: str,
+) -> None:
+    lines = "".join(f"{place},{value}\n" for place, value in enumerate(values))
+    (tmp_path / "items.csv").write_text(f"item_id,a\n{lines}")
+    types = () if told is None else ("--types", f"a={told}")
+    result = tim4rec("import-items", tmp_path / "items.csv", "--redis", valkey.url, *types)
+    assert result.exit_code == 0, result.output
+    assert f"attributes: a {said}" in result.output
+    records = stored(valkey)
+    found = [records[str(n)].get("attributes", {}).get("a") for n in range(len(values))]
+    assert found == expected
+    assert [type(value) for value in found] == [type(value) for value in expected]
+
+
+@pytest.mark.parametrize(
+    ("values", "told", "said"),
+    [
+        (["19.90", "NaN"], (), "line 3: price 'NaN' is no plain number"),
+        (["19.90", '"1,299.00"'], (), "line 3: price '1,299.00' is no plain number"),
+        (["19.90", "$5"], (), "line 3: price '$5' is no plain number"),
+        (["5", "cheap"], ("--types", "price=number"), "line 3: price 'cheap' is no plain number"),
+        (["yes", "perhaps"], ("--types", "price=boolean"), "'perhaps' is no true or false"),
+        (["1"], ("--types", "price=date"), "--types: 'price=date' is no NAME=TYPE"),
+        (["1"], ("--types", "prize=text"), "has no column prize"),
+    ],
+)
+def test_a_value_that_is_not_of_its_column_is_named(
+    valkey: ValkeyServer, tmp_path: Path, values: list[str], told: tuple[str, ...], said: str
+) -> None:
+    lines = "".join(f"{place},{value}\n" for place, value in enumerate(values))
+    (tmp_path / "items.csv").write_text(f"item_id,price\n{lines}")
+    result = tim4rec("import-items", tmp_path / "items.csv", "--redis", valkey.url, *told)
+    assert result.exit_code == 1
+    assert said in result.output
+    assert stored(valkey) == {}
+
+
+def test_an_item_table_is_read_as_every_table(valkey: ValkeyServer, tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    text = "sku; name; hidden; genre\n i1; Am\u00e9lie; t; A|B\nNULL; x; f;\n"
+    path.write_bytes(text.encode("cp1252"))
+    result = tim4rec("import-items", path, "--redis", valkey.url)
+    assert "did you mean --columns item_id=sku?" in result.output
+    columns = ("--columns", "item_id=sku,title=name,categories=genre")
+    result = tim4rec("import-items", path, "--redis", valkey.url, *columns)
+    assert "line 2: title is not valid UTF-8: give the file's" in result.output
+    how = (*columns, "--encoding", "cp1252", "--skip-bad-rows")
+    result = tim4rec("import-items", path, "--redis", valkey.url, *how)
+    assert result.exit_code == 0, result.output
+    assert "fields are separated by semicolon" in result.output
+    assert "line 3: item_id is 'NULL', a word for nothing" in result.output
+    assert stored(valkey) == {
+        "i1": {"title": "Am\u00e9lie", "categories": ["A", "B"], "hidden": True}
+    }
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("items.csv", "id,title\n1,x\n", "has no column item_id, only id, title"),
+        ("items.csv", "id,title\n1,x\n", "no column item_id; the columns are 'id', 'title'"),
         ("items.csv", "", "items.csv"),
         ("items.parquet", "no parquet", "items.parquet"),
         ("items.jsonl", None, "No such file"),

@@ -17,7 +17,7 @@ from cli.spool import spooled_log
 from service.store.shards import ALL, Shard
 from tests.cli.conftest import BASE_MS
 from tests.depth import examples
-from training import tables
+from training import csv_file
 from training.tables import InputError
 
 LATEST = 2**62
@@ -74,8 +74,8 @@ def test_it_gives_the_rows_that_reading_whole_gives(
         else:
             lines = [",".join(map(str, row)) for row in [COLUMNS, *log]]
             path.write_text("\n".join(lines), encoding="utf-8")
-        patch.setattr(tables, "BLOCK_CHARACTERS", block)
-        patch.setattr(tables, "CHUNK_ROWS", max(1, block // 20))
+        patch.setattr(csv_file, "BLOCK_CHARACTERS", block)
+        patch.setattr(csv_file, "CHUNK_ROWS", max(1, block // 20))
         try:
             expected = read_rows(path, skip_bad_rows=True)
         except InputError:
@@ -116,8 +116,8 @@ import sys
 from pathlib import Path
 from cli.spool import spooled_log
 from service.store.shards import ALL
-from training import tables
-tables.BLOCK_CHARACTERS = 1 << 20
+from training import csv_file
+csv_file.BLOCK_CHARACTERS = 1 << 20
 def peak():
     # Not ru_maxrss, which begins at what the parent had.
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024

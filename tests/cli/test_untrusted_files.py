@@ -18,7 +18,7 @@ from typer.testing import Result
 
 from model.artefact import CONFIG, METRICS
 from model.description import ITEMS, WEIGHTS
-from tests.cli.conftest import Write, tim4rec
+from tests.cli.conftest import BASE_MS, Write, tim4rec
 from tests.ports import free_port
 from tests.service.processes import ROOT
 from tests.waited import LONG_S
@@ -56,7 +56,9 @@ def fifo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log(write: Write) -> Path:
-    return write([(f"u{u}", f"i{(u + k) % 5}", 1000 * k) for u in range(6) for k in range(6)])
+    return write(
+        [(f"u{u}", f"i{(u + k) % 5}", BASE_MS + 1000 * k) for u in range(6) for k in range(6)]
+    )
 
 
 READERS: dict[str, Callable[[Path, Path, Path], tuple[object, ...]]] = {
@@ -137,7 +139,9 @@ def test_a_protocol_that_is_none(
 
 def test_an_id_that_no_model_may_have_is_said_before_training(write: Write, tmp_path: Path) -> None:
     items = ["x" * 257, "a", "b", "c", "d"]
-    log = write([(f"u{u}", items[(u + k) % 5], 1000 * k) for u in range(6) for k in range(6)])
+    log = write(
+        [(f"u{u}", items[(u + k) % 5], BASE_MS + 1000 * k) for u in range(6) for k in range(6)]
+    )
     result = tim4rec("train", log, "--out", tmp_path / "out")
     assert result.exit_code == 1
     said = result.output.splitlines()[-1]

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -239,6 +240,15 @@ def test_a_given_vocabulary_skips_unknown_inputs_and_misses_unknown_targets() ->
     assert dataset.test.ends.tolist() == [2]
     assert dataset.validation.items.tolist() == [1]  # "c" is the first word
     assert dataset.validation.ends.tolist() == [1]
+
+
+@pytest.mark.parametrize("split", ["temporal", "forward"])
+def test_times_that_are_all_the_same_are_the_cause(split: Split) -> None:
+    frame = chain_log().frame.with_columns(time_ms=pl.lit(1_700_000_000_000, pl.Int64))
+    said = "nothing lies before the cut of a .* times are from 2023-11-14T22:13:20.000Z to 2023-"
+    for core in (1, 5):
+        with pytest.raises(InputError, match=said):
+            build_dataset(Log(frame), Protocol(core, core, split))
 
 
 def test_too_large_a_core_says_so() -> None:

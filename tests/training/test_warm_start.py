@@ -180,7 +180,7 @@ def test_another_log_is_refused(folder: Path, tmp_path: Path, log: Log) -> None:
     path = write(replace(log, frame=other), tmp_path / "log.csv")
     result = tim4rec("train", path, "--from", folder / "parent", "--out", tmp_path / "next")
     assert result.exit_code == 1
-    assert "items of the log is among the" in result.stderr
+    assert "none of the log's items, " in result.stderr
     alone = tim4rec("train", path, "--replay=0.5", "--out", tmp_path / "next")
     assert "--replay is for --from" in alone.stderr
 
