@@ -225,6 +225,15 @@ outcomes = counters_of(
     "model",
     "kind",
 )
+EXPLORED_ITEMS = counter(
+    "tim4rec_explored_items",
+    "Items recommended so that they are known better (explore_share), beside those of a model",
+)
+explored_outcomes = counters_of(
+    "tim4rec_explored_outcomes",
+    "Interactions with such an item within the outcome window, by kind, beside those of a model",
+    "kind",
+)
 TRIAL_DECISIONS = counters(
     "tim4rec_trial_decisions",
     "Trials that ended by what their users did, by what became of them",
