@@ -5,15 +5,15 @@
 Every item has an appeal: the chance that whoever is shown it takes it. It is drawn, and nobody
 knows it. At the beginning there are items that users were shown often; from then on, new ones come.
 Each answer is for a user drawn at random, who is not given again what they have taken. The list is
-the items with the highest rates of takes per showing so far, as served: an item that was never
-shown has the rate 0, and stays where it is unless it is given a place. With exploration, the
-service's own code chooses which, and how often.
+the items with the highest rates of takes per showing so far, by what was served: one that was
+shown seldom is taken for average, and stays where it is unless it is given a place. With
+exploration, the service's own code chooses which, and how often.
 
-    takes       of 1,000 answers, over the whole time
-    in the end  of 1,000 answers, in the last quarter of it
-    lost        takes of 1,000 answers that the best lists of all would have had more
-    found       of the new items that are better than nine in ten, those that stood in a list as one
-                of the best, without being explored
+    takes       expected of 1,000 answers, over the whole time
+    in the end  the same in the last quarter of it
+    lost        how many more the best lists of all would have had, over the whole time
+    found       of the new items that are among the 20 best when they come, those that came to stand
+                in a list by their own rate
     after       the median of the answers from when such an item came until it did
 """
 
@@ -35,7 +35,7 @@ from service.catalogue.exploration import WELL_TRAINED, Exploration, seed_of
 from service.catalogue.ranking import Ranking
 from service.catalogue.view import CatalogueView
 
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.2)
+SHARES = (0.0, 0.02, 0.05, 0.1)
 SEEDS = (1, 2)
 K, USERS = 10, 2000
 ITEMS, NEW_EVERY = 500, 40
@@ -44,6 +44,9 @@ SHOWN_BEFORE = 1000
 """Showings of each item at the beginning."""
 APPEAL = 1.5, 40.0
 """Of the Beta distribution of appeals: 3.6 % on average, and 9 % for one in twenty."""
+AVERAGE = 50
+"""Showings at the average rate that are added to those of each item."""
+GOOD = 20
 REFRESHED = 50
 """Answers between two times that exploration hears what was counted."""
 
@@ -76,18 +79,17 @@ class World:
         self._exploration = Exploration(share, np.full(ITEMS, WELL_TRAINED))
         self.stood = np.full(size + 1, -1)
 
-    def answer(self, now: int) -> tuple[int, float]:
-        """One more list: how many of it were taken, and what the best one would have had more."""
+    def answer(self, now: int) -> tuple[float, float]:
+        """One more list: how many takes are expected of it, and of the best one."""
         if now % REFRESHED == 0:
             rows = np.flatnonzero(self.shown[ITEMS + 1 :]) + ITEMS + 1
-            self._exploration.know(
-                list(zip(*(of.tolist() for of in (rows, self.shown[rows], self.taken[rows]))))
-            )
+            numbers = np.stack([rows, self.shown[rows], self.taken[rows]], 1)
+            self._exploration.know([tuple(one) for one in numbers.tolist()])
         user = int(self._draw.integers(USERS))
         there = int(np.searchsorted(self.came, now, "right")) - 1
         ask = Ask(K, hidden=np.array(self._had[user], np.int32))
-        best = _best(self.taken[: there + 1] / np.maximum(1, self.shown[: there + 1]), ask)
-        ideal = _best(self.appeal[: there + 1], ask)
+        best = _best(self._rates(there), ask)
+        ideal = _best(self.appeal[: there + 1].copy(), ask)
         seed = seed_of(str(user), len(self._had[user]), now * 1000)
         found = self._exploration.arrange(best, ask, CatalogueView(there), seed)
         taken = found.items[self._draw.random(K) < self.appeal[found.items]]
@@ -96,11 +98,18 @@ class World:
         self.shown[found.items] += 1
         self.taken[taken] += 1
         self._had[user] += taken.tolist()
-        return len(taken), float(self.appeal[ideal.items].sum() - self.appeal[found.items].sum())
+        return float(self.appeal[found.items].sum()), float(self.appeal[ideal.items].sum())
+
+    def _rates(self, there: int) -> NDArray[np.float64]:
+        """(there + 1,) of takes per showing, of the items there are."""
+        shown, taken = self.shown[: there + 1], self.taken[: there + 1]
+        rates: NDArray[np.float64] = (taken + AVERAGE * taken.sum() / shown.sum()) / (
+            shown + AVERAGE
+        )
+        return rates
 
 
 def _best(rates: NDArray[np.float64], ask: Ask) -> Ranking:
-    rates = rates.copy()
     rates[0] = rates[ask.hidden] = -1
     items = np.argsort(-rates, kind="stable")[: ask.k]
     return Ranking(items, rates[items].astype(np.float32))
@@ -108,9 +117,9 @@ def _best(rates: NDArray[np.float64], ask: Ask) -> Ranking:
 
 def run(share: float, seed: int, answers: int) -> Result:
     world = World(share, seed, answers)
-    takes, lost = np.array([world.answer(now) for now in range(answers)]).T
-    new = np.arange(len(world.appeal)) > ITEMS
-    good = np.flatnonzero(new & (world.appeal > np.quantile(world.appeal[1:], 0.9)))
+    takes, most = np.array([world.answer(now) for now in range(answers)]).T
+    rows = range(ITEMS + 1, len(world.appeal))
+    good = np.array([r for r in rows if (world.appeal[1:r] > world.appeal[r]).sum() < GOOD])
     found = good[world.stood[good] >= 0]
     waited = world.stood[found] - world.came[found]
     return Result(
@@ -118,7 +127,7 @@ def run(share: float, seed: int, answers: int) -> Result:
         seed,
         1000 * float(takes.mean()),
         1000 * float(takes[-answers // 4 :].mean()),
-        1000 * float(lost.mean()),
+        1000 * float((most - takes).mean()),
         len(found) / max(1, len(good)),
         float(np.median(waited)) if len(waited) else float("nan"),
     )

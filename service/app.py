@@ -237,7 +237,9 @@ async def _assemble(
     listeners: list[Listener] = [popularity]
     outcomes = item_counts = None
     if settings.explore_share:
-        item_counts = ItemCounts(store, namespace=log.keys.namespace)
+        item_counts = ItemCounts(
+            store, namespace=log.keys.namespace, refresh_s=settings.popular_refresh_s
+        )
         await stack.enter_async_context(item_counts.followed())
     if settings.outcome_window_s:
         trials = None

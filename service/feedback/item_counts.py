@@ -25,7 +25,6 @@ from service.store.follower import Follower
 from service.store.script import Command
 
 PERIOD_MS = 14 * 86_400_000
-REFRESH_EVERY_S = 5.0
 MOST_ITEMS = 20_000
 """So many are counted in a period; of those beyond nothing becomes known."""
 _PAGE = 1000
@@ -51,7 +50,7 @@ class ItemCounts:
         store: Store,
         *,
         namespace: str = "tim4rec",
-        refresh_s: float = REFRESH_EVERY_S,
+        refresh_s: float = 5.0,
         clock_ms: Callable[[], int] = _now_ms,
     ) -> None:
         self._store, self._prefix = store, f"{namespace}:explored"
