@@ -61,7 +61,7 @@ class Result:
     in_the_end: float
     lost: float
     found: float
-    after: float
+    after: float | None
 
 
 class World:
@@ -119,7 +119,9 @@ def run(share: float, seed: int, answers: int) -> Result:
     world = World(share, seed, answers)
     takes, most = np.array([world.answer(now) for now in range(answers)]).T
     rows = range(ITEMS + 1, len(world.appeal))
-    good = np.array([r for r in rows if (world.appeal[1:r] > world.appeal[r]).sum() < GOOD])
+    good = np.array(
+        [row for row in rows if (world.appeal[1:row] > world.appeal[row]).sum() < GOOD], np.int64
+    )
     found = good[world.stood[good] >= 0]
     waited = world.stood[found] - world.came[found]
     return Result(
@@ -129,7 +131,7 @@ def run(share: float, seed: int, answers: int) -> Result:
         1000 * float(takes[-answers // 4 :].mean()),
         1000 * float((most - takes).mean()),
         len(found) / max(1, len(good)),
-        float(np.median(waited)) if len(waited) else float("nan"),
+        float(np.median(waited)) if len(waited) else None,
     )
 
 
@@ -151,7 +153,7 @@ def main(
                 str(one.seed),
                 *(f"{number:.0f}" for number in (one.takes, one.in_the_end, one.lost)),
                 f"{one.found:.0%}",
-                f"{one.after:,.0f}",
+                "" if one.after is None else f"{one.after:,.0f}",
             )
         out.print(table)
         if json_file is not None:

@@ -27,6 +27,7 @@ from service.catalogue.view import CatalogueView, Selection
 from service.feedback import item_counts
 from service.feedback.item_counts import PERIOD_MS, ItemCounts
 from service.feedback.outcomes import Outcomes
+from service.feedback.trial_counts import Arm, TrialCounts
 from service.observe import metrics
 from service.settings import Settings
 from service.store.client import Store
@@ -265,18 +266,28 @@ def test_what_is_explored_counts_for_no_model(valkey: ValkeyServer, run: Run) ->
         async with Store(valkey.url) as store:
             counts, heard = ItemCounts(store, namespace=space), Heard(0.1, [])
             counts.show(heard, {"own": 1, "new": 2}.get)
-            tried = Outcomes(store, namespace=space, item_counts=counts)
-            tried.shown("ann", model, ["known", "own"])
+            trials = TrialCounts(store, namespace=space, observed_s=60, longest_s=60)
+            tried = Outcomes(store, namespace=space, item_counts=counts, trials=trials)
+            arms = (Arm("a trial", "trial"),)
+            tried.shown("ann", model, ["known", "own"], arms)
+            tried.shown("cyd", "", ["known"], arms)
+            tried.explored("cyd", ["new"], ["new"])
+            await tried.flush()
+            tried.logged("cyd", NewEvent(new_uid(), "new"), BASE_MS)
             tried.explored("ann", ["new"], ["own", "new"])
             for item in ("own", "new", "new", "known", "other"):
                 tried.logged("ann", NewEvent(new_uid(), item), BASE_MS)
             await tried.flush()
             await counts.refresh()
-            assert heard.numbers == {1: (1, 1), 2: (1, 1)}
+            assert heard.numbers == {1: (1, 1), 2: (2, 2)}
+            with valkey.client() as client:
+                of_trial = client.hgetall(f"{space}:trial:a trial")
+            sums = {field.decode().partition(":")[2]: number for field, number in of_trial.items()}
+            assert sums == {"trial:shown": b"2", "trial:taken": b"1"}
             assert metrics.outcomes(model, "none")._value.get() == 2
             assert metrics.of_model(model).shown._value.get() == 2
-            assert metrics.explored_outcomes("none")._value.get() == before + 1
-            assert metrics.EXPLORED_ITEMS._value.get() == shown_before + 1
+            assert metrics.explored_outcomes("none")._value.get() == before + 2
+            assert metrics.EXPLORED_ITEMS._value.get() == shown_before + 2
             tried.explored("ben", ["new"], ["new"])
             tried.erased("ben")
             tried.explored("ben", ["new"], ["new"])  # of a request that had begun before
