@@ -19,7 +19,7 @@ WELL_SHOWN = 200
 """An item that was shown so often is known."""
 WELL_TRAINED = 10
 """So is one with so many interactions in the training part."""
-DRAWN = 500
+DRAWN = 200
 """Of more candidates, so many at random are looked at for one list."""
 
 
@@ -95,16 +95,12 @@ class Exploration:
 
     def _candidates(self, best: Ranking, ask: Ask, view: CatalogueView) -> NDArray[np.int64]:
         """The rows of which little is known and that the answer might have."""
+        selection = ask.selection
+        allowed = view.open_live.copy() if selection is None else selection.of(view.open_live)
+        for taken in (best.items, ask.hidden, ask.seen):
+            allowed[taken] = False
         rows = np.concatenate([self._rare, np.arange(self._trained + 1, view.size + 1)])
-        rows = rows[view.open_live[rows] & self.little_known(rows)]
-        if ask.selection is not None:
-            allowed = ask.selection.allowed
-            rows = rows[rows < len(allowed)]
-            rows = rows[allowed[rows]]
-        left: NDArray[np.int64] = np.setdiff1d(
-            rows, np.concatenate([best.items, ask.hidden, ask.seen])
-        )
-        return left
+        return rows[allowed[rows] & self.little_known(rows)]
 
     def _chosen(
         self, rows: NDArray[np.int64], number: int, draw: np.random.Generator
