@@ -52,6 +52,8 @@ class Exploration:
         self._shown = np.zeros(int(rows.max(initial=0)) + 2, np.int64)
         self._taken = np.zeros(len(self._shown), np.int64)
         self._shown[rows], self._taken[rows] = shown, np.minimum(taken, shown)
+        average = (1 + self._taken.sum()) / (2 + self._shown.sum())
+        self._not_taken = float(1 / average - 1)
 
     def little_known(self, rows: NDArray[np.int64]) -> Flags:
         """(len(rows),) of which of them little is known."""
@@ -105,13 +107,13 @@ class Exploration:
     def _chosen(
         self, rows: NDArray[np.int64], number: int, draw: np.random.Generator
     ) -> NDArray[np.int64]:
-        """Those whose rates of being taken are highest, each drawn from what it may be: Beta, with
-        every rate as likely as any other before the item was shown."""
+        """Those whose rates of being taken are highest, each drawn from what it may be: of a Beta
+        distribution, whose mean is the average rate before the item was shown."""
         if len(rows) > DRAWN:
             rows = draw.choice(rows, DRAWN, replace=False)
         places = self._places(rows)
         shown, taken = self._shown[places], self._taken[places]
-        rates = draw.beta(1 + taken, 1 + shown - taken)
+        rates = draw.beta(1 + taken, self._not_taken + shown - taken)
         return rows[np.argsort(-rates, kind="stable")[:number]]
 
     def _places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
