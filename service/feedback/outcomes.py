@@ -181,7 +181,7 @@ class Outcomes:
         if self._item_counts is not None and counts:
             self._item_counts.taken(event.item_id)
         if model == _EXPLORED:
-            metrics.explored_outcomes(self._kinds.label(event.kind)).inc()
+            metrics.EXPLORED_OUTCOMES.inc()
             return
         if model:
             metrics.outcomes(model, self._kinds.label(event.kind)).inc()

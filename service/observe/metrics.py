@@ -229,10 +229,9 @@ EXPLORED_ITEMS = counter(
     "tim4rec_explored_items",
     "Items recommended so that they are known better (explore_share), beside those of a model",
 )
-explored_outcomes = counters_of(
+EXPLORED_OUTCOMES = counter(
     "tim4rec_explored_outcomes",
-    "Interactions with such an item within the outcome window, by kind, beside those of a model",
-    "kind",
+    "Interactions with such an item within the outcome window, beside those of a model",
 )
 TRIAL_DECISIONS = counters(
     "tim4rec_trial_decisions",
