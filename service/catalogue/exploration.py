@@ -101,7 +101,8 @@ class Exploration:
         allowed = view.open_live.copy() if selection is None else selection.of(view.open_live)
         for taken in (best.items, ask.hidden, ask.seen):
             allowed[taken] = False
-        rows = np.concatenate([self._rare, np.arange(self._trained + 1, view.size + 1)])
+        newer = np.arange(self._trained + 1, view.size + 1)
+        rows: NDArray[np.int64] = np.concatenate([self._rare, newer])
         return rows[allowed[rows] & self.little_known(rows)]
 
     def _chosen(
