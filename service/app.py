@@ -26,6 +26,7 @@ from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
 from service.engine.listener import Listener
 from service.environment import SettingsError, read_settings
+from service.feedback.item_counts import ItemCounts
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.feedback.trial_counts import TrialCounts
@@ -234,7 +235,12 @@ async def _assemble(
     )
     await stack.enter_async_context(popularity.running())
     listeners: list[Listener] = [popularity]
-    outcomes = None
+    outcomes = item_counts = None
+    if settings.explore_share:
+        item_counts = ItemCounts(
+            store, namespace=log.keys.namespace, refresh_s=settings.popular_refresh_s
+        )
+        await stack.enter_async_context(item_counts.followed())
     if settings.outcome_window_s:
         trials = None
         if settings.models_dir is not None:
@@ -250,6 +256,7 @@ async def _assemble(
             window_s=settings.outcome_window_s,
             kinds=KindRules.parse(settings.kinds),
             trials=trials,
+            item_counts=item_counts,
         )
         await stack.enter_async_context(outcomes.running())
         listeners.append(outcomes)
@@ -269,7 +276,17 @@ async def _assemble(
         await stack.enter_async_context(writer.running())
         listeners.append(writer)
     context = ServingContext(
-        settings, device, log, records, popularity, outcomes, live, listeners, seal, drain
+        settings,
+        device,
+        log,
+        records,
+        popularity,
+        outcomes,
+        item_counts,
+        live,
+        listeners,
+        seal,
+        drain,
     )
     registry = ModelRegistry(store, namespace=settings.namespace)
     deployer = Deployer(context, registry)

@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     trial_margin: float = _model(0.01, ge=0, le=1)
     """a trial whose time is over is promoted if the part of its users who take something is not
     less than that of the others by more than this, and taken back if that is not certain"""
+    explore_share: float = _model(0, ge=0, le=0.5)
+    """share of the places of an answer, on average, for items of which little is known: newer than
+    the model or rare in its training, and not shown often yet; needs outcome_window_s"""
 
     host: Host = _http("127.0.0.1")
     """address or name to listen on; `0.0.0.0`: all of IPv4; `::`: all of IPv6 and IPv4"""
@@ -295,6 +298,11 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Self:
         if self.operations_port == self.port:
             raise ValueError(f"operations_port {self.port} is that of the API: give another one")
+        if self.explore_share and not self.outcome_window_s:
+            raise ValueError(
+                f"explore_share {self.explore_share} needs to know what users take of what they "
+                "are shown: set outcome_window_s, such as 3600"
+            )
         if self.max_buffered_bytes < self.max_body_bytes:
             raise ValueError(
                 f"max_buffered_bytes {self.max_buffered_bytes} must be at least max_body_bytes "

@@ -45,6 +45,7 @@ class RecommendedItem(TypedDict):
     title: NotRequired[str]
     because: NotRequired[list[Reason]]
     live: NotRequired[LivePart]
+    explored: NotRequired[bool]
 
 
 class Recommendations(TypedDict):

@@ -127,12 +127,14 @@ def recommend(
     allow_stale: bool = False,
     explain: bool = False,
     reasons: int | None = None,
+    explore: bool = True,
     **options: Unpack[RecommendationOptions],
 ) -> Call[answers.Recommendations]:
     """The best items for a user, by everything stored before the call.
 
     Args:
         at: the moment recommended for, or "unknown"; None: now.
+        explore: some places may be for items of which little is known.
     """
     asked = {
         "user_id": user_id,
@@ -142,6 +144,7 @@ def recommend(
         "allow_stale": allow_stale,
         "explain": explain or None,
         "reasons": reasons,
+        "explore": None if explore else False,
         **options,
     }
     # A URL holds only so much; but what balances load may look into it for the user.

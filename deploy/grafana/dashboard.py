@@ -634,9 +634,12 @@ ROWS: Mapping[str, list[Panel]] = {
             "What is shown and taken to",
             "ops",
             "Items in the answers of each model, and interactions with one of them within "
-            "outcome_window_s after. Zero as long as that is off.",
+            "outcome_window_s after. Zero as long as that is off. Explored: items shown to be "
+            "known better, beside a model's (explore_share).",
             ("sum by (model) (rate(tim4rec_shown_items_total[]))", "shown {{model}}"),
             ("sum by (model) (rate(tim4rec_outcomes_total[]))", "taken {{model}}"),
+            ("sum(rate(tim4rec_explored_items_total[]))", "explored"),
+            ("sum(rate(tim4rec_explored_outcomes_total[]))", "taken of these"),
             ("sum(rate(tim4rec_outcome_failures_total[]))", "not counted"),
             width=12,
         ),

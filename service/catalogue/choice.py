@@ -61,6 +61,10 @@ class Choice:
             return self._with(promoted, best, k)
         return replace(best, items=best.items[:k], scores=best.scores[:k])
 
+    def is_promised(self, place: int) -> bool:
+        """Whether promoted items come first in this place, counted from 0 on the first page."""
+        return int((place + 1) * self.share + 1e-9) > int(place * self.share + 1e-9)
+
     def _with(self, promoted: Ranking, best: Ranking, k: int) -> Ranking:
         own, other = _pairs(best), _pairs(promoted)
         items: dict[int, float] = {}
@@ -69,7 +73,7 @@ class Choice:
             for pairs in (own, other):
                 while pairs and pairs[0][0] in items:
                     pairs.popleft()
-            raised = bool(other) and self._is_promoted(self.places + len(items))
+            raised = bool(other) and self.is_promised(self.places + len(items))
             if not raised and not own:
                 break
             row, score = other[0] if raised else own[0]
@@ -81,10 +85,6 @@ class Choice:
             scores=np.array(list(items.values()), np.float32),
             promoted=np.array(moved, np.bool_),
         )
-
-    def _is_promoted(self, place: int) -> bool:
-        """Whether promoted items come first in this place, counted from 0."""
-        return int((place + 1) * self.share + 1e-9) > int(place * self.share + 1e-9)
 
 
 def _pairs(ranking: Ranking) -> deque[tuple[int, float]]:

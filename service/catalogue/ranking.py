@@ -18,6 +18,7 @@ class Ranking:
     recent: they are what is popular of late, by their numbers.
     live: what has happened since the training counted.
     promoted: which have their places by a promotion; None: none.
+    explored: which are there to be known better; None: none.
     """
 
     items: NDArray[np.int64]
@@ -26,3 +27,4 @@ class Ranking:
     recent: bool = False
     live: bool = False
     promoted: NDArray[np.bool_] | None = None
+    explored: NDArray[np.bool_] | None = None

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from zlib import crc32
 
 from model.kinds import KindRules
+from service.feedback.item_counts import ItemCounts
 from service.feedback.trial_counts import Arm, TrialCounts
 from service.observe import metrics
 from service.store.client import Store
@@ -38,6 +39,8 @@ _AT_ONCE = 1000
 _BARRED_S = 10.0
 """So long nothing is kept of an erased user: a request that had begun before may still end."""
 
+_EXPLORED = "explored"
+"""Stands for the model of what was shown to be known better; no edition reads so."""
 _SHOWN = Script.read("shown", "service.feedback")
 _OUTCOME = Script.read("outcome", "service.feedback")
 
@@ -61,6 +64,7 @@ class Outcomes:
         window_s: how soon after.
         kinds: which of them an interaction's is counted as.
         trials: counts for trials, too; None: there are none.
+        item_counts: counts for items of which little is known, too; None: nothing is explored.
     """
 
     def __init__(
@@ -71,8 +75,9 @@ class Outcomes:
         window_s: int = 3600,
         kinds: KindRules | None = None,
         trials: TrialCounts | None = None,
+        item_counts: ItemCounts | None = None,
     ) -> None:
-        self.trials = trials
+        self.trials, self._item_counts = trials, item_counts
         self._prefix = f"{quote(namespace, safe='')}:shown:"
         self._window_ms = 1000 * window_s
         self._kinds = kinds or KindRules()
@@ -99,6 +104,21 @@ class Outcomes:
             self.trials.shown(user_id, arms)
         key, packed = self._key(user_id), b"".join(hashes)
         self._add(user_id, _SHOWN.call(key, model, packed, self._window_ms, LISTS))
+
+    def explored(self, user_id: str, items: Sequence[str], little_known: Iterable[str]) -> None:
+        """A user was given `items` so that they are known better: they count for no model.
+
+        Args:
+            little_known: all of the list of which little is known, these included.
+        """
+        if self._item_counts is None or self._is_barred(user_id):
+            return
+        self._item_counts.shown(little_known)
+        metrics.EXPLORED_ITEMS.inc(len(items))
+        packed = b"".join(map(_hash, items))
+        if packed:
+            key = self._key(user_id)
+            self._add(user_id, _SHOWN.call(key, _EXPLORED, packed, self._window_ms, LISTS))
 
     # -- as an engine's listener ---------------------------------------------------------
 
@@ -137,6 +157,8 @@ class Outcomes:
             raised(*answers)
         if self.trials is not None:
             await self.trials.flush()
+        if self._item_counts is not None:
+            await self._item_counts.flush()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -154,10 +176,16 @@ class Outcomes:
                 logger.warning("the last outcomes are not counted: %s", error)
 
     def _count(self, user_id: str, event: NewEvent, model: str) -> None:
-        """An interaction with what a model had shown."""
+        """An interaction with what a model had shown, or what was explored."""
+        counts = self._kinds.counts(event.kind)
+        if self._item_counts is not None and counts:
+            self._item_counts.taken(event.item_id)
+        if model == _EXPLORED:
+            metrics.EXPLORED_OUTCOMES.inc()
+            return
         if model:
             metrics.outcomes(model, self._kinds.label(event.kind)).inc()
-        if self.trials is not None and self._kinds.counts(event.kind):
+        if self.trials is not None and counts:
             self.trials.taken(user_id)
 
     def _add(self, user_id: str, command: Command, event: NewEvent | None = None) -> None:

@@ -30,6 +30,9 @@ def recommended(services: Services, found: Recommendation) -> list[RecommendedIt
     if ranking.promoted is not None:
         for place in np.flatnonzero(ranking.promoted):
             items[place].path = "promoted"
+    if ranking.explored is not None:
+        for place in np.flatnonzero(ranking.explored):
+            items[place].path, items[place].explored = "explored", True
     return items
 
 

@@ -130,7 +130,7 @@ class LivePart(BaseModel):
     )
 
 
-Path = Literal["model", "live", "popular", "promoted", "cold"]
+Path = Literal["model", "live", "popular", "promoted", "cold", "explored"]
 
 
 @dataclass(slots=True)  # ten of them take a quarter of the time that ten models take
@@ -142,7 +142,8 @@ class RecommendedItem:
         Field(
             description="what gave it its place; cold: the model, by a vector made for an item "
             "that it was not trained on; live: what has happened since the training, of such an "
-            "item or for a user of whom the model knows nothing"
+            "item or for a user of whom the model knows nothing; explored: it is there to be known "
+            "better"
         ),
     ]
     title: str | None = None
@@ -158,6 +159,13 @@ class RecommendedItem:
         Field(
             description="with explain: what has happened since the training did for it, where that "
             "counted"
+        ),
+    ] = None
+    explored: Annotated[
+        bool | None,
+        Field(
+            description="true: little is known of the item, and it is shown to find out "
+            "(explore_share); its score is that of the item after it"
         ),
     ] = None
 

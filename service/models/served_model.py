@@ -12,6 +12,7 @@ from model.artefact import Artefact, ArtefactError, load_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
 from service.catalogue.catalogue import Catalogue
+from service.catalogue.exploration import Exploration
 from service.catalogue.retrieval import open_retrieval
 from service.engine.capacity import pool_rows
 from service.engine.engine import Engine
@@ -32,6 +33,7 @@ class ServedModel:
     name: its folder's.
     identity: that of all its states, what the service's settings decide included.
     edition: the same with what decides scores only.
+    exploration: None: nothing is explored.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ServedModel:
     engine: Engine
     catalogue: Catalogue
     explainer: Explainer
+    exploration: Exploration | None
     _ends: AsyncExitStack
 
     @property
@@ -118,6 +121,11 @@ async def open_model(
             await stack.enter_async_context(new_items_noted(catalogue, live))
         context.popularity.show(retrieval, catalogue.row)
         stack.callback(context.popularity.forget, retrieval)
+        exploration = None
+        if context.item_counts is not None:
+            exploration = Exploration(settings.explore_share, artefact.scored_items.popularity)
+            context.item_counts.show(exploration, catalogue.row)
+            stack.callback(context.item_counts.forget, exploration)
 
         async def stop_engine() -> None:
             try:
@@ -152,7 +160,9 @@ async def open_model(
         stack.callback(info.set, 0)
         if (until_ms := _trained_until(artefact)) is not None:
             metrics.MODEL_UNTIL.labels(engine.edition).set(until_ms / 1000)
-        return ServedModel(name, artefact, engine, catalogue, explainer, stack.pop_all())
+        return ServedModel(
+            name, artefact, engine, catalogue, explainer, exploration, stack.pop_all()
+        )
     raise AssertionError("not reached")
 
 

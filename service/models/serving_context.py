@@ -10,6 +10,7 @@ from service.catalogue.cursor import Seal
 from service.catalogue.item_store import ItemStore
 from service.engine.exactness import LATEST
 from service.engine.listener import Listener
+from service.feedback.item_counts import ItemCounts
 from service.feedback.outcomes import Outcomes
 from service.feedback.popularity import Popularity
 from service.lifecycle import Drain
@@ -24,6 +25,7 @@ class ServingContext:
     device: where models compute, as torch names it.
     records: of items.
     outcomes: None: they are not counted.
+    item_counts: of items of which little is known; None: nothing is explored.
     live: what has happened since training; None: it is not kept.
     listeners: hear of the events that are logged.
     seal: of the cursors of lists that are gone on with.
@@ -36,6 +38,7 @@ class ServingContext:
     records: ItemStore
     popularity: Popularity
     outcomes: Outcomes | None
+    item_counts: ItemCounts | None
     live: LiveEvidence | None
     listeners: Sequence[Listener]
     seal: Seal

@@ -230,6 +230,14 @@ outcomes = counters_of(
     "model",
     "kind",
 )
+EXPLORED_ITEMS = counter(
+    "tim4rec_explored_items",
+    "Items recommended so that they are known better (explore_share), beside those of a model",
+)
+EXPLORED_OUTCOMES = counter(
+    "tim4rec_explored_outcomes",
+    "Interactions with such an item within the outcome window, beside those of a model",
+)
 TRIAL_DECISIONS = counters(
     "tim4rec_trial_decisions",
     "Trials that ended by what their users did, by what became of them",

@@ -65,6 +65,8 @@ WHILE_ALL_IS_WELL = {
     ("Trouble of the feed", "lost"),
     ("Trouble of the feed", "taken over"),
     ("Rounds and failures of a day", "failed: {{part}}"),
+    ("What is shown and taken to", "explored"),
+    ("What is shown and taken to", "taken of these"),
 }
 """Panels and legends of queries that a healthy service may answer by nothing but zeros."""
 

@@ -23,7 +23,7 @@ OTHERS: dict[str, str] = {
     "threads": "2", "retrieval": "exact",
     "models_dir": str(ROOT), "model_poll_s": "2",
     "max_trials": "3", "trial_observed_s": "3600", "trial_least_users": "10",
-    "trial_longest_s": "7200", "trial_margin": "0.5",
+    "trial_longest_s": "7200", "trial_margin": "0.5", "explore_share": "0.1",
     "host": "0.0.0.0", "port": "9000", "workers": "3", "drain_s": "1.5", "shutdown_s": "20",
     "page": "false", "operations_port": "9001", "read_timeout_s": "7.5", "keep_alive_s": "90",
     "public_docs": "true", "max_body_bytes": "2048", "max_head_bytes": "4096",

@@ -62,7 +62,8 @@ function queue(step) {
 }
 
 function recommend(at, signal, more = []) {
-  const query = [["user_id", user.id], ["k", K], ...(at === null ? [] : [["at", at]]), ...more];
+  const asked = [["user_id", user.id], ["k", K], ["explore", false]];
+  const query = [...asked, ...(at === null ? [] : [["at", at]]), ...more];
   return service.get("recommend", query, signal);
 }
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import ConfigDict, Field
 
+from service.catalogue.exploration import Exploration, seed_of
+from service.engine.requests import Recommendation
 from service.http.answers import explain, recommended
 from service.http.dependencies import Services, ServicesDep, check_k
 from service.http.problems import ProblemError, declared
@@ -32,6 +36,11 @@ class RecommendationRequest(RecommendationOptions, _OfUser):  # the user's id is
     )
     explain: bool = Field(False, description="say which interactions moved the scores")
     reasons: int = Field(3, ge=1, description="most of them for an item")
+    explore: bool = Field(
+        True,
+        description="whether some places may be for items of which little is known, where the "
+        "service explores (explore_share); `false`, and `live=false`: none",
+    )
 
 
 class RecommendationQuery(RecommendationRequest):
@@ -71,6 +80,9 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         choice=options.choice,
         live=asked.live,
     )
+    exploration = services.served.exploration
+    if exploration is not None and asked.explore and asked.live:
+        found = _with_explored(services, exploration, user_id, found)
     answer = Recommendations(
         user_id=user_id,
         items=recommended(services, found),
@@ -86,8 +98,14 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
     outcomes = services.context.outcomes
     if outcomes is not None:
         edition = answer.edition if found.source == "model" else ""
-        items = (item.item_id for item in answer.items)
+        items = (item.item_id for item in answer.items if not item.explored)
         outcomes.shown(user_id, edition, items, services.deployment.arms(services.served))
+        if exploration is not None:
+            explored = [item.item_id for item in answer.items if item.explored]
+            rows = found.ranking.items
+            little_known = rows[exploration.little_known(rows)].tolist()
+            ids = services.catalogue.ids
+            outcomes.explored(user_id, explored, [ids[row - 1] for row in little_known])
     if asked.explain and found.source in ("model", "live"):
         explanations = await services.explainer.explain(
             user_id, found, asked.reasons, exclude_seen=asked.exclude_seen
@@ -95,3 +113,12 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         for item, explanation in zip(answer.items, explanations, strict=True):
             explain(item, explanation)
     return answer
+
+
+def _with_explored(
+    services: Services, exploration: Exploration, user_id: str, found: Recommendation
+) -> Recommendation:
+    """The answer with what is to be known better in some places."""
+    seed = seed_of(user_id, found.version, round(1000 * time.time()))
+    view = services.engine.runner.retrieval.view
+    return replace(found, ranking=exploration.arrange(found.ranking, found.ask, view, seed))
