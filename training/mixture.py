@@ -23,6 +23,8 @@ HIDDEN = 16
 EPOCHS = 6
 LR = 3e-3
 BATCH = 256
+LEAST_STEPS = 400
+"""With fewer, of few events, it stays near where it began, which is at random."""
 MOST_EVENTS = 20_000
 """The newest events that a mixture is fitted on."""
 LEAST_EVENTS = 200
@@ -175,12 +177,13 @@ def fitted(examples: Examples, *, seed: int = 0) -> Mixture:
         network = MixtureNetwork(examples)
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-4)
-    steps = EPOCHS * -(-len(examples) // BATCH)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
+    batches = -(-len(examples) // BATCH)
+    epochs = max(EPOCHS, -(-LEAST_STEPS // batches))
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, epochs * batches)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps are so small that threads mostly wait for each other
     try:
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             order = rng.permutation(len(examples))
             for begin in range(0, len(order), BATCH):
                 features, context, inside, targets = examples.batch(order[begin : begin + BATCH])
