@@ -158,8 +158,13 @@ def test_models_come_and_go_and_no_caller_notices(
         faults.append((began, time.monotonic() + AFTER_S))
 
     def kill_worker() -> None:
+        before = fleet.workers
         fleet.kill_worker()
-        until(lambda: len(fleet.workers) == fleet.n_workers, within_s=PART_WITHIN_S)
+        until(
+            lambda: len(fleet.workers) == fleet.n_workers and fleet.workers != before,
+            "the worker is not back",
+            PART_WITHIN_S,
+        )
 
     def restart_store() -> None:
         fleet.store.kill()
