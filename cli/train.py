@@ -158,6 +158,8 @@ def train(
     target = folder or Path("artefacts", name)
     try:
         if scoring_only and parent is not None:
+            if parallel.rank():
+                return  # there is nothing to share
             publish_scoring(name, read, parent, target, seed=seed)
         elif parent is None:
             publish(name, read, table, plan, target, resume=resume)

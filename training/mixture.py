@@ -35,6 +35,8 @@ HIDDEN = 16
 EPOCHS = 6
 LR = 3e-3
 BATCH = 256
+LEAST_STEPS = 400
+"""With fewer, of few events, it stays near where it began, which is at random."""
 MOST_EVENTS = 20_000
 """The newest events that a mixture is fitted on."""
 LEAST_EVENTS = 200
@@ -216,6 +218,8 @@ def fitted(
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=1e-4)
     steps = math.ceil(EPOCHS * new * math.ceil(len(examples) / BATCH))
+    if start is None:
+        steps = max(LEAST_STEPS, steps)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1e-3, steps)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps are so small that threads mostly wait for each other

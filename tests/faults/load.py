@@ -199,7 +199,7 @@ class Load:
         user = self._draw.choice(self.users)
         number = len(self.sent[user])
         name = f"event {number}"
-        event = {"user_id": user, "item_id": self._draw.choice(self.items), "event_id": name}
+        event = {"user_id": user, "item_id": self._item(user, number), "event_id": name}
         if self._draw.random() < 0.5:
             event["timestamp"] = BASE_MS + number * 60_000
         self.sent[user][name] = event
@@ -213,6 +213,10 @@ class Load:
                 return
             await asyncio.sleep(pause * self._draw.uniform(0.5, 1.5))
             pause = min(2.0, 2 * pause)
+
+    def _item(self, user: str, number: int) -> str:
+        """Of a user's event with this number."""
+        return self._draw.choice(self.items)
 
     async def _ask(
         self, client: Client, method: str, path: str, body: object = None

@@ -49,3 +49,21 @@ def ring_log(users: int = 450) -> Log:
             item, hour = item + int(draw.integers(1, 4)), hour + int(draw.integers(0, 12))
             rows.append((f"u{user}", f"i{item % (50 + hour // 20)}", 10**12 + hour * DAY_MS // 24))
     return make_log(rows)
+
+
+def drifting_log(users: int = 300, days: int = 5, length: int = 8) -> Log:
+    """Users who walk a ring of 60 items, without coming back to one, some `length` steps a day. In
+    a day a third of the items is replaced, and each user changes to steps of another length.
+    """
+    draw = np.random.default_rng(0)
+    rows = []
+    for user in range(users):
+        had, place = set[int](), int(draw.integers(60))
+        for ms in np.sort(draw.integers(days * DAY_MS, size=days * length)).tolist():
+            begin, stride = 20 * ms // DAY_MS, (1, 3, 7)[(user + ms // DAY_MS) % 3]
+            place += stride if draw.random() < 0.9 else int(draw.integers(60))
+            while (item := begin + (place - begin) % 60) in had:
+                place += 1
+            had.add(item)
+            rows.append((f"u{user}", f"i{item}", START_MS + ms))
+    return make_log(rows)

@@ -131,6 +131,13 @@ def test_a_mixture_is_better_than_the_model_and_than_the_evidence(
     assert by_both > max(by_model, by_evidence) + 0.2
 
 
+@pytest.mark.parametrize("events", [LEAST_EVENTS, 500])
+def test_few_events_are_enough(planted: PlantedLog, examples: Examples, events: int) -> None:
+    later = slice(4800, 5400)
+    alone = [planted.hits(one_feature(name), later) for name in ("model", "after")]
+    assert planted.hits(fitted(examples.newest(events)), later) > max(alone) + 0.1
+
+
 def test_equal_seeds_give_equal_mixtures(examples: Examples) -> None:
     some = examples.newest(600)
     before = torch.random.get_rng_state()

@@ -131,3 +131,10 @@ def test_train_under_torchrun_writes_one_artefact_and_goes_on_from_it(tmp_path: 
     assert found.metrics["parent"] == parent.edition
     assert found.metrics["until"] > parent.metrics["until"]
     assert not (tmp_path / "next.training").exists()
+    scored = torchrun(
+        "-m", "cli.main", "train", "log.csv", "--from=model", "--scoring-only", "--out=scored",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    assert scored.stdout.count(": model ") == 1
+    assert load_artefact(tmp_path / "scored").identity == parent.identity
