@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,15 @@ logger = logging.getLogger(__name__)
 NICENESS = 10
 ENDS_WITHIN_S = 30.0
 _LAST_BYTES = 4096
+_DIES_WITH_PARENT = """\
+import ctypes, os, signal, sys
+prctl = getattr(ctypes.CDLL(None), "prctl", None)
+if prctl is not None:
+    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: of Linux, and kept by what is executed
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the learner has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 
 class CommandFailed(Exception):
@@ -61,7 +71,8 @@ class Commands:
         began = time.monotonic()
         with log.open("ab") as said:
             process = await asyncio.create_subprocess_exec(
-                *self._prefix, *words, stdin=asyncio.subprocess.DEVNULL, stdout=said, stderr=said,
+                sys.executable, "-c", _DIES_WITH_PARENT, str(os.getpid()), *self._prefix, *words,
+                stdin=asyncio.subprocess.DEVNULL, stdout=said, stderr=said,
                 env=self._environment, start_new_session=True,
             )  # fmt: skip
         try:

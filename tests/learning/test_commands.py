@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from learning.commands import CommandFailed, Commands
-from tests.waited import LONG_S
+from tests.waited import LONG_S, until
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -72,3 +74,25 @@ def _lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the next learner ends it")
+def test_it_dies_with_a_learner_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import asyncio, os, sys
+from pathlib import Path
+from learning.commands import Commands
+folder = Path({str(tmp_path)!r})
+sleeps = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
+run = Commands([sys.executable, "-c", sleeps], os.environ, folder / "running.json")
+asyncio.run(run.run([], folder / "log"))
+"""
+    learner = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        log = tmp_path / "log"
+        until(lambda: log.exists() and log.read_text().strip(), "it has begun")
+        command = psutil.Process(int(log.read_text()))
+    finally:
+        learner.kill()
+        learner.wait()
+    until(lambda: not command.is_running() or command.status() == "zombie", "it is gone")
