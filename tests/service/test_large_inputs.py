@@ -177,7 +177,7 @@ def request(target: Target, method: str, path: str, place: Place, value: Any) ->
     query: dict[str, Any] = dict(QUERIES.get((method, path), {}))
     body: Any = BODIES.get((method, path))
     fields: tuple[str, ...] = ()
-    parts = {"user_id": "user-0", "item_id": "i0"}
+    parts = {"user_id": "user-0", "item_id": "i0", "name": "a-model"}
     if place.where == "whole":
         body = value
     elif place.where == "body":

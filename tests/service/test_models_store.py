@@ -171,7 +171,7 @@ def test_while_the_store_is_away(
             await check(client, models["two"])
             registry = client._transport.app.api.state.services.deployer.registry  # type: ignore[attr-defined]
             split = await registry.read()
-            chosen = split.chosen(Variant("three", models["three"].edition), 1)
+            chosen = split.promoted(Variant("three", models["three"].edition), 0)
             assert await registry.replace(split, chosen)
             await until(client, lambda process: PLACE in (process["fault"] or ""))
             await check(client, models["two"])
