@@ -255,7 +255,9 @@ def test_stale_states_of_an_erased_user_are_gone_within_a_second(pair: Pair, run
             await both[0].post("/interactions", json=event)
             for _ in range(20):
                 await get(both[1], user)
-            assert (await get(both[1], user, allow_stale=True))["stale"]
+            # Not each worker need have had one of them.
+            asked = [await get(both[1], user, allow_stale=True) for _ in range(20)]
+            assert any(answer["stale"] for answer in asked)
             assert (await both[0].delete(user_path(user))).json()["erased"]
             await asyncio.sleep(1)
 
