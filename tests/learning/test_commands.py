@@ -66,7 +66,7 @@ def test_it_ends_with_its_caller_and_all_that_it_started(tmp_path: Path, run: Ru
 
     run(check())
     for pid in map(int, started.read_text().split()):
-        assert not _lives(pid)
+        until(lambda pid=pid: not _lives(pid), "a signal takes a moment")  # type: ignore[misc]
 
 
 def _lives(pid: int) -> bool:
