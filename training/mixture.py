@@ -9,7 +9,6 @@ from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import torch
 from torch import Tensor, nn
 
@@ -358,8 +357,7 @@ def refit_mixture(
 
     Returns, raises as `fit_mixture`.
     """
-    earlier = replace(log, frame=log.frame.filter(pl.col("time_ms") < after.since_ms))
-    parts = [before.examples(earlier, seed), after.examples(log, seed)]
+    parts = [before.examples(log.until(after.since_ms - 1), seed), after.examples(log, seed)]
     examples = Examples.joined([part for part in parts if len(part)] or parts[:1])
     return fitted(examples, start=start, seed=seed) if len(examples) >= LEAST_EVENTS else None
 
