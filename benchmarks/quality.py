@@ -27,7 +27,6 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,22 +256,19 @@ def rank_views(model: Recommender, dataset: Dataset, console: Console) -> Ranks:
                 if view.history == "whole"
             }
             continue
-        rank = partial(
-            rank_targets, model, dataset.histories, dataset.test,
-            last=last, at_target_time=asked, top=0,
-        )  # fmt: skip
-        for known, ranking in rank(repeat_bias=0.0).items():
-            found[View("kept", history, known)] = ranking.kept
-            found[View("filtered", history, known)] = ranking.filtered
-        for known, ranking in rank().items():
-            found[View("weighed", history, known)] = ranking.kept
+        rankings = rank_targets(
+            model, dataset.histories, dataset.test, last=last, at_target_time=asked, top=0
+        )
+        for known, ranking in rankings.items():
+            for seen, ranks in ranking.ranks().items():
+                found[View(seen, history, known)] = ranks
         console.print(f"ranked, {history} history", highlight=False)
     if model.config.time_use == "optional" and _lacks_times(dataset):
         # Which times are missing must not tell the target: this row can't know.
         hidden = replace(
             dataset.histories, times=np.full_like(dataset.histories.times, UNKNOWN_TIME)
         )
-        ranking = rank_targets(model, hidden, dataset.test, top=0, repeat_bias=0.0)[False]
+        ranking = rank_targets(model, hidden, dataset.test, top=0)[False]
         found[View("kept", HIDDEN)] = ranking.kept
         found[View("filtered", HIDDEN)] = ranking.filtered
     return Ranks.of(dataset, found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
@@ -20,12 +20,14 @@ from rich.table import Table
 from cli.artefacts import ArtefactPlace, fetched
 from cli.console import CommandError, err, out, say
 from cli.device import choose_device
+from cli.figures import figures
 from cli.live import rank_through_service, replayable, require_model
 from cli.service_client import service_client
 from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
 from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import METRICS, Artefact, load_artefact
-from training.dataset import Dataset, Protocol, Targets, build_dataset
+from training.comparison import Comparison
+from training.dataset import Dataset, Int64s, Protocol, Targets, build_dataset
 from training.evaluation import (
     TOLERANCE,
     Agreement,
@@ -87,12 +89,18 @@ def evaluate(
     encoding: Encoding = None,
     time_format: TimeFormat = None,
     any_time: AnyTime = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show all figures of each mode in a table.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results there too.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
 ) -> None:
-    """Measure a model on a log: HR, NDCG and MRR at 10, 20 and 50 over the whole catalogue.
+    """Measure a model on a log, beside recent popularity and item-kNN of the same targets.
+
+    Items are ranked among the whole catalogue. HR, NDCG and MRR at 10, 20 and 50, by history and
+    request time, are shown with --verbose and written with --json.
 
     With several modes, every user's rank must be the same in all of them, except where scores
     differ by less than 1e-4; how many those are is printed, and any other difference is listed
@@ -128,8 +136,9 @@ def evaluate(
     )
 
     rows: list[ResultRow] = []
-    rankings: dict[Mode, dict[bool, Ranking]] = {}
+    rankings: dict[Mode, Mapping[bool, Ranking]] = {}
     for current in modes:
+        found: Mapping[bool, Ranking]
         if current is Mode.SERVICE:
             found = _through_service(loaded, dataset, targets, url, api_key, top)
             (asked, ranking) = next(iter(found.items()))
@@ -142,9 +151,14 @@ def evaluate(
                     mode=current.offline, lasts=lasts, progress=advance,
                 )  # fmt: skip
         rankings[current] = found
-        # A narrower one would cut the figures off where the output is no terminal.
-        Console(width=max(out.width, 112)).print(results_table(current.value, shown))
+        if verbose:
+            # A narrower one would cut the figures off where the output is no terminal.
+            Console(width=max(out.width, 112)).print(results_table(current.value, shown))
         rows += shown
+    first = rankings[modes[0]]
+    beside = Comparison.of(dataset, *_asked_least(first))
+    for line in (*beside.lines("targets"), *figures(rows, modes[0].value)):
+        say(line, out)
     compared = _compare(loaded, dataset, rankings)
     if json_file is not None:
         report = {
@@ -153,11 +167,19 @@ def evaluate(
             "protocol": protocol.to_dict(),
             "users": len(targets),
             "results": [row.to_dict() for row in rows],
+            "comparison": beside.to_dict(),
             "agreement": compared,
         }
         json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if any(entry["different"] for entry in compared):
         raise typer.Exit(1)
+
+
+def _asked_least(found: Mapping[bool, Ranking]) -> tuple[Targets, Int64s]:
+    """The targets and the ranks, without what users have had, at an unknown request time where
+    there are such."""
+    ranking = found[min(found)]
+    return ranking.targets, ranking.filtered
 
 
 def results_table(title: str, rows: list[ResultRow]) -> Table:
@@ -210,7 +232,7 @@ def _through_service(
 
 
 def _compare(
-    loaded: Artefact, dataset: Dataset, rankings: dict[Mode, dict[bool, Ranking]]
+    loaded: Artefact, dataset: Dataset, rankings: Mapping[Mode, Mapping[bool, Ranking]]
 ) -> list[dict[str, Any]]:
     """Each mode against the first offline one, by request time; what was found, for the report."""
     compared: list[dict[str, Any]] = []
@@ -264,8 +286,8 @@ def _show(
     )
     for row in result.different[:LISTED]:
         say(
-            f"  user {dataset.user_ids[second.targets.users[row]]}: {base} {first.kept[row]} "
-            f"(filtered {first.filtered[row]}), {mode} {second.kept[row]} (filtered "
+            f"  user {dataset.user_ids[second.targets.users[row]]}: {base} {first.weighed[row]} "
+            f"(filtered {first.filtered[row]}), {mode} {second.weighed[row]} (filtered "
             f"{second.filtered[row]})",
             out,
         )

@@ -15,7 +15,7 @@ from model.times import iso
 from tim4rec_client import AsyncClient, Interaction, ServiceError
 from tim4rec_client.answers import RecommendedItem
 from training.dataset import Dataset, Histories, Int64s, Targets
-from training.evaluation import SEEN, TOLERANCE, Interval, Ranking, SeenItems
+from training.evaluation import SERVED, TOLERANCE, Interval, Ranking, SeenItems
 from training.metrics import MISS
 
 BATCH = 1000
@@ -96,8 +96,10 @@ class _Replay:
         self.tag = f"evaluate-{secrets.token_hex(4)}"
         self.index_of = {item: index for index, item in enumerate(dataset.item_ids, 1)}
         size = len(targets)
-        self.ranks = {seen: np.full(size, MISS, dtype=np.int64) for seen in SEEN}
-        self.intervals = {seen: Interval(np.full(size, MISS), np.full(size, MISS)) for seen in SEEN}
+        self.ranks = {seen: np.full(size, MISS, dtype=np.int64) for seen in SERVED}
+        self.intervals = {
+            seen: Interval(np.full(size, MISS), np.full(size, MISS)) for seen in SERVED
+        }
         self.scores = np.full(size, np.nan, dtype=np.float32)
         self.top_items = np.zeros((size, top), dtype=np.int64)
         self.top_scores = np.full((size, top), -np.inf, dtype=np.float32)
@@ -117,9 +119,9 @@ class _Replay:
             raise errors.exceptions[0] from None
         return Ranking(
             targets=self.targets,
-            kept=self.ranks["kept"],
+            weighed=self.ranks["weighed"],
             filtered=self.ranks["filtered"],
-            kept_interval=self.intervals["kept"],
+            weighed_interval=self.intervals["weighed"],
             filtered_interval=self.intervals["filtered"],
             scores=self.scores,
             top_items=self.top_items,
@@ -167,7 +169,7 @@ class _Replay:
                 raise LiveError(f"the service answered {result} to {event}")
 
     async def _rank(self, row: int) -> None:
-        for seen in SEEN:
+        for seen in SERVED:
             answer = await self.client.recommend(
                 self._user(row),
                 self.top,
@@ -189,13 +191,13 @@ class _Replay:
                 f"the service recommends {error}, which is no item of the artefact"
             ) from None
         scores = np.array([item["score"] for item in listed], dtype=np.float32)
-        if seen == "kept":
+        if seen == "weighed":
             self.top_items[row, : len(items)] = items
             self.top_scores[row, : len(items)] = scores
         (found,) = np.nonzero(items == self.targets.items[row])
         if len(found):
             own = scores[found[0]]
-            if seen == "kept":
+            if seen == "weighed":
                 self.scores[row] = own
             self.ranks[seen][row] = (scores >= own).sum()
             self.intervals[seen].best[row] = (scores > own + TOLERANCE).sum() + 1

@@ -14,6 +14,7 @@ import polars as pl
 
 from cli.console import CommandError, err, out
 from cli.console import say as say_always
+from cli.figures import figures
 from model import ModelConfig, TiM4Rec
 from model.artefact import save_artefact
 from model.items import Items
@@ -55,6 +56,7 @@ class Plan:
     members: int | None
     architecture: Mapping[str, Any]
     training: Mapping[str, Any]
+    verbose: bool = False
 
     @property
     def protocol(self) -> Protocol:
@@ -87,7 +89,8 @@ def publish(
     say(in_words(dataset))
     if plan.refit:
         say(f"refit: {in_words(every)}")
-    say_settings(say, architecture, config)
+    if plan.verbose:
+        say_settings(say, architecture, config)
 
     require_artefact_folder(folder)
     vocabulary = vocabulary_of(every, table, say)
@@ -105,11 +108,13 @@ def publish(
         return
     mixture = _mixture(log, dataset, trained.model, config.seed, say) if plan.refit else None
     outcome = Outcome.of(name, dataset, config, n_members, trained, refit, mixture)
-    write(outcome, vocabulary, log.notes, folder)
+    write(outcome, vocabulary, log.notes, folder, verbose=plan.verbose)
     shutil.rmtree(checkpoint)
 
 
-def write(outcome: Outcome, vocabulary: Items, notes: Sequence[str], folder: Path) -> None:
+def write(
+    outcome: Outcome, vocabulary: Items, notes: Sequence[str], folder: Path, *, verbose: bool
+) -> None:
     """Writes an artefact, and says its figures and its name.
 
     Args:
@@ -119,7 +124,7 @@ def write(outcome: Outcome, vocabulary: Items, notes: Sequence[str], folder: Pat
     identity = save_artefact(
         folder, outcome.model, vocabulary, outcome.metrics(), card, outcome.mixture
     )
-    for line in _figures(outcome):
+    for line in _figures(outcome, verbose):
         say_always(line, out)
     say_always(f"{folder}: model {identity}", out)
 
@@ -165,14 +170,14 @@ def vocabulary_of(dataset: Dataset, table: pl.DataFrame | None, say: Say) -> Ite
     return vocabulary
 
 
-def _figures(outcome: Outcome) -> list[str]:
-    lines = []
-    for row in outcome.rows:
-        if row.history == "whole":
-            asked = "known" if row.request_time else "unknown"
-            numbers = f"HR@10 {row.metrics['HR@10']:.4f}  NDCG@10 {row.metrics['NDCG@10']:.4f}"
-            lines.append(f"{outcome.ranked}, seen {row.seen}, request time {asked}: {numbers}")
-    return lines
+def _figures(outcome: Outcome, verbose: bool) -> list[str]:
+    """The model beside counting; verbose: all that was measured, too."""
+    if outcome.comparison is None:
+        return []
+    lines = outcome.comparison.lines(f"{outcome.ranked} targets")
+    if outcome.mixture is not None:
+        lines.append("what is served joins the model and such counts, which follow every event")
+    return lines + figures(outcome.rows, every=verbose)
 
 
 def in_words(dataset: Dataset) -> str:

@@ -79,6 +79,7 @@ def train(
     resume: options.Resume = True,
     threads: options.Threads = DEFAULTS.threads,
     device: options.Device = "auto",
+    verbose: options.Verbose = False,
 ) -> None:
     """Train a model on an interaction log and write it as an artefact.
 
@@ -154,6 +155,7 @@ def train(
         members=ensemble,
         architecture=architecture,
         training=training,
+        verbose=verbose,
     )
     target = folder or Path("artefacts", name)
     try:

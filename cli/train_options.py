@@ -375,3 +375,6 @@ Threads = Annotated[
     int, typer.Option(help="CPU threads; 0: torch's choice.", rich_help_panel=TRAINING)
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...", rich_help_panel=TRAINING)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Say every setting, and every figure that is measured.")
+]

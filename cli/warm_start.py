@@ -76,7 +76,8 @@ def publish_warm(
     config = replace(training_config(every, **(kept | dict(plan.training))), **recipe)
     members = [_with_dropout(member, plan) for member in members_of(parent.model)]
     share = REPLAY if replay is None else replay
-    say_settings(say, replace(parent.model.config, n_items=every.n_items), config)
+    if plan.verbose:
+        say_settings(say, replace(parent.model.config, n_items=every.n_items), config)
 
     require_artefact_folder(folder)
     vocabulary = vocabulary_of(every, with_known(parent.items, table), say)
@@ -103,7 +104,7 @@ def publish_warm(
     outcome = Outcome.of(
         name, dataset, config, len(members), trained, refit, mixture or parent.mixture, start
     )
-    write(outcome, vocabulary, log.notes, folder)
+    write(outcome, vocabulary, log.notes, folder, verbose=plan.verbose)
     shutil.rmtree(checkpoint)
 
 

@@ -145,11 +145,20 @@ def _results(outcome: Outcome) -> list[str]:
         f"## {outcome.ranked.capitalize()} results",
         *_of_which_model(outcome),
         "Full ranking over the catalogue, ties counted against the model. *Seen*: whether the "
-        "user's earlier items stay among the candidates (kept) or not (filtered). *Request "
+        "user's earlier items stay among the candidates (kept), stay with the repeat bias "
+        "(weighed), or not (filtered). *Request "
         "time*: whether the model knows the time of the request, here the target's own; compare "
         "only rows where it is unknown to models that do not take it.",
         metrics_table(outcome.rows),
+        *_comparison(outcome),
     ]
+
+
+def _comparison(outcome: Outcome) -> list[str]:
+    if outcome.comparison is None:
+        return []
+    lines = "\n".join(outcome.comparison.lines(f"{outcome.ranked} targets"))
+    return ["Beside counting what the model was trained on:", f"```\n{lines}\n```"]
 
 
 def _of_which_model(outcome: Outcome) -> list[str]:

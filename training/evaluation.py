@@ -1,9 +1,9 @@
 """Full-ranking evaluation in three modes that must agree: parallel, recurrent and service.
 
 A target's rank is 1 + the number of other items scored at least as high: ties count against us.
-`kept` ranks among all items, `filtered` leaves out every item of the user's whole history (a target
-seen before then can't be recommended and is a miss). The model's repeat bias counts where items are
-kept.
+`kept` ranks among all items, as papers do; `weighed` is the same with the model's repeat bias, as a
+service answers that keeps seen items; `filtered` leaves out every item of the user's whole history
+(a target seen before then can't be recommended and is a miss).
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from training.loss import scores_at_once
 from training.metrics import MISS, ranking_metrics
 
 OfflineMode = Literal["parallel", "recurrent"]
-SeenItems = Literal["kept", "filtered"]
-SEEN: tuple[SeenItems, ...] = ("kept", "filtered")
+SeenItems = Literal["kept", "weighed", "filtered"]
+SERVED: tuple[SeenItems, ...] = ("weighed", "filtered")
+"""What a service can be asked for."""
 Float32s = npt.NDArray[np.float32]
 
 TOLERANCE = 1e-4
@@ -44,33 +45,46 @@ class Interval:
 class Ranking:
     """What one mode found, a row a target.
 
-    kept, filtered: (T) ranks with seen items kept and filtered out. kept_interval,
+    weighed, filtered: (T) ranks with seen items weighed and filtered out. weighed_interval,
     filtered_interval: what rounding may make of them. scores: (T) of the targets, NaN where
-    unknown. top_items, top_scores: (T, K) best items with seen ones kept, 0 and -inf where there
+    unknown. top_items, top_scores: (T, K) best items with seen ones weighed, 0 and -inf where there
     are fewer. limit: ranks beyond it are only known to be beyond.
     """
 
     targets: Targets
-    kept: Int64s
+    weighed: Int64s
     filtered: Int64s
-    kept_interval: Interval
+    weighed_interval: Interval
     filtered_interval: Interval
     scores: Float32s
     top_items: Int64s
     top_scores: Float32s
     limit: int = MISS
 
+    def ranks(self) -> dict[SeenItems, Int64s]:
+        return {"weighed": self.weighed, "filtered": self.filtered}
+
     def metrics(self) -> dict[SeenItems, dict[str, float]]:
-        return {"kept": ranking_metrics(self.kept), "filtered": ranking_metrics(self.filtered)}
+        return {seen: ranking_metrics(ranks) for seen, ranks in self.ranks().items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineRanking(Ranking):
+    """kept: (T) ranks with seen items kept, which no service is asked for."""
+
+    kept: Int64s
+
+    def ranks(self) -> dict[SeenItems, Int64s]:
+        return {"kept": self.kept, "weighed": self.weighed, "filtered": self.filtered}
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """How the rankings of two modes compare over the same targets.
 
-    same: equal ranks, kept and filtered; near: users whose rank differs only by items scored within
-    TOLERANCE of the target; different: indices of all others. largest_score_gap: between the two
-    modes' scores of the same target.
+    same: equal ranks, weighed and filtered; near: users whose rank differs only by items scored
+    within TOLERANCE of the target; different: indices of all others. largest_score_gap: between the
+    two modes' scores of the same target.
     """
 
     users: int
@@ -93,10 +107,9 @@ def rank_targets(
     last: int | None = None,
     at_target_time: Sequence[bool] = (False,),
     top: int = 100,
-    repeat_bias: float | None = None,
     tokens: int = 1 << 15,
     progress: Callable[[int], None] | None = None,
-) -> dict[bool, Ranking]:
+) -> dict[bool, OfflineRanking]:
     """Ranks every target among all items.
 
     Args:
@@ -105,13 +118,11 @@ def rank_targets(
         at_target_time: for each, a ranking asked for at the target's own time (True) or at an
             unknown time (False), under that key of the result.
         top: K of `top_items`.
-        repeat_bias: in place of the model's own.
         tokens: bounds the padded interactions of a batch, and with it the memory.
         progress: is told how many targets were ranked, after each batch.
     """
-    bias = model.repeat_bias if repeat_bias is None else repeat_bias
     top = min(top, model.n_scored)
-    columns = {asked: _Columns(len(targets), top, bias) for asked in at_target_time}
+    columns = {asked: _Columns(len(targets), top, model.repeat_bias) for asked in at_target_time}
     for batch in scored(
         model, histories, targets, mode=mode, last=last, at_target_time=at_target_time,
         tokens=tokens,
@@ -218,9 +229,10 @@ class _Columns:
 
     def __init__(self, size: int, top: int, repeat_bias: float) -> None:
         self.repeat_bias = repeat_bias
+        self.kept = np.zeros(size, dtype=np.int64)
         self.ranks = {
             (seen, which): np.zeros(size, dtype=np.int64)
-            for seen in SEEN
+            for seen in SERVED
             for which in ("rank", "best", "worst")
         }
         self.scores = np.zeros(size, dtype=np.float32)
@@ -229,16 +241,18 @@ class _Columns:
 
     def fill(self, batch: Scored, scores: Tensor) -> None:
         rows, targets, seen = batch.rows, batch.targets, batch.seen
-        if self.repeat_bias:
-            scores = scores.scatter(1, seen, scores.gather(1, seen) + self.repeat_bias)
         (items,) = _on(scores.device, targets.items.astype(np.int64))
         own = scores.gather(1, items[:, None])  # -inf, the padding's, for an unknown target
         unknown = (targets.items == 0) | own[:, 0].isnan().cpu().numpy()
+        self.kept[rows] = np.where(unknown, MISS, _count(~(scores[:, 1:] < own)))
+        if self.repeat_bias:
+            scores = scores.scatter(1, seen, scores.gather(1, seen) + self.repeat_bias)
+            own = scores.gather(1, items[:, None])
         best = scores.topk(self.top_items.shape[1], dim=1)
         self.top_items[rows] = best.indices.cpu().numpy()
         self.top_scores[rows] = best.values.cpu().numpy()
         self.scores[rows] = np.where(unknown, np.nan, own[:, 0].float().cpu().numpy())
-        self._rank("kept", rows, scores, own, unknown)
+        self._rank("weighed", rows, scores, own, unknown)
         scores = scores.scatter(1, seen, -torch.inf)  # its padding masks column 0 once more
         self._rank("filtered", rows, scores, own, unknown | batch.repeated)
 
@@ -251,27 +265,34 @@ class _Columns:
         missed: npt.NDArray[np.bool_],
     ) -> None:
         items = scores[:, 1:]  # never the padding
-        # Not "at least": so a NaN counts against us. The target counts itself.
         bounds = {
-            "rank": (~(items < own)).sum(1),
-            "best": (items > own + TOLERANCE).sum(1) + 1,
-            "worst": (~(items < own - TOLERANCE)).sum(1),
+            "rank": _count(~(items < own)),
+            "best": _count(items > own + TOLERANCE) + 1,
+            "worst": _count(~(items < own - TOLERANCE)),
         }
         for which, rank in bounds.items():
-            self.ranks[seen, which][rows] = np.where(missed, MISS, rank.cpu().numpy())
+            self.ranks[seen, which][rows] = np.where(missed, MISS, rank)
 
-    def ranking(self, targets: Targets) -> Ranking:
+    def ranking(self, targets: Targets) -> OfflineRanking:
         ranks = self.ranks
-        return Ranking(
+        return OfflineRanking(
             targets=targets,
-            kept=ranks["kept", "rank"],
+            kept=self.kept,
+            weighed=ranks["weighed", "rank"],
             filtered=ranks["filtered", "rank"],
-            kept_interval=Interval(ranks["kept", "best"], ranks["kept", "worst"]),
+            weighed_interval=Interval(ranks["weighed", "best"], ranks["weighed", "worst"]),
             filtered_interval=Interval(ranks["filtered", "best"], ranks["filtered", "worst"]),
             scores=self.scores,
             top_items=self.top_items,
             top_scores=self.top_scores,
         )
+
+
+def _count(items: Tensor) -> Int64s:
+    """How many items are ahead: (B) of (B, V) bool. With "not less" in place of "at least" a NaN
+    counts against us, and the target counts itself."""
+    found: Int64s = items.sum(1).cpu().numpy()
+    return found
 
 
 def agreement(a: Ranking, b: Ranking) -> Agreement:
@@ -288,10 +309,10 @@ def agreement(a: Ranking, b: Ranking) -> Agreement:
     ):
         raise ValueError("only rankings of the same targets can be compared")
     limit = min(a.limit, b.limit)
-    same = np.ones(len(a.kept), dtype=np.bool_)
-    near = np.ones(len(a.kept), dtype=np.bool_)
+    same = np.ones(len(a.weighed), dtype=np.bool_)
+    near = np.ones(len(a.weighed), dtype=np.bool_)
     for first, second, interval in (
-        (a.kept, b.kept, a.kept_interval),
+        (a.weighed, b.weighed, a.weighed_interval),
         (a.filtered, b.filtered, a.filtered_interval),
     ):
         beyond = limit + 1
@@ -332,7 +353,7 @@ class ResultRow:
 
 
 def rows_of(ranking: Ranking, mode: str, history: str, request_time: bool) -> list[ResultRow]:
-    """The two rows, seen kept and filtered, of a ranking."""
+    """A row for each way to treat what the user has had."""
     return [
         ResultRow(mode, history, request_time, seen, metrics)
         for seen, metrics in ranking.metrics().items()
@@ -347,13 +368,13 @@ def evaluate_offline(
     mode: OfflineMode = "parallel",
     lasts: tuple[int, ...] = (50, 200),
     progress: Callable[[int], None] | None = None,
-) -> tuple[list[ResultRow], dict[bool, Ranking]]:
+) -> tuple[list[ResultRow], dict[bool, OfflineRanking]]:
     """The whole table of one mode, and its whole-history rankings by `request_time`.
 
     A model that takes the request time has rows with it and without.
     """
     rows: list[ResultRow] = []
-    whole: dict[bool, Ranking] = {}
+    whole: dict[bool, OfflineRanking] = {}
     asked = (False, True) if model.config.uses_request_time else (False,)
     for last in (None, *lasts):
         rankings = rank_targets(

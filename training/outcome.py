@@ -9,6 +9,7 @@ from typing import Any, Literal
 from model import TiM4Rec
 from model.live.mixture import Mixture
 from model.times import iso
+from training.comparison import Comparison
 from training.config import TrainingConfig
 from training.dataset import Dataset
 from training.evaluation import ResultRow, evaluate_offline
@@ -31,7 +32,8 @@ class Refit:
 class Outcome:
     """A model trained on one part of a log and ranked on another, and then perhaps refitted.
 
-    rows: of the model before its refit, on the targets `ranked`; none where nothing was set aside.
+    rows, comparison: of the model before its refit, on the targets `ranked`; none where nothing was
+    set aside.
     mixture: fitted with that model, or of the parent. warm_start: None of a model trained from
     scratch.
     """
@@ -45,6 +47,7 @@ class Outcome:
     refit: Refit | None = None
     mixture: Mixture | None = None
     warm_start: WarmStart | None = None
+    comparison: Comparison | None = None
 
     @classmethod
     def of(
@@ -61,9 +64,13 @@ class Outcome:
         """Ranks the trained model."""
         targets = dataset.test if len(dataset.test) else dataset.validation
         rows: Sequence[ResultRow] = []
+        comparison = None
         if len(targets):
-            rows, _ = evaluate_offline(trained.model, dataset.histories, targets)
-        return cls(name, dataset, config, members, trained, rows, refit, mixture, warm_start)
+            rows, whole = evaluate_offline(trained.model, dataset.histories, targets)
+            comparison = Comparison.of(dataset, targets, whole[False].filtered)
+        return cls(
+            name, dataset, config, members, trained, rows, refit, mixture, warm_start, comparison
+        )
 
     @property
     def model(self) -> TiM4Rec:
@@ -106,6 +113,8 @@ class Outcome:
             found["test"] = rows
         elif rows:
             found["validation"]["rows"] = rows
+        if self.comparison is not None:
+            found["comparison"] = self.comparison.to_dict()
         if self.refit is not None:
             found["refit"] = {
                 "data": self.refit.dataset.describe(),

@@ -111,11 +111,10 @@ def test_rows_are_those_of_the_evaluation(
     trained = train(dataset, model_config(dataset), config, folder / "1")
     assert trained.epochs == 1  # nothing was trained again
     expected, _ = evaluate_offline(trained.model, dataset.histories, dataset.test)
-    assert len(expected) == 12
+    assert len(expected) == 18
     for row in expected:
-        served = "weighed" if row.seen == "kept" else row.seen
         found = line(
-            report, "causal", seen=served, history=row.history, request_time=row.request_time
+            report, "causal", seen=row.seen, history=row.history, request_time=row.request_time
         )
         assert found["seeds"] == 2
         for name, value in row.metrics.items():

@@ -72,7 +72,7 @@ def test_train_writes_a_whole_artefact(folder: Path) -> None:
     assert metrics["training"]["lr"] == 5e-3
     whole = [row for row in metrics["test"] if row["history"] == "whole"]
     assert {(row["seen"], row["request_time"]) for row in whole} == {
-        (seen, asked) for seen in ("kept", "filtered") for asked in (False, True)
+        (seen, asked) for seen in ("kept", "weighed", "filtered") for asked in (False, True)
     }
     card = (folder / "model" / "README.md").read_text()
     for row in whole:
@@ -91,8 +91,9 @@ def test_train_says_what_it_does(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in refused.output
     assert not (tmp_path / "model").exists()
     used = tim4rec(
-        "train", log, "--out", tmp_path / "model", "--skip-bad-rows", "--no-refit", *QUICK
-    )
+        "train", log, "--out", tmp_path / "model", "--skip-bad-rows", "--no-refit", "--verbose",
+        *QUICK,
+    )  # fmt: skip
     assert used.exit_code == 0, used.output
     assert "1 rows left out" in used.output
     assert "dropout=0.5" in used.output, "the recipe that was chosen is shown"
@@ -109,7 +110,11 @@ def test_what_is_published_knows_every_row_and_says_whose_figures_it_has(
     done = tim4rec("train", folder / "log.csv", "--out", out, *QUICK)
     assert done.exit_code == 0, done.output
     assert "refit on every row" in done.output
-    assert "validation, seen filtered, request time known: HR@10 " in done.output
+    assert "dropout=" not in done.output, "what most do not ask for"
+    assert "validation targets, without what each user has had" in done.output
+    assert "the model alone is" in done.output
+    assert "seen items filtered, request time unknown: HR@10 " in done.output
+    assert "request time known" not in done.output
     assert not (tmp_path / "model.training").exists()
     artefact = load_artefact(out)
     log = read_log(folder / "log.csv")
@@ -121,13 +126,18 @@ def test_what_is_published_knows_every_row_and_says_whose_figures_it_has(
     assert artefact.items.popularity.sum() == len(log.frame) - 40
     assert "test" not in metrics
     whole = [row for row in metrics["validation"]["rows"] if row["history"] == "whole"]
-    assert len(whole) == 4
+    assert len(whole) == 6
+    beside = metrics["comparison"]
+    assert set(beside) == {"model", "recent popularity", "item-kNN"}
+    found = next(row for row in whole if row["seen"] == "filtered" and not row["request_time"])
+    assert beside["model"] == {name: found[name] for name in ("HR@10", "NDCG@10")}
     card = (out / "README.md").read_text()
     for part in (
         "2-core. Forward: validated on",
         "## Refit",
         "## Validation results",
         "Of the model before its refit.",
+        "recent popularity  HR@10",
         *(f"{row['NDCG@10']:.4f}" for row in whole),
     ):
         assert part in card
@@ -135,6 +145,9 @@ def test_what_is_published_knows_every_row_and_says_whose_figures_it_has(
     assert evaluated.exit_code == 0, evaluated.output
     assert "was trained on every row of its log" in " ".join(evaluated.output.split())
     assert "9 users tested of 40" in evaluated.output
+    assert "9 targets, without what each user has had" in evaluated.output
+    assert "item-kNN " in evaluated.output
+    assert "MRR@10/20/50" not in evaluated.output
 
 
 def test_a_log_without_all_times_is_refitted_all_the_same(folder: Path, tmp_path: Path) -> None:
@@ -145,7 +158,7 @@ def test_a_log_without_all_times_is_refitted_all_the_same(folder: Path, tmp_path
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
     assert "no validation forward in time (a forward split needs every time; 1 are not" in said
-    assert "test, seen filtered, request time known: HR@10 " in done.output
+    assert "test targets, without what each user has had" in done.output
     metrics = load_artefact(tmp_path / "model").metrics
     assert metrics["protocol"] == Protocol(2, 2).to_dict()
     assert metrics["refit"]["data"]["training_targets"] == len(lines) - 1 - 40
@@ -202,7 +215,7 @@ def test_evaluate_repeats_the_metrics_of_training(folder: Path, tmp_path: Path) 
     found = json.loads(report.read_text())
     parallel = [row for row in found["results"] if row["mode"] == "parallel"]
     trained = load_artefact(folder / "model").metrics["test"]
-    assert len(parallel) == len(trained) == 12
+    assert len(parallel) == len(trained) == 18
     for row, expected in zip(parallel, trained, strict=True):
         assert row.pop("mode") == expected.pop("mode")
         assert row == pytest.approx(expected)
@@ -309,11 +322,11 @@ def test_the_service_agrees_with_both_offline_modes(
         for row in found["results"]
         if row["history"] == "whole" and row["request_time"]
     }
-    for seen in ("kept", "filtered"):
+    for seen in ("weighed", "filtered"):
         assert by_mode["service", seen]["NDCG@10"] == pytest.approx(
             by_mode["parallel", seen]["NDCG@10"], abs=0.02
         )
-    assert by_mode["service", "kept"]["NDCG@10"] > 0
+    assert by_mode["service", "weighed"]["NDCG@10"] > 0
     left = httpx.get(f"{service}/users/evaluate-0000-u000")
     assert left.status_code == 404, "what was posted must be deleted"
 

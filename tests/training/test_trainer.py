@@ -252,9 +252,11 @@ def test_the_average_of_the_weights_is_validated_and_kept(
     for name, value in weights(result.model).items():
         torch.testing.assert_close(value, average[name], rtol=1e-5, atol=1e-7)
     ranking = rank_targets(
-        result.model, dataset.histories, dataset.validation,
-        at_target_time=(True,), repeat_bias=0.0,
-    )[True]  # fmt: skip
+        result.model,
+        dataset.histories,
+        dataset.validation,
+        at_target_time=(True,),
+    )[True]
     assert ranking_metrics(ranking.kept)["NDCG@10"] == result.best_ndcg
     plain = train(dataset, config, with_options(max_epochs=1)).model
     for name, value in weights(plain).items():
@@ -389,9 +391,11 @@ def test_stops_early_and_keeps_the_best_weights(dataset: Dataset) -> None:
     )
     assert result.epochs == result.best_epoch + 3 < 40
     ranking = rank_targets(
-        result.model, dataset.histories, dataset.validation,
-        at_target_time=(True,), repeat_bias=0.0,
-    )[True]  # fmt: skip
+        result.model,
+        dataset.histories,
+        dataset.validation,
+        at_target_time=(True,),
+    )[True]
     assert ranking_metrics(ranking.kept)["NDCG@10"] == result.best_ndcg
     lines = output.getvalue().splitlines()
     assert len(lines) == result.epochs, "plain lines, one an epoch, where there is no terminal"
@@ -417,9 +421,11 @@ def test_items_had_before_are_ranked_where_users_come_back_to_them(
             filtered = seen == "filtered"
         result = train(data, model_config(data, **SMALL), with_options(validation_seen=seen))
         ranking = rank_targets(
-            result.model, data.histories, data.validation,
-            at_target_time=(True,), repeat_bias=0.0,
-        )[True]  # fmt: skip
+            result.model,
+            data.histories,
+            data.validation,
+            at_target_time=(True,),
+        )[True]
         ranks = {True: ranking.filtered, False: ranking.kept}
         assert ranking_metrics(ranks[filtered])["NDCG@10"] == result.best_ndcg
         assert (ranks[True] != ranks[False]).any()

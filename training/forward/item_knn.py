@@ -33,10 +33,12 @@ class ItemKNN:
         np.add.at(self._n, self._events.items[rows], 1)
         np.add.at(self._counts, self._pairs.entries[rows].ravel(), 1)
 
-    def ranks(self, rows: Int64s) -> Int64s:
+    @property
+    def evidence(self) -> Evidence:
+        """What has been counted."""
         popularity = self._popularity
         norm: Float64s = 1 / np.sqrt(self._n + SHRINKAGE)
-        evidence = Evidence(
+        return Evidence(
             popularity.known,
             TIE * popularity.shares,
             DECAY ** np.arange(LAST, dtype=np.float64),
@@ -45,4 +47,6 @@ class ItemKNN:
             norm,
             norm,
         )
-        return evidence.ranks(self._events, rows)
+
+    def ranks(self, rows: Int64s) -> Int64s:
+        return self.evidence.ranks(self._events, rows)

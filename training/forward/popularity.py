@@ -35,7 +35,11 @@ class Popularity:
     def observe(self, rows: Int64s) -> None:
         np.add.at(self._mass, self._events.items[rows], self._weights[rows])
 
-    def ranks(self, rows: Int64s) -> Int64s:
+    @property
+    def evidence(self) -> Evidence:
+        """What has been counted."""
         none = np.zeros(0)
-        evidence = Evidence(self.known, self.shares, none, NO_PAIRS, none, none, none)
-        return evidence.ranks(self._events, rows)
+        return Evidence(self.known, self.shares, none, NO_PAIRS, none, none, none)
+
+    def ranks(self, rows: Int64s) -> Int64s:
+        return self.evidence.ranks(self._events, rows)
