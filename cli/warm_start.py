@@ -103,7 +103,7 @@ def publish_warm(
     outcome = Outcome.of(
         name, dataset, config, len(members), trained, refit, mixture or parent.mixture, start
     )
-    write(outcome, vocabulary, log.notes, folder)
+    write(outcome, vocabulary, log, folder)
     shutil.rmtree(checkpoint)
 
 
