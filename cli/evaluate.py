@@ -23,7 +23,7 @@ from cli.device import choose_device
 from cli.figures import figures
 from cli.live import rank_through_service, replayable, require_model
 from cli.service_client import service_client
-from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
+from cli.steps import Kinds, chosen_kinds, read_steps, say_overlap, say_what_was_read
 from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import METRICS, Artefact, load_artefact
 from training.comparison import Comparison
@@ -115,7 +115,8 @@ def evaluate(
         protocol = Protocol.from_dict(loaded.metrics.get("protocol", {}))
     except (TypeError, ValueError) as error:
         raise CommandError(f"{artefact}/{METRICS}: protocol: {error}") from None
-    read = read_steps(log, kinds, skip_bad_rows=skip_bad_rows, form=form)
+    rules = chosen_kinds(kinds, {artefact: loaded.kinds})
+    read = read_steps(log, rules, skip_bad_rows=skip_bad_rows, form=form)
     say_what_was_read(log, read)
     say_overlap(log, read, loaded.scored_items.ids, artefact_folder)
     if "refit" in loaded.metrics or loaded.metrics.get("step") == "warm":

@@ -21,6 +21,7 @@ from cli.store import (
     opened,
     require_data_dir,
     shared_settings,
+    with_noted_kinds,
 )
 from model.kinds import KindRules
 from model.live.evidence import EvidenceRules
@@ -73,6 +74,7 @@ def rebuild(
 
 async def _rebuild(settings: Settings, newest: int) -> None:
     async with opened(settings) as store:
+        settings = await with_noted_kinds(store, settings)
         tell_changes(await agreed(store, settings, shared_settings(settings)))
         await rebuild_evidence(store, settings, newest)
 

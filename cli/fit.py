@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.console import CommandError, out, say
-from cli.steps import Kinds, read_steps, say_what_was_read
+from cli.steps import Kinds, chosen_kinds, read_steps, say_what_was_read
 from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import CARD, load_artefact, save_artefact
 from model.times import iso, parse_time
@@ -51,7 +51,8 @@ def fit(
         raise CommandError(f"{artefact}: a model of the time path `sequence` has no mixture")
     begin = _since(since, found.core_until_ms)
     form = TableFormat.parse(columns, encoding, time_format, any_time)
-    interactions = read_steps(log, kinds, skip_bad_rows=False, form=form)
+    rules = chosen_kinds(kinds, {str(artefact): found.kinds})
+    interactions = read_steps(log, rules, skip_bad_rows=False, form=form)
     say_what_was_read(log, interactions)
     mixture = fit_mixture(interactions, found.model, found.scored_items.ids, begin, seed=seed)
     if mixture is None:
@@ -62,7 +63,7 @@ def fit(
     card = (artefact / CARD).read_text(encoding="utf-8")
     metrics = found.metrics | {"mixture": {"since": iso(begin), "seed": seed}}
     target = folder or artefact
-    save_artefact(target, found.model, found.items, metrics, card, mixture)
+    save_artefact(target, found.model, found.items, metrics, card, mixture, found.kinds)
     say(f"{target}: mixture fitted on what came from {iso(begin)} on", out)
 
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.table import Table
 
 from cli.console import CommandError, out, say
-from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
+from cli.steps import Kinds, chosen_kinds, read_steps, say_overlap, say_what_was_read
 from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import Artefact, load_artefact
 from model.times import iso, parse_time
@@ -71,7 +71,8 @@ def judge(
                 "each interaction"
             )
     since_ms = _since(since, artefacts)
-    interactions = read_steps(log, kinds, skip_bad_rows=False, form=form)
+    rules = chosen_kinds(kinds, {str(path): one.kinds for path, one in artefacts.items()})
+    interactions = read_steps(log, rules, skip_bad_rows=False, form=form)
     say_what_was_read(log, interactions)
     for path, artefact in artefacts.items():
         say_overlap(log, interactions, artefact.scored_items.ids, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,21 +108,15 @@ def publish(
         return
     mixture = _mixture(log, dataset, trained.model, config.seed, say) if plan.refit else None
     outcome = Outcome.of(name, dataset, config, n_members, trained, refit, mixture)
-    write(outcome, vocabulary, log.notes, folder, verbose=plan.verbose)
+    write(outcome, vocabulary, log, folder, verbose=plan.verbose)
     shutil.rmtree(checkpoint)
 
 
-def write(
-    outcome: Outcome, vocabulary: Items, notes: Sequence[str], folder: Path, *, verbose: bool
-) -> None:
-    """Writes an artefact, and says its figures and its name.
-
-    Args:
-        notes: on the data, as read.
-    """
-    card = model_card(outcome, _command(), notes)
+def write(outcome: Outcome, vocabulary: Items, log: Log, folder: Path, *, verbose: bool) -> None:
+    """Writes an artefact, and says its figures and its name."""
+    card = model_card(outcome, _command(), log.notes)
     identity = save_artefact(
-        folder, outcome.model, vocabulary, outcome.metrics(), card, outcome.mixture
+        folder, outcome.model, vocabulary, outcome.metrics(), card, outcome.mixture, log.kinds
     )
     for line in _figures(outcome, verbose):
         say_always(line, out)

@@ -11,7 +11,7 @@ from typing import Annotated
 import polars as pl
 import typer
 
-from cli.artefacts import ArtefactPlace
+from cli.artefacts import ArtefactPlace, fetched
 from cli.console import CommandError, out, say
 from cli.device import choose_device
 from cli.evidence import rebuild_evidence
@@ -29,12 +29,14 @@ from cli.store import (
     opened,
     require_data_dir,
     shared_settings,
+    with_noted_kinds,
 )
 from cli.table_options import AnyTime, Columns, Encoding, TimeFormat
 from model.artefact import load_artefact
 from model.artefact_store import local_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
+from model.trained_kinds import trained_kinds
 from service.bulk.importer import Importer, ImportResult, UserHistory
 from service.bulk.warm import Warmer
 from service.feedback.popularity import Popularity
@@ -52,6 +54,14 @@ def import_log(
     log: Annotated[
         Path, typer.Argument(help="The interaction log: CSV, CSV.gz, Parquet, or a folder of them.")
     ],
+    artefact: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARTEFACT",
+            help="The model that will be served: its rules for kinds say what counts as popular.",
+            show_default="TIM4REC_KINDS, or the rules of the store's services",
+        ),
+    ] = None,
     redis: Redis = None,
     data_dir: DataDir = None,
     namespace: Namespace = None,
@@ -117,10 +127,12 @@ def import_log(
     from the environment as in `serve` (TIM4REC_DEDUP_WINDOW, TIM4REC_IDLE_TTL_S, TIM4REC_FSYNC).
     Where those that all processes of a store share differ from the service's, the exit code is 3.
     """
-    # Settings are those of a service, which has a model; nothing here reads it.
+    # Settings are those of a service, which has a model.
     settings = chosen_settings(
-        artefact=Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
+        artefact=artefact or Path(), redis_url=redis, data_dir=data_dir, namespace=namespace
     )
+    if artefact is not None:
+        settings = settings.with_kinds(trained_kinds(fetched(artefact)))
     require_data_dir(settings)
     form = TableFormat.parse(columns, encoding, time_format, any_time)
     started = time.perf_counter()
@@ -160,6 +172,9 @@ async def _import(
     rows: SpooledLog, settings: Settings, onto_existing: bool, live: bool
 ) -> ImportResult:
     async with opened(settings) as store:
+        settings = await with_noted_kinds(store, settings)
+        if rows.kinds and not settings.kinds:
+            say(f"{rows.path}: all kinds count as popular: --artefact or TIM4REC_KINDS says which")
         tell_changes(await agreed(store, settings, shared_settings(settings)))
         log = event_log(store, settings, 1)
         importer = Importer(
@@ -265,8 +280,10 @@ async def _warm(settings: Settings, shard: Shard) -> None:
         loaded.model.use(choose(settings.kernels, loaded.model.device))
     except KernelsUnavailable as error:
         raise CommandError(f"kernels {settings.kernels}: {error}") from None
+    settings = settings.with_kinds(loaded.kinds)
     started = time.perf_counter()
     async with opened(settings) as store:
+        settings = await with_noted_kinds(store, settings)
         tell_changes(await agreed(store, settings, shared_settings(settings)))
         warmer = Warmer(
             loaded,

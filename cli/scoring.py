@@ -54,7 +54,7 @@ def publish_scoring(name: str, log: Log, parent: Path, folder: Path, *, seed: in
             "seed": seed,
             "seconds": round(step.seconds, 1),
         }
-    save_artefact(folder, before.model, before.items, metrics, text, mixture)
+    save_artefact(folder, before.model, before.items, metrics, text, mixture, before.kinds)
     say(f"{folder}: model {claimed_edition(folder)}, {said}", out)
 
 

@@ -65,7 +65,8 @@ def serve(given: dict[str, Any]) -> None:
     require_data_dir(settings)
     # Workers that start again need no object store.
     folder = local_artefact(settings.artefact, settings.fetched_models)
-    example = load_artefact(folder).items.ids[0]
+    artefact = load_artefact(folder)
+    settings, example = settings.with_kinds(artefact.kinds), artefact.items.ids[0]
     with ExitStack() as held:
         changed: list[Difference] = []
         if settings.redis is not None:

@@ -60,7 +60,8 @@ class Spool:
 class SpooledLog:
     """The rows of a log's users, of those that a shard holds, on their way to being sorted.
 
-    `rows`: how many there are to import, known for good after `sort`.
+    `rows`: how many there are to import, known for good after `sort`. `kinds`: whether any has a
+    kind.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class SpooledLog:
         self._folder, self._shard, self._rows_at_once = folder, shard, rows_at_once
         self._bad, self._bad_count = list[BadRow](), 0
         self._made = 0
+        self.kinds = False
         self._spools = [self._new_spool()]
 
     @property
@@ -97,6 +99,7 @@ class SpooledLog:
             notes |= dict.fromkeys(piece.notes)
             self._note(piece.bad)
             empty &= piece.frame.is_empty()
+            self.kinds |= piece.frame["kind"].null_count() < len(piece.frame)
             held = self._held(piece.frame)
             if len(held):
                 spool.add(held)

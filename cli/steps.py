@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +12,7 @@ import typer
 
 from cli.console import CommandError, say
 from model.kinds import KindRules
+from model.trained_kinds import agreed_kinds
 from training.ids import Overlap, doubles
 from training.interactions import Log, read_log
 from training.table_files import is_export
@@ -19,15 +20,17 @@ from training.table_format import PLAIN, TableFormat
 from training.tables import InputError, describe_bad_rows
 from training.time_span import TimeSpan
 
+LISTED = 20
+
 Kinds = Annotated[
     str | None,
     typer.Option(
         "--kinds",
         envvar="TIM4REC_KINDS",
         metavar="RULES",
-        help="Take only the rows of the log that are a step by these rules and its column `kind`, "
-        "as TIM4REC_KINDS says them of the service.",
-        show_default="needed for a log of several kinds",
+        help="Take only the rows of the log that are a step by these rules and its column `kind`. "
+        "They become a part of the model, and are used wherever it is.",
+        show_default="the model's; needed to train anew on several kinds",
         rich_help_panel="Data",
     ),
 ]
@@ -50,21 +53,36 @@ def say_overlap(path: Path, log: Log, known: Sequence[str] | pl.Series, whose: P
         say(f"{path}: {said}")
 
 
+def chosen_kinds(
+    told: str | None, trained: Mapping[str, KindRules | None] | None = None
+) -> KindRules | None:
+    """The rules of `--kinds`, or else those that models were trained by; None: nobody says any.
+
+    Args:
+        trained: by the model's folder.
+
+    Raises:
+        CommandError: `told` are no rules.
+        KindsDiffer: a model was trained by rules of another meaning.
+    """
+    try:
+        rules = None if told is None else KindRules.parse(told)
+    except ValueError as error:
+        raise CommandError(f"--kinds: {error}") from None
+    fix = "leave --kinds and TIM4REC_KINDS out, or train a model anew by the other rules"
+    return agreed_kinds(rules, trained or {}, fix)
+
+
 def read_steps(
-    path: Path, rules: str | None, *, skip_bad_rows: bool, form: TableFormat = PLAIN
+    path: Path, rules: KindRules | None, *, skip_bad_rows: bool, form: TableFormat = PLAIN
 ) -> Log:
     """`read_log`, without the rows that are no steps; `rules` None: all rows are, in a log of one
     kind or in an export, as in a service without rules.
 
     Raises:
-        CommandError: `rules` are none.
         InputError: as `read_log` does, where no row is a step, and where a log of several kinds has
             no rules.
     """
-    try:
-        steps = KindRules.parse(rules or "").steps
-    except ValueError as error:
-        raise CommandError(f"--kinds: {error}") from None
     log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True, form=form)
     if rules is None:
         said = _several_kinds(log.frame["kind"])
@@ -72,13 +90,16 @@ def read_steps(
             raise InputError(f"{path}: {said}")
         columns = log.frame.select("user_id", "item_id", "time_ms")
         return dataclasses.replace(log, frame=columns)
-    stepping = [kind for kind in log.frame["kind"].unique() if steps(kind)]
+    stepping = [kind for kind in log.frame["kind"].unique() if rules.steps(kind)]
     kept = log.frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
     if kept.is_empty():
-        raise InputError(f"{path}: no row is a step by --kinds {rules}")
-    note = f"{len(log.frame) - len(kept):,} of {len(log.frame):,} rows are no steps and left out"
+        raise InputError(
+            f"{path}: no row is a step by the rules {rules}; there are {_listed(log.frame['kind'])}"
+        )
+    left_out = len(log.frame) - len(kept)
+    note = f"{left_out:,} of {len(log.frame):,} rows are no steps by {rules} and left out"
     columns = kept.select("user_id", "item_id", "time_ms")
-    return dataclasses.replace(log, frame=columns, notes=[*log.notes, note])
+    return dataclasses.replace(log, frame=columns, notes=[*log.notes, note], kinds=rules)
 
 
 def _several_kinds(kinds: pl.Series) -> str | None:
@@ -86,10 +107,15 @@ def _several_kinds(kinds: pl.Series) -> str | None:
     counts = kinds.value_counts(sort=True)
     if len(counts) < 2:
         return None
-    listed = ", ".join(f"{kind or 'without'} {count:,}" for kind, count in counts.iter_rows())
     most = next(kind for kind in counts["kind"] if kind is not None)
     return (
-        f"its interactions are of several kinds ({listed}): say what each is with --kinds (or "
-        f"TIM4REC_KINDS, and the same to the service), such as '{most}:step,*:count' to learn from "
-        f"{most} alone, or '*:step' to take all alike"
+        f"its interactions are of several kinds ({_listed(kinds)}): say what each is with --kinds, "
+        f"such as '{most}:step,*:count' to learn from {most} alone, or '*:step' to take all alike"
     )
+
+
+def _listed(kinds: pl.Series) -> str:
+    counts = kinds.value_counts(sort=True)
+    first = [f"{kind or 'without'} {count:,}" for kind, count in counts.head(LISTED).iter_rows()]
+    more = [f"{len(counts) - LISTED:,} more"] if len(counts) > LISTED else []
+    return ", ".join([*first, *more])

@@ -87,9 +87,17 @@ async def agreed(store: Store, settings: Settings, shared: Mapping[str, str]) ->
 
 def shared_settings(settings: Settings) -> dict[str, str]:
     """Those that a command in bulk has to have like the services: late events are clamped in it
-    under every policy."""
-    late = ("late_policy", "replay_limit")
-    return {name: value for name, value in settings.shared().items() if name not in late}
+    under every policy, and rules for kinds that nobody has said are left to the service."""
+    others = {"late_policy", "replay_limit"} | (set() if settings.kinds else {"kinds"})
+    return {name: value for name, value in settings.shared().items() if name not in others}
+
+
+async def with_noted_kinds(store: Store, settings: Settings) -> Settings:
+    """With the rules for kinds that the store's processes have, where none are given here."""
+    if settings.kinds:
+        return settings
+    noted = await SharedSettings(store, namespace=settings.namespace).noted("kinds")
+    return settings if noted is None else settings.model_copy(update={"kinds": noted})
 
 
 def event_log(store: Store, settings: Settings, page: int) -> EventLog:

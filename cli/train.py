@@ -10,11 +10,12 @@ from cli.console import CommandError, say_renamed
 from cli.device import choose_device, require_kernels
 from cli.publish import Plan, publish
 from cli.scoring import publish_scoring
-from cli.steps import Kinds, read_steps, say_overlap, say_what_was_read
+from cli.steps import Kinds, chosen_kinds, read_steps, say_overlap, say_what_was_read
 from cli.table_options import AnyTime, Columns, Encoding, ItemColumns, TimeFormat
 from cli.warm_start import publish_warm
 from model.items import ItemsError
 from model.times import parse_time
+from model.trained_kinds import trained_kinds
 from training import parallel
 from training.interactions import Log
 from training.item_table import read_items
@@ -100,7 +101,8 @@ def train(
         raise CommandError("--scoring-only is for --from: name the artefact whose states stay")
     form = TableFormat.parse(columns, encoding, time_format, any_time)
     name = _name(log)
-    read = _until(log, read_steps(log, kinds, skip_bad_rows=skip_bad_rows, form=form), until)
+    rules = chosen_kinds(kinds, {} if parent is None else {str(parent): trained_kinds(parent)})
+    read = _until(log, read_steps(log, rules, skip_bad_rows=skip_bad_rows, form=form), until)
     table = None
     if items is not None:
         item_form = TableFormat.parse(item_columns, encoding, option="--item-columns")

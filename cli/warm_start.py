@@ -104,7 +104,7 @@ def publish_warm(
     outcome = Outcome.of(
         name, dataset, config, len(members), trained, refit, mixture or parent.mixture, start
     )
-    write(outcome, vocabulary, log.notes, folder, verbose=plan.verbose)
+    write(outcome, vocabulary, log, folder, verbose=plan.verbose)
     shutil.rmtree(checkpoint)
 
 

@@ -21,6 +21,7 @@ from model.artefact_store import ArtefactStore
 from model.plain_file import read_plain
 from model.strict_json import parse
 from model.times import iso
+from model.trained_kinds import trained_kinds
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,9 @@ class Training:
         self, going: Round, part: str, parent: Path | None, options: list[str]
     ) -> Round:
         if going.step == "scratch":
-            options = [*self._settings.scratch_options, *options]
+            rules = None if parent is None else await asyncio.to_thread(trained_kinds, parent)
+            kinds = [] if rules is None else ["--kinds", str(rules)]
+            options = [*kinds, *self._settings.scratch_options, *options]
         elif parent is not None:
             options = ["--from", str(parent), *options]
         if going.step == "scoring":

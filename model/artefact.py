@@ -1,10 +1,10 @@
 """A trained model as a folder of plain files, and its identity.
 
-`config.json` (architecture, state layout, identity, hashes), `model.safetensors`, `items.json`
-(vocabulary, popularity, optional titles and categories), `metrics.json`, `README.md` (the model
-card), and what decides scores and no state, each optional: `mixture.safetensors` (how scores and
-evidence join), `scoring.safetensors` and `scoring.json` (what is scored, where it is not the
-vocabulary by its input vectors). Nothing is pickled.
+`config.json` (architecture, state layout, identity, hashes, rules for kinds), `model.safetensors`,
+`items.json` (vocabulary, popularity, optional titles and categories), `metrics.json`, `README.md`
+(the model card), and what decides scores and no state, each optional: `mixture.safetensors` (how
+scores and evidence join), `scoring.safetensors` and `scoring.json` (what is scored, where it is not
+the vocabulary by its input vectors). Nothing is pickled.
 
 Whoever made a folder, it is loaded whole or refused: `config.json` is read first, and no more of
 the other files than it says that there is.
@@ -40,6 +40,7 @@ from model.description import (
 )
 from model.folder import replace_folder
 from model.items import Items, items_bytes, read_items
+from model.kinds import KindRules
 from model.live.mixture import MOST_BYTES as MIXTURE_BYTES
 from model.live.mixture import Mixture, MixtureError
 from model.plain_file import open_plain, read_plain
@@ -69,7 +70,8 @@ class Artefact:
     """A loaded artefact.
 
     items: the vocabulary. identity: names everything that decides a state. mixture_hash,
-    scoring_files: of what decides scores only; None: there is none.
+    scoring_files: of what decides scores only; None: there is none. kinds: by which rows of the
+    log it was trained; None: by all, or it is not known.
     """
 
     model: TiM4Rec
@@ -80,6 +82,7 @@ class Artefact:
     mixture: Mixture | None = None
     mixture_hash: str | None = None
     scoring_files: ScoringFiles | None = None
+    kinds: KindRules | None = None
 
     @property
     def until_ms(self) -> int | None:
@@ -125,6 +128,7 @@ def save_artefact(
     metrics: dict[str, Any],
     card: str,
     mixture: Mixture | None = None,
+    kinds: KindRules | None = None,
 ) -> str:
     """Writes the folder as a whole: at any moment it is the old artefact or the new one.
 
@@ -157,7 +161,7 @@ def save_artefact(
         if model.scoring is not None:
             _write_tensors(partial / SCORING, model.scoring.tensors())
             _write_items(partial / SCORED_ITEMS, model.scoring.items)
-        description = _describe(partial, model, mixture)
+        description = _describe(partial, model, mixture, kinds)
         _write_json(partial / CONFIG, description.to_dict(model.state_layout))
         # safetensors writes for the owner alone; the service may be another user. Nobody else is
         # to write: it is what will be served.
@@ -291,10 +295,13 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
         mixture=None if mixture is None else _read_mixture(folder / MIXTURE, mixture),
         mixture_hash=mixture,
         scoring_files=description.scoring,
+        kinds=description.kinds,
     )
 
 
-def _describe(folder: Path, model: TiM4Rec, mixture: Mixture | None) -> Description:
+def _describe(
+    folder: Path, model: TiM4Rec, mixture: Mixture | None, kinds: KindRules | None
+) -> Description:
     """Of the files that are there."""
     scoring = model.scoring
     return Description(
@@ -307,6 +314,7 @@ def _describe(folder: Path, model: TiM4Rec, mixture: Mixture | None) -> Descript
         else ScoringFiles(
             len(scoring.items), {name: _hash(folder / name) for name in (SCORING, SCORED_ITEMS)}
         ),
+        kinds,
     )
 
 

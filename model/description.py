@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from model.config import MOST_ITEMS, ConfigError, ModelConfig
+from model.kinds import KindRules
 from model.state import StateLayout
 from model.strict_json import is_number
 
@@ -38,13 +39,14 @@ class ScoringFiles:
 @dataclass(frozen=True)
 class Description:
     """hashes: of the weights and the items. mixture: the hash of the mixture. None: there is no
-    such file."""
+    such file. kinds: by which rows of the log it was trained; None: by all, or it is not known."""
 
     config: ModelConfig
     repeat_bias: float
     hashes: Mapping[str, str]
     mixture: str | None = None
     scoring: ScoringFiles | None = None
+    kinds: KindRules | None = None
 
     @property
     def identity(self) -> str:
@@ -82,6 +84,8 @@ class Description:
             found["mixture"] = self.mixture
         if self.scoring is not None:
             found["scoring"] = asdict(self.scoring)
+        if self.kinds is not None:
+            found["kinds"] = str(self.kinds)
         return found
 
     @classmethod
@@ -113,7 +117,7 @@ class Description:
                 "the architecture or the repeat_bias is not the one that these weights were saved "
                 "with"
             )
-        return cls(config, float(bias), hashes, _mixture(values), _scoring(values))
+        return cls(config, float(bias), hashes, _mixture(values), _scoring(values), _kinds(values))
 
 
 def claimed_edition_of(values: dict[str, Any]) -> str:
@@ -170,6 +174,18 @@ def _scoring(values: dict[str, Any]) -> ScoringFiles | None:
 
 
 _OF_SCORING = "n_items", "hashes"
+
+
+def _kinds(values: dict[str, Any]) -> KindRules | None:
+    found = values.get("kinds")
+    if found is None:
+        return None
+    try:
+        return KindRules.parse(found if isinstance(found, str) else "not")
+    except ValueError:
+        raise DescriptionError(
+            f"`kinds` must be rules such as view:step,*:count, not {reprlib.repr(found)}"
+        ) from None
 
 
 def _is_hash(value: object) -> bool:

@@ -16,6 +16,9 @@ KIND = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 HEAVIEST = 1e9
 """An interaction weighs 0 to this; a service takes less (`max_weight`)."""
 
+MOST_NAMED = 100
+"""So many kinds may have a rule."""
+
 OTHERS = "*"
 
 
@@ -64,6 +67,8 @@ class KindRules:
                 raise ValueError(f"{kind} has two rules: give one")
             found[kind] = reduce(or_, (_EFFECTS[effect] for effect in effects.split("+")))
         others = found.pop(OTHERS, Effect.STEP)
+        if len(found) > MOST_NAMED:
+            raise ValueError(f"{len(found)} kinds have a rule: at most {MOST_NAMED} may")
         return cls(found, others)
 
     def of(self, kind: str | None) -> Effect:
@@ -91,8 +96,16 @@ class KindRules:
 
     @property
     def text(self) -> str:
-        """The rules in one spelling, those for other kinds last."""
+        """The same for all rules that mean the same: those for other kinds last, and none that is
+        like them."""
         rules = {kind: effect for kind, effect in self.named.items() if effect != self.others}
+        return self._spelt(rules)
+
+    def __str__(self) -> str:
+        """The rules with all kinds that they name, also those that are as all others."""
+        return self._spelt(self.named)
+
+    def _spelt(self, rules: Mapping[str, Effect]) -> str:
         names = {effect: name for name, effect in _EFFECTS.items()}
 
         def spelt(kind: str, effect: Effect) -> str:

@@ -18,8 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from model.artefact_store import local_artefact
 from model.kinds import KindRules
 from model.live.evidence import EvidenceRules
+from model.trained_kinds import KindsDiffer, trained_kinds
 from service import vitals
 from service.addresses import networks
 from service.catalogue.cursor import shared_seal
@@ -108,7 +110,7 @@ def create_app(settings: Settings | None = None) -> Application:
                 app.state.services, _ = await asyncio.gather(
                     _assemble(chosen, drain, stack, alone), asyncio.to_thread(app.openapi)
                 )
-            except (SettingsDiffer, StoreError) as error:
+            except (SettingsDiffer, KindsDiffer, StoreError) as error:
                 app.state.fault = str(error)
                 raise
 
@@ -195,6 +197,9 @@ async def _assemble(
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not settings.kinds:
+        folder = await asyncio.to_thread(local_artefact, settings.artefact, settings.fetched_models)
+        settings = settings.with_kinds(await asyncio.to_thread(trained_kinds, folder))
     url, embedded = settings.redis, None
     if url is None:
         embedded = EmbeddedStore(settings.data_dir, fsync=settings.fsync)
@@ -300,11 +305,12 @@ async def _assemble(
     metrics.READY.set(1)
     config = served.artefact.model.config
     logger.info(
-        "serving model %s (%d items, time path %s) on %s",
+        "serving model %s (%d items, time path %s) on %s, kinds %s",
         served.identity,
         config.n_items,
         config.time,
         device,
+        KindRules.parse(settings.kinds),
     )
     return Services(context, deployer, decider, deployer.deployment, served)
 

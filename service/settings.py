@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model.kernels import KernelChoice
 from model.kinds import HEAVIEST, KindRules
 from model.state import Precision
+from model.trained_kinds import agreed_kinds
 from service import addresses
 from service.engine.requests import StoreAway
 from service.observe import logs
@@ -172,7 +173,8 @@ class Settings(BaseSettings):
     kinds: Kinds = _log("")
     """(shared) what interactions do by kind, as `view:step,skip:hide,*:count`: `step` moves the
     state, `count` only counts as popular, `hide` (also `step+hide`) keeps the item from the user,
-    `log` does nothing; `*`: kinds without a rule, which step by default"""
+    `log` does nothing; `*`: kinds without a rule, which step by default. None: the rules that the
+    artefact was trained by; others than those are refused"""
     late_policy: LatePolicy = _log("clamp")
     """(shared) what becomes of an event older than the user's newest: it counts as of the newest's
     time, is refused, or is put in its place and what follows computed anew"""
@@ -336,6 +338,17 @@ class Settings(BaseSettings):
     @property
     def redis(self) -> str | None:
         return self.redis_url.get_secret_value() if self.redis_url else None
+
+    def with_kinds(self, trained: KindRules | None) -> Self:
+        """With the rules that an artefact was trained by, where none are given.
+
+        Raises:
+            KindsDiffer: rules of another meaning are given.
+        """
+        told = KindRules.parse(self.kinds) if self.kinds else None
+        fix = "leave TIM4REC_KINDS out, or serve a model that was trained by these"
+        rules = agreed_kinds(told, {self.artefact: trained}, fix)
+        return self if rules is None else self.model_copy(update={"kinds": str(rules)})
 
     @property
     def fetched_models(self) -> Path:

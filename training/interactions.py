@@ -18,7 +18,7 @@ import polars as pl
 
 from model import UNKNOWN_TIME
 from model.items import LONGEST_ID
-from model.kinds import HEAVIEST, KIND
+from model.kinds import HEAVIEST, KIND, KindRules
 from model.time_columns import parse_times, time_fault
 from model.times import EARLIEST_MS, LATEST_MS, iso
 from training.table_files import NULL_WORDS, is_export, read_pieces
@@ -49,12 +49,14 @@ class Log:
         also kind (String) and weight (Float64), null where not given.
     bad_rows: the first of the rows left out, `bad_row_count` is how many there were.
     notes: what a reader of the results should know about the order.
+    kinds: the rules by which the rows are steps; None: all rows were taken.
     """
 
     frame: pl.DataFrame
     bad_rows: list[BadRow] = field(default_factory=list)
     bad_row_count: int = 0
     notes: list[str] = field(default_factory=list)
+    kinds: KindRules | None = None
 
     def until(self, last_ms: int) -> Log:
         """Without the rows that are later, and with a note of how many those are.

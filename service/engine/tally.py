@@ -7,6 +7,7 @@ from collections.abc import Container
 from functools import cached_property
 
 from model.kinds import KindRules
+from service.engine.kind_labels import KindLabels
 from service.engine.pool import StatePool
 from service.engine.snapshots import LOGGED
 from service.engine.work import Work
@@ -25,6 +26,7 @@ class Tally:
 
     def __init__(self, edition: str, vocabulary: Container[str], kinds: KindRules) -> None:
         self._edition, self._vocabulary, self._kinds = edition, vocabulary, kinds
+        self._labels = KindLabels(kinds)
         self._verdicts, self._logged = Counter[Verdict](), Counter[str]()
         self._unknown_items = 0
         sizes = metrics.QUEUE_CAPACITY, metrics.POOL_CAPACITY, metrics.POOL_BYTES
@@ -66,7 +68,7 @@ class Tally:
         self._verdicts[verdict] += 1
         if verdict in LOGGED:
             self._unknown_items += event.item_id not in self._vocabulary
-            self._logged[self._kinds.label(event.kind)] += 1
+            self._logged[self._labels[event.kind]] += 1
 
     def show_lookups(self, users: int, hits: int) -> None:
         count((metrics.POOL_LOOKUPS["hit"], hits), (metrics.POOL_LOOKUPS["miss"], users - hits))

@@ -212,4 +212,5 @@ def _described(model: ServedModel) -> dict[str, Any]:
         "identity": model.artefact.edition,
         "model": model.identity,
         "edition": model.edition,
+        "kinds": None if model.artefact.kinds is None else str(model.artefact.kinds),
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 from model.artefact import Artefact, ArtefactError, load_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
+from model.trained_kinds import agreed_kinds
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.exploration import Exploration
 from service.catalogue.retrieval import open_retrieval
@@ -73,6 +74,8 @@ async def open_model(
 
     def load() -> tuple[str, Artefact, Engine, Catalogue]:
         artefact = load_artefact(folder, context.device)
+        rules = KindRules.parse(settings.kinds)
+        require_kinds(artefact, rules)
         model = artefact.model
         try:
             model.use(choose(settings.kernels, model.device))
@@ -104,7 +107,7 @@ async def open_model(
             erasure_poll_s=settings.erasure_poll_s,
             retrieval=retrieval,
             listeners=context.listeners,
-            kinds=KindRules.parse(settings.kinds),
+            kinds=rules,
             store_away=settings.store_away,
             quality=QualitySampler(sample, catalogue.row) if sample else None,
         )
@@ -164,6 +167,16 @@ async def open_model(
             name, artefact, engine, catalogue, explainer, exploration, stack.pop_all()
         )
     raise AssertionError("not reached")
+
+
+def require_kinds(artefact: Artefact, rules: KindRules) -> None:
+    """Raises KindsDiffer where a service goes by other rules than the model was trained by: its log
+    would mean something else to the model."""
+    fix = (
+        f"train it by the service's, or start the service anew with TIM4REC_KINDS="
+        f"{artefact.kinds} and, this once, TIM4REC_CHANGE_SHARED_SETTINGS=true"
+    )
+    agreed_kinds(rules, {artefact.folder.name: artefact.kinds}, fix)
 
 
 def _trained_until(artefact: Artefact) -> int | None:

@@ -108,7 +108,9 @@ EVENTS = counters(
     ("applied", "duplicate", "late", "rejected", "conflict", "future"),
 )
 kinds = counters_of(
-    "tim4rec_kinds", "Interactions logged, by kind: one that has a rule, other, or none", "kind"
+    "tim4rec_kinds",
+    "Interactions logged, by kind, or none; other: kinds without a rule beyond the first 20",
+    "kind",
 )
 UNKNOWN_ITEMS = counter(
     "tim4rec_unknown_items", "Logged interactions with an item that the model does not know"

@@ -44,6 +44,11 @@ class SharedSettings:
         self.store, self.namespace = store, namespace
         self._key = f"{quote(namespace, safe='')}:settings"
 
+    async def noted(self, name: str) -> str | None:
+        """One as it is noted; None: it is not. Raises StoreError: it can't be read."""
+        found = await self.store.request(("HGET", self._key, name))
+        return None if found is None else found.decode(errors="replace")
+
     async def agree(self, mine: Mapping[str, str], *, change: bool = False) -> list[Difference]:
         """Compares settings with what is noted, and notes those that are not yet.
 

@@ -12,6 +12,7 @@ import torch
 from model import ModelConfig, TiM4Rec
 from model.artefact import METRICS, load_artefact, save_artefact
 from model.items import Items
+from model.kinds import KindRules
 from model.times import iso
 from tests.cli.conftest import BASE_MS, Write, tim4rec
 from tests.model.mixtures import same
@@ -29,7 +30,8 @@ def artefact(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = TiM4Rec(ModelConfig(n_items=10, d_model=8, n_layers=1, head_dim=8, d_state=4))
     items = Items([f"i{n}" for n in range(10)], np.ones(10, np.int64))
-    save_artefact(tmp_path / "made", model, items, {"until": iso(TRAINED_UNTIL)}, "a card")
+    metrics, rules = {"until": iso(TRAINED_UNTIL)}, KindRules.parse("view:step,*:count")
+    save_artefact(tmp_path / "made", model, items, metrics, "a card", kinds=rules)
     return tmp_path / "made"
 
 
@@ -41,6 +43,7 @@ def test_a_mixture_is_fitted_on_what_came_after_the_training(artefact: Path, wri
     assert iso(TRAINED_UNTIL + 1) in result.output
     after = load_artefact(artefact)
     assert after.identity == before.identity
+    assert after.kinds == before.kinds is not None
     assert after.edition != before.edition
     assert after.mixture is not None
     assert json.loads((artefact / METRICS).read_text())["mixture"]["seed"] == 0

@@ -12,6 +12,7 @@ from cli.scoring import publish_scoring
 from model import ModelConfig, TiM4Rec
 from model.artefact import CARD, Artefact, load_artefact, save_artefact
 from model.items import Items
+from model.kinds import KindRules
 from model.times import iso
 from tests.cli.conftest import BASE_MS, Write, tim4rec
 from tests.model.mixtures import some_mixture
@@ -32,7 +33,8 @@ def parent(tmp_path: Path) -> Artefact:
     model = TiM4Rec(ModelConfig(n_items=10, d_model=8, n_layers=1, head_dim=8, d_state=4))
     items = Items([f"i{n}" for n in range(10)], np.ones(10, np.int64))
     metrics = {"until": iso(TRAINED_UNTIL), "protocol": {"core_users": 1, "core_items": 1}}
-    save_artefact(tmp_path / "parent", model, items, metrics, "# A card\n")
+    rules = KindRules.parse("view:step,*:count")
+    save_artefact(tmp_path / "parent", model, items, metrics, "# A card\n", kinds=rules)
     return load_artefact(tmp_path / "parent")
 
 
@@ -41,6 +43,7 @@ def test_an_edition_of_the_same_model(parent: Artefact, write: Write, tmp_path: 
     publish_scoring("shop", read_log(path), parent.folder, tmp_path / "first")
     first = load_artefact(tmp_path / "first")
     assert first.identity == parent.identity
+    assert first.kinds == parent.kinds == KindRules.parse("view:step,*:count")
     assert first.edition not in (parent.edition, parent.identity)
     assert first.items.ids == parent.items.ids
     assert first.scored_items.ids == [*parent.items.ids, "i10", "i11"]

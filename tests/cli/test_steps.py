@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.steps import read_steps
+from model.kinds import KindRules
 from tests.cli.conftest import tim4rec
 from training.tables import InputError
 
@@ -30,11 +31,13 @@ def log(tmp_path: Path) -> Path:
     ],
 )
 def test_only_steps_are_taken(log: Path, rules: str, items: str) -> None:
-    read = read_steps(log, rules, skip_bad_rows=False)
+    read = read_steps(log, KindRules.parse(rules), skip_bad_rows=False)
     assert read.frame.columns == ["user_id", "item_id", "time_ms"]
     assert "".join(read.frame["item_id"]) == items
-    left_out = [f"{5 - len(items)} of 5 rows are no steps and left out"]
-    assert read.notes == left_out
+    assert read.notes == [
+        f"{5 - len(items)} of 5 rows are no steps by {KindRules.parse(rules)} and left out"
+    ]
+    assert read.kinds == KindRules.parse(rules)
 
 
 def test_several_kinds_without_rules_are_not_trained_on(log: Path) -> None:
@@ -46,7 +49,7 @@ def test_several_kinds_without_rules_are_not_trained_on(log: Path) -> None:
     assert result.exit_code == 1
     assert "of several kinds" in result.stderr
     told = tim4rec("train", log, "--any-time", TIM4REC_KINDS="none:step,*:log")
-    assert "4 of 5 rows are no steps and left out" in told.stderr
+    assert "4 of 5 rows are no steps by none:step,*:log and left out" in told.stderr
 
 
 @pytest.mark.parametrize("kind", ["", "view", "NULL"])
@@ -68,8 +71,8 @@ def test_an_export_without_rules_is_all_steps(log: Path, tmp_path: Path) -> None
 
 def test_what_cannot_be_used_is_named(log: Path) -> None:
     log.write_text("\n".join(["user_id,item_id,timestamp,kind", ROWS[2]]))
-    with pytest.raises(InputError, match="no row is a step by --kinds skip:hide"):
-        read_steps(log, "skip:hide", skip_bad_rows=False)
+    with pytest.raises(InputError, match=r"by the rules skip:hide,\*:step; there are skip 1"):
+        read_steps(log, KindRules.parse("skip:hide"), skip_bad_rows=False)
     result = tim4rec("train", log, "--kinds", "skip:hid")
     assert result.exit_code == 1
     assert "--kinds: 'skip:hid': 'hid' is no effect" in result.stderr

@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from model.artefact import load_artefact, save_artefact
+from model.kinds import KindRules
 from model.times import iso, parse_time
 from tests.learning.admin_server import AdminServer
 from tests.learning.conftest import BASE_MS, EVENTS, KNOWN, World, option
@@ -111,7 +113,18 @@ def test_training_from_nothing_goes_on_from_its_judged_candidate(world: World) -
     candidate, final = world.called("train")
     assert "--from" not in candidate
     assert option(candidate, "--recipe") == "quick"
+    assert "--kinds" not in candidate
     assert option(final, "--from") == option(candidate, "--out")
+
+
+def test_training_from_nothing_goes_by_the_rules_for_kinds_of_what_is_served(world: World) -> None:
+    first = load_artefact(world.models / "first")
+    save_artefact(
+        first.folder, first.model, first.items, first.metrics, "", None, KindRules.parse("buy:step")
+    )
+    assert world.learn("--once", **AT_ONCE, TIM4REC_LEARN_SCRATCH_EVERY="30d")[0] == 0
+    candidate, _ = world.called("train")
+    assert option(candidate, "--kinds") == "buy:step,*:step"
 
 
 def test_the_first_model_is_not_judged(world: World) -> None:

@@ -448,6 +448,18 @@ def test_items_of_another_kind(saved: Artefact, values: dict[str, Any], part: st
         refused(folder, ITEMS, part)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [7, True, [], {}, "view", "view:fly", "view:step,view:hide", "two words:step", "v:step\n\x1b",
+     ",".join(f"k{n}:step" for n in range(3000))],
+    ids=lambda value: repr(value)[:60],
+)  # fmt: skip
+def test_rules_for_kinds_that_are_none(saved: Artefact, value: object) -> None:
+    with copied(saved) as folder:
+        change_json(folder / CONFIG, kinds=value)
+        refused(folder, CONFIG, "`kinds` must be rules such as view:step,*:count")
+
+
 @pytest.mark.parametrize("name", ["ids", "popularity", "titles", "categories"])
 def test_a_column_that_is_missing(saved: Artefact, name: str) -> None:
     with copied(saved) as folder:

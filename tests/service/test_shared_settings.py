@@ -221,7 +221,7 @@ def test_the_commands_compare(
     artefact_folder: Path, log: Path, where: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     serve = ("serve", artefact_folder, "--port", free_port(), "--workers", 2)
-    done = command("import-log", log, **where)
+    done = command("import-log", log, kinds="*:step", **where)
     assert done.returncode == 0, done.stderr
     told = "dedup_window is '10' here and '1000' there"
     differs(command("import-log", log, dedup_window="10", **where), told)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 
 from model.artefact import ArtefactError, load_artefact
 from model.artefact_store import ArtefactStoreError, ModelNameError
+from model.kinds import KindRules
 from model.store_names import LISTED
 from model.times import iso
 from service.http.dependencies import Services, ServicesDep
@@ -21,6 +22,7 @@ from service.http.schemas import Body
 from service.models.decision import Decision, Outcome, Reason
 from service.models.model_folder import ModelFolder
 from service.models.sequential_test import Comparison, compared
+from service.models.served_model import require_kinds
 from service.models.traffic_split import NoRoomError, TrafficSplit, Trial, Variant
 
 router = APIRouter(prefix="/admin/model", tags=["operation"])
@@ -107,6 +109,9 @@ class Decided(BaseModel):
 class OpenModel(AvailableModel):
     model: str = Field(description="`model` of its answers: settings are a part of that")
     edition: str = Field("", description="`edition` of its answers")
+    kinds: str | None = Field(
+        None, description="the rules for kinds that it was trained by; none: all rows were alike"
+    )
 
 
 class OpenTrial(OpenModel):
@@ -141,6 +146,10 @@ class ModelsServed(BaseModel):
     """What is set, what may be, and what is."""
 
     version: int
+    kinds: str = Field(
+        description="the rules for kinds by which this service takes interactions; a model that "
+        "was trained by others can't be set"
+    )
     base: SetModel | None
     trials: list[Standing]
     decisions: list[Decided] = Field(description="the latest first, 20 at most")
@@ -161,6 +170,7 @@ async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
     try:
         path = await asyncio.to_thread(folder.find, body.model)
         artefact = await asyncio.to_thread(load_artefact, path)
+        require_kinds(artefact, KindRules.parse(services.settings.kinds))
     except (ModelNameError, ArtefactError) as error:
         raise ProblemError(422, f"model: {error}", field="model") from None
     except ArtefactStoreError as error:
@@ -223,6 +233,7 @@ async def get_model(services: ServicesDep) -> ModelsServed:
     shown = _shown(split)
     return ModelsServed(
         version=shown.version,
+        kinds=str(KindRules.parse(services.settings.kinds)),
         base=shown.base,
         trials=[
             await _standing(services, trial, one)
