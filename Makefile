@@ -3,6 +3,12 @@
 PORT ?= 8000
 DATA ?=
 DEVICE ?=
+# Not from the environment: there it is the width of a terminal.
+COLUMNS :=
+ITEM_COLUMNS ?=
+KINDS ?=
+ENCODING ?=
+TIME_FORMAT ?=
 SOAK_S ?= 600
 AUDIT ?= pypi
 OVERLAY ?=
@@ -16,6 +22,10 @@ OLDEST_TESTS ?= tests/model/test_state.py tests/model/test_artefact.py tests/cli
 VENV := .venv
 BIN := $(VENV)/bin
 
+# An option of a command, where its variable is set.
+upper = $(shell echo $(1) | tr a-z- A-Z_)
+given = $(if $($(call upper,$(1))),--$(1) "$($(call upper,$(1)))")
+
 .DEFAULT_GOAL := help
 .PHONY: help install run lock audit sbom digests manifests oldest recbole contract test quick test-faults kernels lint
 
@@ -24,8 +34,9 @@ help: ## List the targets
 
 install: $(VENV)/.installed ## Make .venv with everything that the other targets use
 
-run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder DEVICE=cpu)
-	@exec $(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") $(if $(DEVICE),--device "$(DEVICE)")
+run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder COLUMNS= KINDS= DEVICE=cpu)
+	@exec $(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") \
+		$(foreach option,columns item-columns kinds encoding time-format device,$(call given,$(option)))
 
 # Processes that tests start read our modules compiled.
 test quick: export PYTHONDONTWRITEBYTECODE =

@@ -2,8 +2,8 @@
 
     python -m cli.run [--port 8000] [--host 127.0.0.1] [--data LOG] [--device cpu]
 
-The trained model is kept in `artefacts/NAME` (NAME is that of the log, or of its folder); delete
-that folder to train anew.
+NAME is that of the log, or of its folder. The trained model is kept in `artefacts/NAME`, the
+interactions of an own log in `state-NAME`; delete both to begin anew.
 """
 
 from __future__ import annotations
@@ -12,95 +12,18 @@ import os
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli.console import CommandError, errors_without_traceback, say
-from service.listeners import AddressError, bound
-
-LOGS = ("interactions.csv.gz", "interactions.csv", "interactions.parquet")
-ITEMS = ("items.csv.gz", "items.csv", "items.parquet")
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is trained on and where the model goes."""
-
-    log: Path
-    items: Path | None
-    artefact: Path
-
-    @classmethod
-    def of(cls, data: Path | None) -> Source:
-        """That of a log file or a folder with `interactions.*` and perhaps `items.*`; for
-        None, MovieLens-100K. Raises CommandError where there is no log."""
-        if data is None:
-            folder = Path("data", "ml-100k")
-            return cls(folder / LOGS[0], folder / ITEMS[0], Path("artefacts", folder.name))
-        if data.is_dir():
-            log = _first(data, LOGS)
-            if log is None:
-                raise CommandError(f"DATA={data}: no {', '.join(LOGS)} in that folder")
-            name = data.resolve().name
-        elif data.exists():
-            log, name = data, data.name.split(".")[0]
-            if log.name in LOGS:
-                name = data.resolve().parent.name
-        else:
-            raise CommandError(f"DATA={data}: no such file or folder")
-        return cls(log, _first(log.parent, ITEMS), Path("artefacts", name or "data"))
-
-    @property
-    def complete(self) -> bool:
-        return self.log.exists() and self.items is not None and self.items.exists()
-
-    @property
-    def trained(self) -> bool:
-        return (self.artefact / "config.json").exists()
-
-    def claim(self) -> None:
-        """Note which log the artefact is of. Raises CommandError if it is another log's."""
-        note = self.artefact.with_name(f"{self.artefact.name}.source")
-        log = str(self.log.resolve())
-        if self.artefact.exists() and note.exists() and (other := note.read_text().strip()) != log:
-            raise CommandError(
-                f"{self.artefact} is the model of {other}, not of {log}: rename the log's folder "
-                f"or delete {self.artefact}"
-            )
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"{log}\n")
-
-
-def require_free_port(
-    port: int, host: str = "127.0.0.1", another: str = "make run PORT={}"
-) -> None:
-    """Raise CommandError unless a server could listen there now. `another`: how to take another
-    port."""
-    if not 1 <= port <= 65535:
-        raise CommandError(f"PORT={port} is no port: take one between 1 and 65535")
-    try:
-        _try(port, host)
-    except AddressError as error:
-        free = _free_port(port, host) if error.in_use else None
-        hint = "" if free is None else f", for instance: {another.format(free)}"
-        raise CommandError(f"{error}{hint}") from None
-
-
-def _try(port: int, host: str) -> None:
-    for listener in bound(host, port):
-        listener.close()
-
-
-def _free_port(port: int, host: str) -> int | None:
-    for other in range(port + 1, min(port + 100, 65536)):
-        with suppress(AddressError):
-            _try(other, host)
-            return other
-    return None
+from cli.ports import require_free_port
+from cli.reading import Reading
+from cli.run_note import RunNote
+from cli.source import Source
+from model.artefact import CONFIG
 
 
 def run(
@@ -112,41 +35,125 @@ def run(
     host: Annotated[
         str | None, typer.Option(help="Address to listen on; default: TIM4REC_HOST or 127.0.0.1.")
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Of the log, such as user_id=customer_id,item_id=sku.")
+    ] = None,
+    item_columns: Annotated[
+        str | None, typer.Option(help="Of the items, such as item_id=sku,title=name.")
+    ] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="What each kind is, such as purchase:step,*:count.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of both files, such as latin-1.")] = None,
+    time_format: Annotated[str | None, typer.Option(help="Such as '%d/%m/%Y %H:%M'.")] = None,
 ) -> None:
-    """Get the data, train, serve: what was done before is kept."""
+    """Get the data, train, import, serve: what was done before is kept."""
     with errors_without_traceback():
-        at = host or os.environ.get("TIM4REC_HOST") or "127.0.0.1"
-        require_free_port(port, at.strip("[]"))
+        at = (host or os.environ.get("TIM4REC_HOST") or "127.0.0.1").strip("[]")
+        require_free_port(port, at)
         source = Source.of(data)
-        source.claim()
+        given = Reading(columns, item_columns, kinds, encoding, time_format)
         on_device = ["--device", device] if device else []
-        if not source.trained:
-            with subprocess.Popen([sys.executable, "-m", "cli.compile_ahead"]):
-                if data is None and not source.complete:
-                    _tim4rec("data", "ml-100k", "--out", str(source.log.parent))
-                with_items = ["--items", str(source.items)] if source.items else []
-                out = ["--out", str(source.artefact)]
-                quick = ["--recipe", "quick"] if data is None else []
-                _tim4rec("train", str(source.log), *with_items, *out, *quick, *on_device)
-        at_host = ["--host", host] if host else []
-        serve = _command("serve", str(source.artefact), "--port", str(port), *at_host, *on_device)
-        os.execv(serve[0], serve)
+        if data is None:
+            _demo(source, on_device)
+            note = None
+        else:
+            note = _own(source, given, on_device)
+        _serve(source, note, port, host, device)
 
 
-def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).exists()), None)
+def _demo(source: Source, on_device: list[str]) -> None:
+    if _trained(source):
+        return
+    with _compiled_ahead():
+        if not source.complete:
+            _tim4rec("data", "ml-100k", "--out", str(source.log.parent))
+        out = ["--items", str(source.items), "--out", str(source.artefact)]
+        _tim4rec("train", str(source.log), *out, "--recipe", "quick", *on_device)
+
+
+def _own(source: Source, given: Reading, on_device: list[str]) -> RunNote:
+    """Trains on it and puts its histories and items into a store of its own."""
+    note = RunNote.of(source)
+    if note is None or not _trained(source):
+        note = RunNote.new(source, *given.filled(source))
+        note.write(source)
+        with _compiled_ahead():
+            items = ["--items", str(source.items)] if source.items else []
+            out = ["--out", str(source.artefact)]
+            _tim4rec("train", str(source.log), *note.reading.of_training, *items, *out, *on_device)
+    else:
+        _require_same(note, given, source)
+        _say_what_changed(note, source)
+    if not note.loaded:
+        _load(source, note.reading, on_device)
+        note = note.and_loaded()
+        note.write(source)
+    return note
+
+
+def _load(source: Source, reading: Reading, on_device: list[str]) -> None:
+    state, model = ["--data-dir", str(source.state)], str(source.artefact)
+    _tim4rec("import-log", str(source.log), "--artefact", model, *reading.of_log, *state)
+    if source.items is not None:
+        _tim4rec("import-items", str(source.items), *reading.of_items, *state)
+    _tim4rec("warm", model, *state, *on_device)
+
+
+def _require_same(note: RunNote, given: Reading, source: Source) -> None:
+    for name, value in asdict(given).items():
+        trained = getattr(note.reading, name)
+        if value is not None and value != trained:
+            raise CommandError(
+                f"{name.upper()}={value}: {source.artefact} was trained with {trained or 'none'}: "
+                f"leave it out, or delete {source.artefact} and {source.state} to begin anew"
+            )
+
+
+def _say_what_changed(note: RunNote, source: Source) -> None:
+    changed = note.changed(source)
+    if not changed:
+        return
+    state = shlex.join(["--data-dir", str(source.state)])
+    log, model = shlex.quote(str(source.log)), shlex.quote(str(source.artefact))
+    listed = ", ".join(map(str, changed[:3])) + (", ..." if len(changed) > 3 else "")
+    say(f"changed since the training: {listed}. What is served is as before. To take it in:")
+    options = shlex.join(note.reading.of_log)
+    say(f"  tim4rec import-log {log} --overlap {options} {state}")
+    if source.items is not None:
+        options = shlex.join(note.reading.of_items)
+        say(f"  tim4rec import-items {shlex.quote(str(source.items))} {options} {state}")
+    say(f"  tim4rec train {log} --from {model} --out {model} {shlex.join(note.reading.of_log)}")
+    say(f"or delete {source.artefact} and {source.state}, and run this again")
+
+
+def _serve(
+    source: Source, note: RunNote | None, port: int, host: str | None, device: str | None
+) -> None:
+    from cli.serve import served_with  # torch takes its time
+
+    given: dict[str, Any] = {"artefact": str(source.artefact), "port": port}
+    given |= {"host": host} if host else {}
+    given |= {"device": device} if device else {}
+    given |= {"data_dir": str(source.state)} if note is not None else {}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()][1:]
+    say(f"$ {shlex.join(['tim4rec', 'serve', str(source.artefact), *options])}")
+    served_with(given, note.user if note is not None and note.user else "me")
+
+
+def _trained(source: Source) -> bool:
+    return (source.artefact / CONFIG).exists()
+
+
+def _compiled_ahead() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "cli.compile_ahead"])
 
 
 def _tim4rec(*arguments: str) -> None:
-    code = subprocess.run(_command(*arguments)).returncode
+    say(f"$ {shlex.join(['tim4rec', *arguments])}")
+    code = subprocess.run([sys.executable, "-m", "cli.main", *arguments]).returncode
     if code:
         raise typer.Exit(code if code > 0 else 128 - code)
-
-
-def _command(*arguments: str) -> list[str]:
-    shown = shlex.join(["tim4rec", *arguments])
-    say(f"$ {shown}")
-    return [sys.executable, "-m", "cli.main", *arguments]
 
 
 if __name__ == "__main__":

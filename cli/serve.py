@@ -17,13 +17,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlencode
 
 import torch
 import typer
 
 from cli.console import CommandError, out, say
 from cli.health import ask
-from cli.run import require_free_port
+from cli.ports import require_free_port
 from cli.service_url import service_url
 from cli.settings import chosen_settings, takes_settings
 from cli.store import agreed, require_data_dir
@@ -54,6 +55,11 @@ def serve(given: dict[str, Any]) -> None:
 
     On SIGTERM or Ctrl-C what is under way is finished; a second one stops at once.
     """
+    served_with(given, "me")
+
+
+def served_with(given: dict[str, Any], user_id: str) -> None:
+    """As `serve`; the lines to paste are of this user."""
     # What is wrong with any of these is said here, in one line and once, not by every worker.
     settings = chosen_settings(**given)
     require_free_port(settings.port, settings.host, "--port {}")
@@ -77,7 +83,7 @@ def serve(given: dict[str, Any]) -> None:
             # Until the last worker has ended: so they find one that runs.
             changed = asyncio.run(_check_store(settings, _embedded(settings, held)))
         tell_changes(changed)
-        status = _serve(settings.model_copy(update={"artefact": str(folder)}), example)
+        status = _serve(settings.model_copy(update={"artefact": str(folder)}), user_id, example)
     if status:
         raise typer.Exit(status)
 
@@ -104,7 +110,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def _serve(settings: Settings, example: str) -> int:
+def _serve(settings: Settings, user_id: str, item_id: str) -> int:
     scratch = None
     if folder := os.environ.get(MULTIPROC_DIR):
         try:
@@ -116,7 +122,7 @@ def _serve(settings: Settings, example: str) -> int:
     elif settings.workers > 1:
         scratch = tempfile.mkdtemp(prefix="tim4rec-metrics-")
         os.environ[MULTIPROC_DIR] = scratch
-    threading.Thread(target=_announce, args=(settings, example), daemon=True).start()
+    threading.Thread(target=_announce, args=(settings, user_id, item_id), daemon=True).start()
     try:
         return supervisor.serve(settings)
     finally:
@@ -174,7 +180,7 @@ def _log_settings(settings: Settings) -> None:
     )
 
 
-def _announce(settings: Settings, item_id: str) -> None:
+def _announce(settings: Settings, user_id: str, item_id: str) -> None:
     """Says what to paste, once the service is ready."""
     base = service_url(settings.host, settings.port)
     until = time.monotonic() + READY_WITHIN_S
@@ -184,14 +190,15 @@ def _announce(settings: Settings, item_id: str) -> None:
             say(f"not ready after {READY_WITHIN_S} s: see the messages above")
             return
         time.sleep(0.1)
-    body = shlex.quote(json.dumps({"user_id": "me", "item_id": item_id}))
+    body = shlex.quote(json.dumps({"user_id": user_id, "item_id": item_id}, ensure_ascii=False))
     key = ' -H "X-API-Key: $TIM4REC_API_KEY"' if settings.api_keys or settings.api_keys_file else ""
     say(f"Ready on {base}. Paste any of these:", out)
     say(
         f"  curl -X POST {base}/interactions{key} -H 'Content-Type: application/json' -d {body}",
         out,
     )
-    say(f"  curl{key} '{base}/recommend?user_id=me&k=10'", out)
+    asked = f"{base}/recommend?{urlencode({'user_id': user_id, 'k': 10})}"
+    say(f"  curl{key} {shlex.quote(asked)}", out)
     if settings.public_docs or not key:
         say(f"  {shlex.quote(sys.executable)} -m webbrowser {base}/docs", out)
     else:

@@ -93,9 +93,8 @@ def read_steps(
     stepping = [kind for kind in log.frame["kind"].unique() if rules.steps(kind)]
     kept = log.frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
     if kept.is_empty():
-        raise InputError(
-            f"{path}: no row is a step by the rules {rules}; there are {_listed(log.frame['kind'])}"
-        )
+        there = listed_kinds(log.frame["kind"])
+        raise InputError(f"{path}: no row is a step by the rules {rules}; there are {there}")
     left_out = len(log.frame) - len(kept)
     note = f"{left_out:,} of {len(log.frame):,} rows are no steps by {rules} and left out"
     columns = kept.select("user_id", "item_id", "time_ms")
@@ -104,17 +103,27 @@ def read_steps(
 
 def _several_kinds(kinds: pl.Series) -> str | None:
     """What there is, and the rules that may be meant; None: all rows are alike."""
+    rules = suggested_rules(kinds)
+    if rules is None:
+        return None
+    return (
+        f"its interactions are of several kinds ({listed_kinds(kinds)}): say what each is with "
+        f"--kinds, such as '{rules}' to learn from {rules.partition(':')[0]} alone, or '*:step' to "
+        "take all alike"
+    )
+
+
+def suggested_rules(kinds: pl.Series) -> str | None:
+    """Rules by which the kind that there is most of is learned from; None: there is but one."""
     counts = kinds.value_counts(sort=True)
     if len(counts) < 2:
         return None
     most = next(kind for kind in counts["kind"] if kind is not None)
-    return (
-        f"its interactions are of several kinds ({_listed(kinds)}): say what each is with --kinds, "
-        f"such as '{most}:step,*:count' to learn from {most} alone, or '*:step' to take all alike"
-    )
+    return f"{most}:step,*:count"
 
 
-def _listed(kinds: pl.Series) -> str:
+def listed_kinds(kinds: pl.Series) -> str:
+    """How many rows there are of each."""
     counts = kinds.value_counts(sort=True)
     first = [f"{kind or 'without'} {count:,}" for kind, count in counts.head(LISTED).iter_rows()]
     more = [f"{len(counts) - LISTED:,} more"] if len(counts) > LISTED else []

@@ -92,7 +92,7 @@ def jobs(folder: Path) -> Iterator[list[Job]]:
 
 def store_pid(folder: Path) -> int | None:
     try:
-        return int((folder / "state" / "valkey.pid").read_text())
+        return int((folder / "state-shop" / "valkey.pid").read_text())
     except (FileNotFoundError, ValueError):
         return None
 

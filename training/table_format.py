@@ -30,6 +30,20 @@ _OTHER_NAMES = {
 """What else these columns are called, without case and what is no letter or digit."""
 
 
+class MissingColumns(InputError):
+    """A table lacks a column.
+
+    Attributes:
+        what: the fault alone.
+        near: pairs for `--columns` that may have been meant; None: no names are near.
+    """
+
+    def __init__(self, what: str, option: str, near: str | None) -> None:
+        offer = "" if near is None else f": did you mean {option} {shlex.quote(near)}?"
+        super().__init__(what + offer)
+        self.what, self.near = what, near
+
+
 @dataclass(frozen=True, slots=True)
 class TableFormat:
     """columns: what a column is called in the table, by what it is called here; others are called
@@ -94,9 +108,10 @@ class TableFormat:
         renamed = self.renamed(names)
         missing = [name for name in required if name not in renamed]
         if missing:
-            raise InputError(
-                f"{path}: no column {', '.join(missing)}; the columns are {_listed(names)}"
-                + self._offer(names, missing, required)
+            raise MissingColumns(
+                f"{path}: no column {', '.join(missing)}; the columns are {_listed(names)}",
+                self.option,
+                self._near(names, missing, required),
             )
         given = [name for name in renamed if name is not None]
         rest = given if optional is None else [name for name in optional if name in given]
@@ -106,21 +121,25 @@ class TableFormat:
             raise InputError(f"{path}: two columns are called {twice[0]}")
         return {name: renamed.index(name) for name in wanted}
 
-    def _offer(self, names: Sequence[str], missing: Sequence[str], required: Sequence[str]) -> str:
-        """The mapping that may have been meant."""
+    def _near(
+        self, names: Sequence[str], missing: Sequence[str], required: Sequence[str]
+    ) -> str | None:
+        """The pairs that may have been meant."""
         near = dict(self.columns)
         free = [name for name in names if name not in self.columns.values()]
         for here in missing:
             there = _nearest(here, free) or _own_id(free, required)
             if there is None:
-                return ""
+                return None
             near[here] = there
             free.remove(there)
-        if "user_id" in required and "kind" not in near and "kind" not in names:
-            kind = _nearest("kind", free)
-            near |= {} if kind is None else {"kind": kind}
-        pairs = ",".join(f"{here}={there}" for here, there in near.items())
-        return f": did you mean {self.option} {shlex.quote(pairs)}?"
+        others = ("kind",) if "user_id" in required else ("title", "categories")
+        for here in others:
+            there = None if here in near or here in names else _nearest(here, free)
+            if there is not None:
+                near[here] = there
+                free.remove(there)
+        return ",".join(f"{here}={there}" for here, there in near.items())
 
 
 PLAIN = TableFormat()

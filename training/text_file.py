@@ -61,7 +61,8 @@ def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, str]]:
     """A file's text, line ends as they are, and the name of its encoding.
 
     Args:
-        encoding: None: UTF-16 where the bytes say so, else UTF-8.
+        encoding: of a file without a byte order mark; None: UTF-16 where the bytes say so, else
+            UTF-8.
 
     Raises:
         InputError: it can't be opened, is no text, or `encoding` is none.
@@ -73,7 +74,7 @@ def open_text(path: Path, encoding: str | None) -> Iterator[tuple[TextIO, str]]:
             fault = _fault(head)
             if fault is not None:
                 raise InputError(f"{path}: {fault}")
-            found = encoding or _encoding(path, head)
+            found = _encoding(path, head, encoding)
             yield io.TextIOWrapper(stream, found, errors="replace", newline=""), found
     except LookupError:
         raise InputError(f"--encoding {encoding}: there is no such encoding") from None
@@ -126,10 +127,12 @@ def _fault(head: bytes) -> str | None:
     return None
 
 
-def _encoding(path: Path, head: bytes) -> str:
+def _encoding(path: Path, head: bytes, given: str | None) -> str:
     for mark, encoding in _BOMS.items():
         if head.startswith(mark):
             return encoding
+    if given is not None:
+        return given
     # Text that is mostly ASCII has a zero in every other byte of UTF-16.
     nulls = [head[place::2].count(0) / len(head) for place in (0, 1)]
     if max(nulls) > _ZEROS and min(nulls) == 0:
