@@ -153,7 +153,7 @@ def new_backup(path: Path) -> Iterator[NewBackup]:
     """
     partial = path.with_name(f"{path.name}.partial")
     _require_absent(path)
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = partial / _LOCK
     with lock.open("w") as handle:
         try:

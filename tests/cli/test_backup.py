@@ -94,6 +94,7 @@ def test_all_comes_back_as_it_was(valkey: ValkeyServer, tmp_path: Path, write: W
         assert "of 61 users" in said
         assert "61 users are as in the store, 0 have changed since" in said
         assert [path.name for path in out.parent.iterdir()] == ["monday"]
+        assert out.stat().st_mode & 0o777 == 0o700
         manifest = json.loads((out / "manifest.json").read_text())
         assert manifest["keys"]["u"] == 61
         assert manifest["keys"]["items"] == 1
