@@ -27,8 +27,10 @@ from model.log_folder import MANIFEST
 from service.bulk.stored_keys import StoredKey, words
 
 FORMAT = "tim4rec-backup-1"
-PART_BYTES = 2**24
-"""About so many of keys and their contents are in a part, before it is compressed."""
+PART_BYTES = 2**25
+"""About so much memory a part takes while it is written or read."""
+_PAIR_BYTES = 128
+"""Of a pair, beside its bytes."""
 _ROWS = {
     "name": pl.Binary(),
     "type": pl.String(),
@@ -120,7 +122,7 @@ class NewBackup:
 
     def add(self, keys: Sequence[StoredKey]) -> None:
         self._waiting += keys
-        self._size += sum(len(a) + len(b) for one in keys for a, b in one.pairs)
+        self._size += sum(_PAIR_BYTES + len(a) + len(b) for one in keys for a, b in one.pairs)
         if self._size >= PART_BYTES:
             self._write()
 

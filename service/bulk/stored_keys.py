@@ -17,7 +17,7 @@ from service.store.record_keys import RecordKeys
 from service.store.script import Command
 
 LEFT_OUT = frozenset(
-    b"s models live shown erased catalogue serving cursors backup restoring".split()
+    b"s models live shown erased catalogue serving learner cursors backup restoring".split()
 )
 """Keys by the first word of their name."""
 KEYS = 256

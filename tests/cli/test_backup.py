@@ -34,13 +34,15 @@ from service.store.record_keys import RecordKeys
 from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
 from tests.cli.test_records import history, post, record
 from tests.depth import examples
-from tests.service.conftest import _shared_cluster, valkey_cluster
+from tests.service.conftest import ValkeyServer, _shared_cluster, valkey_cluster
+from tests.service.test_store_access import PASSWORD, REDIS, guarded
+from tests.service.test_store_access import url as login
 from tests.waited import until
 
 if TYPE_CHECKING:
-    from tests.service.conftest import ValkeyCluster, ValkeyServer
+    from tests.service.conftest import ValkeyCluster
 
-__all__ = ["_shared_cluster", "valkey_cluster"]
+__all__ = ["_shared_cluster", "guarded", "valkey_cluster"]
 
 Client = redis.Redis | redis.RedisCluster
 READS: Mapping[bytes, Callable[[Client, bytes], Any]] = {
@@ -76,6 +78,7 @@ def filled(url: str, client: Client, write: Write) -> None:
     client.hset("tim4rec:explored:shown:12", "i1", 3)
     client.set("tim4rec:active", '{"version": 1}')
     client.set("other:u:u1", "of another namespace")
+    client.set("tim4rec:learner", "at work", ex=600)
     client.set("tim4rec:s:model:u1", b"snapshot")
 
 
@@ -152,6 +155,40 @@ def test_from_a_cluster_to_a_server_and_back(
         result = tim4rec("restore", tmp_path / "two", "--redis", valkey_cluster.url, "--replace")
         assert result.exit_code == 0, result.output
         assert kept(cluster) == before
+
+
+class RedisServer(ValkeyServer):
+    binary = Path(REDIS or "")
+
+
+@pytest.mark.skipif(REDIS is None, reason="needs redis-server (Debian package of this name)")
+def test_from_valkey_to_redis_and_back(
+    valkey: ValkeyServer, folder: Path, tmp_path: Path, write: Write
+) -> None:
+    other = RedisServer(folder)
+    other.start()
+    try:
+        with valkey.client() as client, other.client() as of_other:
+            filled(valkey.url, client, write)
+            before = kept(client)
+            backed_up(valkey.url, tmp_path / "one")
+            result = tim4rec("restore", tmp_path / "one", "--redis", other.url)
+            assert result.exit_code == 0, result.output
+            assert kept(of_other) == before
+            backed_up(other.url, tmp_path / "two")
+            result = tim4rec("restore", tmp_path / "two", "--redis", valkey.url, "--replace")
+            assert result.exit_code == 0, result.output
+            assert kept(client) == before
+    finally:
+        other.kill()
+
+
+def test_the_rights_of_the_service_suffice(guarded: str, tmp_path: Path, write: Write) -> None:
+    url, out = login(guarded, "svc", PASSWORD), tmp_path / "out"
+    assert tim4rec("import-log", write(history("ann", 5)), "--redis", url).exit_code == 0
+    backed_up(url, out)
+    result = tim4rec("restore", out, "--redis", url, "--replace")
+    assert result.exit_code == 0, result.output
 
 
 words = st.binary(min_size=1, max_size=12)
