@@ -44,6 +44,8 @@ COMMANDS = {
     "replay": _Command("cli.replay", "replay", "Send a log to a running service."),
     "import-log": _Command("cli.records", "import_log", "Write a log straight into the store."),
     "export-log": _Command("cli.export", "export_log", "Write the store's records as Parquet."),
+    "backup": _Command("cli.backup", "backup", "Write all that the store keeps into a folder."),
+    "restore": _Command("cli.backup", "restore", "Make an empty store what a backup holds."),
     "import-items": _Command("cli.items", "import_items", "Write items into the catalogue."),
     "warm": _Command("cli.records", "warm", "Compute a model's snapshots of all records."),
     "live": _Command("cli.evidence", "live", "Make the live evidence anew from the log."),

@@ -37,7 +37,7 @@ from model.artefact_store import local_artefact
 from model.kernels import KernelsUnavailable, choose
 from model.kinds import KindRules
 from model.trained_kinds import trained_kinds
-from service.bulk.importer import Importer, ImportResult, UserHistory
+from service.bulk.importer import Existing, Importer, ImportResult, UserHistory
 from service.bulk.warm import Warmer
 from service.feedback.popularity import Popularity
 from service.settings import Settings
@@ -70,7 +70,15 @@ def import_log(
         typer.Option(
             "--onto-existing",
             help="Append also to users who have other interactions. Rows older than a user's "
-            "newest get the time of that one.",
+            "newest get the time of that one; rows that are stored already are there twice then.",
+        ),
+    ] = False,
+    overlap: Annotated[
+        bool,
+        typer.Option(
+            "--overlap",
+            help="As --onto-existing, but only rows that are not stored yet: those with another "
+            "user, item, time or kind than what is.",
         ),
     ] = False,
     skip_bad_rows: Annotated[
@@ -114,7 +122,10 @@ def import_log(
     Running it again, after a crash for instance, goes on exactly where each user's import
     stopped and adds nothing twice, however long the histories are; rows appended to the log
     since then are added. Users who have interactions that are not from this log are left as they
-    are and named, and the exit code is 1, unless --onto-existing is given.
+    are and named, and the exit code is 1, unless --overlap or --onto-existing is given.
+
+    With --overlap a log may overlap what was imported before, as a nightly export does: rows are
+    compared with what is stored. Of three equal rows, where one is stored, two are added.
 
     A row without a time gets the last known time of its user (before the first known one: that
     one; without any: 1970), not the store's clock. Nothing is imported while a row lies in the
@@ -133,6 +144,9 @@ def import_log(
     )
     if artefact is not None:
         settings = settings.with_kinds(trained_kinds(fetched(artefact)))
+    if overlap and onto_existing:
+        raise CommandError("--overlap and --onto-existing: give one of them")
+    existing: Existing = "overlap" if overlap else "append" if onto_existing else "refuse"
     require_data_dir(settings)
     form = TableFormat.parse(columns, encoding, time_format, any_time)
     started = time.perf_counter()
@@ -147,7 +161,7 @@ def import_log(
             form=form,
         ) as rows:
             result = asyncio.run(
-                _import(rows, settings, onto_existing, live and settings.live and shard is None)
+                _import(rows, settings, existing, live and settings.live and shard is None)
             )
     except StoreError as error:
         raise CommandError(
@@ -163,13 +177,13 @@ def import_log(
     if result.refused:
         raise CommandError(
             f"{result.refused_count:,} users are not imported, or not to the end (if they have "
-            f"other interactions: --onto-existing):\n"
+            "other interactions: --overlap adds the rows that are not stored yet):\n"
             f"{_listed(result.refused, result.refused_count)}"
         )
 
 
 async def _import(
-    rows: SpooledLog, settings: Settings, onto_existing: bool, live: bool
+    rows: SpooledLog, settings: Settings, existing: Existing, live: bool
 ) -> ImportResult:
     async with opened(settings) as store:
         settings = await with_noted_kinds(store, settings)
@@ -180,7 +194,7 @@ async def _import(
         importer = Importer(
             log,
             event_log(store, settings, READ_PAGE),
-            onto_existing=onto_existing,
+            existing=existing,
             popularity=Popularity(
                 store,
                 namespace=log.keys.namespace,

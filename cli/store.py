@@ -12,10 +12,12 @@ import typer
 from cli.console import CommandError
 from service.lifecycle import STARTUP_FAILURE
 from service.settings import Settings
+from service.store.backup_marks import BackupMarks
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore, own_directory
-from service.store.errors import EmbeddedStoreError
+from service.store.errors import EmbeddedStoreError, RestoreNotEnded
 from service.store.event_log import EventLog
+from service.store.record_keys import RecordKeys
 from service.store.shared_settings import Difference, SettingsDiffer, SharedSettings
 
 Redis = Annotated[
@@ -75,13 +77,15 @@ async def agreed(store: Store, settings: Settings, shared: Mapping[str, str]) ->
     """What of the shared settings was changed for all processes of the store.
 
     Raises:
-        CommandError: they differ from the other processes', and were not to be changed.
+        CommandError: they differ from the other processes', and were not to be changed; or a
+            restore has not ended.
         StoreError: they can't be read, or not be changed.
     """
     noted = SharedSettings(store, namespace=settings.namespace)
     try:
+        await BackupMarks(store, RecordKeys(settings.namespace)).require_whole()
         return await noted.agree(shared, change=settings.change_shared_settings)
-    except SettingsDiffer as error:
+    except (RestoreNotEnded, SettingsDiffer) as error:
         raise CommandError(str(error), STARTUP_FAILURE) from None
 
 

@@ -66,10 +66,12 @@ from service.models.registry import ModelRegistry
 from service.models.serving_context import ServingContext
 from service.observe import logs, metrics
 from service.settings import Settings, secrets
+from service.store.backup_marks import BackupMarks
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore
 from service.store.errors import StoreError
 from service.store.event_log import EventLog
+from service.store.record_keys import RecordKeys
 from service.store.shared_settings import SettingsDiffer, SharedSettings, tell_changes
 
 logger = logging.getLogger(__name__)
@@ -208,6 +210,7 @@ async def _assemble(
         Store(url, timeout_s=settings.store_timeout_s, replica_acks=settings.replica_acks)
     )
     await store.check()
+    await BackupMarks(store, RecordKeys(settings.namespace)).require_whole()
     if compare:
         shared = SharedSettings(store, namespace=settings.namespace)
         tell_changes(await shared.agree(settings.shared(), change=settings.change_shared_settings))

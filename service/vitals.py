@@ -12,6 +12,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from service.observe import metrics, values
+from service.store.backup_marks import BackupMarks
 from service.store.errors import StoreError
 from service.store.event_log import EventLog
 
@@ -46,7 +47,7 @@ async def reported(log: EventLog, device: str) -> AsyncIterator[None]:
 
 async def _watch(log: EventLog, device: torch.device) -> None:
     loop = asyncio.get_running_loop()
-    process, counted = psutil.Process(), 0.0
+    process, counted, marks = psutil.Process(), 0.0, BackupMarks(log.store, log.keys)
     while True:
         try:
             with process.oneshot():
@@ -60,6 +61,7 @@ async def _watch(log: EventLog, device: torch.device) -> None:
             used, limit = await log.store.memory()
             metrics.STORE_MEMORY.set(used)
             metrics.STORE_MEMORY_LIMIT.set(limit)
+            metrics.BACKUP.set((await marks.newest_ms() or 0) / 1000)
         except StoreError as error:  # tim4rec_store_up says so
             logger.debug("the store's memory is not known: %s", error)
         except Exception:

@@ -463,6 +463,7 @@ ROWS: Mapping[str, list[Panel]] = {
                 "(rate(tim4rec_store_duration_seconds_bucket[])))",
                 "p99 {{operation}}",
             ),
+            width=6,
         ),
         lines(
             "Errors, reachability",
@@ -477,6 +478,7 @@ ROWS: Mapping[str, list[Panel]] = {
                 "answered without it, from {{source}}",
             ),
             ("sum(rate(tim4rec_replica_acks_missed_total[]))", "not on replicas in time"),
+            width=6,
         )
         .override_by_regexp("/^failed/", [color("orange", "shades")])
         .override_by_name(
@@ -491,7 +493,17 @@ ROWS: Mapping[str, list[Panel]] = {
             ("max(tim4rec_store_memory_limit_bytes) > 0", "limit"),
             colors={"used": "blue"},
             limit=("limit", "red"),
+            width=6,
         ),
+        number(
+            "Age of the last backup",
+            "s",
+            "Since the last whole `tim4rec backup` was begun: what is lost with the store at most.",
+            ("time() - (max(tim4rec_backup_timestamp_seconds) > 0)", "age"),
+            steps={None: "green", 36 * 3600: "red"},
+        )
+        .span(6)
+        .height(8),
     ],
     "States": [
         lines(

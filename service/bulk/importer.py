@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
+from typing import Literal
 
 from model.kinds import KindRules
 from service.feedback.popularity import Popularity
@@ -30,6 +32,9 @@ COUNTS = 20_000
 """Counts of items are sent when there are so many of them."""
 NAMED = 1000
 """Most users of whom it is said why they were refused."""
+Existing = Literal["refuse", "append", "overlap"]
+"""What becomes of a user whose record has events that this import has not written: it is left as
+it is, everything is appended, or what the record does not have yet."""
 _TAKEN = "its event_id is that of another interaction in the record"
 _REFUSED = {
     Verdict.DUPLICATE: _TAKEN,
@@ -52,10 +57,28 @@ class UserHistory:
     given_ms: Sequence[int | None] | None = None
     event_ids: Sequence[str | None] | None = None
 
+    def sent(self, place: int) -> tuple[str, int, str | None]:
+        """What tells one event of a user from another: its item, given time and kind."""
+        given_ms = None if self.given_ms is None else self.given_ms[place]
+        time_ms = self.times_ms[place] if given_ms is None else given_ms
+        return self.item_ids[place], time_ms, None if self.kinds is None else self.kinds[place][0]
+
+    def only(self, places: Sequence[int]) -> UserHistory:
+        """Those of its events."""
+        kinds, given_ms, ids = self.kinds, self.given_ms, self.event_ids
+        return UserHistory(
+            self.user_id,
+            [self.item_ids[place] for place in places],
+            [self.times_ms[place] for place in places],
+            None if kinds is None else [kinds[place] for place in places],
+            None if given_ms is None else [given_ms[place] for place in places],
+            None if ids is None else [ids[place] for place in places],
+        )
+
 
 @dataclass
 class ImportResult:
-    """`present`: events that an earlier run had written. `late`: of those written, how many got
+    """`present`: events that were stored before. `late`: of those written, how many got
     the time of a newer event. `refused_count`: users left out, or left where they were; `refused`
     are the first of them, and why."""
 
@@ -68,11 +91,12 @@ class ImportResult:
 
 @dataclass
 class _Import:
-    """One user's import under way: `done` events of it are in the record of that `version`."""
+    """One user's import under way: `done` events of it are in the record of that `version`.
+    `places`: where they were in the history that was given."""
 
     history: UserHistory
     uids: list[bytes]
-    event_ids: list[str | None]
+    places: Sequence[int]
     done: int = 0
     version: int = 0
 
@@ -87,7 +111,7 @@ class Importer:
     Args:
         log: appends; clamps late events, and its `page` had better be 1.
         reader: the same records, with pages of a good size.
-        onto_existing: append also to records with events that this import has not written.
+        existing: what becomes of records with events that this import has not written.
         popularity: counts what is written, as far as `kinds` lets it.
     """
 
@@ -96,11 +120,11 @@ class Importer:
         log: EventLog,
         reader: EventLog,
         *,
-        onto_existing: bool = False,
+        existing: Existing = "refuse",
         popularity: Popularity | None = None,
         kinds: KindRules | None = None,
     ) -> None:
-        self.log, self.reader, self.onto_existing = log, reader, onto_existing
+        self.log, self.reader, self.existing = log, reader, existing
         self.popularity, self.kinds = popularity, kinds or KindRules()
         self.result = ImportResult()
 
@@ -159,22 +183,24 @@ class Importer:
     ) -> list[_Import]:
         """Where each user's import stands, of those that are not done."""
         window = self.log.dedup_window
-        imports = [_Import(one, _uids(one, b""), _event_ids(one, window)) for one in group]
+        sound = [replace(one, event_ids=_event_ids(one, window)) for one in group]
+        imports = [_Import(one, _uids(one, b""), range(len(one.item_ids))) for one in sound]
         asked = [
             LogRequest(one.history.user_id, Mark(len(one.uids), one.uids[-1])) for one in imports
         ]
         going = []
         for one, reply in zip(imports, await self.log.exchange(asked), strict=True):
+            rows = len(one.uids)
             try:
                 fault = await self._place(one, raised(reply))
             except (RecordDamaged, InvalidRequest) as error:
                 fault = str(error)
             if fault is not None:
                 self._refuse(one.history.user_id, fault)
-                progress(len(one.uids))
+                progress(rows)
                 continue
-            self.result.present += one.done
-            progress(one.done)
+            self.result.present += rows - one.left
+            progress(rows - one.left)
             if one.left:
                 going.append(one)
         return going
@@ -188,16 +214,36 @@ class Importer:
             one.done = len(one.uids)
         elif newest.version < len(one.uids) and one.uids[newest.version - 1] == newest.uid:
             one.done = one.version = newest.version
-        elif self.onto_existing and reply.oldest > 1:
-            return "has lost its oldest interactions (history_limit): what is there can't be told"
-        elif self.onto_existing:
-            await self._place_onto(one)
-        else:
+        elif self.existing == "refuse":
             return (
                 f"has {newest.version:,} interactions that are not from this log, or late ones "
                 "were put among those that are"
             )
+        elif reply.oldest > 1:
+            return "has lost its oldest interactions (history_limit): what is there can't be told"
+        elif self.existing == "append":
+            await self._place_onto(one)
+        else:
+            await self._leave_out_stored(one)
         return None
+
+    async def _leave_out_stored(self, one: _Import) -> None:
+        """As often as the record has an event, it is left out: the earliest of it."""
+        stored, last = Counter[tuple[str, int, str | None]](), b""
+        async for page in self.reader.events(one.history.user_id):
+            for event in page:
+                time_ms = event.time_ms if event.given_ms is None else event.given_ms
+                stored[event.item_id, time_ms, event.kind] += 1
+                last = event.sent_uid
+        missing = []
+        for place in one.places:
+            sent = one.history.sent(place)
+            if stored[sent]:
+                stored[sent] -= 1
+            else:
+                missing.append(place)
+        one.history, one.places = one.history.only(missing), missing
+        one.uids = _uids(one.history, last)
 
     async def _place_onto(self, one: _Import) -> None:
         there: list[bytes] = []
@@ -219,16 +265,16 @@ class Importer:
             return str(error)
         for outcome in outcomes:
             if outcome.verdict not in (Verdict.APPLIED, Verdict.LATE):
-                return f"row {one.done + 1}: {_REFUSED[outcome.verdict]}"
+                return f"row {one.places[one.done] + 1}: {_REFUSED[outcome.verdict]}"
             self._count(one.history, one.done)
             one.done += 1
             one.version += 1
             self.result.written += 1
             self.result.late += outcome.verdict is Verdict.LATE
-            if outcome.version != one.version and not self.onto_existing:
+            if outcome.version != one.version and self.existing == "refuse":
                 return (
                     f"row {one.done}: something else is writing to this record as well; "
-                    "go on with --onto-existing once that is over"
+                    "go on with --overlap once that is over"
                 )
         return None
 
@@ -266,16 +312,17 @@ def _request(one: _Import, chunk: int) -> LogRequest:
     if history.given_ms is not None:
         given = zip(times, history.given_ms[part], strict=True)
         times = [time if given_ms is None else given_ms for time, given_ms in given]
-    sent = zip(uids, history.item_ids[part], times, one.event_ids[part], kinds, strict=True)
+    ids = history.event_ids[part] if history.event_ids is not None else [None] * len(uids)
+    sent = zip(uids, history.item_ids[part], times, ids, kinds, strict=True)
     events = [NewEvent(uid, item, at, event_id, *what) for uid, item, at, event_id, what in sent]
     return LogRequest(history.user_id, None, events)
 
 
-def _event_ids(history: UserHistory, window: int) -> list[str | None]:
+def _event_ids(history: UserHistory, window: int) -> list[str | None] | None:
     """Each event's id, unless one of the `window` events before it has the same: then the store
     would take it for that one."""
     if history.event_ids is None:
-        return [None] * len(history.item_ids)
+        return None
     last, ids = dict[str, int](), list[str | None]()
     for place, event_id in enumerate(history.event_ids):
         if event_id is not None and place - last.get(event_id, -window - 1) <= window:

@@ -89,10 +89,10 @@ class ExactnessSampler:
         if not events or events[0].version != 1:
             metrics.EXACTNESS_SAMPLES["skipped"].inc()
             return None
-        difference = await asyncio.to_thread(self._difference, held, events)
-        self._latest.append(difference)
+        largest = await asyncio.to_thread(difference, self.engine, held, events)
+        self._latest.append(largest)
         metrics.EXACTNESS_DIFFERENCE.set(max(self._latest))
-        equal = difference <= self.tolerance
+        equal = largest <= self.tolerance
         metrics.EXACTNESS_SAMPLES["equal" if equal else "different"].inc()
         if not equal:
             self.engine.pool.drop(user_id)
@@ -100,41 +100,45 @@ class ExactnessSampler:
                 "a state of %d events differs from its recomputation by %g in a score; "
                 "its row is dropped",
                 len(events),
-                difference,
+                largest,
             )
-        return Sample(len(events), difference)
+        return Sample(len(events), largest)
 
-    @torch.inference_mode()
-    def _difference(self, held: Snapshot, events: Sequence[Event]) -> float:
-        runner = self.engine.runner
-        model, effects = runner.model, runner.effects
-        items = [item for item, _ in effects.known(events)]
-        if len(items) != held.count or set(items) != set(held.seen.tolist()):
-            return math.inf
-        if set(effects.hidden(events)) != set(held.hidden.tolist()):
-            return math.inf
-        if effects.recent((), events) != held.recent:
-            return math.inf
-        if effects.unknown((), events) != held.unknown:
-            return math.inf
-        at = torch.tensor([events[-1].time_ms], device=model.device)
-        there, here = (
-            model.scores(model.query(state, at))[:, 1:]
-            for state in (held.state, self._recomputed(events))
-        )
-        difference = float((there - here).abs().max())
-        return difference if math.isfinite(difference) else math.inf
 
-    def _recomputed(self, events: Sequence[Event]) -> State:
-        """The state after `events`, the whole history, in parallel passes."""
-        runner, kept = self.engine.runner, self.engine.snapshots
-        state = runner.model.new_state(1)
-        # Reduced snapshots round the state at their versions, on every worker.
-        width = kept.every if kept.rounds else len(events)
-        for start in range(0, len(events), width):
-            part = events[start : start + width]
-            state = runner.model.chunked_prefill([runner.effects.known(part)], state)
-            at_border = kept.rounds and len(part) == width
-            if at_border and bool(kept.layout.fits(state, kept.precision)):
-                state = kept.layout.rounded(state, kept.precision)
-        return state
+@torch.inference_mode()
+def difference(engine: Engine, held: Snapshot, events: Sequence[Event]) -> float:
+    """The largest difference of any item's score between a state and its recomputation from the
+    whole history up to it; infinite as in `Sample`."""
+    runner = engine.runner
+    model, effects = runner.model, runner.effects
+    items = [item for item, _ in effects.known(events)]
+    if len(items) != held.count or set(items) != set(held.seen.tolist()):
+        return math.inf
+    if set(effects.hidden(events)) != set(held.hidden.tolist()):
+        return math.inf
+    if effects.recent((), events) != held.recent:
+        return math.inf
+    if effects.unknown((), events) != held.unknown:
+        return math.inf
+    at = torch.tensor([events[-1].time_ms], device=model.device)
+    there, here = (
+        model.scores(model.query(state, at))[:, 1:]
+        for state in (held.state, _recomputed(engine, events))
+    )
+    largest = float((there - here).abs().max())
+    return largest if math.isfinite(largest) else math.inf
+
+
+def _recomputed(engine: Engine, events: Sequence[Event]) -> State:
+    """The state after `events`, the whole history, in parallel passes."""
+    runner, kept = engine.runner, engine.snapshots
+    state = runner.model.new_state(1)
+    # Reduced snapshots round the state at their versions, on every worker.
+    width = kept.every if kept.rounds else len(events)
+    for start in range(0, len(events), width):
+        part = events[start : start + width]
+        state = runner.model.chunked_prefill([runner.effects.known(part)], state)
+        at_border = kept.rounds and len(part) == width
+        if at_border and bool(kept.layout.fits(state, kept.precision)):
+            state = kept.layout.rounded(state, kept.precision)
+    return state

@@ -98,6 +98,10 @@ STORE_MEMORY = latest("tim4rec_store_memory_bytes", "Memory the store uses")
 STORE_MEMORY_LIMIT = latest(
     "tim4rec_store_memory_limit_bytes", "Memory the store may use; 0: no limit is set"
 )
+BACKUP = latest(
+    "tim4rec_backup_timestamp_seconds",
+    "When the last whole backup by `tim4rec backup` was begun, 0: there is none",
+)
 
 # -- interactions, states, recommendations -----------------------------------------------
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import chain
 from typing import Any, Literal, Self
 
@@ -243,6 +243,19 @@ class Store:
         if not self._topology.primaries:
             await self._topology.find(self.timeout_s)
         return self._topology.primaries
+
+    async def scan(self, pattern: str) -> AsyncIterator[list[bytes]]:
+        """Pages of the keys like a pattern. Those that are there all the time come, perhaps twice;
+        one whose slot moves to another node of a Cluster meanwhile may not."""
+        for node in await self.nodes():
+            cursor = b"0"
+            while True:
+                scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                cursor, keys = await self.request(scan, at=node)
+                if keys:
+                    yield keys
+                if cursor == b"0":
+                    break
 
     async def check(self) -> None:
         """Asks the servers what they are. Raises StoreError if one is too old; logs risky

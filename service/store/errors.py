@@ -43,6 +43,10 @@ class HistoryChanged(StoreError):
     that changes all the time."""
 
 
+class RestoreNotEnded(StoreError):
+    """A backup is being loaded into the store, or was not to the end."""
+
+
 class EmbeddedStoreError(StoreError):
     """The embedded server could not be started, or not be had in its folder."""
 

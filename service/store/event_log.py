@@ -206,15 +206,8 @@ class EventLog:
     async def users(self) -> AsyncIterator[list[str]]:
         """Pages of the users with a record; one may come twice while records change, and one
         whose slot moves to another node of a Cluster meanwhile may be left out."""
-        for node in await self.store.nodes():
-            cursor = b"0"
-            while True:
-                scan = ("SCAN", cursor, "MATCH", self.keys.records + "*", "COUNT", 1000)
-                cursor, keys = await self.store.request(scan, at=node)
-                if keys:
-                    yield [self.keys.user_of(key) for key in keys]
-                if cursor == b"0":
-                    break
+        async for keys in self.store.scan(self.keys.records + "*"):
+            yield [self.keys.user_of(key) for key in keys]
 
     async def describe(self, user_id: str) -> UserRecord | None:
         """Size and last time of a user's record, None if there is none."""

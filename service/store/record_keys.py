@@ -10,6 +10,8 @@ Layout (`<ns>` a namespace, users percent-encoded):
     <ns>:s:<model>:<user>  string  snapshot of a model's state (opaque here)
     <ns>:models            set     the models that have written snapshots
     <ns>:erased            stream  users erased of late, newest last
+    <ns>:backup            string  the store's clock, ms, before the last whole backup was begun
+    <ns>:restoring         string  there while a backup is being loaded
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ class RecordKeys:
         self.namespace = quote(namespace, safe="")
         self.records = f"{self.namespace}:u:"
         self.models, self.erased = f"{self.namespace}:models", f"{self.namespace}:erased"
+        self.backup, self.restoring = f"{self.namespace}:backup", f"{self.namespace}:restoring"
 
     def record(self, user_id: str) -> str:
         return self.records + quote(encoded("user_id", user_id), safe="")

@@ -53,7 +53,7 @@ class ScriptCall(NamedTuple):
 
 Command = Sequence[Word] | ScriptCall
 
-_KEYLESS = frozenset({"PING", "WAIT", "INFO", "SCAN", "FLUSHALL", "CLUSTER"})
+_KEYLESS = frozenset({"PING", "WAIT", "INFO", "TIME", "SCAN", "FLUSHALL", "CLUSTER"})
 _KEY_AT = {"EVAL": 3, "EVALSHA": 3, "MEMORY": 2}
 
 

@@ -513,7 +513,7 @@ def test_whatever_is_lost_every_row_is_there_once_and_in_order(
         async with _Lossy(valkey.url, draw) as store:
             log = EventLog(store, page=1, dedup_window=6)
             reader = EventLog(store, page=7, dedup_window=6)
-            await Importer(log, reader, onto_existing=True).run(histories, lambda done: None)
+            await Importer(log, reader, existing="append").run(histories, lambda done: None)
 
     for _ in range(400):
         try:

@@ -1,9 +1,11 @@
-"""The manifests with their components: what Prometheus' operator needs, and the learner."""
+"""The manifests with their components: what Prometheus' operator needs, the learner, backups."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +178,48 @@ def test_models_on_a_volume_need_no_learner(tmp_path: Path) -> None:
     cluster = Overlay("production", folder)
     assert cluster.environment()["TIM4REC_MODELS_DIR"] == "/models"
     assert not cluster.all("CronJob")
+
+
+def test_a_backup_every_night(whole: Overlay) -> None:
+    spec = whole.one("CronJob", "tim4rec-backup")["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    template = spec["jobTemplate"]["spec"]["template"]
+    pod = template["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == whole.container["image"]
+    assert container["envFrom"] == whole.container["envFrom"]
+    assert environment_of(container).keys() == {"TIM4REC_REDIS_URL"}
+    assert container["securityContext"] == whole.container["securityContext"]
+    assert pod["securityContext"]["runAsUser"] == whole.pod["securityContext"]["runAsUser"]
+    assert claims(whole, pod, container) == {"/backups": ["ReadWriteOnce"]}
+    (policy,) = (
+        found["spec"]
+        for found in whole.all("NetworkPolicy")
+        if found["spec"]["podSelector"]["matchLabels"].items()
+        <= template["metadata"]["labels"].items()
+    )
+    assert {rule["ports"][0]["port"] for rule in policy["egress"]} == {53, 6379}
+    assert "ingress" not in policy
+
+
+def test_the_seven_newest_backups_stay(whole: Overlay, tmp_path: Path) -> None:
+    """What the job runs, with a command in the place of `tim4rec` that makes a folder."""
+    pod = whole.one("CronJob", "tim4rec-backup")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    shell, flags, script = pod["containers"][0]["command"]
+    backups, commands = tmp_path / "backups", tmp_path / "bin"
+    commands.mkdir()
+    command = commands / "tim4rec"
+    command.write_text('#!/bin/sh\ntest "$1" = backup && test ! -e "$2" && mkdir "$2"\n')
+    command.chmod(0o755)
+    for name in ("2026-11-30T0215Z.partial", *(f"2020-01-0{day}T0215Z" for day in range(1, 9))):
+        (backups / name).mkdir(parents=True)
+        (backups / name / "manifest.json").touch()
+    path = f"{commands}:{os.environ['PATH']}"
+    here = [shell, flags, script.replace("/backups", str(backups))]
+    subprocess.run(here, env={"PATH": path}, check=True)
+    *kept, newest = sorted(one.name for one in backups.iterdir())
+    assert kept == [f"2020-01-0{day}T0215Z" for day in range(3, 9)]
+    assert newest > "2026"
+    command.write_text("#!/bin/sh\nexit 1\n")  # a failed one removes nothing
+    assert subprocess.run(here, env={"PATH": path}, check=False).returncode != 0
+    assert len(list(backups.iterdir())) == 7

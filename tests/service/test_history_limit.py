@@ -152,7 +152,7 @@ def test_what_cannot_be_recomputed_is_left_out(
             assert len(snapshots(valkey)) == 1
 
             given = UserHistory("u", *zip(*GIVEN, strict=True))
-            importer = Importer(log, log, onto_existing=True)
+            importer = Importer(log, log, existing="append")
             ((user, why),) = (await importer.run([given], lambda done: None)).refused
             assert user == "u"
             assert "history_limit" in why
