@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -94,9 +94,10 @@ class TableFormat:
         renamed = self.renamed(names)
         missing = [name for name in required if name not in renamed]
         if missing:
+            near = self.completed(names, required)
+            offer = "" if near is None else f": did you mean {near.option} {near.pairs}?"
             raise InputError(
-                f"{path}: no column {', '.join(missing)}; the columns are {_listed(names)}"
-                + self._offer(names, missing, required)
+                f"{path}: no column {', '.join(missing)}; the columns are {_listed(names)}{offer}"
             )
         given = [name for name in renamed if name is not None]
         rest = given if optional is None else [name for name in optional if name in given]
@@ -106,21 +107,42 @@ class TableFormat:
             raise InputError(f"{path}: two columns are called {twice[0]}")
         return {name: renamed.index(name) for name in wanted}
 
-    def _offer(self, names: Sequence[str], missing: Sequence[str], required: Sequence[str]) -> str:
-        """The mapping that may have been meant."""
+    @property
+    def pairs(self) -> str:
+        """The columns as the option has them."""
+        return shlex.quote(",".join(f"{here}={there}" for here, there in self.columns.items()))
+
+    def completed(self, names: Sequence[str], required: Sequence[str]) -> Self | None:
+        """With the columns that may be meant by those that are missing; None: they can't be told.
+
+        Args:
+            names: the table's columns.
+        """
         near = dict(self.columns)
         free = [name for name in names if name not in self.columns.values()]
-        for here in missing:
+        renamed = self.renamed(names)
+        for here in required:
+            if here in renamed:
+                continue
             there = _nearest(here, free) or _own_id(free, required)
             if there is None:
-                return ""
+                return None
             near[here] = there
             free.remove(there)
-        if "user_id" in required and "kind" not in near and "kind" not in names:
-            kind = _nearest("kind", free)
-            near |= {} if kind is None else {"kind": kind}
-        pairs = ",".join(f"{here}={there}" for here, there in near.items())
-        return f": did you mean {self.option} {shlex.quote(pairs)}?"
+        optional = ("kind",) if "user_id" in required else ("title", "categories")
+        for here in optional:
+            if here in renamed or (here == "categories" and "genres" in renamed):
+                continue
+            there = _nearest(here, free)
+            if there is not None:
+                near[here] = there
+                free.remove(there)
+        return replace(self, columns=near)
+
+    def names_users(self, names: Sequence[str]) -> bool:
+        """Whether a table of these columns tells of users, as a log does and a table of items does
+        not."""
+        return "user_id" in self.renamed(names) or _nearest("user_id", names) is not None
 
 
 PLAIN = TableFormat()

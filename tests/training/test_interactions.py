@@ -537,7 +537,7 @@ def test_a_mapping_is_offered_where_names_are_near(tmp_path: Path) -> None:
     path = write(tmp_path, "customer_id,thing,event_time\n")
     assert "did you mean" not in reasons(path)
     items = write(tmp_path, "id,name\n1,x\n")
-    with pytest.raises(InputError, match=r"did you mean --columns item_id=id\?"):
+    with pytest.raises(InputError, match=r"did you mean --columns item_id=id,title=name\?"):
         read_items(items)
 
 
