@@ -33,6 +33,7 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "data": _Command("cli.data", "data", "Get a public data set: an interaction log, titles."),
+    "check": _Command("cli.check", "check", "Say what files hold, before training on them."),
     "train": _Command("cli.train", "train", "Train a model on an interaction log."),
     "evaluate": _Command("cli.evaluate", "evaluate", "Measure a model on a log, in three modes."),
     "judge": _Command(

@@ -26,6 +26,7 @@ from training.dataset import Dataset, Protocol, Split, build_dataset
 from training.ensemble import ensemble_of, refit_ensemble, train_members
 from training.interactions import Log
 from training.item_table import items_of
+from training.log_summary import CoreLoss
 from training.mixture import fit_mixture
 from training.outcome import Outcome, Refit
 from training.recipe import CORE, REFITTED_CORE, Recipe, model_config, split_log, training_config
@@ -83,6 +84,9 @@ def publish(
     say = first_says()
     dataset = _split(log, plan, say)
     every = every_row(log, dataset.protocol) if plan.refit else dataset
+    if every.cut_ms is None:
+        core = dataset.protocol
+        say(str(CoreLoss.of(log.frame, core.core_users, core.core_items)))
     recipe, n_members = plan.recipe or "full", plan.members or 1
     architecture = model_config(dataset, recipe, **plan.architecture)
     config = training_config(dataset, recipe, **plan.training)

@@ -56,12 +56,12 @@ class Reading:
         try:
             next(log_pieces(source.log, form=reading._log_form))
         except MissingColumns as error:
-            reading = replace(reading, columns=missing.note("COLUMNS", error.what, error.near))
+            reading = replace(reading, columns=missing.columns("COLUMNS", error))
         if source.items is not None:
             try:
                 read_items(source.items, form=reading._item_form)
             except MissingColumns as error:
-                near = missing.note("ITEM_COLUMNS", error.what, error.near)
+                near = missing.columns("ITEM_COLUMNS", error)
                 reading = replace(reading, item_columns=near)
                 read_items(source.items, form=reading._item_form)
         kinds, users = _kinds(source, reading._log_form)
@@ -104,10 +104,14 @@ class _Missing:
         self._whats: list[str] = []
         self._values: dict[str, str] = {}
 
-    def note(self, variable: str, what: str, value: str | None) -> str:
-        """The value. Raises CommandError where nothing is known that may be meant."""
-        if value is None:
-            raise CommandError(f"{what}: say which is which by {variable}='item_id=NAME,...'")
+    def columns(self, variable: str, error: MissingColumns) -> str:
+        """Those that may be meant. Raises CommandError where none are."""
+        if error.near is None:
+            raise CommandError(f"{error.what}: say which is which by {variable}='item_id=NAME,...'")
+        return self.note(variable, error.what, error.near.pairs)
+
+    def note(self, variable: str, what: str, value: str) -> str:
+        """The value."""
         self._whats.append(what)
         self._values[variable] = value
         return value

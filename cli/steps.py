@@ -40,7 +40,11 @@ def say_what_was_read(path: Path, log: Log) -> None:
     if log.bad_row_count:
         say(f"{path}: {log.bad_row_count} rows left out:")
         say(describe_bad_rows(log.bad_rows, log.bad_row_count))
-    say(f"{path}: {len(log.frame):,} interactions, {TimeSpan.of(log.frame['time_ms'])}")
+    users, items = (log.frame[name].n_unique() for name in ("user_id", "item_id"))
+    say(
+        f"{path}: {len(log.frame):,} interactions of {users:,} users with {items:,} items, "
+        f"{TimeSpan.of(log.frame['time_ms'])}"
+    )
     for note in (*log.notes, *(doubles(log.frame[name]) for name in ("item_id", "user_id"))):
         if note is not None:
             say(f"{path}: {note}")
@@ -85,7 +89,7 @@ def read_steps(
     """
     log = read_log(path, skip_bad_rows=skip_bad_rows, kinds=True, form=form)
     if rules is None:
-        said = _several_kinds(log.frame["kind"])
+        said = several_kinds(log.frame["kind"])
         if said is not None and not is_export(path):
             raise InputError(f"{path}: {said}")
         columns = log.frame.select("user_id", "item_id", "time_ms")
@@ -101,7 +105,7 @@ def read_steps(
     return dataclasses.replace(log, frame=columns, notes=[*log.notes, note], kinds=rules)
 
 
-def _several_kinds(kinds: pl.Series) -> str | None:
+def several_kinds(kinds: pl.Series) -> str | None:
     """What there is, and the rules that may be meant; None: all rows are alike."""
     rules = suggested_rules(kinds)
     if rules is None:

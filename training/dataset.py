@@ -283,8 +283,8 @@ def build_dataset(
     """
     protocol = protocol or Protocol()
     frame = log.frame
-    user_codes, user_ids = _codes(frame["user_id"])
-    item_codes, item_ids = _codes(frame["item_id"])
+    user_codes, user_ids = codes(frame["user_id"])
+    item_codes, item_ids = codes(frame["item_id"])
     times = frame["time_ms"].to_numpy().astype(np.int64)
     first_cut: int | None = None
     if protocol.split == "leave-one-out":
@@ -385,7 +385,7 @@ def _that_go_on(
     return np.flatnonzero(last > first)
 
 
-def _codes(ids: pl.Series) -> tuple[Int64s, list[str]]:
+def codes(ids: pl.Series) -> tuple[Int64s, list[str]]:
     """Each id's place in the sorted distinct ids (by code point), and those."""
     distinct = ids.unique().sort()
     codes = ids.replace_strict(distinct, pl.int_range(len(distinct), eager=True))

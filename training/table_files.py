@@ -173,11 +173,14 @@ def _cleaned(piece: Piece) -> Piece:
     blank = [name for name in texts if before[name].item() != after[name].item()]
     notes = (f"blanks around {', '.join(blank)} are no part of the values",) if blank else ()
     reasons = [
-        pl.when(pl.col(name) == "")
-        .then(pl.lit(f"{name} is missing"))
-        .when(pl.col(name).is_in(NULL_WORDS))
-        .then(pl.format(f"{name} is '{{}}', a word for nothing", name))
-        for name in IDS
-        if name in stripped.columns
+        pl.lit(None, pl.String),
+        *(
+            pl.when(pl.col(name) == "")
+            .then(pl.lit(f"{name} is missing"))
+            .when(pl.col(name).is_in(NULL_WORDS))
+            .then(pl.format(f"{name} is '{{}}', a word for nothing", name))
+            for name in IDS
+            if name in stripped.columns
+        ),
     ]
     return Piece(*split_off(stripped, pl.coalesce(reasons), piece.bad), (*piece.notes, *notes))

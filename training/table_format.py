@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -35,11 +35,13 @@ class MissingColumns(InputError):
 
     Attributes:
         what: the fault alone.
-        near: pairs for `--columns` that may have been meant; None: no names are near.
+        near: what may have been meant; None: no names are near.
     """
 
-    def __init__(self, what: str, option: str, near: str | None) -> None:
-        offer = "" if near is None else f": did you mean {option} {shlex.quote(near)}?"
+    def __init__(self, what: str, near: TableFormat | None) -> None:
+        offer = ""
+        if near is not None:
+            offer = f": did you mean {near.option} {shlex.quote(near.pairs)}?"
         super().__init__(what + offer)
         self.what, self.near = what, near
 
@@ -110,8 +112,7 @@ class TableFormat:
         if missing:
             raise MissingColumns(
                 f"{path}: no column {', '.join(missing)}; the columns are {_listed(names)}",
-                self.option,
-                self._near(names, missing, required),
+                self.completed(names, required),
             )
         given = [name for name in renamed if name is not None]
         rest = given if optional is None else [name for name in optional if name in given]
@@ -121,25 +122,42 @@ class TableFormat:
             raise InputError(f"{path}: two columns are called {twice[0]}")
         return {name: renamed.index(name) for name in wanted}
 
-    def _near(
-        self, names: Sequence[str], missing: Sequence[str], required: Sequence[str]
-    ) -> str | None:
-        """The pairs that may have been meant."""
+    @property
+    def pairs(self) -> str:
+        """The columns as the option has them."""
+        return ",".join(f"{here}={there}" for here, there in self.columns.items())
+
+    def completed(self, names: Sequence[str], required: Sequence[str]) -> Self | None:
+        """With the columns that may be meant by those that are missing; None: they can't be told.
+
+        Args:
+            names: the table's columns.
+        """
         near = dict(self.columns)
         free = [name for name in names if name not in self.columns.values()]
-        for here in missing:
+        renamed = self.renamed(names)
+        for here in required:
+            if here in renamed:
+                continue
             there = _nearest(here, free) or _own_id(free, required)
             if there is None:
                 return None
             near[here] = there
             free.remove(there)
-        others = ("kind",) if "user_id" in required else ("title", "categories")
-        for here in others:
-            there = None if here in near or here in names else _nearest(here, free)
+        optional = ("kind",) if "user_id" in required else ("title", "categories")
+        for here in optional:
+            if here in renamed or (here == "categories" and "genres" in renamed):
+                continue
+            there = _nearest(here, free)
             if there is not None:
                 near[here] = there
                 free.remove(there)
-        return ",".join(f"{here}={there}" for here, there in near.items())
+        return replace(self, columns=near)
+
+    def names_users(self, names: Sequence[str]) -> bool:
+        """Whether a table of these columns tells of users, as a log does and a table of items does
+        not."""
+        return "user_id" in self.renamed(names) or _nearest("user_id", names) is not None
 
 
 PLAIN = TableFormat()

@@ -201,7 +201,7 @@ def test_an_item_table_is_read_as_every_table(valkey: ValkeyServer, tmp_path: Pa
     text = "sku; name; hidden; genre\n i1; Am\u00e9lie; t; A|B\nNULL; x; f;\n"
     path.write_bytes(text.encode("cp1252"))
     result = tim4rec("import-items", path, "--redis", valkey.url)
-    assert "did you mean --columns item_id=sku?" in result.output
+    assert "did you mean --columns item_id=sku,title=name,categories=genre?" in result.output
     columns = ("--columns", "item_id=sku,title=name,categories=genre")
     result = tim4rec("import-items", path, "--redis", valkey.url, *columns)
     assert "line 2: title is not valid UTF-8: give the file's" in result.output
