@@ -3,7 +3,7 @@
     python -m cli.run [--port 8000] [--host 127.0.0.1] [--data LOG] [--device cpu]
 
 NAME is that of the log, or of its folder. The trained model is kept in `artefacts/NAME`, the
-interactions of an own log in `state-NAME`; delete both to begin anew.
+interactions in `state-NAME`; delete both to begin anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,8 @@ from cli.console import CommandError, errors_without_traceback, say
 from cli.ports import require_free_port
 from cli.reading import Reading
 from cli.run_note import RunNote
-from cli.source import Source
+from cli.serve import served_with
+from cli.source import DEMO, ITEMS, LOG, Source
 from model.artefact import CONFIG
 
 
@@ -51,44 +52,32 @@ def run(
     with errors_without_traceback():
         at = (host or os.environ.get("TIM4REC_HOST") or "127.0.0.1").strip("[]")
         require_free_port(port, at)
-        source = Source.of(data)
-        given = Reading(columns, item_columns, kinds, encoding, time_format)
+        recipe = ["--recipe", "quick"] if data is None else []
+        if data is None and not all((DEMO / f"{name}.csv.gz").exists() for name in (LOG, ITEMS)):
+            _tim4rec("data", "ml-100k", "--out", str(DEMO))
+        source = Source.of(data or DEMO)
         on_device = ["--device", device] if device else []
-        if data is None:
-            _demo(source, on_device)
-            note = None
-        else:
-            note = _own(source, given, on_device)
-        _serve(source, note, port, host, device)
+        given = Reading(columns, item_columns, kinds, encoding, time_format)
+        note = _prepared(source, given, [*recipe, *on_device])
+        if not note.loaded:
+            _load(source, note.reading, on_device)
+            note.and_loaded().write(source)
+        _serve(source, note.user, port, host, device)
 
 
-def _demo(source: Source, on_device: list[str]) -> None:
-    if _trained(source):
-        return
-    with _compiled_ahead():
-        if not source.complete:
-            _tim4rec("data", "ml-100k", "--out", str(source.log.parent))
-        out = ["--items", str(source.items), "--out", str(source.artefact)]
-        _tim4rec("train", str(source.log), *out, "--recipe", "quick", *on_device)
-
-
-def _own(source: Source, given: Reading, on_device: list[str]) -> RunNote:
-    """Trains on it and puts its histories and items into a store of its own."""
+def _prepared(source: Source, given: Reading, options: list[str]) -> RunNote:
+    """Trains a model, if there is none."""
     note = RunNote.of(source)
-    if note is None or not _trained(source):
-        note = RunNote.new(source, *given.filled(source))
-        note.write(source)
-        with _compiled_ahead():
-            items = ["--items", str(source.items)] if source.items else []
-            out = ["--out", str(source.artefact)]
-            _tim4rec("train", str(source.log), *note.reading.of_training, *items, *out, *on_device)
-    else:
+    if note is not None and (source.artefact / CONFIG).exists():
         _require_same(note, given, source)
         _say_what_changed(note, source)
-    if not note.loaded:
-        _load(source, note.reading, on_device)
-        note = note.and_loaded()
-        note.write(source)
+        return note
+    note = RunNote.new(source, *given.filled(source))
+    note.write(source)
+    items = ["--items", str(source.items)] if source.items else []
+    out = ["--out", str(source.artefact)]
+    with subprocess.Popen([sys.executable, "-m", "cli.compile_ahead"]):
+        _tim4rec("train", str(source.log), *note.reading.of_training, *items, *out, *options)
     return note
 
 
@@ -127,26 +116,13 @@ def _say_what_changed(note: RunNote, source: Source) -> None:
     say(f"or delete {source.artefact} and {source.state}, and run this again")
 
 
-def _serve(
-    source: Source, note: RunNote | None, port: int, host: str | None, device: str | None
-) -> None:
-    from cli.serve import served_with  # torch takes its time
-
-    given: dict[str, Any] = {"artefact": str(source.artefact), "port": port}
-    given |= {"host": host} if host else {}
-    given |= {"device": device} if device else {}
-    given |= {"data_dir": str(source.state)} if note is not None else {}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()][1:]
-    say(f"$ {shlex.join(['tim4rec', 'serve', str(source.artefact), *options])}")
-    served_with(given, note.user if note is not None and note.user else "me")
-
-
-def _trained(source: Source) -> bool:
-    return (source.artefact / CONFIG).exists()
-
-
-def _compiled_ahead() -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "cli.compile_ahead"])
+def _serve(source: Source, user: str, port: int, host: str | None, device: str | None) -> None:
+    chosen = {"host": host, "device": device}
+    options = {"data_dir": str(source.state), "port": port}
+    options |= {name: value for name, value in chosen.items() if value}
+    shown = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    say(f"$ {shlex.join(['tim4rec', 'serve', str(source.artefact), *shown])}")
+    served_with({"artefact": str(source.artefact), **options}, user)
 
 
 def _tim4rec(*arguments: str) -> None:

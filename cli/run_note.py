@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,8 +21,8 @@ class RunNote:
 
     log: str
     reading: Reading
-    files: dict[str, list[int]] = field(default_factory=dict)
-    user: str | None = None
+    files: dict[str, list[int]]
+    user: str
     loaded: bool = False
 
     @classmethod
@@ -48,7 +48,7 @@ class RunNote:
         return found if found.log == log else None
 
     @classmethod
-    def new(cls, source: Source, reading: Reading, user: str | None) -> Self:
+    def new(cls, source: Source, reading: Reading, user: str) -> Self:
         return cls(str(source.log.resolve()), reading, _stamps(source), user)
 
     def changed(self, source: Source) -> list[Path]:

@@ -10,6 +10,7 @@ from cli.console import CommandError
 
 LOG, ITEMS = "interactions", "items"
 DEMO = Path("data", "ml-100k")
+"""Where `make run` without DATA puts MovieLens-100K."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,9 @@ class Source:
     state: Path
 
     @classmethod
-    def of(cls, data: Path | None) -> Self:
-        """That of a log, or of a folder with `interactions.*` and perhaps `items.*`; for None,
-        MovieLens-100K. Raises CommandError where there is no log, or more than one."""
-        if data is None:
-            demo = [DEMO / f"{name}.csv.gz" for name in (LOG, ITEMS)]
-            return cls(DEMO, demo[0], demo[1], Path("artefacts", DEMO.name), Path("state"))
+    def of(cls, data: Path) -> Self:
+        """That of a log, or of a folder with `interactions.*` and perhaps `items.*`. Raises
+        CommandError where there is no log, or more than one."""
         if not data.exists():
             raise CommandError(f"DATA={data}: no such file or folder")
         log: Path | None = data
@@ -43,10 +41,6 @@ class Source:
         name = name or "data"
         items = _called(log.parent, ITEMS)
         return cls(data, log, items, Path("artefacts", name), Path(f"state-{name}"))
-
-    @property
-    def complete(self) -> bool:
-        return self.log.exists() and self.items is not None and self.items.exists()
 
     @property
     def files(self) -> list[Path]:

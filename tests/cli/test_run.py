@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 import shlex
 import shutil
@@ -74,7 +75,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
     monkeypatch.setattr(subprocess, "run", note)
     monkeypatch.setattr(subprocess, "Popen", Beside)
-    monkeypatch.setattr("cli.serve.served_with", serve)
+    monkeypatch.setattr(run, "served_with", serve)
     return seen
 
 
@@ -173,15 +174,29 @@ def test_a_model_of_another_log_is_not_taken_for_this_ones(folder: Path) -> None
 
 
 def test_the_first_time_gets_the_data_trains_and_serves(
-    folder: Path, commands: list[list[str]], free_port: int
+    folder: Path, commands: list[list[str]], free_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    note = subprocess.run
+
+    def with_data(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        if command[3] == "data":
+            (folder / "data" / "ml-100k").mkdir(parents=True)
+            for name in ("interactions", "items"):
+                text = (folder / "shop" / f"{name}.csv").read_bytes()
+                (folder / "data" / "ml-100k" / f"{name}.csv.gz").write_bytes(gzip.compress(text))
+        return note(command)
+
+    monkeypatch.setattr(subprocess, "run", with_data)
     run.run(port=free_port, device="cpu")
     log, items = "data/ml-100k/interactions.csv.gz", "data/ml-100k/items.csv.gz"
-    model = "artefacts/ml-100k"
+    model, state = "artefacts/ml-100k", ["--data-dir", "state-ml-100k"]
     assert commands == [
         ["data", "ml-100k", "--out", "data/ml-100k"],
         ["train", log, "--items", items, "--out", model, "--recipe", "quick", "--device", "cpu"],
-        ["serve", model, str(free_port), "cpu", "me"],
+        ["import-log", log, "--artefact", model, *state],
+        ["import-items", items, *state],
+        ["warm", model, *state, "--device", "cpu"],
+        ["serve", model, str(free_port), "state-ml-100k", "cpu", "ann"],
     ]
 
 
