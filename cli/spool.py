@@ -24,7 +24,7 @@ from service.store.shards import Shard
 from training.interactions import in_order, log_pieces
 from training.table_files import is_export
 from training.table_format import PLAIN, TableFormat
-from training.tables import REPORTED_ROWS, BadRow, InputError, describe_bad_rows, refuse
+from training.tables import REPORTED_ROWS, BadRow, InputError, describe_bad_rows, nothing_in, refuse
 from training.time_span import TimeSpan
 
 _LENGTH = struct.Struct(">Q")
@@ -105,7 +105,7 @@ class SpooledLog:
                 spool.add(held)
         self._refuse()
         if empty:
-            raise InputError(f"{self.path}: no interactions in it")
+            raise nothing_in(self.path, "interactions", self._bad, self._bad_count)
         fault = None if self._form.any_time or is_export(self.path) else span.early_fault
         if fault is not None:  # what is to come is told by the store's clock
             raise InputError(f"{self.path}: {fault}")

@@ -29,6 +29,7 @@ from training.tables import (
     InputError,
     Piece,
     id_fault,
+    nothing_in,
     refuse,
     split_off,
 )
@@ -100,7 +101,7 @@ def read_log(
     if not skip_bad_rows:
         refuse(path, bad, len(bad))
     if frame.is_empty():
-        raise InputError(f"{path}: no interactions in it")
+        raise nothing_in(path, "interactions", bad, len(bad))
     if unordered_users:
         notes[
             f"{unordered_users} users have interactions without a time: "

@@ -10,7 +10,7 @@ from model.items import Items
 from training.dataset import Dataset
 from training.table_files import NULL_WORDS, read_pieces
 from training.table_format import PLAIN, TableFormat
-from training.tables import BadRow, id_fault, refuse, split_off
+from training.tables import BadRow, id_fault, nothing_in, refuse, split_off
 
 
 def read_items(
@@ -37,6 +37,8 @@ def read_items(
     frame, bad = split_off(raw, pl.coalesce(id_fault("item_id"), listed_before), bad)
     if not skip_bad_rows:
         refuse(path, bad, len(bad))
+    if frame.is_empty():
+        raise nothing_in(path, "items", bad, len(bad))
     title = pl.col("title") if "title" in frame.columns else pl.lit(None, pl.String)
     source = next((name for name in ("categories", "genres") if name in frame.columns), None)
     if source is None:

@@ -29,7 +29,7 @@ NULL_WORDS = (
 """What programs write where there is nothing."""
 IDS = ("user_id", "item_id")
 
-_PACKED = ("", ".gz", ".bz2", ".xz", ".zip")
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst", ".zip")
 _PARTS = (".parquet", *(f".{kind}{packed}" for kind in ("csv", "tsv") for packed in _PACKED))
 
 

@@ -63,6 +63,15 @@ def refuse(path: Path, bad: Sequence[BadRow], count: int) -> None:
         )
 
 
+def nothing_in(path: Path, what: str, bad: Sequence[BadRow], count: int) -> InputError:
+    """Why a table has nothing of what is looked for; `bad`: the first of its bad rows."""
+    if not count:
+        return InputError(f"{path}: no {what} in it")
+    return InputError(
+        f"{path}: no {what} in it: none of its rows can be read:\n{describe_bad_rows(bad, count)}"
+    )
+
+
 def describe_bad_rows(bad: Sequence[BadRow], count: int) -> str:
     """The first bad rows, a line each, and how many more there are."""
     lines = [f"  line {row.line}: {row.reason}" for row in bad[:REPORTED_ROWS]]

@@ -1,7 +1,7 @@
 """Text files as they come: packed or not, in the encoding that they say or that they are given.
 
-Read are gzip, bzip2, xz and a zip archive of one file; UTF-8, and UTF-16 where its bytes say so.
-What is something else is named for what it is.
+Read are gzip, bzip2, xz, Zstandard and a zip archive of one file; UTF-8, and UTF-16 where its bytes
+say so. What is something else is named for what it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import IO, TextIO, cast
 
 from model.plain_file import open_plain
 from training.tables import InputError
+from training.zstandard_file import ZstandardFile
 
 PARQUET = b"PAR1"
 UNREADABLE = "\ufffd"
@@ -34,9 +35,10 @@ _PACKED: dict[bytes, Callable[[IO[bytes]], object]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\x00": lzma.LZMAFile,
+    b"\x28\xb5\x2f\xfd": ZstandardFile,
 }
 _NAMED = {
-    b"\x28\xb5\x2f\xfd": "is compressed with Zstandard: unpack it first (zstd -d)",
+    b"\x28\xb5\x2f\xfd": "is packed twice: unpack it first",
     b"\x1f\x9d": "is compressed with compress: unpack it first (gzip -d)",
     b"7z\xbc\xaf\x27\x1c": "is a 7z archive: unpack it first",
     b"Rar!": "is a RAR archive: unpack it first",

@@ -159,3 +159,35 @@ def test_two_logs_are_told_apart_from_parts(log: Path) -> None:
     result = tim4rec("check", log, other)
     assert result.exit_code == 1
     assert "2 logs: give one, or a folder with its parts" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ("item_id,title\n", "items.csv: no items in it"),
+        ("item_id,title\n,x\nNULL,y\n", "items.csv: no items in it: none of its rows can be read"),
+    ],
+)
+def test_an_empty_item_table_is_named_for_what_it_is(log: Path, table: str, said: str) -> None:
+    items = log.with_name("items.csv")
+    items.write_text(table)
+    for command in (["check", log, items], ["train", log, "--items", items]):
+        result = tim4rec(*command, "--skip-bad-rows")
+        assert result.exit_code == 1
+        assert said in result.stderr
+
+
+def test_a_log_of_bad_rows_alone_is_named_for_what_it_is(tmp_path: Path) -> None:
+    log = written(tmp_path / "log.csv", "user_id,item_id,timestamp", [["u", "i", "soon"]])
+    result = tim4rec("train", log, "--skip-bad-rows")
+    assert result.exit_code == 1
+    assert "no interactions in it: none of its rows can be read:" in result.stderr
+    assert "line 2: timestamp 'soon'" in result.stderr
+
+
+def test_an_end_before_the_first_row_shows_the_times_there_are(log: Path) -> None:
+    result = tim4rec("train", log, "--until", "2020-01-01")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "--until 2020-01-01" in line
+    assert "nothing is left of a log from 2023-11-14" in line
