@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,10 @@ class Catalogue:
 
     def categories(self, row: int) -> tuple[str, ...]:
         return self._table.categories(row)
+
+    def attributes(self, row: int, names: Iterable[str]) -> dict[str, Any]:
+        """Of a row those of these names that it has."""
+        return self._table.attributes(row, names)
 
     def of_artefact(self, row: int) -> tuple[str | None, tuple[str, ...]]:
         """Title and categories of a row, as the artefact has them."""

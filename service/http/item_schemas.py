@@ -8,8 +8,17 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
+from service.http.fields import QueryFields
 from service.http.json_shape import AtMost
-from service.http.schemas import EDITION, MODEL, MOST_LISTED, Body, Id
+from service.http.schemas import (
+    ATTRIBUTES,
+    CATEGORIES,
+    EDITION,
+    MODEL,
+    MOST_LISTED,
+    Body,
+    Id,
+)
 from service.http.times import Time
 
 _FAR = 16
@@ -100,9 +109,10 @@ class ItemQuery(BaseModel):
     limit: int = Field(20, ge=1, le=1000)
     after: str | None = Field(None, description="`next` of the page before")
     unavailable: bool = Field(False, description="also those that no answer may hold now")
+    fields: QueryFields = None
 
 
-class ListedItem(BaseModel):
+class _Item(BaseModel):
     item_id: str
     title: str | None = None
     categories: list[str] = Field(default_factory=list)
@@ -110,7 +120,13 @@ class ListedItem(BaseModel):
     known: bool = Field(description="whether the model was trained on it")
 
 
-class CatalogueItem(ListedItem):
+class ListedItem(_Item):
+    attributes: dict[str, Any] | None = Field(
+        description=ATTRIBUTES, exclude_if=lambda found: found is None
+    )
+
+
+class CatalogueItem(_Item):
     """An item: its record over what the model's artefact says."""
 
     recorded: bool = Field(description="false: only the model's artefact says something of it")
@@ -141,6 +157,8 @@ class SimilarItem(BaseModel):
     item_id: str
     score: float = Field(description="cosine of the two items' vectors, at most 1")
     title: str | None = None
+    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
+    attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
 class SimilarItems(BaseModel):

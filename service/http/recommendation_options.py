@@ -17,6 +17,7 @@ from service.catalogue.item_filter import FilterError
 from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
 from service.http.dependencies import Services
+from service.http.fields import Fields
 from service.http.problems import ProblemError
 from service.http.schemas import MOST_LISTED, Body, Id
 from service.http.times import RequestTime
@@ -62,6 +63,7 @@ class RecommendationOptions(Body):
         False, description="whether the list will be gone on with: the answer then has `next`"
     )
     after: str | None = Field(None, description="`next` of the page before")
+    fields: Fields = None
 
 
 @dataclass(frozen=True)

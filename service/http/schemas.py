@@ -26,6 +26,8 @@ MOST_LISTED = json_shape.MOST_NESTED
 MODEL = "identity of the model: which states are read"
 EDITION = "the same with what decides scores only: which answers are compared"
 AT = "the moment recommended for; null: not known"
+CATEGORIES = "with the field `category`: the item's"
+ATTRIBUTES = "with `fields`: those of them that the item has"
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 
 
@@ -168,6 +170,8 @@ class RecommendedItem:
             "(explore_share); its score is that of the item after it"
         ),
     ] = None
+    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
+    attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
 class Recommendations(BaseModel):

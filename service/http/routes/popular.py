@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field
 from model.times import iso
 from service.catalogue.ask import Ask
 from service.http.dependencies import ServicesDep, check_k
+from service.http.fields import QueryFields, put_fields
 from service.http.problems import declared
+from service.http.schemas import ATTRIBUTES, CATEGORIES
 
 router = APIRouter(tags=["recommendations"])
 
@@ -18,12 +20,15 @@ router = APIRouter(tags=["recommendations"])
 class PopularQuery(BaseModel):
     window: Literal["all", "recent"] = Field("recent", description="of all time, or of late")
     k: int = Field(10, ge=1, description="how many items")
+    fields: QueryFields = None
 
 
 class PopularItem(BaseModel):
     item_id: str
     count: float = Field(description="interactions; recent ones count less the older they are")
     title: str | None = None
+    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
+    attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
 class PopularItems(BaseModel):
@@ -56,15 +61,18 @@ async def get_popular(
         ]
     rows = [(item, count, catalogue.row(item)) for item, count in found]
     open_ones = [one for one in rows if one[2] is None or catalogue.is_open(one[2])]
+    items = [
+        PopularItem(
+            item_id=item,
+            count=count,
+            title=None if row is None else catalogue.titles[row - 1],
+        )
+        for item, count, row in open_ones[:k]
+    ]
+    if query.fields is not None:
+        put_fields(items, query.fields, catalogue)
     return PopularItems(
-        items=[
-            PopularItem(
-                item_id=item,
-                count=count,
-                title=None if row is None else catalogue.titles[row - 1],
-            )
-            for item, count, row in open_ones[:k]
-        ],
+        items=items,
         source=source,
         as_of=iso(counts.at_ms),
     )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from service.http.dependencies import ServicesDep
+from service.http.fields import Fields, put_fields
 from service.http.json_shape import AtMost
 from service.http.problems import declared
-from service.http.schemas import AT, EDITION, MODEL, STALE, Body, Id
+from service.http.schemas import AT, ATTRIBUTES, CATEGORIES, EDITION, MODEL, STALE, Body, Id
 from service.http.times import AssumedTime, RequestTime
 
 router = APIRouter(tags=["recommendations"])
@@ -32,6 +33,7 @@ class Candidates(Body):
     allow_stale: bool = Field(
         False, description="a state in memory will do: faster, may miss the newest events"
     )
+    fields: Fields = None
 
 
 @dataclass(slots=True)  # as schemas.RecommendedItem
@@ -46,6 +48,8 @@ class RankedItem:
     ]
     score: Annotated[float | None, Field(description="none where the item is not known")] = None
     title: str | None = None
+    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
+    attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
 class RankedItems(BaseModel):
@@ -97,6 +101,8 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         for item, row in rows.items()
         if row is None or not catalogue.exists(row)
     ]
+    if body.fields is not None:
+        put_fields(ranked, body.fields, catalogue)
     return RankedItems(
         user_id=body.user_id,
         items=ranked,

@@ -75,7 +75,7 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
         live=body.live,
     )
     return SessionRecommendations(
-        items=recommended(services, found),
+        items=recommended(services, found, body.fields),
         at=found.at_ms,
         source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
