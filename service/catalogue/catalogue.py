@@ -120,9 +120,18 @@ class Catalogue:
 
         Raises:
             FilterError: it is no expression.
+            MisspeltError
             TooManyWait
         """
         return await self._selector.matching(expression)
+
+    def missing_fields(self, names: Iterable[str]) -> list[str]:
+        """Sentences about names that no item has.
+
+        Raises:
+            MisspeltError
+        """
+        return self._selector.missing_fields(names)
 
     async def of_categories(self, categories: Iterable[str]) -> Selection:
         """The items that have one of these categories.

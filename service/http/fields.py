@@ -8,6 +8,8 @@ from typing import Annotated, Any, Protocol
 from pydantic import BeforeValidator, Field
 
 from service.catalogue.catalogue import Catalogue
+from service.catalogue.missing_names import MisspeltError
+from service.http.problems import ProblemError
 from service.http.schemas import Id
 
 MOST_FIELDS = 20
@@ -35,6 +37,20 @@ class _Item(Protocol):
     item_id: str
     categories: list[str] | None
     attributes: dict[str, Any] | None
+
+
+def missing_fields(catalogue: Catalogue, names: Sequence[str] | None) -> list[str] | None:
+    """Warnings of those that no item has; None: there are none.
+
+    Raises:
+        ProblemError: one can only be misspelt.
+    """
+    if names is None:
+        return None
+    try:
+        return catalogue.missing_fields(names) or None
+    except MisspeltError as error:
+        raise ProblemError(422, f"fields: {error}", field="fields") from None
 
 
 def put_fields(items: Iterable[_Item], names: Sequence[str], catalogue: Catalogue) -> None:

@@ -16,6 +16,7 @@ from service.http.schemas import (
     EDITION,
     MODEL,
     MOST_LISTED,
+    WARNINGS,
     Body,
     Id,
 )
@@ -112,6 +113,10 @@ class ItemQuery(BaseModel):
     fields: QueryFields = None
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class _Item(BaseModel):
     item_id: str
     title: str | None = None
@@ -121,9 +126,7 @@ class _Item(BaseModel):
 
 
 class ListedItem(_Item):
-    attributes: dict[str, Any] | None = Field(
-        description=ATTRIBUTES, exclude_if=lambda found: found is None
-    )
+    attributes: dict[str, Any] | None = Field(description=ATTRIBUTES, exclude_if=_is_none)
 
 
 class CatalogueItem(_Item):
@@ -142,6 +145,7 @@ class ItemPage(BaseModel):
 
     items: list[ListedItem]
     next: str | None = Field(description="`after` of the next page; none: this was the last")
+    warnings: list[str] | None = Field(description=WARNINGS, exclude_if=_is_none)
 
 
 class ItemsWritten(BaseModel):
@@ -168,3 +172,4 @@ class SimilarItems(BaseModel):
     items: list[SimilarItem]
     model: str = Field(description=MODEL)
     edition: str = Field(description=EDITION)
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None

@@ -28,6 +28,7 @@ EDITION = "the same with what decides scores only: which answers are compared"
 AT = "the moment recommended for; null: not known"
 CATEGORIES = "with the field `category`: the item's"
 ATTRIBUTES = "with `fields`: those of them that the item has"
+WARNINGS = "names and values in the request that no item has; none: all were found"
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 
 
@@ -196,6 +197,7 @@ class Recommendations(BaseModel):
     next: str | None = Field(
         None, description="`after` of the next page, where the list is paged and goes on"
     )
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
 class User(BaseModel):

@@ -14,7 +14,7 @@ from model.times import iso
 from service.catalogue.cursor import CursorError, read_place, write_place
 from service.catalogue.turns import Steps
 from service.http.dependencies import Services, ServicesDep, check_k
-from service.http.fields import QueryFields, put_fields
+from service.http.fields import QueryFields, missing_fields, put_fields
 from service.http.item_schemas import (
     CatalogueItem,
     ItemBatch,
@@ -42,10 +42,11 @@ async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep
 
     With `item_id`, those of the items that there are, in the order given; the rest does not count.
     """
+    warnings = missing_fields(services.catalogue, query.fields)
     if query.item_id is not None:
         rows = map(services.catalogue.row, dict.fromkeys(query.item_id))
         listed = [_listed(services, row, query.fields) for row in rows if row is not None]
-        return ItemPage(items=listed, next=None)
+        return ItemPage(items=listed, next=None, warnings=warnings)
     try:
         place = None if query.after is None else read_place(services.seal, query.after)
     except CursorError as error:
@@ -57,9 +58,13 @@ async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep
         categories=frozenset(query.category or ()),
         unavailable=query.unavailable,
     )
+    if query.category and not found:
+        selected = await services.catalogue.of_categories(query.category)
+        warnings = [*(warnings or ()), *selected.warnings] or None
     return ItemPage(
         items=[_listed(services, row, query.fields) for row in found],
         next=None if last is None else write_place(services.seal, last),
+        warnings=warnings,
     )
 
 
@@ -119,6 +124,7 @@ async def get_similar(
     rows = catalogue.rows([item_id]).tolist()
     if not rows or not (catalogue.exists(rows[0]) or catalogue.is_noted(rows[0])):
         raise ProblemError(404, f"item_id: there is no item {item_id!r}", field="item_id")
+    warnings = missing_fields(catalogue, fields)
     found = await services.engine.similar(rows[0], item_id, k)
     items = [
         SimilarItem(
@@ -133,6 +139,7 @@ async def get_similar(
         items=items,
         model=services.engine.identity,
         edition=services.engine.edition,
+        warnings=warnings,
     )
 
 

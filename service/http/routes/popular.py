@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 from model.times import iso
 from service.catalogue.ask import Ask
 from service.http.dependencies import ServicesDep, check_k
-from service.http.fields import QueryFields, put_fields
+from service.http.fields import QueryFields, missing_fields, put_fields
 from service.http.problems import declared
-from service.http.schemas import ATTRIBUTES, CATEGORIES
+from service.http.schemas import ATTRIBUTES, CATEGORIES, WARNINGS
 
 router = APIRouter(tags=["recommendations"])
 
@@ -39,6 +39,7 @@ class PopularItems(BaseModel):
         description="what was counted; training: the service itself has counted too little yet"
     )
     as_of: str = Field(description="when the counts were read; they may be some seconds old")
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
 @router.get("/popular", responses=declared(422, 503), response_model_exclude_none=True)
@@ -49,6 +50,7 @@ async def get_popular(
     window, k = query.window, query.k
     check_k(services, k)
     popularity, catalogue = services.popularity, services.catalogue
+    warnings = missing_fields(catalogue, query.fields)
     counts = popularity.counts
     source: Literal["all", "recent", "training"] = window
     found = counts.all if window == "all" else counts.recent
@@ -75,4 +77,5 @@ async def get_popular(
         items=items,
         source=source,
         as_of=iso(counts.at_ms),
+        warnings=warnings,
     )

@@ -10,10 +10,20 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from service.http.dependencies import ServicesDep
-from service.http.fields import Fields, put_fields
+from service.http.fields import Fields, missing_fields, put_fields
 from service.http.json_shape import AtMost
 from service.http.problems import declared
-from service.http.schemas import AT, ATTRIBUTES, CATEGORIES, EDITION, MODEL, STALE, Body, Id
+from service.http.schemas import (
+    AT,
+    ATTRIBUTES,
+    CATEGORIES,
+    EDITION,
+    MODEL,
+    STALE,
+    WARNINGS,
+    Body,
+    Id,
+)
 from service.http.times import AssumedTime, RequestTime
 
 router = APIRouter(tags=["recommendations"])
@@ -69,6 +79,7 @@ class RankedItems(BaseModel):
     )
     model: str = Field(description=MODEL)
     edition: str = Field(description=EDITION)
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
 @router.post("/rank", responses=declared(422, 503), response_model_exclude_none=True)
@@ -76,6 +87,7 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
     """Orders given items for a user, by everything that was logged before the call."""
     services = services.of(body.user_id)
     catalogue = services.catalogue
+    warnings = missing_fields(catalogue, body.fields)
     rows = {item: catalogue.row(item) for item in body.item_ids}
     shown = [row for row in rows.values() if row is not None and catalogue.is_open(row)]
     found = await services.engine.rank(
@@ -113,4 +125,5 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         history_truncated=found.truncated,
         model=services.engine.identity,
         edition=services.engine.edition,
+        warnings=warnings,
     )

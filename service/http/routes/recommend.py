@@ -97,6 +97,7 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         model=services.engine.identity,
         edition=services.engine.edition,
         next=next_cursor(services, options.shown, found.ranking.items, k),
+        warnings=options.warnings,
     )
     outcomes = services.context.outcomes
     if outcomes is not None:
