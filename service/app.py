@@ -22,6 +22,7 @@ from model.kinds import KindRules
 from model.live.evidence import EvidenceRules
 from service import vitals
 from service.addresses import networks
+from service.bulk.user_listing import UserListing
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
 from service.engine.listener import Listener
@@ -306,7 +307,8 @@ async def _assemble(
         config.time,
         device,
     )
-    return Services(context, deployer, decider, deployer.deployment, served)
+    users = UserListing(log, settings.max_wait_s)
+    return Services(context, deployer, decider, deployer.deployment, served, users)
 
 
 @asynccontextmanager

@@ -213,6 +213,19 @@ class User(BaseModel):
     edition: str = Field(description=EDITION)
 
 
+class ListedUser(BaseModel):
+    user_id: str
+    version: int | None = Field(description="number of interactions; null: the record is damaged")
+    last_time: str | None = Field(description="time of the newest interaction")
+
+
+class UserPage(BaseModel):
+    """Users, in no order."""
+
+    users: list[ListedUser]
+    next: str | None = Field(description="`after` of the next page; none: this was the last")
+
+
 @dataclass(slots=True)  # as RecommendedItem; a page has 10,000
 class LoggedEvent:
     version: int

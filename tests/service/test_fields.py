@@ -103,7 +103,7 @@ def test_names_may_be_repeated_and_in_a_body_hold_commas(client: httpx.Client) -
 def test_fields_that_are_none_or_too_many(client: httpx.Client, fields: str) -> None:
     query = {"user_id": "known", "fields": fields}
     document = problem(client.get("/recommend", params=query), 422)
-    assert document["errors"][0]["field"].startswith("fields")
+    assert "fields" in document["errors"][0]["field"]
 
 
 @pytest.mark.parametrize(
