@@ -34,6 +34,7 @@ from service.feedback.trial_counts import TrialCounts
 from service.http import problems
 from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
+from service.http.cross_origin import answering_other_origins
 from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
 from service.http.load_shedder import LoadShedder
@@ -158,6 +159,8 @@ def create_app(settings: Settings | None = None) -> Application:
         keys=Keys(secrets(chosen.api_keys), chosen.api_keys_file),
         admin_keys=Keys(secrets(chosen.admin_keys), chosen.admin_keys_file),
     )
+    if chosen.cors_origins:
+        front = answering_other_origins(front, chosen.cors_origins)
     front = ObserveRequests(front, log_requests=chosen.log_requests, tracing=tracing)
     named: Any = front
     named = ProxyHeadersMiddleware(named, trusted_hosts=list(chosen.trusted_proxies))
