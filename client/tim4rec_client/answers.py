@@ -46,7 +46,6 @@ class RecommendedItem(TypedDict):
     because: NotRequired[list[Reason]]
     live: NotRequired[LivePart]
     explored: NotRequired[bool]
-    categories: NotRequired[list[str]]
     attributes: NotRequired[dict[str, Any]]
 
 
@@ -80,7 +79,6 @@ class RankedItem(TypedDict):
     known: bool
     score: NotRequired[float]
     title: NotRequired[str]
-    categories: NotRequired[list[str]]
     attributes: NotRequired[dict[str, Any]]
 
 
@@ -101,7 +99,6 @@ class SimilarItem(TypedDict):
     item_id: str
     score: float
     title: NotRequired[str]
-    categories: NotRequired[list[str]]
     attributes: NotRequired[dict[str, Any]]
 
 
@@ -117,7 +114,6 @@ class PopularItem(TypedDict):
     item_id: str
     count: float
     title: NotRequired[str]
-    categories: NotRequired[list[str]]
     attributes: NotRequired[dict[str, Any]]
 
 

@@ -6,7 +6,7 @@ stretch (`service.catalogue.turns`); the arithmetic's thread sees a CatalogueVie
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -81,8 +81,8 @@ class Catalogue:
     def categories(self, row: int) -> tuple[str, ...]:
         return self._table.categories(row)
 
-    def attributes(self, row: int, names: Iterable[str]) -> dict[str, Any]:
-        """Of a row those of these names that it has."""
+    def attributes(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """Of a row those of these names that it has, as answers give them."""
         return self._table.attributes(row, names)
 
     def of_artefact(self, row: int) -> tuple[str | None, tuple[str, ...]]:

@@ -6,7 +6,7 @@ came later, in the order in which this process heard of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,13 @@ class ItemTable:
         own = self.items.get(row, _NOTHING).categories
         return self.of_artefact(row)[1] if own is None else own
 
-    def attributes(self, row: int, names: Iterable[str]) -> dict[str, Any]:
-        """`Item.chosen` of a row's record."""
-        return self.items.get(row, _NOTHING).chosen(names)
+    def attributes(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """`Item.chosen` of a row's record, with its categories where `category` is among the
+        names."""
+        found = self.items.get(row, _NOTHING).chosen(names)
+        if "category" in names and (categories := self.categories(row)):
+            found["category"] = list(categories)
+        return found
 
     def values(self, row: int, name: str) -> tuple[Scalar, ...]:
         """An item's values of a field or attribute, as filters compare them."""

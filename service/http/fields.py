@@ -16,8 +16,8 @@ MOST_FIELDS = 20
 
 _Listed = Field(
     max_length=MOST_FIELDS,
-    description="attributes to give with each item, by the names that filters have for them; "
-    "`category`: its categories",
+    description="attributes to give with each item, by the names that filters have for them, "
+    "`category` among them",
 )
 
 
@@ -35,7 +35,6 @@ QueryFields = Annotated[list[Id] | None, BeforeValidator(_split), _Listed]
 
 class _Item(Protocol):
     item_id: str
-    categories: list[str] | None
     attributes: dict[str, Any] | None
 
 
@@ -58,5 +57,3 @@ def put_fields(items: Iterable[_Item], names: Sequence[str], catalogue: Catalogu
     for item in items:
         row = catalogue.row(item.item_id)
         item.attributes = {} if row is None else catalogue.attributes(row, names)
-        if "category" in names:
-            item.categories = [] if row is None else list(catalogue.categories(row))

@@ -12,7 +12,6 @@ from service.http.fields import QueryFields
 from service.http.json_shape import AtMost
 from service.http.schemas import (
     ATTRIBUTES,
-    CATEGORIES,
     EDITION,
     MODEL,
     MOST_LISTED,
@@ -161,7 +160,6 @@ class SimilarItem(BaseModel):
     item_id: str
     score: float = Field(description="cosine of the two items' vectors, at most 1")
     title: str | None = None
-    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
     attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 

@@ -26,7 +26,6 @@ MOST_LISTED = json_shape.MOST_NESTED
 MODEL = "identity of the model: which states are read"
 EDITION = "the same with what decides scores only: which answers are compared"
 AT = "the moment recommended for; null: not known"
-CATEGORIES = "with the field `category`: the item's"
 ATTRIBUTES = "with `fields`: those of them that the item has"
 WARNINGS = "names and values in the request that no item has; none: all were found"
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
@@ -171,7 +170,6 @@ class RecommendedItem:
             "(explore_share); its score is that of the item after it"
         ),
     ] = None
-    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
     attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 

@@ -583,6 +583,7 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("put", "/items/{item_id}"): {"401", "422", "503"},
         ("get", "/items/{item_id}"): {"401", "404", "422", "503"},
         ("delete", "/items/{item_id}"): {"401", "422", "503"},
+        ("get", "/users"): {"401", "403", "422", "503"},
         ("get", "/users/{user_id}"): {"401", "404", "422", "503"},
         ("delete", "/users/{user_id}"): {"401", "422", "503"},
         ("get", "/users/{user_id}/history"): {"401", "404", "422", "503"},

@@ -12,7 +12,7 @@ from service.catalogue.ask import Ask
 from service.http.dependencies import ServicesDep, check_k
 from service.http.fields import QueryFields, missing_fields, put_fields
 from service.http.problems import declared
-from service.http.schemas import ATTRIBUTES, CATEGORIES, WARNINGS
+from service.http.schemas import ATTRIBUTES, WARNINGS
 
 router = APIRouter(tags=["recommendations"])
 
@@ -27,7 +27,6 @@ class PopularItem(BaseModel):
     item_id: str
     count: float = Field(description="interactions; recent ones count less the older they are")
     title: str | None = None
-    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
     attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 

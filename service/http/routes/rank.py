@@ -16,7 +16,6 @@ from service.http.problems import declared
 from service.http.schemas import (
     AT,
     ATTRIBUTES,
-    CATEGORIES,
     EDITION,
     MODEL,
     STALE,
@@ -58,7 +57,6 @@ class RankedItem:
     ]
     score: Annotated[float | None, Field(description="none where the item is not known")] = None
     title: str | None = None
-    categories: Annotated[list[str] | None, Field(description=CATEGORIES)] = None
     attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
