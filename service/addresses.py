@@ -13,6 +13,8 @@ PREFIX = r"(/[A-Za-z0-9._~-]+)*"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]+)?")
+_DEFAULT_PORT = re.compile(r"http://.*:80|https://.*:443")
 _HOST = re.compile(r"(?:\[([0-9a-f:.%a-z]*)\]|([^:\[\]]*))(?::[0-9]*)?")
 
 
@@ -21,6 +23,11 @@ def host_name(host: str) -> str:
     host = host.strip().lower()
     found = _HOST.fullmatch(host)
     return host if found is None else found[1] or found[2] or ""
+
+
+def is_origin(text: str) -> bool:
+    """Whether a browser would name a page's origin so: in lower case, without a default port."""
+    return bool(_ORIGIN.fullmatch(text)) and not _DEFAULT_PORT.fullmatch(text)
 
 
 def is_local(name: str) -> bool:

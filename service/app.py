@@ -24,6 +24,7 @@ from model.live.evidence import EvidenceRules
 from model.trained_kinds import KindsDiffer, trained_kinds
 from service import vitals
 from service.addresses import networks
+from service.bulk.user_listing import UserListing
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
 from service.engine.listener import Listener
@@ -35,6 +36,7 @@ from service.feedback.trial_counts import TrialCounts
 from service.http import problems
 from service.http.access_control import AccessControl
 from service.http.bodies import ReadBodies
+from service.http.cross_origin import answering_other_origins
 from service.http.dependencies import HoldModels, Services, declared_key, require_known_query
 from service.http.direct import AnswerDirectly
 from service.http.load_shedder import LoadShedder
@@ -161,6 +163,8 @@ def create_app(settings: Settings | None = None) -> Application:
         keys=Keys(secrets(chosen.api_keys), chosen.api_keys_file),
         admin_keys=Keys(secrets(chosen.admin_keys), chosen.admin_keys_file),
     )
+    if chosen.cors_origins:
+        front = answering_other_origins(front, chosen.cors_origins)
     front = ObserveRequests(front, log_requests=chosen.log_requests, tracing=tracing)
     named: Any = front
     named = ProxyHeadersMiddleware(named, trusted_hosts=list(chosen.trusted_proxies))
@@ -315,7 +319,8 @@ async def _assemble(
         device,
         KindRules.parse(settings.kinds),
     )
-    return Services(context, deployer, decider, deployer.deployment, served)
+    users = UserListing(log, settings.max_wait_s)
+    return Services(context, deployer, decider, deployer.deployment, served, users)
 
 
 @asynccontextmanager

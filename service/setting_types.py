@@ -31,6 +31,16 @@ def _names(hosts: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(addresses.host_name, hosts))
 
 
+def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        if origin != "*" and not addresses.is_origin(origin):
+            raise ValueError(
+                f"{origin} is no origin: give https://HOST or https://HOST:PORT, in lower case, "
+                "without a path and without the usual port"
+            )
+    return origins
+
+
 def _networks(proxies: tuple[str, ...]) -> tuple[str, ...]:
     addresses.networks(proxies)
     return proxies
@@ -93,6 +103,7 @@ def _installed(module: str) -> bool:
 
 
 Hosts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_names)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_origins)]
 Proxies = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split), AfterValidator(_networks)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 Host = Annotated[str, AfterValidator(_without_brackets)]

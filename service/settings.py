@@ -27,6 +27,7 @@ from service.setting_types import (
     KeysFile,
     Kinds,
     Models,
+    Origins,
     Proxies,
     RedisUrl,
     Retrieval,
@@ -244,10 +245,13 @@ class Settings(BaseSettings):
     public_docs: bool = _access(False)
     """`/docs` and `/openapi.json` without a key, also where the API wants one"""
     admin_keys: Secrets = _access(())
-    """comma-separated keys, one of which X-API-Key must carry at `/admin`; none, and no file of
-    them: closed"""
+    """comma-separated keys, one of which X-API-Key must carry at `/admin` and to list all users;
+    none, and no file of them: closed"""
     admin_keys_file: KeysFile = _access(None)
     """more of them, as in api_keys_file"""
+    cors_origins: Origins = _access(())
+    """comma-separated origins, such as `https://shop.example`, whose pages may ask from a browser
+    and read the answers (CORS); `*`: any, which a service with keys refuses; none: no other page"""
 
     popular_half_life_s: int = _popular(7 * 86_400, ge=60)
     """(shared) after so long an interaction counts half in what is recent"""
@@ -300,6 +304,11 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Self:
         if self.operations_port == self.port:
             raise ValueError(f"operations_port {self.port} is that of the API: give another one")
+        if "*" in self.cors_origins and self.has_keys:
+            raise ValueError(
+                "cors_origins: `*` together with keys would let any page use one that it got hold "
+                "of: name the origins"
+            )
         if self.explore_share and not self.outcome_window_s:
             raise ValueError(
                 f"explore_share {self.explore_share} needs to know what users take of what they "
@@ -327,6 +336,11 @@ class Settings(BaseSettings):
                 f"{self.dedup_window}: lower the one or raise the other"
             )
         return self
+
+    @property
+    def has_keys(self) -> bool:
+        given = self.api_keys, self.api_keys_file, self.admin_keys, self.admin_keys_file
+        return any(given)
 
     @property
     def open_to_others(self) -> bool:

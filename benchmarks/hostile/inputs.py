@@ -181,7 +181,7 @@ def _bomb(target: Target, found: Found) -> None:
 
 def _heads(target: Target, found: Found) -> None:
     for method, path in [*routes(target), ("GET", "/livez"), ("GET", "/readyz"), ("GET", "/")]:
-        if method != "GET" or path.startswith("/admin"):
+        if method != "GET" or path == "/users" or path.startswith("/admin"):
             continue
         if path == "/recommend":
             path += "?user_id=user-0"

@@ -46,6 +46,7 @@ class RecommendedItem(TypedDict):
     because: NotRequired[list[Reason]]
     live: NotRequired[LivePart]
     explored: NotRequired[bool]
+    attributes: NotRequired[dict[str, Any]]
 
 
 class Recommendations(TypedDict):
@@ -59,6 +60,7 @@ class Recommendations(TypedDict):
     model: str
     edition: str
     next: NotRequired[str]
+    warnings: NotRequired[list[str]]
 
 
 class SessionRecommendations(TypedDict):
@@ -69,6 +71,7 @@ class SessionRecommendations(TypedDict):
     model: str
     edition: str
     next: NotRequired[str]
+    warnings: NotRequired[list[str]]
 
 
 class RankedItem(TypedDict):
@@ -76,6 +79,7 @@ class RankedItem(TypedDict):
     known: bool
     score: NotRequired[float]
     title: NotRequired[str]
+    attributes: NotRequired[dict[str, Any]]
 
 
 class RankedItems(TypedDict):
@@ -88,12 +92,14 @@ class RankedItems(TypedDict):
     history_truncated: bool
     model: str
     edition: str
+    warnings: NotRequired[list[str]]
 
 
 class SimilarItem(TypedDict):
     item_id: str
     score: float
     title: NotRequired[str]
+    attributes: NotRequired[dict[str, Any]]
 
 
 class SimilarItems(TypedDict):
@@ -101,18 +107,21 @@ class SimilarItems(TypedDict):
     items: list[SimilarItem]
     model: str
     edition: str
+    warnings: NotRequired[list[str]]
 
 
 class PopularItem(TypedDict):
     item_id: str
     count: float
     title: NotRequired[str]
+    attributes: NotRequired[dict[str, Any]]
 
 
 class PopularItems(TypedDict):
     items: list[PopularItem]
     source: Literal["all", "recent", "training"]
     as_of: str
+    warnings: NotRequired[list[str]]
 
 
 class User(TypedDict):
@@ -124,6 +133,19 @@ class User(TypedDict):
     history_truncated: bool
     model: str
     edition: str
+
+
+class ListedUser(TypedDict):
+    """`version`, `last_time`: None where the record is damaged."""
+
+    user_id: str
+    version: int | None
+    last_time: str | None
+
+
+class UserPage(TypedDict):
+    users: list[ListedUser]
+    next: str | None
 
 
 class LoggedEvent(TypedDict):
@@ -141,7 +163,7 @@ class Erased(TypedDict):
     erased: bool
 
 
-class ListedItem(TypedDict):
+class _Item(TypedDict):
     item_id: str
     title: str | None
     categories: list[str]
@@ -149,7 +171,11 @@ class ListedItem(TypedDict):
     known: bool
 
 
-class CatalogueItem(ListedItem):
+class ListedItem(_Item):
+    attributes: NotRequired[dict[str, Any]]
+
+
+class CatalogueItem(_Item):
     recorded: bool
     attributes: dict[str, Any]
     hidden: bool
@@ -161,6 +187,7 @@ class CatalogueItem(ListedItem):
 class ItemPage(TypedDict):
     items: list[ListedItem]
     next: str | None
+    warnings: NotRequired[list[str]]
 
 
 class ItemsWritten(TypedDict):

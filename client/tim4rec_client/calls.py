@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Any, Literal, TypedDict, Unpack
 from urllib.parse import quote
 
-from . import answers
+from . import answers, arguments
 from .errors import Unavailable
-from .interaction import Interaction, as_sent
+from .interaction import Interaction
 from .retries import Backoff, Call, Request, Steps, with_retries
 
 Time = datetime | float | str
@@ -32,20 +32,31 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _segment(item: str) -> str:
+def _segment(name: str, value: str) -> str:
     # Clients resolve "." and ".." themselves.
-    return quote(item, safe="").replace(".", "%2E")
+    return quote(arguments.text(name, value), safe="").replace(".", "%2E")
+
+
+def _interaction(value: object) -> Interaction:
+    if not isinstance(value, Interaction):
+        raise TypeError(
+            f"an interaction is of type {type(value).__name__}: make an Interaction(user_id, "
+            "item_id, ...) of it and keep that, for its event_id makes sending it again safe"
+        )
+    return value
 
 
 def post(interaction: Interaction) -> Call[answers.Stored]:
     """Stores one interaction, once, however often it takes to send it.
 
     Raises:
+        TypeError: it is no Interaction.
         Refused: it can't be stored (a wrong field, its event id used for another, too old or too
             new where those are refused).
         Unavailable: unknown whether it was stored; post the same object again.
     """
-    return _call("POST", "/interactions", json=interaction.body(), user=interaction.user_id)
+    one = _interaction(interaction)
+    return _call("POST", "/interactions", json=one.body(), user=one.user_id)
 
 
 def post_all(
@@ -59,9 +70,14 @@ def post_all(
 
     Raises:
         Refused: a batch as a whole does not fit; nothing of it or after it was stored.
+        TypeError: one is no Interaction; so too.
     """
-    if batch < 1:
+    if arguments.whole("batch", batch) < 1:
         raise ValueError(f"batch is {batch}; give 1 or more")
+    if isinstance(interactions, Interaction | Mapping | str):
+        raise TypeError(
+            f"interactions is of type {type(interactions).__name__}: give a list of Interaction"
+        )
 
     def steps(backoff: Backoff) -> Steps[list[answers.BatchResult]]:
         results: list[answers.BatchResult] = []
@@ -84,7 +100,7 @@ def _stored(
     results: dict[int, answers.BatchResult] = {}
     places, failure = list(range(len(part))), None
     while places:
-        body = {"interactions": [part[place].body() for place in places]}
+        body = {"interactions": [_interaction(part[place]).body() for place in places]}
         try:
             request = Request("POST", "/interactions/batch", None, body)
             answer = yield from with_retries(request, backoff)
@@ -116,6 +132,16 @@ class RecommendationOptions(TypedDict, total=False):
     diversity: float
     paged: bool
     after: str
+    fields: Sequence[str]
+
+
+_SEVERAL = ("exclude", "include", "category", "fields")
+
+
+def _checked(options: RecommendationOptions) -> dict[str, Any]:
+    given: dict[str, Any] = {**options}
+    several = (name for name in _SEVERAL if given.get(name) is not None)
+    return given | {name: arguments.texts(name, given[name]) for name in several}
 
 
 def recommend(
@@ -137,15 +163,15 @@ def recommend(
         explore: some places may be for items of which little is known.
     """
     asked = {
-        "user_id": user_id,
-        "k": k,
-        "at": as_sent(at),
+        "user_id": arguments.text("user_id", user_id),
+        "k": arguments.whole("k", k),
+        "at": arguments.time("at", at),
         "exclude_seen": exclude_seen,
         "allow_stale": allow_stale,
         "explain": explain or None,
         "reasons": reasons,
         "explore": None if explore else False,
-        **options,
+        **_checked(options),
     }
     # A URL holds only so much; but what balances load may look into it for the user.
     if options.get("exclude") or options.get("include"):
@@ -167,21 +193,34 @@ def recommend_session(
         events: item ids, pairs of an item id and a time, or interactions, whose users don't matter.
         at: as of `recommend`.
     """
+    if isinstance(events, Interaction | Mapping | str):
+        raise TypeError(f"events is of type {type(events).__name__}: give a list of events")
     body = {
         "events": [_session_event(event) for event in events],
-        "k": k,
-        "at": as_sent(at),
+        "k": arguments.whole("k", k),
+        "at": arguments.time("at", at),
         "exclude_seen": exclude_seen,
-        **options,
+        **_checked(options),
     }
     return _call("POST", "/recommend/session", json=body)
+
+
+def _fields(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else arguments.texts("fields", names)
 
 
 def _session_event(event: Interaction | tuple[str, Time | None] | str) -> dict[str, Any]:
     if isinstance(event, str):
         return {"item_id": event}
-    if isinstance(event, tuple):
-        return _given({"item_id": event[0], "timestamp": as_sent(event[1])})
+    if isinstance(event, tuple) and len(event) == 2:
+        item_id, time = event
+        named = {"item_id": arguments.text("item_id", item_id)}
+        return named | _given({"timestamp": arguments.time("timestamp", time)})
+    if not isinstance(event, Interaction):
+        raise TypeError(
+            f"an event is of type {type(event).__name__}: give an item id, a pair of an item id "
+            "and a time, or an Interaction"
+        )
     body = event.body()
     return {name: body[name] for name in ("item_id", "timestamp", "kind") if name in body}
 
@@ -193,6 +232,7 @@ def rank(
     at: Time | None = None,
     exclude_seen: bool = False,
     allow_stale: bool = False,
+    fields: Sequence[str] | None = None,
 ) -> Call[answers.RankedItems]:
     """These items in the order in which they fit the user; unknown ones last.
 
@@ -200,39 +240,59 @@ def rank(
         at: as of `recommend`.
     """
     body = {
-        "user_id": user_id,
-        "item_ids": list(item_ids),
-        "at": as_sent(at),
+        "user_id": arguments.text("user_id", user_id),
+        "item_ids": arguments.texts("item_ids", item_ids),
+        "at": arguments.time("at", at),
         "exclude_seen": exclude_seen,
         "allow_stale": allow_stale,
+        "fields": _fields(fields),
     }
     return _call("POST", "/rank", json=body, user=user_id)
 
 
-def popular(window: Literal["recent", "all"] = "recent", k: int = 10) -> Call[answers.PopularItems]:
+def popular(
+    window: Literal["recent", "all"] = "recent",
+    k: int = 10,
+    *,
+    fields: Sequence[str] | None = None,
+) -> Call[answers.PopularItems]:
     """What everybody interacts with, of late or of all time."""
-    return _call("GET", "/popular", {"window": window, "k": k})
+    params = {"window": window, "k": arguments.whole("k", k), "fields": _fields(fields)}
+    return _call("GET", "/popular", params)
 
 
-def similar(item_id: str, k: int = 10) -> Call[answers.SimilarItems]:
+def similar(
+    item_id: str, k: int = 10, *, fields: Sequence[str] | None = None
+) -> Call[answers.SimilarItems]:
     """The items most like one."""
-    return _call("GET", f"/items/{_segment(item_id)}/similar", {"k": k})
+    params = {"k": arguments.whole("k", k), "fields": _fields(fields)}
+    return _call("GET", f"/items/{_segment('item_id', item_id)}/similar", params)
+
+
+def users(
+    starting_with: str = "", *, limit: int = 100, after: str | None = None
+) -> Call[answers.UserPage]:
+    """A page of all users, in no order; it may be empty though `next` says that others follow. The
+    client's key has to be an admin key."""
+    params = {"starting_with": starting_with, "limit": limit, "after": after}
+    return _call("GET", "/users", params)
 
 
 def user(user_id: str) -> Call[answers.User]:
     """What is kept of a user."""
-    return _call("GET", f"/users/{_segment(user_id)}", user=user_id)
+    return _call("GET", f"/users/{_segment('user_id', user_id)}", user=user_id)
 
 
 def history(user_id: str, after: int = 0) -> Call[list[answers.LoggedEvent]]:
     """All of a user's interactions after a version, oldest first."""
+
+    path = f"/users/{_segment('user_id', user_id)}/history"
 
     def steps(backoff: Backoff) -> Steps[list[answers.LoggedEvent]]:
         events: list[answers.LoggedEvent] = []
         following: int | None = after
         while following is not None:
             params = {"after": following, "limit": HISTORY_PAGE}
-            path = f"/users/{_segment(user_id)}/history"
             page = yield from with_retries(
                 Request("GET", path, params, user=user_id), backoff.restarted()
             )
@@ -245,29 +305,38 @@ def history(user_id: str, after: int = 0) -> Call[list[answers.LoggedEvent]]:
 
 def erase(user_id: str) -> Call[answers.Erased]:
     """Forgets a user. Where it had to be sent again, `erased` may be false though it was done."""
-    return _call("DELETE", f"/users/{_segment(user_id)}", user=user_id)
+    return _call("DELETE", f"/users/{_segment('user_id', user_id)}", user=user_id)
 
 
 def item(item_id: str) -> Call[answers.CatalogueItem]:
     """What is known of an item."""
-    return _call("GET", f"/items/{_segment(item_id)}")
+    return _call("GET", f"/items/{_segment('item_id', item_id)}")
 
 
 def put_item(item_id: str, record: Mapping[str, Any]) -> Call[answers.CatalogueItem]:
     """Sets an item's record: title, categories, attributes, hidden, available_from,
     available_until, similar_to."""
-    return _call("PUT", f"/items/{_segment(item_id)}", json=record)
+    return _call(
+        "PUT", f"/items/{_segment('item_id', item_id)}", json=arguments.fields("record", record)
+    )
 
 
 def put_items(records: Mapping[str, Mapping[str, Any]]) -> Call[answers.ItemsWritten]:
     """Sets the records of many items, by item id, in one request."""
-    body = {"items": [{"item_id": item_id, **record} for item_id, record in records.items()]}
+    if not isinstance(records, Mapping):
+        raise TypeError(f"records is of type {type(records).__name__}: give a dict, by item id")
+    body = {
+        "items": [
+            {"item_id": item_id, **arguments.fields(f"records[{item_id!r}]", record)}
+            for item_id, record in records.items()
+        ]
+    }
     return _call("POST", "/items/batch", json=body)
 
 
 def delete_item(item_id: str) -> Call[answers.ItemDeleted]:
     """Removes an item's record."""
-    return _call("DELETE", f"/items/{_segment(item_id)}")
+    return _call("DELETE", f"/items/{_segment('item_id', item_id)}")
 
 
 def items(
@@ -277,14 +346,16 @@ def items(
     limit: int = 20,
     after: str | None = None,
     unavailable: bool = False,
+    fields: Sequence[str] | None = None,
 ) -> Call[answers.ItemPage]:
     """A page of items by title, or of those whose titles hold `q`."""
     params = {
         "q": q,
-        "category": list(category) or None,
+        "category": arguments.texts("category", category) or None,
         "limit": limit,
         "after": after,
         "unavailable": unavailable,
+        "fields": _fields(fields),
     }
     return _call("GET", "/items", params)
 

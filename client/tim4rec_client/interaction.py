@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
+
+from . import arguments
 
 
 def _new_id() -> str:
     return uuid.uuid4().hex
-
-
-def as_sent(time: datetime | float | str | None) -> float | str | None:
-    """A time as the service reads it; a datetime without a zone is UTC."""
-    if not isinstance(time, datetime):
-        return time
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).isoformat()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +22,14 @@ class Interaction:
     until it has been stored.
 
     Attributes:
-        timestamp: a datetime, ISO 8601, or epoch seconds; None: when the service stores it.
+        timestamp: a datetime with a zone, ISO 8601, or epoch seconds; None: when the service stores
+            it.
         kind: such as view or purchase; what follows is the service's setting.
         weight: how much it counts as popular, at most the service's setting `max_weight`.
+
+    Raises:
+        TypeError: an id or a time is of another type.
+        ValueError: the timestamp is a datetime without a zone.
     """
 
     user_id: str
@@ -39,10 +39,15 @@ class Interaction:
     kind: str | None = None
     weight: float | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("user_id", "item_id", "event_id"):
+            arguments.text(name, getattr(self, name))
+        arguments.time("timestamp", self.timestamp)
+
     def body(self) -> dict[str, Any]:
         """As the service takes it."""
         given = {
-            "timestamp": as_sent(self.timestamp),
+            "timestamp": arguments.time("timestamp", self.timestamp),
             "event_id": self.event_id,
             "kind": self.kind,
             "weight": self.weight,

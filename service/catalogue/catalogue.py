@@ -6,8 +6,9 @@ stretch (`service.catalogue.turns`); the arithmetic's thread sees a CatalogueVie
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +81,10 @@ class Catalogue:
     def categories(self, row: int) -> tuple[str, ...]:
         return self._table.categories(row)
 
+    def attributes(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """Of a row those of these names that it has, as answers give them."""
+        return self._table.attributes(row, names)
+
     def of_artefact(self, row: int) -> tuple[str | None, tuple[str, ...]]:
         """Title and categories of a row, as the artefact has them."""
         return self._table.of_artefact(row)
@@ -115,9 +120,18 @@ class Catalogue:
 
         Raises:
             FilterError: it is no expression.
+            MisspeltError
             TooManyWait
         """
         return await self._selector.matching(expression)
+
+    def missing_fields(self, names: Iterable[str]) -> list[str]:
+        """Sentences about names that no item has.
+
+        Raises:
+            MisspeltError
+        """
+        return self._selector.missing_fields(names)
 
     async def of_categories(self, categories: Iterable[str]) -> Selection:
         """The items that have one of these categories.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from itertools import islice
+from collections.abc import Iterable
+from itertools import chain, islice
 
 from service.catalogue.item import FIELDS
 from service.catalogue.item_columns import Column
@@ -26,8 +27,21 @@ class ColumnCache:
         self._columns: OrderedDict[str, tuple[Column, Shared[None]]] = OrderedDict()
         table.watchers.append(self._change)
 
+    @property
+    def names(self) -> Iterable[str]:
+        """Of all fields and attributes."""
+        return chain(FIELDS, self._names)
+
+    def has(self, name: str) -> bool:
+        """Whether an item has a value of it."""
+        return name in FIELDS or name in self._names
+
+    def has_within(self, name: str) -> bool:
+        """Whether an item has an object of this name with attributes in it."""
+        return any(one.startswith(f"{name}.") for one in self._names)
+
     def column(self, name: str) -> Steps[Column]:
-        if name not in FIELDS and name not in self._names:
+        if not self.has(name):
             return _NO_COLUMN
         if name not in self._columns:
             new = Column()

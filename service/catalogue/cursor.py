@@ -3,7 +3,8 @@
 A list of recommendations goes on from what its pages have shown. Each item shown is the CRC-32 of
 its id, so a page never holds an item of an earlier one, whatever has changed since and whatever
 worker answers. (Another item with the same CRC-32 is left out, too: of 100,000 items, after 100
-shown, one in 400 lists lacks one.) The catalogue's own list goes on from a place in it.
+shown, one in 400 lists lacks one.) The catalogue's own list goes on from a place in it,
+the list of users from one in the store.
 
 Nothing is read of a text that this service has not written: it begins with an HMAC-SHA256 of the
 rest (RFC 2104), cut to 16 bytes, by a key that all its processes have of the store:
@@ -20,7 +21,7 @@ import hmac
 import json
 import logging
 import secrets
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 from zlib import crc32
 
@@ -34,11 +35,19 @@ from service.store.errors import StoreError
 logger = logging.getLogger(__name__)
 
 Hashes = NDArray[np.uint32]
-Kind = Literal["shown", "place"]
+Kind = Literal["shown", "place", "users"]
 
 KEY_BYTES, _TAG_BYTES, _HASH_BYTES = 32, 16, 4
 LONGEST_PLACE = 2**16
 """Bytes of a place in the catalogue, with the title there: more than a URL holds."""
+
+
+class UsersPlace(NamedTuple):
+    """Where a list of the store's users goes on. `node`: which of its servers, "" the only one;
+    `scan`: the cursor of SCAN there."""
+
+    node: str
+    scan: str
 
 
 class CursorError(ValueError):
@@ -128,3 +137,12 @@ def read_place(seal: Seal, text: str) -> Place:
     """Raises CursorError."""
     section, title, item_id = json.loads(seal.open("place", text, LONGEST_PLACE))
     return section, title, item_id
+
+
+def write_users(seal: Seal, place: UsersPlace) -> str:
+    return seal.close("users", json.dumps(place).encode())
+
+
+def read_users(seal: Seal, text: str) -> UsersPlace:
+    """Raises CursorError."""
+    return UsersPlace(*json.loads(seal.open("users", text, LONGEST_PLACE)))

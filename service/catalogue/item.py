@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,18 +24,34 @@ class ItemError(ValueError):
 class Item:
     """A record of the catalogue, as workers hold it.
 
-    `title` and `categories` None: what the artefact says. `values`: the attributes' scalars, by
-    name; those of an object within an object have the names of both, `size.width`.
-    `available_from` and `available_until`: epoch milliseconds, the latter exclusive.
+    `title` and `categories` None: what the artefact says. `attributes`: JSON, as answers give it.
+    `values`: their scalars, by name, as filters compare them; those of an object within an object
+    have the names of both, `size.width`. `available_from` and `available_until`: epoch
+    milliseconds, the latter exclusive.
     """
 
     title: str | None = None
     categories: tuple[str, ...] | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     values: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict)
     hidden: bool = False
     available_from: int | None = None
     available_until: int | None = None
     similar_to: tuple[str, ...] = ()
+
+    def chosen(self, names: Iterable[str]) -> dict[str, Any]:
+        """Its attributes of these names; `size.width` is one of an object `size`. What it lacks, or
+        has as null, is left out."""
+        found = ((name, _within(self.attributes, name)) for name in names)
+        return {name: value for name, value in found if value is not None}
+
+
+def _within(attributes: Mapping[str, Any], name: str) -> Any:
+    if name in attributes:
+        return attributes[name]
+    outer, _, inner = name.partition(".")
+    found = attributes.get(outer)
+    return _within(found, inner) if isinstance(found, Mapping) else None
 
 
 def read_item(stored: bytes) -> Item:
@@ -46,11 +62,12 @@ def read_item(stored: bytes) -> Item:
     """
     try:
         record = json.loads(stored)
-        categories = record.get("categories")
+        categories, attributes = record.get("categories"), dict(record.get("attributes", {}))
         return Item(
             title=record.get("title"),
             categories=None if categories is None else tuple(categories),
-            values=values_of(record.get("attributes", {})),
+            attributes=attributes,
+            values=values_of(attributes),
             hidden=bool(record.get("hidden", False)),
             available_from=record.get("available_from"),
             available_until=record.get("available_until"),

@@ -10,7 +10,7 @@ and the rows that have one of those of which it holds are found by their codes.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -64,6 +64,27 @@ class Column:
     def nbytes(self) -> int:
         """About."""
         return self._numbers.nbytes + self._texts.nbytes + _CODE_BYTES * len(self._codes)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._numbers.left and not self._texts.left
+
+    @property
+    def has_numbers(self) -> bool:
+        return self._numbers.left > 0
+
+    @property
+    def has_strings(self) -> bool:
+        return len(self._codes) > _BOOLEANS
+
+    @property
+    def strings(self) -> Iterator[str]:
+        """That some row has, or had not long ago."""
+        return (own for own in self._codes if isinstance(own, str))
+
+    def has(self, string: str) -> bool:
+        """Whether it is one of `strings`."""
+        return string in self._codes
 
     def compare(self, comparison: Comparison, value: Value, size: int) -> Steps[Flags]:
         """(size + 1,) of which rows it holds; `value`: of `in` several, of `has` none."""

@@ -8,7 +8,7 @@ Nothing of it is executed: an expression is a tree of comparisons, applied to co
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -127,6 +127,15 @@ class Joined:
 Expression = Comparing | Not | Joined
 """`flags(columns, size)`: (size + 1,) of which rows it holds, the caller's own; that of row 0 says
 nothing. `arrays`: so many of them there are at once meanwhile. `depth`: of its nesting."""
+
+
+def comparisons(expression: Expression) -> Iterator[Comparing]:
+    """All that it is made of, from left to right."""
+    if isinstance(expression, Comparing):
+        yield expression
+        return
+    for part in (expression.part,) if isinstance(expression, Not) else expression.parts:
+        yield from comparisons(part)
 
 
 def _order(expression: Expression) -> tuple[int, str]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import islice
 
 import numpy as np
 
 from service.catalogue.column_cache import ColumnCache
 from service.catalogue.item_columns import Column
-from service.catalogue.item_filter import Expression, parse
+from service.catalogue.item_filter import Comparing, Expression, comparisons, parse
 from service.catalogue.item_table import Change, ItemTable
+from service.catalogue.missing_names import (
+    MOST_TOLD,
+    missing_attribute,
+    missing_values,
+)
 from service.catalogue.turns import Steps, Turns, at_once
 from service.catalogue.view import Flags, Selection
 
@@ -39,6 +45,7 @@ class ItemSelector:
 
         Raises:
             FilterError: it is no expression.
+            MisspeltError
             TooManyWait
         """
         known = self._selections.get(text)
@@ -50,6 +57,16 @@ class ItemSelector:
             lambda: self._matching(text),
             may_be_short=len(text) <= _SHORT,
         )
+
+    def missing_fields(self, names: Iterable[str]) -> list[str]:
+        """What is to be said of names that are no fields or attributes of any item, nor objects
+        with some.
+
+        Raises:
+            MisspeltError
+        """
+        own = (name for name in names if not self._columns.has(name))
+        return self._missing(name for name in own if not self._columns.has_within(name))
 
     async def of_categories(self, categories: Iterable[str]) -> Selection:
         """The items that have one of these categories.
@@ -65,10 +82,13 @@ class ItemSelector:
     def _of_categories(self, categories: frozenset[str]) -> Steps[Selection]:
         column = yield from self._columns.column("category")
         flags = yield from column.compare("in", tuple(categories), len(self._table))
-        return Selection(flags)
+        asked = Comparing("category", "in", tuple(categories))
+        return Selection(flags, tuple(islice(missing_values(asked, column), MOST_TOLD)))
 
     def _matching(self, text: str) -> Steps[Selection]:
         expression, table = parse(text), self._table
+        names = dict.fromkeys(one.name for one in comparisons(expression))
+        told = self._missing(names)
         changed = set[int]()  # rows, meanwhile
         self._changed.append(changed)
         try:
@@ -83,9 +103,28 @@ class ItemSelector:
         finally:
             self._changed = [other for other in self._changed if other is not changed]
         flags[0] = False
-        found = Selection(flags)
+        told += yield from self._missing_values(expression, MOST_TOLD - len(told))
+        found = Selection(flags, tuple(told))
         self._remember(text, found)
         return found
+
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        missing = islice((name for name in names if not self._columns.has(name)), MOST_TOLD)
+        return [missing_attribute(name, self._columns.names) for name in missing]
+
+    def _missing_values(self, expression: Expression, most: int) -> Steps[list[str]]:
+        """What is to be said of values that no item has, at most so many sentences."""
+        told = dict[str, None]()
+        for one in comparisons(expression):
+            if len(told) >= most:
+                break
+            if not self._columns.has(one.name):
+                continue
+            column = yield from self._columns.column(one.name)
+            for sentence in islice(missing_values(one, column), most - len(told)):
+                told[sentence] = None
+                yield
+        return list(told)
 
     def _remember(self, text: str, found: Selection) -> None:
         """Keeps the answer to a filter, and those before it as far as there is room."""
@@ -115,4 +154,5 @@ class ItemSelector:
 
 
 def _nbytes(text: str, found: Selection) -> int:
-    return _ENTRY_BYTES + _CHARACTER_BYTES * len(text) + found.allowed.nbytes
+    characters = len(text) + sum(map(len, found.warnings))
+    return _ENTRY_BYTES + _CHARACTER_BYTES * characters + found.allowed.nbytes

@@ -6,8 +6,9 @@ came later, in the order in which this process heard of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,14 @@ class ItemTable:
     def categories(self, row: int) -> tuple[str, ...]:
         own = self.items.get(row, _NOTHING).categories
         return self.of_artefact(row)[1] if own is None else own
+
+    def attributes(self, row: int, names: Sequence[str]) -> dict[str, Any]:
+        """`Item.chosen` of a row's record, with its categories where `category` is among the
+        names."""
+        found = self.items.get(row, _NOTHING).chosen(names)
+        if "category" in names and (categories := self.categories(row)):
+            found["category"] = list(categories)
+        return found
 
     def values(self, row: int, name: str) -> tuple[Scalar, ...]:
         """An item's values of a field or attribute, as filters compare them."""

@@ -58,9 +58,13 @@ class CatalogueView:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Rows that a request may be given, if they are not blocked; no rows after the last flag."""
+    """Rows that a request may be given, if they are not blocked; no rows after the last flag.
+
+    warnings: of names and values that were asked for and that no item has.
+    """
 
     allowed: Flags
+    warnings: tuple[str, ...] = ()
 
     def on(self, view: CatalogueView) -> Flags:
         """(view.size + 1,) what of this view the request may be given."""

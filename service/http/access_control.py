@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 METRICS = "/metrics"
 OPERATIONS = PROBES | {METRICS}
 DOCUMENTATION = ("/docs", "/openapi.json", "/static-offline-docs")
-ADMIN = "/admin"
+ADMIN, USERS = "/admin", "/users"
 
 REFUSAL = "X-API-Key is missing or not one of this service's {}keys"
 CHALLENGE = {"WWW-Authenticate": 'APIKey realm="tim4rec", header="X-API-Key"'}
@@ -31,9 +31,10 @@ class AccessControl:
     """Who comes to which path, at which port.
 
     With a port for operations, nothing else is on it, and `/metrics` only there. Probes and the
-    page are for everybody, and the documentation where it is public; `/admin` wants an admin key,
-    and all else an API key, where there are any. Without API keys a browser is not to be made to
-    ask for a page of somebody else's: the host that it asks for has to be ours.
+    page are for everybody, and the documentation where it is public; `/admin`, and the list of all
+    users, want an admin key, and all else an API key, where there are any. Without API keys a
+    browser is not to be made to ask for a page of somebody else's: the host that it asks for has to
+    be ours.
     """
 
     def __init__(self, app: ASGIApp, *, settings: Settings, keys: Keys, admin_keys: Keys) -> None:
@@ -73,7 +74,7 @@ class AccessControl:
                     "Host: names neither this machine nor one of allowed_hosts "
                     "(TIM4REC_ALLOWED_HOSTS), which a service without keys wants",
                 )
-        if path == ADMIN or path.startswith(f"{ADMIN}/"):
+        if path in (USERS, ADMIN) or path.startswith(f"{ADMIN}/"):
             if not self.admin_keys:
                 return problem(
                     403,

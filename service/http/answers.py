@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from model.times import iso
 from service.engine import explanation
 from service.engine.requests import Recommendation
 from service.http.dependencies import Services
+from service.http.fields import put_fields
 from service.http.schemas import LivePart, Path, Reason, RecommendedItem
 
 
-def recommended(services: Services, found: Recommendation) -> list[RecommendedItem]:
-    """The items of an answer, best first."""
+def recommended(
+    services: Services, found: Recommendation, fields: Sequence[str] | None
+) -> list[RecommendedItem]:
+    """The items of an answer, best first, with these attributes of each."""
     catalogue, ranking = services.catalogue, found.ranking
     ids, titles, trained = catalogue.ids, catalogue.titles, catalogue.trained
     newer: Path = "live" if ranking.live else "cold"
@@ -33,6 +38,8 @@ def recommended(services: Services, found: Recommendation) -> list[RecommendedIt
     if ranking.explored is not None:
         for place in np.flatnonzero(ranking.explored):
             items[place].path, items[place].explored = "explored", True
+    if fields is not None:
+        put_fields(items, fields, catalogue)
     return items
 
 

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.bulk.user_listing import UserListing
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.cursor import Seal
 from service.engine.engine import Engine
@@ -36,6 +37,7 @@ class Services:
     Attributes:
         decider: None: trials are not counted.
         served: the model that answers; of no user, the base.
+        users: lists them.
     """
 
     context: ServingContext
@@ -43,6 +45,7 @@ class Services:
     decider: Decider | None
     deployment: Deployment
     served: ServedModel
+    users: UserListing
 
     @property
     def settings(self) -> Settings:

@@ -8,8 +8,17 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, Field, JsonValue, model_validator
 
 from service.catalogue.item import values_of
+from service.http.fields import QueryFields
 from service.http.json_shape import AtMost
-from service.http.schemas import EDITION, MODEL, MOST_LISTED, Body, Id
+from service.http.schemas import (
+    ATTRIBUTES,
+    EDITION,
+    MODEL,
+    MOST_LISTED,
+    WARNINGS,
+    Body,
+    Id,
+)
 from service.http.times import Time
 
 _FAR = 16
@@ -100,9 +109,14 @@ class ItemQuery(BaseModel):
     limit: int = Field(20, ge=1, le=1000)
     after: str | None = Field(None, description="`next` of the page before")
     unavailable: bool = Field(False, description="also those that no answer may hold now")
+    fields: QueryFields = None
 
 
-class ListedItem(BaseModel):
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class _Item(BaseModel):
     item_id: str
     title: str | None = None
     categories: list[str] = Field(default_factory=list)
@@ -110,7 +124,11 @@ class ListedItem(BaseModel):
     known: bool = Field(description="whether the model was trained on it")
 
 
-class CatalogueItem(ListedItem):
+class ListedItem(_Item):
+    attributes: dict[str, Any] | None = Field(description=ATTRIBUTES, exclude_if=_is_none)
+
+
+class CatalogueItem(_Item):
     """An item: its record over what the model's artefact says."""
 
     recorded: bool = Field(description="false: only the model's artefact says something of it")
@@ -126,6 +144,7 @@ class ItemPage(BaseModel):
 
     items: list[ListedItem]
     next: str | None = Field(description="`after` of the next page; none: this was the last")
+    warnings: list[str] | None = Field(description=WARNINGS, exclude_if=_is_none)
 
 
 class ItemsWritten(BaseModel):
@@ -141,6 +160,7 @@ class SimilarItem(BaseModel):
     item_id: str
     score: float = Field(description="cosine of the two items' vectors, at most 1")
     title: str | None = None
+    attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
 class SimilarItems(BaseModel):
@@ -150,3 +170,4 @@ class SimilarItems(BaseModel):
     items: list[SimilarItem]
     model: str = Field(description=MODEL)
     edition: str = Field(description=EDITION)
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None

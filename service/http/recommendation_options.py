@@ -14,9 +14,11 @@ from pydantic import Field
 from service.catalogue.choice import Choice
 from service.catalogue.cursor import CursorError, Hashes, read_shown, write_shown
 from service.catalogue.item_filter import FilterError
+from service.catalogue.missing_names import MisspeltError
 from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
 from service.http.dependencies import Services
+from service.http.fields import Fields, missing_fields
 from service.http.problems import ProblemError
 from service.http.schemas import MOST_LISTED, Body, Id
 from service.http.times import RequestTime
@@ -62,15 +64,18 @@ class RecommendationOptions(Body):
         False, description="whether the list will be gone on with: the answer then has `next`"
     )
     after: str | None = Field(None, description="`next` of the page before")
+    fields: Fields = None
 
 
 @dataclass(frozen=True)
 class ResolvedOptions:
-    """Options, as the engine takes them. `shown`: None where the list will not be gone on with."""
+    """Options, as the engine takes them. `shown`: None where the list will not be gone on with.
+    `warnings`: None where there are none."""
 
     masked: NDArray[np.int32]
     choice: Choice | None
     shown: Hashes | None
+    warnings: list[str] | None
 
 
 async def resolved(services: Services, options: RecommendationOptions) -> ResolvedOptions:
@@ -98,11 +103,13 @@ async def resolved(services: Services, options: RecommendationOptions) -> Resolv
     if hashes is not None and len(hashes):
         rows = catalogue.shown(hashes)
         masked = np.concatenate([masked, rows])
+    warnings = missing_fields(catalogue, options.fields)
     if selection is None and promoted is None and not options.diversity and not len(rows):
-        return ResolvedOptions(masked, None, hashes)
+        return ResolvedOptions(masked, None, hashes, warnings)
     places = 0 if hashes is None else len(hashes)
     choice = Choice(selection, promoted, options.promote_share, options.diversity, rows, places)
-    return ResolvedOptions(masked, choice, hashes)
+    warnings = [*(warnings or ()), *(told for one in selections for told in one.warnings)]
+    return ResolvedOptions(masked, choice, hashes, list(dict.fromkeys(warnings)) or None)
 
 
 def _hashes(services: Services, options: RecommendationOptions) -> Hashes | None:
@@ -133,7 +140,7 @@ async def _matching(services: Services, name: str, expression: str) -> Selection
         )
     try:
         return await services.catalogue.matching(expression)
-    except FilterError as error:
+    except (FilterError, MisspeltError) as error:
         raise ProblemError(422, f"{name}: {error}", field=name) from None
 
 

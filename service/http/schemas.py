@@ -26,6 +26,8 @@ MOST_LISTED = json_shape.MOST_NESTED
 MODEL = "identity of the model: which states are read"
 EDITION = "the same with what decides scores only: which answers are compared"
 AT = "the moment recommended for; null: not known"
+ATTRIBUTES = "with `fields`: those of them that the item has"
+WARNINGS = "names and values in the request that no item has; none: all were found"
 STALE = "the log was not asked (allow_stale), or did not answer (store_away)"
 
 
@@ -168,6 +170,7 @@ class RecommendedItem:
             "(explore_share); its score is that of the item after it"
         ),
     ] = None
+    attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
 class Recommendations(BaseModel):
@@ -192,6 +195,7 @@ class Recommendations(BaseModel):
     next: str | None = Field(
         None, description="`after` of the next page, where the list is paged and goes on"
     )
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
 class User(BaseModel):
@@ -205,6 +209,19 @@ class User(BaseModel):
     history_truncated: bool = Field(description="the oldest interactions are gone (history_limit)")
     model: str = Field(description=MODEL)
     edition: str = Field(description=EDITION)
+
+
+class ListedUser(BaseModel):
+    user_id: str
+    version: int | None = Field(description="number of interactions; null: the record is damaged")
+    last_time: str | None = Field(description="time of the newest interaction")
+
+
+class UserPage(BaseModel):
+    """Users, in no order."""
+
+    users: list[ListedUser]
+    next: str | None = Field(description="`after` of the next page; none: this was the last")
 
 
 @dataclass(slots=True)  # as RecommendedItem; a page has 10,000

@@ -33,6 +33,10 @@ class RecordKeys:
     def record(self, user_id: str) -> str:
         return self.records + quote(encoded("user_id", user_id), safe="")
 
+    def starting_with(self, users: str) -> str:
+        """What the keys of all users begin with whose ids begin so."""
+        return self.records + quote(users, safe="")
+
     def user_of(self, record: bytes) -> str:
         return unquote_to_bytes(record[len(self.records) :]).decode()
 

@@ -27,6 +27,7 @@ from tests.service.processes import BASE_MS, Service, free_port, make_artefact
 from tim4rec_client import AsyncClient, Client, Interaction, Refused, Unavailable, answers, calls
 
 ITEMS = [f"i{n}" for n in range(20)]
+ADMIN_KEY = "of the admin"
 OPENAPI = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text("utf-8"))
 Call = Callable[..., Any]
 
@@ -41,8 +42,9 @@ class Running:
         self.store = ValkeyServer(folder / "store", *options)
         self.store.start()
         self.service = Service(
-            self.artefact.folder, folder / "output", "--redis", self.store.url, store_timeout_s=0.5
-        )
+            self.artefact.folder, folder / "output", "--redis", self.store.url, store_timeout_s=0.5,
+            admin_keys=ADMIN_KEY,
+        )  # fmt: skip
         self.service.start()
 
     def stop(self) -> None:
@@ -132,7 +134,7 @@ class Network(httpx.BaseTransport, httpx.AsyncBaseTransport):
 def test_every_route_is_there(running: Running, half: str) -> None:
     """A walk through all of them, by what the service answers."""
     network, user, now = Network(), f"ann/{half} é.", BASE_MS / 1000
-    with Caller(half, running.service.url, network) as call:
+    with Caller(half, running.service.url, network, api_key=ADMIN_KEY) as call:
         assert call("ready")["status"] == "ready"
         first = Interaction(user, "i1", datetime.fromtimestamp(now, UTC), kind="view", weight=2)
         assert call("post", first)["status"] == "applied"
@@ -169,11 +171,27 @@ def test_every_route_is_there(running: Running, half: str) -> None:
         assert call("history", user, after=6) == events[6:]
         item = f"new/{half}"
         assert call("put_item", item, {"title": "A", "categories": ["x"]})["title"] == "A"
-        assert call("put_items", {item: {"title": "B"}, "i5": {"hidden": True}})["written"] == 2
+        records = {item: {"title": "B", "attributes": {"price": 3}}, "i5": {"hidden": True}}
+        assert call("put_items", records)["written"] == 2
         assert call("item", item)["title"] == "B"
         assert [i["item_id"] for i in call("items", "b", limit=5)["items"]] == [item]
+        (with_fields,) = call("items", "b", fields=["price", "colour"])["items"]
+        assert with_fields["attributes"] == {"price": 3}
+        fields, told = ["price", "colour"], ["no item has an attribute `colour`"]
+        for answer in (
+            call("recommend", user, 20, fields=fields, exclude_seen=False),
+            call("recommend", user, 20, fields=fields, include=[item]),
+            call("recommend_session", ["i1"], 20, fields=fields),
+            call("rank", user, [item], fields=fields),
+            call("similar", "i3", 20, fields=fields),
+        ):
+            found = {one["item_id"]: one["attributes"] for one in answer["items"]}
+            assert (found[item], answer["warnings"]) == ({"price": 3}, told)
+        assert call("popular", fields=fields)["items"][0]["attributes"] == {}
         assert call("delete_item", item)["deleted"]
         assert call("delete_item", "i5")["deleted"]
+        listed = call("users", user[:4], limit=1000)["users"]
+        assert user in [one["user_id"] for one in listed]
         assert call("erase", user) == {"user_id": user, "erased": True}
     assert network.users == {None, quote(user, safe="")}
     methods: dict[tuple[str, str], bool] = {
@@ -322,6 +340,73 @@ def test_a_pause_is_as_long_as_the_service_asks(half: str) -> None:
         assert time.monotonic() - started >= 1
 
 
+# -- slips -------------------------------------------------------------------------------
+
+NAIVE = datetime(2026, 7, 1, 12)
+WRONG: list[tuple[str, list[Any], dict[str, Any], str]] = [
+    (
+        "post",
+        [{"user_id": "ann", "item_id": "i1"}],
+        {},
+        r"an interaction is of type dict: make an "
+        r"Interaction\(user_id, item_id, ...\) of it",
+    ),
+    ("post_all", [[{"user_id": "ann", "item_id": "i1"}]], {}, "an interaction is of type dict"),
+    ("post_all", [{"user_id": "ann"}], {}, "interactions is of type dict: give a list"),
+    ("post_all", [Interaction("ann", "i1")], {}, "interactions is of type Interaction"),
+    ("post_all", [[]], {"batch": "5"}, "batch is of type str: give an int"),
+    ("recommend", [["ann", "ben"]], {}, "user_id is of type list: give a str"),
+    ("recommend", [7], {}, "user_id is of type int: give a str"),
+    ("recommend", ["ann", "5"], {}, "k is of type str: give an int"),
+    ("recommend", ["ann", 5.0], {}, "k is of type float: give an int"),
+    ("recommend", ["ann"], {"category": "Shoes"}, "category is of type str: give a list of str"),
+    ("recommend", ["ann"], {"fields": "price"}, "fields is of type str: give a list of str"),
+    ("recommend", ["ann"], {"exclude": [7]}, r"exclude\[0\] is of type int: give a str"),
+    ("recommend", ["ann"], {"at": NAIVE}, r"at 2026-07-01 12:00:00 has no time zone: give at.rep"),
+    ("recommend", ["ann"], {"at": NAIVE.date()}, "at is of type date: give a datetime"),
+    ("recommend_session", ["i1"], {}, "events is of type str: give a list"),
+    ("recommend_session", [[{"item_id": "i1"}]], {}, "an event is of type dict"),
+    ("recommend_session", [[("i1",)]], {}, "an event is of type tuple"),
+    ("recommend_session", [[("i1", NAIVE)]], {}, "timestamp .* has no time zone"),
+    ("rank", ["ann", "i1"], {}, "item_ids is of type str: give a list of str"),
+    ("rank", ["ann", ["i1", None]], {}, r"item_ids\[1\] is of type NoneType: give a str"),
+    ("similar", ["i1", "3"], {}, "k is of type str"),
+    ("items", [], {"category": "Shoes"}, "category is of type str"),
+    ("history", [7], {}, "user_id is of type int"),
+    ("erase", [["ann"]], {}, "user_id is of type list"),
+    ("put_item", ["i1", [("title", "A")]], {}, "record is of type list: give a dict"),
+    ("put_items", [[{"item_id": "i1"}]], {}, "records is of type list: give a dict, by item id"),
+    ("put_items", [{"i1": "A"}], {}, r"records\['i1'\] is of type str"),
+]
+
+
+@pytest.mark.parametrize(("name", "given", "named", "told"), WRONG)
+def test_a_slip_is_told_before_anything_is_sent(
+    half: str, name: str, given: list[Any], named: dict[str, Any], told: str
+) -> None:
+    network = Network()
+    with (
+        Caller(half, "http://127.0.0.1:1", network, retry_for_s=0) as call,
+        pytest.raises((TypeError, ValueError), match=told),
+    ):
+        call(name, *given, **named)
+    assert not network.sent
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"user_id": 7}, "user_id is of type int: give a str"),
+        ({"item_id": None}, "item_id is of type NoneType: give a str"),
+        ({"timestamp": NAIVE}, "timestamp 2026-07-01 12:00:00 has no time zone"),
+        ({"timestamp": NAIVE.date()}, "timestamp is of type date"),
+    ],
+)
+def test_an_interaction_with_a_slip(given: dict[str, Any], told: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=told):
+        Interaction(**({"user_id": "ann", "item_id": "i1"} | given))
+
+
 # -- its types ---------------------------------------------------------------------------
 
 
@@ -349,8 +434,8 @@ SCHEMAS = {
         for name in (
             "BatchResult", "Reason", "LivePart", "RecommendedItem", "Recommendations", "RankedItem",
             "RankedItems", "SessionRecommendations", "SimilarItem", "SimilarItems", "PopularItem",
-            "PopularItems", "User", "LoggedEvent", "Erased", "ListedItem", "ItemPage",
-            "ItemsWritten", "ItemDeleted",
+            "PopularItems", "User", "ListedUser", "UserPage", "LoggedEvent", "Erased", "ListedItem",
+            "ItemPage", "ItemsWritten", "ItemDeleted",
         )
     },
 }  # fmt: skip

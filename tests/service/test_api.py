@@ -531,7 +531,7 @@ def test_a_bad_question_is_refused(client: httpx.Client, path: str, field: str) 
 
 def test_errors_of_routing_are_problems_too(client: httpx.Client) -> None:
     problem(client.get("/nowhere"), 404)
-    problem(client.get("/users/"), 404)
+    problem(client.get("/users/a/b"), 404)
     answer = client.put("/interactions", json={})
     problem(answer, 405)
     assert answer.headers["allow"] == "POST"
@@ -583,6 +583,7 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("put", "/items/{item_id}"): {"401", "422", "503"},
         ("get", "/items/{item_id}"): {"401", "404", "422", "503"},
         ("delete", "/items/{item_id}"): {"401", "422", "503"},
+        ("get", "/users"): {"401", "403", "422", "503"},
         ("get", "/users/{user_id}"): {"401", "404", "422", "503"},
         ("delete", "/users/{user_id}"): {"401", "422", "503"},
         ("get", "/users/{user_id}/history"): {"401", "404", "422", "503"},

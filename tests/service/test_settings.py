@@ -43,6 +43,7 @@ OTHERS: dict[str, str] = {
     "max_batch_events": "6", "max_batch_items": "7", "max_item_bytes": "512",
     "max_filter_length": "11", "popular_half_life_s": "60", "popular_least": "1.5",
     "allow_open": "true", "max_weight": "2.5",
+    "cors_origins": "https://shop.example, http://localhost:3000",
     "popular_items": "1000", "popular_refresh_s": "0.5", "api_keys": " hunter4, hunter5 ,,",
     "api_keys_file": __file__, "admin_keys": "hunter6", "admin_keys_file": __file__,
     "live": "false", "live_neighbours": "8", "live_users": "1000", "live_new_items": "false",
@@ -256,6 +257,26 @@ def test_an_index_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     fix = "pip install 'tim4rec[index]'"
     assert str(raised.value) == f"--retrieval: index needs the extra `index`: {fix}"
     assert read_settings({"artefact": "a"}).retrieval == "auto"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["shop.example", "https://shop.example/", "https://Shop.example", "https://shop.example:443",
+     "http://localhost:80", "null", "https://*.example", "https://a@shop.example"],
+)  # fmt: skip
+def test_what_is_no_origin(origin: str) -> None:
+    with pytest.raises(SettingsError) as raised:
+        read_settings({"artefact": "a", "cors_origins": f"https://shop.example, {origin}"})
+    assert str(raised.value).startswith(f"--cors-origins: {origin} is no origin: give https://HOST")
+
+
+def test_not_every_page_may_use_a_key() -> None:
+    assert read_settings({"artefact": "a", "cors_origins": "*"}).cors_origins == ("*",)
+    for name in ("api_keys", "api_keys_file", "admin_keys", "admin_keys_file"):
+        with pytest.raises(SettingsError, match="cors_origins: `\\*` together with keys"):
+            read_settings({"artefact": "a", "cors_origins": "*", name: OTHERS[name]})
+        named = {"artefact": "a", "cors_origins": "http://[::1]:3000", name: OTHERS[name]}
+        assert read_settings(named).cors_origins == ("http://[::1]:3000",)
 
 
 def test_the_pool_must_have_room_for_the_waves_in_flight() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -13,6 +14,7 @@ from model.times import iso
 from service.catalogue.cursor import CursorError, read_place, write_place
 from service.catalogue.turns import Steps
 from service.http.dependencies import Services, ServicesDep, check_k
+from service.http.fields import QueryFields, missing_fields, put_fields
 from service.http.item_schemas import (
     CatalogueItem,
     ItemBatch,
@@ -40,10 +42,11 @@ async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep
 
     With `item_id`, those of the items that there are, in the order given; the rest does not count.
     """
+    warnings = missing_fields(services.catalogue, query.fields)
     if query.item_id is not None:
         rows = map(services.catalogue.row, dict.fromkeys(query.item_id))
-        listed = [_listed(services, row) for row in rows if row is not None]
-        return ItemPage(items=listed, next=None)
+        listed = [_listed(services, row, query.fields) for row in rows if row is not None]
+        return ItemPage(items=listed, next=None, warnings=warnings)
     try:
         place = None if query.after is None else read_place(services.seal, query.after)
     except CursorError as error:
@@ -55,9 +58,13 @@ async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep
         categories=frozenset(query.category or ()),
         unavailable=query.unavailable,
     )
+    if query.category and not found:
+        selected = await services.catalogue.of_categories(query.category)
+        warnings = [*(warnings or ()), *selected.warnings] or None
     return ItemPage(
-        items=[_listed(services, row) for row in found],
+        items=[_listed(services, row, query.fields) for row in found],
         next=None if last is None else write_place(services.seal, last),
+        warnings=warnings,
     )
 
 
@@ -109,6 +116,7 @@ async def get_similar(
     item_id: ItemId,
     services: ServicesDep,
     k: Annotated[int, Query(ge=1, description="how many items")] = 10,
+    fields: Annotated[QueryFields, Query()] = None,
 ) -> SimilarItems:
     """The items that people interact with as they do with this one."""
     check_k(services, k)
@@ -116,17 +124,22 @@ async def get_similar(
     rows = catalogue.rows([item_id]).tolist()
     if not rows or not (catalogue.exists(rows[0]) or catalogue.is_noted(rows[0])):
         raise ProblemError(404, f"item_id: there is no item {item_id!r}", field="item_id")
+    warnings = missing_fields(catalogue, fields)
     found = await services.engine.similar(rows[0], item_id, k)
+    items = [
+        SimilarItem(
+            item_id=catalogue.ids[place - 1], score=score, title=catalogue.titles[place - 1]
+        )
+        for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
+    ]
+    if fields is not None:
+        put_fields(items, fields, catalogue)
     return SimilarItems(
         item_id=item_id,
-        items=[
-            SimilarItem(
-                item_id=catalogue.ids[place - 1], score=score, title=catalogue.titles[place - 1]
-            )
-            for place, score in zip(found.items.tolist(), found.scores.tolist(), strict=True)
-        ],
+        items=items,
         model=services.engine.identity,
         edition=services.engine.edition,
+        warnings=warnings,
     )
 
 
@@ -137,7 +150,7 @@ def _stored(services: Services, record: ItemRecord, field: str) -> bytes:
         raise ProblemError(422, f"{field}: {error}", field=field) from None
 
 
-def _listed(services: Services, row: int) -> ListedItem:
+def _listed(services: Services, row: int, fields: Sequence[str] | None) -> ListedItem:
     catalogue = services.catalogue
     return ListedItem(
         item_id=catalogue.ids[row - 1],
@@ -145,6 +158,7 @@ def _listed(services: Services, row: int) -> ListedItem:
         categories=list(catalogue.categories(row)),
         available=catalogue.is_open(row),
         known=row <= catalogue.trained,
+        attributes=None if fields is None else catalogue.attributes(row, fields),
     )
 
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from service.http.dependencies import ServicesDep
+from service.http.fields import Fields, missing_fields, put_fields
 from service.http.json_shape import AtMost
 from service.http.problems import declared
-from service.http.schemas import AT, EDITION, MODEL, STALE, Body, Id
+from service.http.schemas import (
+    AT,
+    ATTRIBUTES,
+    EDITION,
+    MODEL,
+    STALE,
+    WARNINGS,
+    Body,
+    Id,
+)
 from service.http.times import AssumedTime, RequestTime
 
 router = APIRouter(tags=["recommendations"])
@@ -32,6 +42,7 @@ class Candidates(Body):
     allow_stale: bool = Field(
         False, description="a state in memory will do: faster, may miss the newest events"
     )
+    fields: Fields = None
 
 
 @dataclass(slots=True)  # as schemas.RecommendedItem
@@ -46,6 +57,7 @@ class RankedItem:
     ]
     score: Annotated[float | None, Field(description="none where the item is not known")] = None
     title: str | None = None
+    attributes: Annotated[dict[str, Any] | None, Field(description=ATTRIBUTES)] = None
 
 
 class RankedItems(BaseModel):
@@ -65,6 +77,7 @@ class RankedItems(BaseModel):
     )
     model: str = Field(description=MODEL)
     edition: str = Field(description=EDITION)
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
 @router.post("/rank", responses=declared(422, 503), response_model_exclude_none=True)
@@ -72,6 +85,7 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
     """Orders given items for a user, by everything that was logged before the call."""
     services = services.of(body.user_id)
     catalogue = services.catalogue
+    warnings = missing_fields(catalogue, body.fields)
     rows = {item: catalogue.row(item) for item in body.item_ids}
     shown = [row for row in rows.values() if row is not None and catalogue.is_open(row)]
     found = await services.engine.rank(
@@ -97,6 +111,8 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         for item, row in rows.items()
         if row is None or not catalogue.exists(row)
     ]
+    if body.fields is not None:
+        put_fields(ranked, body.fields, catalogue)
     return RankedItems(
         user_id=body.user_id,
         items=ranked,
@@ -107,4 +123,5 @@ async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
         history_truncated=found.truncated,
         model=services.engine.identity,
         edition=services.engine.edition,
+        warnings=warnings,
     )

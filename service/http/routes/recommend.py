@@ -13,6 +13,7 @@ from service.catalogue.exploration import Exploration, seed_of
 from service.engine.requests import Recommendation
 from service.http.answers import explain, recommended
 from service.http.dependencies import Services, ServicesDep, check_k
+from service.http.fields import QueryFields
 from service.http.problems import ProblemError, declared
 from service.http.recommendation_options import (
     RecommendationOptions,
@@ -47,6 +48,8 @@ class RecommendationQuery(RecommendationRequest):
     """The same, of the text that a URL has."""
 
     model_config = ConfigDict(strict=False)
+
+    fields: QueryFields = None
 
 
 @router.get("/recommend", responses=declared(422, 503), response_model_exclude_none=True)
@@ -85,7 +88,7 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         found = _with_explored(services, exploration, user_id, found)
     answer = Recommendations(
         user_id=user_id,
-        items=recommended(services, found),
+        items=recommended(services, found, asked.fields),
         version=found.version,
         at=found.at_ms,
         source=found.source,
@@ -94,6 +97,7 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         model=services.engine.identity,
         edition=services.engine.edition,
         next=next_cursor(services, options.shown, found.ranking.items, k),
+        warnings=options.warnings,
     )
     outcomes = services.context.outcomes
     if outcomes is not None:

@@ -18,7 +18,7 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import AT, EDITION, MODEL, Body, Id, Kind, RecommendedItem
+from service.http.schemas import AT, EDITION, MODEL, WARNINGS, Body, Id, Kind, RecommendedItem
 from service.http.times import AssumedTime, Time
 from service.store.events import Event, new_uid
 
@@ -54,6 +54,7 @@ class SessionRecommendations(BaseModel):
     next: str | None = Field(
         None, description="`after` of the next page, where the list is paged and goes on"
     )
+    warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
 @router.post("/session", responses=declared(422, 503), response_model_exclude_none=True)
@@ -75,13 +76,14 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
         live=body.live,
     )
     return SessionRecommendations(
-        items=recommended(services, found),
+        items=recommended(services, found, body.fields),
         at=found.at_ms,
         source=found.source,
         unknown_items=sum(event.item_id not in vocabulary for event in body.events),
         model=services.engine.identity,
         edition=services.engine.edition,
         next=next_cursor(services, options.shown, found.ranking.items, body.k),
+        warnings=options.warnings,
     )
 
 

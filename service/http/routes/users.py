@@ -1,4 +1,4 @@
-"""GET and DELETE /users/{id}, and the export of a history."""
+"""GET and DELETE /users/{id}, the export of a history, and the list of all users."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from typing import Annotated
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BeforeValidator
+from pydantic import BaseModel, BeforeValidator, Field
 
+from model.items import LONGEST_ID
 from model.times import iso
+from service.bulk.user_listing import NoSuchPlace
+from service.catalogue.cursor import CursorError, read_users, write_users
 from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError, declared
-from service.http.schemas import Erased, HistoryPage, Id, LoggedEvent, User
+from service.http.schemas import (
+    Erased,
+    HistoryPage,
+    Id,
+    ListedUser,
+    LoggedEvent,
+    User,
+    UserPage,
+)
 from service.store.events import Event
 
 router = APIRouter(prefix="/users", tags=["users"])
@@ -26,6 +37,40 @@ def decoded(segment: str) -> str:
 
 
 UserId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encoded")]
+
+
+class UserQuery(BaseModel):
+    limit: int = Field(
+        100, ge=1, le=1000, description="how many a page has, about: it may have a few more"
+    )
+    after: str | None = Field(None, description="`next` of the page before")
+    starting_with: str = Field("", max_length=LONGEST_ID, description="what their ids begin with")
+
+
+@router.get("", responses=declared(403, 422, 503))
+async def list_users(query: Annotated[UserQuery, Query()], services: ServicesDep) -> UserPage:
+    """The users with a record, in no order; with an admin key. A page takes a quarter of a second
+    at most, and may be empty though others follow: the last has no `next`."""
+    try:
+        place = None if query.after is None else read_users(services.seal, query.after)
+        found = await services.users.page(place, query.limit, query.starting_with)
+    except CursorError as error:
+        raise ProblemError(422, str(error), field="after") from None
+    except NoSuchPlace:
+        raise ProblemError(
+            422, "after: the store has other servers by now; begin anew without it", field="after"
+        ) from None
+    return UserPage(
+        users=[
+            ListedUser(
+                user_id=user.user_id,
+                version=user.version,
+                last_time=None if user.last_time_ms is None else iso(user.last_time_ms),
+            )
+            for user in found.users
+        ],
+        next=None if found.next is None else write_users(services.seal, found.next),
+    )
 
 
 def _unknown(user_id: str) -> ProblemError:
