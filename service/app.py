@@ -217,7 +217,8 @@ async def _assemble(
         idle_ttl_s=settings.idle_ttl_s,
         history_limit=settings.history_limit,
     )
-    await stack.enter_async_context(vitals.reported(log, device))
+    folder = None if embedded is None else settings.data_dir.expanduser()
+    await stack.enter_async_context(vitals.reported(log, device, folder))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
     seal = await shared_seal(store, namespace=settings.namespace)

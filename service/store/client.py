@@ -19,6 +19,7 @@ from service.store.errors import AcksMissed, NodeDown, StoreError, StoreUnavaila
 from service.store.node import Node
 from service.store.pending import Pending, refusal
 from service.store.script import Command, ScriptCall
+from service.store.server_info import Condition
 from service.store.topology import Topology
 from service.store.url import StoreUrl
 
@@ -30,7 +31,7 @@ Operation = Literal[
 _REDIRECTS = 5
 """Most times that one call follows a key to another node."""
 _CHECKED_WITHIN_S = 5.0
-_MEMORY: Command = ("INFO", "memory")
+_CONDITION: Command = ("INFO", "memory", "persistence", "replication")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 
 
@@ -257,13 +258,10 @@ class Store:
                 raise StoreError(f"store {node.name}: {one_line(reply)}")
             server_info.check(node.name, server_info.parse(reply), self.replica_acks)
 
-    async def memory(self) -> tuple[int, int]:
-        """Bytes the store uses, and may use at most (0: no limit is set), on all primaries."""
-        replies = [await self.request(_MEMORY, at=node) for node in await self.nodes()]
-        infos = [server_info.parse(reply) for reply in replies]
-        limits = [int(info.get("maxmemory", 0)) for info in infos]
-        used = sum(int(info["used_memory"]) for info in infos)
-        return used, sum(limits) if all(limits) else 0
+    async def condition(self) -> Condition:
+        """How the servers are; raises StoreError."""
+        replies = [await self.request(_CONDITION, at=node) for node in await self.nodes()]
+        return server_info.condition([server_info.parse(reply) for reply in replies])
 
     async def ping(self) -> None:
         await self.request(("PING",), "ping")
