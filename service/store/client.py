@@ -17,6 +17,7 @@ from service.observe.registry import count
 from service.store import server_info
 from service.store.errors import AcksMissed, NodeDown, StoreError, StoreUnavailable, one_line
 from service.store.node import Node
+from service.store.outage import Outage
 from service.store.pending import Pending, refusal
 from service.store.script import Command, ScriptCall
 from service.store.server_info import Condition
@@ -238,6 +239,11 @@ class Store:
     def failing(self) -> bool:
         """Whether the last answer of a server that is still needed did not come."""
         return bool(self._topology.failing)
+
+    @property
+    def outage(self) -> Outage:
+        """What callers notice while servers do not answer."""
+        return self._topology.outage
 
     async def nodes(self) -> list[Node]:
         """The server, or the primaries of the Cluster."""
