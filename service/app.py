@@ -62,7 +62,7 @@ from service.models.deployer import Deployer
 from service.models.deployment import Deployment
 from service.models.registry import ModelRegistry
 from service.models.serving_context import ServingContext
-from service.observe import logs, metrics
+from service.observe import compilation, logs, metrics
 from service.settings import Settings, secrets
 from service.store.client import Store
 from service.store.embedded import EmbeddedStore
@@ -105,9 +105,10 @@ def create_app(settings: Settings | None = None) -> Application:
                 stack.push_async_callback(tracing.close)
             try:
                 # Whoever was the first to ask for the document would hold the event loop.
-                app.state.services, _ = await asyncio.gather(
-                    _assemble(chosen, drain, stack, alone), asyncio.to_thread(app.openapi)
-                )
+                with compilation.logged():
+                    app.state.services, _ = await asyncio.gather(
+                        _assemble(chosen, drain, stack, alone), asyncio.to_thread(app.openapi)
+                    )
             except (SettingsDiffer, StoreError) as error:
                 app.state.fault = str(error)
                 raise

@@ -1,4 +1,4 @@
-"""Whether training asks for room before it begins, and says what was full when it could not write."""
+"""Training asks for room before it begins, and says what could not be written."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from model import ModelConfig
 
 FULL = """
 import resource, sys
-import torch
+import torch, typer
 from pathlib import Path
 from cli.console import errors_without_traceback
 from model.tensor_file import write_tensors
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-with errors_without_traceback():
-    write_tensors(Path(sys.argv[1]), {"x": torch.zeros(10_000)})
+try:
+    with errors_without_traceback():
+        write_tensors(Path(sys.argv[1]), {"x": torch.zeros(10_000)})
+except typer.Exit as ended:
+    sys.exit(ended.exit_code)
 """
 
 
