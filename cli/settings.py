@@ -47,7 +47,7 @@ BEFORE_PRODUCTION = {
     "idle_ttl_s": "How long are users kept who do nothing? By default for ever.",
     "api_keys": "Who may call the API?",
     "admin_keys": "Who may change the model?",
-    "outcome_window_s": "How late may an interaction still count for a recommendation? Trials need it.",
+    "outcome_window_s": "How late does an interaction still count for a recommendation?",
 }
 """By setting, in the order of the settings."""
 

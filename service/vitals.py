@@ -60,10 +60,7 @@ async def _watch(log: EventLog, device: torch.device, folder: Path | None) -> No
                 metrics.OPEN_FILES.set(process.num_fds())
             if device.type == "cuda":
                 metrics.DEVICE_MEMORY.set(torch.cuda.memory_reserved(device))
-            if folder is not None:
-                disk = psutil.disk_usage(str(folder))
-                metrics.STORE_DISK.set(disk.used + disk.free)
-                metrics.STORE_DISK_FREE.set(disk.free)
+            _show_disk(folder)
             _show(await log.store.condition())
         except StoreError as error:  # tim4rec_store_up says so
             logger.debug("the store's condition is not known: %s", error)
@@ -72,6 +69,15 @@ async def _watch(log: EventLog, device: torch.device, folder: Path | None) -> No
         due = loop.time() + EVERY_S
         await asyncio.sleep(EVERY_S)
         metrics.EVENT_LOOP_LAG.set(max(0.0, loop.time() - due))
+
+
+def _show_disk(folder: Path | None) -> None:
+    size = free = 0
+    if folder is not None:
+        disk = psutil.disk_usage(str(folder))
+        size, free = disk.used + disk.free, disk.free
+    metrics.STORE_DISK.set(size)
+    metrics.STORE_DISK_FREE.set(free)
 
 
 def _show(store: Condition) -> None:
