@@ -14,6 +14,7 @@ import polars as pl
 
 from cli.console import CommandError, err, out
 from cli.console import say as say_always
+from cli.disk_room import require_room
 from cli.figures import figures
 from model import ModelConfig, TiM4Rec
 from model.artefact import save_artefact
@@ -97,6 +98,7 @@ def publish(
         say_settings(say, architecture, config)
 
     require_artefact_folder(folder)
+    require_room(folder, architecture, n_members * (1 + plan.refit))
     vocabulary = vocabulary_of(every, table, say)
     checkpoint = checkpoint_folder(folder, resume=resume)
     members = train_members(dataset, architecture, config, n_members, checkpoint, console=err)

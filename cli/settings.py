@@ -29,6 +29,28 @@ Times are in seconds.
 `tim4rec settings --markdown` writes this page.
 """
 
+PRODUCTION_HEAD = """\
+## Before production
+
+Decide these ten; in the tables below they are bold. All others have defaults that fit most.
+
+| variable | the question |
+|---|---|"""
+
+BEFORE_PRODUCTION = {
+    "models_dir": "Shall models be changed, tried and learned while it serves? Where are they?",
+    "operations_port": "Who may read `/metrics`? Without this: everybody who reaches `port`.",
+    "redis_url": "Which store has the interactions? Who backs it up?",
+    "replica_acks": "Must an acknowledged interaction outlive the loss of the store's machine?",
+    "store_away": "While the store does not answer: stale or popular items, or an error?",
+    "kinds": "What is a view, a cart, a purchase to the model, and what counts as popular?",
+    "idle_ttl_s": "How long are users kept who do nothing? By default for ever.",
+    "api_keys": "Who may call the API?",
+    "admin_keys": "Who may change the model?",
+    "outcome_window_s": "How late does an interaction still count for a recommendation?",
+}
+"""By setting, in the order of the settings."""
+
 
 def chosen_settings(**given: Any) -> Settings:
     """Settings of the given values (None: the environment's or the default).
@@ -101,7 +123,9 @@ def settings(
 
 def as_markdown() -> str:
     """The page of all settings."""
-    lines = [MARKDOWN_HEAD]
+    lines = [MARKDOWN_HEAD, PRODUCTION_HEAD]
+    lines += [f"| `{variable(name)}` | {asked} |" for name, asked in BEFORE_PRODUCTION.items()]
+    lines.append("")
     for group, fields in _groups():
         lines += [f"## {group}", ""]
         lines += ["| variable | flag | type | default | meaning |", "|---|---|---|---|---|"]
@@ -109,7 +133,8 @@ def as_markdown() -> str:
             own, option, kind, default, meaning = _row(name, field)
             kind = kind.replace("|", r"\|")
             shown = f"`{default}`" if default else ""
-            lines.append(f"| `{own}` | `{option}` | {kind} | {shown} | {meaning} |")
+            mark = "**" if name in BEFORE_PRODUCTION else ""
+            lines.append(f"| {mark}`{own}`{mark} | `{option}` | {kind} | {shown} | {meaning} |")
         lines.append("")
     return "\n".join(lines).rstrip()
 

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from cli.console import CommandError, err
+from cli.disk_room import require_room
 from cli.publish import (
     Plan,
     Say,
@@ -76,10 +77,12 @@ def publish_warm(
     config = replace(training_config(every, **(kept | dict(plan.training))), **recipe)
     members = [_with_dropout(member, plan) for member in members_of(parent.model)]
     share = REPLAY if replay is None else replay
+    architecture = replace(parent.model.config, n_items=every.n_items)
     if plan.verbose:
-        say_settings(say, replace(parent.model.config, n_items=every.n_items), config)
+        say_settings(say, architecture, config)
 
     require_artefact_folder(folder)
+    require_room(folder, architecture, 1)
     vocabulary = vocabulary_of(every, with_known(parent.items, table), say)
     checkpoint = checkpoint_folder(folder, resume=resume)
     run = WarmRun(

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from model.description import (
     ITEMS,
@@ -46,6 +44,7 @@ from model.live.mixture import Mixture, MixtureError
 from model.plain_file import open_plain, read_plain
 from model.scoring import Scoring
 from model.strict_json import parse
+from model.tensor_file import write_tensors
 from model.tim4rec import TiM4Rec
 from model.times import parse_time
 from model.weights import WeightsError, read_scoring, read_weights
@@ -152,14 +151,14 @@ def save_artefact(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o755, parents=True)
     try:
-        _write_tensors(partial / WEIGHTS, model.state_dict())
+        write_tensors(partial / WEIGHTS, model.state_dict())
         _write_items(partial / ITEMS, items)
         _write_json(partial / METRICS, metrics)
         (partial / CARD).write_text(card, encoding="utf-8")
         if mixture is not None:
             (partial / MIXTURE).write_bytes(mixture.to_bytes())
         if model.scoring is not None:
-            _write_tensors(partial / SCORING, model.scoring.tensors())
+            write_tensors(partial / SCORING, model.scoring.tensors())
             _write_items(partial / SCORED_ITEMS, model.scoring.items)
         description = _describe(partial, model, mixture, kinds)
         _write_json(partial / CONFIG, description.to_dict(model.state_layout))
@@ -383,10 +382,6 @@ def _require_replaceable(folder: Path) -> None:
 def _hash(path: Path) -> str:
     with open_plain(path, within=path.parent) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
 def _write_items(path: Path, items: Items) -> None:

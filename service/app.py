@@ -66,7 +66,7 @@ from service.models.deployer import Deployer
 from service.models.deployment import Deployment
 from service.models.registry import ModelRegistry
 from service.models.serving_context import ServingContext
-from service.observe import logs, metrics
+from service.observe import compilation, logs, metrics
 from service.settings import Settings, secrets
 from service.store.backup_marks import BackupMarks
 from service.store.client import Store
@@ -111,9 +111,10 @@ def create_app(settings: Settings | None = None) -> Application:
                 stack.push_async_callback(tracing.close)
             try:
                 # Whoever was the first to ask for the document would hold the event loop.
-                app.state.services, _ = await asyncio.gather(
-                    _assemble(chosen, drain, stack, alone), asyncio.to_thread(app.openapi)
-                )
+                with compilation.logged():
+                    app.state.services, _ = await asyncio.gather(
+                        _assemble(chosen, drain, stack, alone), asyncio.to_thread(app.openapi)
+                    )
             except (SettingsDiffer, KindsDiffer, StoreError) as error:
                 app.state.fault = str(error)
                 raise
@@ -229,7 +230,8 @@ async def _assemble(
         idle_ttl_s=settings.idle_ttl_s,
         history_limit=settings.history_limit,
     )
-    await stack.enter_async_context(vitals.reported(log, device))
+    disk = None if embedded is None else settings.data_dir.expanduser()
+    await stack.enter_async_context(vitals.reported(log, device, disk))
     if embedded is not None:
         await stack.enter_async_context(_kept_running(embedded, log))
     seal = await shared_seal(store, namespace=settings.namespace)

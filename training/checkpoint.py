@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from model import Architecture, Recommender
 from model.plain_file import open_plain
 from model.strict_json import parse, shown
+from model.tensor_file import write_tensors
 from training.config import TrainingConfig
 from training.dataset import Dataset
 
@@ -79,6 +79,9 @@ def save_checkpoint(
 
     Args:
         average: holds the average of the weights; None where there is none.
+
+    Raises:
+        OSError: it can't be written, and the old one stays.
     """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     if average is not None:
@@ -90,11 +93,7 @@ def save_checkpoint(
             for key, value in state.items():
                 tensors[f"optimizer/{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
     part = path.with_name(path.name + ".part")
-    save_file(
-        {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
-        part,
-        {"progress": json.dumps(asdict(progress))},
-    )
+    write_tensors(part, tensors, {"progress": json.dumps(asdict(progress))})
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)

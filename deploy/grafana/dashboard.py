@@ -504,6 +504,37 @@ ROWS: Mapping[str, list[Panel]] = {
         )
         .span(6)
         .height(8),
+        lines(
+            "Persistence, replicas",
+            "short",
+            "What the store failed to write the last time it tried: its append-only file, the "
+            "rewrite of that, a whole copy. And its replicas: fewer, or one far behind, and a "
+            "failover loses interactions.",
+            ("max by (part) (tim4rec_store_persistence_failed)", "failed: {{part}}"),
+            ("max(tim4rec_store_replicas)", "replicas"),
+            ("max(tim4rec_store_replica_lag_bytes)", "furthest behind"),
+            colors={"replicas": "green"},
+            width=12,
+        )
+        .override_by_regexp("/^failed/", [color("red", "shades")])
+        .override_by_name(
+            "furthest behind",
+            [
+                Property("unit", "bytes"),
+                Property("custom.axisPlacement", "right"),
+                DASHED,
+                color("text"),
+            ],
+        ),
+        lines(
+            "Disk of an embedded store",
+            "bytes",
+            "Room left where an embedded store keeps its log. A full disk refuses every "
+            "interaction. The disk of a store of your own is not known to the service.",
+            ("min by (instance) (tim4rec_store_disk_free_bytes)", "free {{instance}}"),
+            ("max by (instance) (tim4rec_store_disk_bytes)", "size {{instance}}"),
+            width=12,
+        ),
     ],
     "States": [
         lines(

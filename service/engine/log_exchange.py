@@ -130,7 +130,10 @@ class LogExchange:
             left = Fetched(asked.user_id, asked.reads)  # to be looked up by themselves
         elif asked.reads and known and isinstance(error, StoreUnavailable):
             left = Fetched(asked.user_id, asked.reads, row, away=True)
-        reject(asked.requests if left is None else asked.appends, error)
+        refused = asked.requests if left is None else asked.appends
+        if isinstance(error, StoreUnavailable) and not _refuses_writes(error):
+            self.history.log.store.outage.refused += len(refused)
+        reject(refused, error)
         return left
 
 

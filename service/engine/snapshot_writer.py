@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from service.engine import snapshots
 from service.engine.history import Fetched, HistoryReader
 from service.observe import metrics
-from service.store.errors import StoreError
+from service.store.errors import StoreError, severity
 from service.store.event_log import LogReply, LogRequest
 from service.store.events import Outcome
 from service.store.snapshot_store import SnapshotStore
@@ -67,7 +67,7 @@ class SnapshotWriter:
             )
         except StoreError as error:
             metrics.SNAPSHOTS["failed"].inc(len(packed))
-            logger.warning("%d snapshots not written: %s", len(packed), error)
+            logger.log(severity(error), "%d snapshots not written: %s", len(packed), error)
             return
         metrics.SNAPSHOTS["written"].inc(written)
         metrics.SNAPSHOTS["outdated"].inc(len(packed) - written)

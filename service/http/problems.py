@@ -41,7 +41,8 @@ class ProblemError(Exception):
     ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, headers
-        self.errors = [{"field": field, "message": detail}] if field else None
+        said = {"field": field, "message": detail.removeprefix(f"{field}: ")}
+        self.errors = [said] if field else None
 
 
 def problem(

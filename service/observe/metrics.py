@@ -102,6 +102,24 @@ BACKUP = latest(
     "tim4rec_backup_timestamp_seconds",
     "When the last whole backup by `tim4rec backup` was begun, 0: there is none",
 )
+_store_persistence_failed = latest(
+    "tim4rec_store_persistence_failed",
+    "1: the store's last attempt failed to write its append-only file (append), to rewrite it "
+    "(rewrite), or to save all it has (save)",
+    "part",
+)
+STORE_PERSISTENCE_FAILED = {
+    part: _store_persistence_failed.labels(part) for part in ("append", "rewrite", "save")
+}
+STORE_REPLICAS = latest("tim4rec_store_replicas", "Replicas connected to the store's primaries")
+STORE_REPLICA_LAG = latest(
+    "tim4rec_store_replica_lag_bytes", "What the store's replica furthest behind has not got yet"
+)
+STORE_DISK = latest(
+    "tim4rec_store_disk_bytes",
+    "Size of the disk that an embedded store is on; 0: the store is not embedded",
+)
+STORE_DISK_FREE = latest("tim4rec_store_disk_free_bytes", "Room left on that disk")
 
 # -- interactions, states, recommendations -----------------------------------------------
 

@@ -17,8 +17,10 @@ from service.observe.registry import count
 from service.store import server_info
 from service.store.errors import AcksMissed, NodeDown, StoreError, StoreUnavailable, one_line
 from service.store.node import Node
+from service.store.outage import Outage
 from service.store.pending import Pending, refusal
 from service.store.script import Command, ScriptCall
+from service.store.server_info import Condition
 from service.store.topology import Topology
 from service.store.url import StoreUrl
 
@@ -30,7 +32,7 @@ Operation = Literal[
 _REDIRECTS = 5
 """Most times that one call follows a key to another node."""
 _CHECKED_WITHIN_S = 5.0
-_MEMORY: Command = ("INFO", "memory")
+_CONDITION: Command = ("INFO", "memory", "persistence", "replication")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.2
 
 
@@ -238,6 +240,11 @@ class Store:
         """Whether the last answer of a server that is still needed did not come."""
         return bool(self._topology.failing)
 
+    @property
+    def outage(self) -> Outage:
+        """What callers notice while servers do not answer."""
+        return self._topology.outage
+
     async def nodes(self) -> list[Node]:
         """The server, or the primaries of the Cluster."""
         if not self._topology.primaries:
@@ -270,13 +277,10 @@ class Store:
                 raise StoreError(f"store {node.name}: {one_line(reply)}")
             server_info.check(node.name, server_info.parse(reply), self.replica_acks)
 
-    async def memory(self) -> tuple[int, int]:
-        """Bytes the store uses, and may use at most (0: no limit is set), on all primaries."""
-        replies = [await self.request(_MEMORY, at=node) for node in await self.nodes()]
-        infos = [server_info.parse(reply) for reply in replies]
-        limits = [int(info.get("maxmemory", 0)) for info in infos]
-        used = sum(int(info["used_memory"]) for info in infos)
-        return used, sum(limits) if all(limits) else 0
+    async def condition(self) -> Condition:
+        """How the servers are; raises StoreError."""
+        replies = [await self.request(_CONDITION, at=node) for node in await self.nodes()]
+        return server_info.condition([server_info.parse(reply) for reply in replies])
 
     async def ping(self) -> None:
         await self.request(("PING",), "ping")

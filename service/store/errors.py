@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -57,6 +58,11 @@ def raised(*replies: Any) -> Any:
         if isinstance(reply, StoreError):
             raise reply
     return replies[0] if replies else None
+
+
+def severity(error: StoreError) -> int:
+    """At which level somebody logs what the store did not do: that it is lost it says itself."""
+    return logging.INFO if isinstance(error, StoreUnavailable) else logging.WARNING
 
 
 def one_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Self
 
-from service.store.errors import StoreError
+from service.store.errors import StoreError, severity
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Follower:
             except StoreError as error:
                 self._failed()
                 if working:
-                    logger.warning("%s: %s", self._failing, error)
+                    logger.log(severity(error), "%s: %s", self._failing, error)
                 working = False
             except Exception:
                 self._failed()

@@ -35,6 +35,7 @@ class Node:
     ) -> None:
         self.name, self.replica_acks = name, replica_acks
         self.failing_since: float | None = None
+        self.fault = ""  # of its last failure
         self.options = dict(options)
         self._kind: type[Connection] = self.options.pop("connection_class", Connection)
         self._free = asyncio.LifoQueue[Wire | None](connections)  # None: one may be opened
@@ -60,20 +61,20 @@ class Node:
         try:
             replies = await self._send(commands, started + timeout_s)
         except TimeoutError as error:
-            self.failing_since = self.failing_since or started
-            raise StoreUnavailable(
-                f"store {self.name}: no answer within {timeout_s:.1f} s"
-            ) from error
+            raise self._failed(started, f"no answer within {timeout_s:.1f} s") from error
         except (RedisError, OSError) as error:
             # The client wraps what fails while it connects.
             if isinstance(error.__cause__ or error, AuthenticationError):
                 raise StoreError(
                     f"store {self.name}: {one_line(error)}; check the URL's credentials"
                 ) from error
-            self.failing_since = self.failing_since or started
-            raise StoreUnavailable(f"store {self.name}: {one_line(error)}") from error
+            raise self._failed(started, one_line(error)) from error
         self.failing_since = None
         return replies
+
+    def _failed(self, started: float, fault: str) -> StoreUnavailable:
+        self.failing_since, self.fault = self.failing_since or started, fault
+        return StoreUnavailable(f"store {self.name}: {fault}")
 
     async def _send(self, commands: Sequence[Command], until: float) -> list[Any]:
         sent = [words(command) for command in commands]

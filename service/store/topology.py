@@ -18,6 +18,7 @@ from redis.exceptions import AskError, MovedError
 
 from service.store.errors import StoreError, StoreUnavailable
 from service.store.node import Node
+from service.store.outage import Outage
 from service.store.script import Command, key
 from service.store.url import StoreUrl
 
@@ -34,6 +35,7 @@ class Topology:
     Attributes:
         primaries: the server, or those of the Cluster; none until `find`.
         clustered: whether it is a Cluster.
+        outage: of its servers.
     """
 
     def __init__(self, url: StoreUrl, connections: int, replica_acks: int) -> None:
@@ -56,6 +58,7 @@ class Topology:
         self._slots: list[Node | None] | None = None
         self.primaries: list[Node] = []
         self.clustered = False
+        self.outage = Outage()
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -121,6 +124,7 @@ class Topology:
                 await self._refresh()
             await asyncio.gather(*(self._asked(node, _PING) for node in self.failing))
             await asyncio.sleep(_LOOK_EVERY_S)
+            self.outage.look(self.primaries)
             if not self.failing and None not in (self._slots or ()):
                 break
         for address, node in list(self._nodes.items()):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import httpx
@@ -41,7 +45,8 @@ def compose(**variables: str) -> dict[str, Any]:
         if isinstance(value, list):
             return [filled(inner) for inner in value]
         if isinstance(value, str):
-            return "".join(part.resolve(variables) for part in parse_variables(value))
+            read = "".join(part.resolve(variables) for part in parse_variables(value))
+            return read.replace("$$", "$")
         return value
 
     read: dict[str, Any] = filled(yaml.safe_load(FILE.read_text()))
@@ -130,9 +135,10 @@ def test_prometheus_finds_the_alertmanager() -> None:
 
 
 @every_profile
-def test_only_the_service_and_grafana_are_published_and_only_here(profile: str) -> None:
+def test_only_what_people_look_at_is_published_and_only_here(profile: str) -> None:
     published = {n: s["ports"] for n, s in active(profile).items() if "ports" in s}
-    assert {name.removesuffix("-gpu") for name in published} == {"service", "grafana"}
+    looked_at = {"service", "grafana", "alertmanager"}
+    assert {name.removesuffix("-gpu") for name in published} == looked_at
     for (port,) in published.values():
         assert port.startswith("127.0.0.1:")
 
@@ -490,7 +496,10 @@ def test_a_model_that_is_not_there_is_one_line(folder: Path) -> None:
 @contextlib.contextmanager
 def started(machine: Machine, name: str, program: str, port: int) -> Iterator[str]:
     """The URL of a service that runs by the program installed here, and is healthy."""
-    machine.services[name]["entrypoint"] = [shutil.which(program)]  # the image's
+    found = shutil.which(program)
+    assert found is not None
+    machine.install(name, found)
+    machine.services[name].setdefault("entrypoint", [name])  # the image's
     assert not machine.healthy(name)
     listen = f"--web.listen-address=127.0.0.1:{machine.ports[port]}"
     with machine.running(name, listen, "--log.level=error") as process:
@@ -513,12 +522,48 @@ def test_prometheus_starts_on_its_configuration(folder: Path) -> None:
         assert sum(len(group["rules"]) for group in alerts) > 0
 
 
-@pytest.mark.skipif(
+alertmanager = pytest.mark.skipif(
     not (shutil.which("prometheus-alertmanager") and shutil.which("wget")),
     reason="Alertmanager or wget is missing: Debian packages prometheus-alertmanager and wget",
 )
+
+
+@alertmanager
 def test_alertmanager_starts_on_its_configuration(folder: Path) -> None:
     machine = Machine(folder)
     with started(machine, "alertmanager", "prometheus-alertmanager", 9093) as url:
         told = [receiver["name"] for receiver in httpx.get(f"{url}/api/v2/receivers").json()]
         assert told == ["page", "ticket"]
+        status = httpx.get(f"{url}/api/v2/status").json()
+        assert "webhook" not in status["config"]["original"]
+
+
+@alertmanager
+def test_alerts_are_posted_to_the_webhook(folder: Path) -> None:
+    received: Queue[Any] = Queue()
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.put((self.path, json.loads(body)))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hook = f"http://127.0.0.1:{server.server_port}/hook?key=a&b=$c"
+    machine = Machine(folder, ALERT_WEBHOOK_URL=hook)
+    try:
+        with started(machine, "alertmanager", "prometheus-alertmanager", 9093) as url:
+            labels = {"alertname": "StoreDown", "severity": "page", "job": "tim4rec"}
+            httpx.post(f"{url}/api/v2/alerts", json=[{"labels": labels}]).raise_for_status()
+            path, told = received.get(timeout=LONG_S)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert path == "/hook?key=a&b=$c"
+    assert (told["receiver"], told["status"]) == ("page", "firing")
+    assert [alert["labels"] for alert in told["alerts"]] == [labels]

@@ -278,8 +278,24 @@ def test_the_local_store_is_compose_s() -> None:
     assert f"{mounts['conf']}/valkey.conf" == container["command"][1]
     assert f"dir {mounts['data']}\n" in conf["data"]["valkey.conf"]
     assert cluster.environment()["TIM4REC_REDIS_URL"] == "redis://store:6379/0"
-    (policy,) = cluster.one("NetworkPolicy", "store")["spec"]["ingress"][0]["from"]
-    assert selects(policy["podSelector"]["matchLabels"], cluster.one("Deployment"))
+    policy = cluster.one("NetworkPolicy", "store")["spec"]
+    let_in = [one["podSelector"]["matchLabels"] for one in policy["ingress"][0]["from"]]
+    name = "app.kubernetes.io/component"
+    assert let_in == [{name: "service"}, {name: "learner"}]
+    assert selects(let_in[0], cluster.one("Deployment"))
+    assert "egress" not in policy
+
+
+@every_overlay
+def test_policies_name_both_sides_and_who_asks_may_resolve_names(overlay: str) -> None:
+    for policy in Overlay(overlay).all("NetworkPolicy"):
+        spec = policy["spec"]
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        if "egress" in spec:
+            names, *_ = spec["egress"]
+            assert {(port["port"], port["protocol"]) for port in names["ports"]} == {
+                (53, "UDP"), (53, "TCP"),
+            }  # fmt: skip
 
 
 @every_overlay

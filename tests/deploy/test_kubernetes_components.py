@@ -15,6 +15,7 @@ import pytest
 from cli.main import _load
 from learning.commands import ENDS_WITHIN_S
 from service.environment import LEARNER_PREFIX
+from service.settings import Settings
 from tests.deploy.dockerfile import ROOT
 from tests.deploy.test_kubernetes import VERSIONS, Overlay, needs_kustomize, ports_of, selects
 
@@ -51,6 +52,22 @@ def test_the_pod_monitor_selects_the_service(whole: Overlay) -> None:
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in {port["name"] for port in ports_of(deployment)}
     assert endpoint["path"] == "/metrics"
+
+
+def test_from_outside_the_service_is_reached_by_tls_alone(whole: Overlay) -> None:
+    ingress = whole.one("Ingress")
+    (rule,) = ingress["spec"]["rules"]
+    (tls,) = ingress["spec"]["tls"]
+    assert tls["hosts"] == [rule["host"]]
+    assert tls["secretName"]
+    (path,) = rule["http"]["paths"]
+    target = path["backend"]["service"]
+    service = whole.one("Service", target["name"])
+    assert target["port"]["name"] in {port["name"] for port in service["spec"]["ports"]}
+    annotations = ingress["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/ssl-redirect"] == "true"
+    largest = annotations["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert largest == f"{Settings.model_fields['max_body_bytes'].default // 2**20}m"
 
 
 def test_objects_of_components_are_valid(whole: Overlay) -> None:

@@ -105,7 +105,9 @@ def problem(answer: httpx.Response, status: int, field: str | None = None) -> di
     if field is not None:
         assert field in document["detail"]
         assert any(field in error["field"] for error in document["errors"])
-        assert all(error["message"] for error in document["errors"])
+        for error in document["errors"]:
+            assert error["message"]
+            assert not error["message"].startswith(f"{error['field']}:"), "it is said twice"
     return document
 
 

@@ -328,10 +328,10 @@ def test_check_asks_every_node(
     async def main() -> None:
         async with Store(valkey_cluster.url) as store:
             await store.check()
-            used, limit = await store.memory()
+            found = await store.condition()
         each = [node.ask("INFO", "memory")["used_memory"] for node in valkey_cluster.primaries]
-        assert used == pytest.approx(sum(each), rel=0.2)
-        assert limit == 0
+        assert found.memory_bytes == pytest.approx(sum(each), rel=0.2)
+        assert found.memory_limit_bytes == 0
 
     with caplog.at_level(logging.WARNING):
         run(main())
@@ -452,7 +452,7 @@ def test_the_rights_that_are_enough(run: Run, valkey_cluster: ValkeyCluster) -> 
             assert await Erasures(log).erase("1")
             assert (await Erasures(log).since("0-0"))[1] == ["1"]
             assert await log.describe("2") is not None
-            assert (await store.memory())[0] > 0
+            assert (await store.condition()).memory_bytes > 0
 
     async def refused() -> None:
         async with Store(url.partition(",")[0]) as store:

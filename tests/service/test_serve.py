@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -133,6 +134,39 @@ def test_a_store_that_can_not_be_used(artefact: Artefact, tmp_path: Path) -> Non
     refused(serve(artefact.folder, "--port", port, "--redis", "localhost:6379"), "store URL")
     (tmp_path / "file").touch()
     refused(serve(artefact.folder, "--port", port, "--data-dir", tmp_path / "file"), "file")
+
+
+@pytest.mark.slow
+def test_it_says_that_it_compiles_and_only_when_it_does(artefact: Artefact, folder: Path) -> None:
+    service = Service(
+        artefact.folder,
+        folder / "out",
+        "--data-dir",
+        str(folder / "state"),
+        fresh=True,
+        NUMBA_CACHE_DIR=folder / "compiled",
+    )
+
+    def told() -> list[str]:
+        told = service.logged(logger="service.observe.compilation")
+        return [record["message"] for record in told]
+
+    try:
+        service.start()
+        begun, done = told()[::2], told()[1::2]
+        named = [
+            re.match(r"compiling (\w+) for this processor \(once, it is", line) for line in begun
+        ]
+        ended = [re.fullmatch(r"compiled (\w+) in [\d.]+ s", line) for line in done]
+        names = [found and found[1] for found in named]
+        assert {"step", "query"} <= set(names)
+        assert [found and found[1] for found in ended] == names
+        service.stop()
+        before = len(told())
+        service.start()
+        assert len(told()) == before
+    finally:
+        service.kill()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from cli.main import app
-from cli.settings import as_markdown, takes_settings
+from cli.settings import BEFORE_PRODUCTION, as_markdown, takes_settings
 from service.environment import SettingsError, flag, read_settings, variable
 from service.settings import Settings, secrets
 
@@ -288,6 +288,14 @@ def test_the_pool_must_have_room_for_the_waves_in_flight() -> None:
     assert Settings(artefact=Path("a"), pool_capacity=128, max_batch=32).max_batch == 32
 
 
+def test_ten_settings_are_to_be_decided_before_production() -> None:
+    assert len(BEFORE_PRODUCTION) == 10
+    assert list(BEFORE_PRODUCTION) == [n for n in Settings.model_fields if n in BEFORE_PRODUCTION]
+    page = as_markdown()
+    for name, question in BEFORE_PRODUCTION.items():
+        assert f"| `{variable(name)}` | {question} |" in page
+
+
 def test_every_setting_is_in_the_tables_and_in_the_help_of_serve() -> None:
     wide = {"COLUMNS": "200", "TERM": "dumb"}
     shown = CliRunner().invoke(app, ["settings"], env=wide).stdout
@@ -299,7 +307,8 @@ def test_every_setting_is_in_the_tables_and_in_the_help_of_serve() -> None:
             assert any(variable(name) in line for line in text.splitlines()), name
         if name != "artefact":
             assert f" {flag(name)} " in usage, name
-            assert f"| `{variable(name)}` | `{flag(name)}` |" in page
+            mark = "**" if name in BEFORE_PRODUCTION else ""
+            assert f"| {mark}`{variable(name)}`{mark} | `{flag(name)}` |" in page
     assert page.rstrip() == as_markdown()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -21,13 +22,14 @@ from tests.faults.relay import Relay
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import (
     BASE_MS,
+    Service,
     check_answer,
     in_process,
     make_artefact,
     offline_scores,
     popular,
 )
-from tests.waited import LONG_S, waited
+from tests.waited import LONG_S, until, waited
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -248,3 +250,57 @@ def test_a_read_beside_a_write_that_is_refused(
                 assert (answer.json()["stale"], answer.json()["version"]) == (False, 1)
 
     run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_an_outage_is_two_lines_of_the_log(
+    artefact: Artefact,
+    folder: Path,
+    durable_valkey: ValkeyServer,
+    frozen: Callable[[bool], None],
+    how: str,
+) -> None:
+    service = Service(
+        artefact.folder,
+        folder / "output",
+        redis_url=durable_valkey.url,
+        store_timeout_s=TIMEOUT_S,
+        snapshot_every=2,
+        outcome_window_s=60,
+        exactness_every_s=0.1,
+    )
+
+    def warned() -> list[str]:
+        return [
+            record["message"]
+            for level in ("WARNING", "ERROR", "CRITICAL")
+            for record in service.logged(level=level)
+            if record["logger"] != "service.http.observer"  # each request, by log_requests
+        ]
+
+    def statuses(number: int) -> list[int]:
+        events = [{"user_id": f"u{n}", "item_id": "i3"} for n in range(number)]
+        return [client.post("/interactions", json=event).status_code for event in events]
+
+    try:
+        service.start()
+        with service.client() as client:
+            assert statuses(5) == [200] * 5
+            before = len(warned())
+            durable_valkey.kill() if how == "killed" else frozen(True)
+            refused = statuses(20).count(503)
+            until(lambda: len(warned()) == before + 1)
+            durable_valkey.start() if how == "killed" else frozen(False)
+            until(lambda: len(warned()) == before + 2)
+            until(lambda: statuses(1) == [200])
+            lost, back = warned()[before:]
+    finally:
+        service.kill()
+    fault = "Connection refused|No such file" if how == "killed" else r"no answer within \d"
+    where = re.escape(str(durable_valkey.socket))
+    assert re.match(rf"store lost: .*{where}: .*({fault})", lost)
+    found = re.fullmatch(rf"store back after (.+) s, (\d+) requests refused: .*{where}", back)
+    assert found
+    assert float(found[1]) >= 1
+    assert int(found[2]) == refused > 0
