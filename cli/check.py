@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.checked_items import CheckedItems
-from cli.checked_log import CheckedLog, Reading
+from cli.checked_log import CheckedLog, TrainOptions
 from cli.console import CommandError, out, say
 from cli.steps import Kinds, chosen_kinds
 from cli.table_head import TableHead
@@ -58,8 +58,8 @@ def check(
         what, several = ("logs", logs) if len(logs) > 1 else ("item tables", tables)
         named = ", ".join(str(head.path) for head in several)
         raise CommandError(f"{named}: {len(several)} {what}: give one, or a folder with its parts")
-    reading = Reading(chosen_kinds(kinds), core, skip_bad_rows)
-    log = CheckedLog.read(logs[0], log_form, reading) if logs else None
+    chosen = TrainOptions(chosen_kinds(kinds), core, skip_bad_rows)
+    log = CheckedLog.read(logs[0], log_form, chosen) if logs else None
     table = CheckedItems.read(tables[0], item_form, skip_bad_rows) if tables else None
     checked = Checked(log, table)
     for line in checked.lines():
@@ -122,6 +122,8 @@ class Checked:
         words = ["tim4rec", "train", str(self.log.path), *self.log.options]
         if self.items is not None and self.items.ids is not None:
             words += ["--items", str(self.items.path), *self.items.options]
+            if self.items.encoding is not None and "--encoding" not in words:
+                words += ["--encoding", self.items.encoding]
         return shlex.join(words)
 
     def to_dict(self) -> dict[str, Any]:

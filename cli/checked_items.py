@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import polars as pl
 from cli.attribute_types import typed
 from cli.table_head import TableHead
 from training.item_table import read_items
-from training.table_files import read_pieces
+from training.table_files import OLDER_ENCODING, read_pieces, wrongly_encoded
 from training.table_format import TableFormat
 from training.tables import InputError
 
@@ -33,7 +33,8 @@ class Column:
 @dataclass(frozen=True, slots=True)
 class CheckedItems:
     """ids: of the items; None: the table can't be read, as `refusals` say. untitled: items without
-    a title. options: of `tim4rec train`, those that the table needs."""
+    a title. encoding: the one that was guessed. options: of `tim4rec train`, those that the table
+    needs."""
 
     path: Path
     ids: pl.Series | None
@@ -43,21 +44,31 @@ class CheckedItems:
     notes: tuple[str, ...]
     refusals: list[str]
     options: list[str]
+    encoding: str | None = None
 
     @classmethod
     def read(cls, head: TableHead, form: TableFormat, skip_bad_rows: bool) -> CheckedItems:
-        path, refusals = head.path, list[str]()
-        near = form.completed(head.names, ["item_id"]) or form
+        path, refusals, encoding = head.path, list[str](), None
         try:
-            read_items(path, skip_bad_rows=skip_bad_rows, form=form)
+            form.picked(path, head.names, ["item_id"], None)
         except InputError as error:
             refusals.append(str(error))
+        near = form.completed(head.names, ["item_id"]) or form
         options = ["--item-columns", near.pairs] if near.columns else []
         try:
-            table = read_items(path, skip_bad_rows=True, form=near)
             pieces = list(read_pieces(path, ["item_id"], None, near))
-        except InputError:
-            return cls(path, None, 0, 0, (), (), refusals, options)
+            wrong = wrongly_encoded([row for piece in pieces for row in piece.bad])
+            if wrong is not None and near.encoding is None:
+                refusals.append(f"{path}: {wrong}")
+                encoding = OLDER_ENCODING
+                near = replace(near, encoding=encoding)
+                pieces = list(read_pieces(path, ["item_id"], None, near))
+            table = read_items(path, skip_bad_rows=True, form=near)
+            if not skip_bad_rows:
+                read_items(path, form=near)
+        except InputError as error:
+            refusals.append(str(error))
+            return cls(path, None, 0, 0, (), (), refusals, options, encoding)
         frame = pl.concat([piece.frame for piece in pieces]).drop(*NO_ATTRIBUTES, strict=False)
         return cls(
             path,
@@ -68,6 +79,7 @@ class CheckedItems:
             tuple(dict.fromkeys(note for piece in pieces for note in piece.notes)),
             refusals,
             options,
+            encoding,
         )
 
     @property

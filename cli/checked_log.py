@@ -15,7 +15,7 @@ from model.times import iso
 from training.ids import doubles
 from training.interactions import Log, read_log
 from training.log_summary import DAY_MS, CoreLoss, LogSummary
-from training.table_files import is_export
+from training.table_files import OLDER_ENCODING, is_export, wrongly_encoded
 from training.table_format import TableFormat
 from training.tables import InputError, describe_bad_rows
 
@@ -24,7 +24,7 @@ READ = (*REQUIRED, "kind", "weight", "rating")
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TrainOptions:
     """kinds: rules; None: none are given. core: fewest interactions of a user and of an item."""
 
     kinds: KindRules | None
@@ -47,7 +47,7 @@ class CheckedLog:
     options: list[str]
 
     @classmethod
-    def read(cls, head: TableHead, form: TableFormat, reading: Reading) -> CheckedLog:
+    def read(cls, head: TableHead, form: TableFormat, chosen: TrainOptions) -> CheckedLog:
         path, refusals = head.path, list[str]()
         near = form
         try:
@@ -56,21 +56,27 @@ class CheckedLog:
             refusals.append(str(error))
             near = form.completed(head.names, REQUIRED) or form
         columns = _columns(head, near)
-        options = _options(near, reading)
+        options = _options(near, chosen)
         try:
             log = read_log(path, skip_bad_rows=True, kinds=True, form=replace(near, any_time=True))
         except InputError as error:
             refused = refusals or [str(error)]
             return cls(path, columns, None, None, None, None, refused, options)
+        wrong = wrongly_encoded(log.bad_rows)
+        if wrong is not None and near.encoding is None:
+            refusals.append(f"{path}: {wrong}")
+            near = replace(near, encoding=OLDER_ENCODING)
+            options = _options(near, chosen)
+            log = read_log(path, skip_bad_rows=True, kinds=True, form=replace(near, any_time=True))
         summary = LogSummary.of(log.frame)
         fault = summary.span.early_fault or summary.span.late_fault
         implausible = fault is not None and not (form.any_time or is_export(path))
         if implausible:
             refusals.append(f"{path}: {fault}")
-        if log.bad_row_count and not reading.skip_bad_rows:
+        if log.bad_row_count and not chosen.skip_bad_rows:
             refusals.append(f"{path}: {log.bad_row_count} rows can't be read; see above")
             options.append("--skip-bad-rows")
-        frame, rules = log.frame, reading.kinds
+        frame, rules = log.frame, chosen.kinds
         suggested = None if rules is not None else suggested_rules(frame["kind"])
         if suggested is not None and not is_export(path):
             refusals.append(f"{path}: {several_kinds(frame['kind'])}")
@@ -79,10 +85,10 @@ class CheckedLog:
         if rules is not None:
             stepping = [kind for kind in frame["kind"].unique() if rules.steps(kind)]
             frame = frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
-        core = CoreLoss.of(frame, reading.core, reading.core)
+        core = CoreLoss.of(frame, chosen.core, chosen.core)
         if core.rows[0] == core.rows[1]:
             refusals.append(
-                f"{path}: no interactions are left in the {reading.core}-core: use a smaller --core"
+                f"{path}: no interactions are left in the {chosen.core}-core: use a smaller --core"
             )
         mend_first = implausible or core.rows[0] == core.rows[1]
         taken = None if mend_first else frame
@@ -143,14 +149,14 @@ def _listed(columns: dict[str, str]) -> str:
     return ", ".join(parts)
 
 
-def _options(form: TableFormat, reading: Reading) -> list[str]:
-    given = [] if reading.kinds is None else ["--kinds", str(reading.kinds)]
+def _options(form: TableFormat, chosen: TrainOptions) -> list[str]:
+    given = [] if chosen.kinds is None else ["--kinds", str(chosen.kinds)]
     if form.columns:
         given += ["--columns", form.pairs]
     for option, value in (("--encoding", form.encoding), ("--time-format", form.time_format)):
         given += [] if value is None else [option, value]
     given += ["--any-time"] if form.any_time else []
-    return given + (["--skip-bad-rows"] if reading.skip_bad_rows else [])
+    return given + (["--skip-bad-rows"] if chosen.skip_bad_rows else [])
 
 
 def _of_times(found: LogSummary) -> list[str]:

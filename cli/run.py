@@ -20,6 +20,7 @@ import typer
 
 from cli.console import CommandError, errors_without_traceback, say
 from cli.ports import require_free_port
+from cli.proposal import Proposal
 from cli.reading import Reading
 from cli.run_note import RunNote
 from cli.serve import served_with
@@ -47,6 +48,9 @@ def run(
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Of both files, such as latin-1.")] = None,
     time_format: Annotated[str | None, typer.Option(help="Such as '%d/%m/%Y %H:%M'.")] = None,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
+    ] = False,
 ) -> None:
     """Get the data, train, import, serve: what was done before is kept."""
     with errors_without_traceback():
@@ -57,7 +61,7 @@ def run(
             _tim4rec("data", "ml-100k", "--out", str(DEMO))
         source = Source.of(data or DEMO)
         on_device = ["--device", device] if device else []
-        given = Reading(columns, item_columns, kinds, encoding, time_format)
+        given = Reading(columns, item_columns, kinds, encoding, time_format, skip_bad_rows)
         note = _prepared(source, given, [*recipe, *on_device])
         if not note.loaded:
             _load(source, note.reading, on_device)
@@ -72,7 +76,10 @@ def _prepared(source: Source, given: Reading, options: list[str]) -> RunNote:
         _require_same(note, given, source)
         _say_what_changed(note, source)
         return note
-    note = RunNote.new(source, *given.filled(source))
+    proposal = Proposal(source, given)
+    user = proposal.complete()
+    proposal.require_agreement()
+    note = RunNote.new(source, proposal.reading, user)
     note.write(source)
     items = ["--items", str(source.items)] if source.items else []
     out = ["--out", str(source.artefact)]
@@ -92,7 +99,7 @@ def _load(source: Source, reading: Reading, on_device: list[str]) -> None:
 def _require_same(note: RunNote, given: Reading, source: Source) -> None:
     for name, value in asdict(given).items():
         trained = getattr(note.reading, name)
-        if value is not None and value != trained:
+        if value and value != trained:
             raise CommandError(
                 f"{name.upper()}={value}: {source.artefact} was trained with {trained or 'none'}: "
                 f"leave it out, or delete {source.artefact} and {source.state} to begin anew"

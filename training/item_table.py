@@ -12,6 +12,9 @@ from training.table_files import NULL_WORDS, read_pieces
 from training.table_format import PLAIN, TableFormat
 from training.tables import BadRow, id_fault, nothing_in, refuse, split_off
 
+ITEM_COLUMNS = ("title", "categories", "genres")
+"""Of an item table, beside `item_id`."""
+
 
 def read_items(
     path: Path, *, skip_bad_rows: bool = False, form: TableFormat = PLAIN
@@ -22,13 +25,13 @@ def read_items(
     two may be missing. Raises InputError as `read_log` does; an id listed twice is a bad row.
     """
     frames, bad = [], list[BadRow]()
-    for piece in read_pieces(path, ["item_id"], ["title", "categories", "genres"], form):
+    for piece in read_pieces(path, ["item_id"], ITEM_COLUMNS, form):
         frames.append(piece.frame)
         bad += piece.bad
     raw = pl.concat(frames)
     raw = raw.with_columns(
         pl.col(name).cast(pl.String)
-        for name in ("title", "categories", "genres")
+        for name in ITEM_COLUMNS
         if name in raw.columns and raw.schema[name] != pl.List(pl.String)
     )
     listed_before = pl.when(pl.col("item_id").is_first_distinct().not_()).then(

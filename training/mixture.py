@@ -23,6 +23,7 @@ from model.live.ranking import (
     N_FEATURES,
     POPULAR,
     SCORED,
+    USUAL_ALONE,
 )
 from training.batches import asked_between
 from training.dataset import Int64s
@@ -41,6 +42,8 @@ MOST_EVENTS = 20_000
 LEAST_EVENTS = 200
 LEAST_ALONE, ALONE_LIST = 100, 10
 """Somebody's first events that choose by which popularity such lists are made; their length."""
+SURELY = 2.5
+"""By how many standard errors another popularity than the usual has to be better."""
 _LOOKED_AT = 3 * MOST_EVENTS
 """Of so many newest ones; the item that was had is not among the candidates of all."""
 _MEASURED = 500_000
@@ -241,7 +244,11 @@ def fitted(
 
 def _best_alone(examples: Examples) -> int | None:
     """The popularity by which somebody of whom nothing is known finds most (NDCG); None: too few
-    of them are known of."""
+    of them are known of.
+
+    Another one than the usual has to be better by more than chance explains: with some hundred
+    strangers, ten of whom find something, chance would choose.
+    """
     (rows,) = np.nonzero((examples.context[:, HAS_QUERY] == 0) & (examples.context[:, LENGTH] == 0))
     if len(rows) < LEAST_ALONE:
         return None
@@ -249,8 +256,10 @@ def _best_alone(examples: Examples) -> int | None:
     popular = features[:, :, POPULAR:AGE].masked_fill(~inside[:, :, None], -torch.inf)
     own = popular[torch.arange(len(rows)), targets]
     ranks = (popular >= own[:, None]).sum(1)
-    gains = torch.where(ranks <= ALONE_LIST, 1 / torch.log2(1.0 + ranks), 0.0).mean(0)
-    return POPULAR + int(gains.argmax())
+    gains = torch.where(ranks <= ALONE_LIST, 1 / torch.log2(1.0 + ranks), 0.0)
+    more = gains - gains[:, [USUAL_ALONE - POPULAR]]
+    surely = more.mean(0) - SURELY * more.std(0) / len(rows) ** 0.5
+    return POPULAR + int(surely.argmax()) if surely.max() > 0 else USUAL_ALONE
 
 
 def _batches(size: int, rng: np.random.Generator) -> Iterator[Int64s]:

@@ -28,6 +28,9 @@ NULL_WORDS = (
 )  # fmt: skip
 """What programs write where there is nothing."""
 IDS = ("user_id", "item_id")
+OLDER_ENCODING = "cp1252"
+"""That of most files that are not UTF-8: Latin-1 with what Windows adds."""
+_NOT_VALID = "is not valid"
 
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst", ".zip")
 _PARTS = (".parquet", *(f".{kind}{packed}" for kind in ("csv", "tsv") for packed in _PACKED))
@@ -73,6 +76,11 @@ def read_pieces(
             ]
             yield Piece(piece.frame.with_columns(pl.col("line") + before), named, piece.notes)
         before += last
+
+
+def wrongly_encoded(bad: Sequence[BadRow]) -> str | None:
+    """The reason of the first row whose bytes are no text in the encoding."""
+    return next((row.reason for row in bad if _NOT_VALID in row.reason), None)
 
 
 def is_export(path: Path) -> bool:
@@ -154,7 +162,7 @@ def _readable(piece: Piece, encoding: str, notes: tuple[str, ...]) -> Piece:
     """Without the rows whose bytes are no text in the encoding."""
     reasons = [
         pl.when(pl.col(name).str.contains(UNREADABLE, literal=True)).then(
-            pl.lit(f"{name} is not valid {encoding}: give the file's, such as --encoding latin-1")
+            pl.lit(f"{name} {_NOT_VALID} {encoding}: give the file's, such as --encoding latin-1")
         )
         for name in piece.frame.columns
         if name != "line"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from model.live.ranking import AGE, CONTEXT, FEATURES, POPULAR
+from model.live.ranking import AGE, CONTEXT, FEATURES, POPULAR, USUAL_ALONE
 
 FORMAT = 1
 MOST_HIDDEN = 256
@@ -41,7 +41,7 @@ class Mixture:
     """
 
     weights: Weights
-    alone: int = POPULAR
+    alone: int = USUAL_ALONE
 
     def __post_init__(self) -> None:
         if type(self.alone) is not int or not POPULAR <= self.alone < AGE:
@@ -89,7 +89,7 @@ class Mixture:
             (found,) = parts.pop("format").tolist()
             if found != FORMAT:
                 raise MixtureError(f"it has format {found}, not {FORMAT}")
-            (alone,) = parts.pop("alone", np.array([POPULAR])).tolist()
+            (alone,) = parts.pop("alone", np.array([USUAL_ALONE])).tolist()
             weights = Weights(**parts)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, MixtureError):

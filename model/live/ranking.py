@@ -30,6 +30,8 @@ AGE, KNOWN, VISIT, LIKE_RECENT, LIKE_QUERY = 8, 9, 10, 11, 12
 HAS_QUERY, LENGTH, UNKNOWN, LAST_UNKNOWN, CERTAINTY = 0, 1, 2, 3, 4
 TOTAL, FIRST_MS, POPULARITY, CHANGES, DAY_MS = 0, 1, 2, 6, 86_400_000.0
 """As model.live.counting has them: code is compiled anew when its own file changes."""
+USUAL_ALONE = POPULAR + 2
+"""For somebody of whom nothing is known: the popularity of 30 days."""
 RECENCY = 0.8
 """The weight of an item of the history against that of the next newer one."""
 SHRINKAGE = 3.0

@@ -11,7 +11,7 @@ import torch
 
 from model.live import ranking
 from model.live.mixture import UNFITTED, Mixture
-from model.live.ranking import FEATURES, N_CONTEXT, N_FEATURES, POPULAR
+from model.live.ranking import AGE, FEATURES, N_CONTEXT, N_FEATURES, POPULAR, USUAL_ALONE
 from tests.model.live.plain_ranking import random_mixture
 from tests.training.logs import DAY_MS, START_MS, chain_log, make_log
 from tests.training.models import KNOWN, tiny_model
@@ -24,6 +24,7 @@ from training.mixture import (
     Collector,
     Examples,
     MixtureNetwork,
+    _best_alone,
     fit_mixture,
     fitted,
     user_ids,
@@ -231,16 +232,29 @@ def test_a_start_is_worth_more_than_few_examples() -> None:
     assert hits(gone_on, asked) > hits(start, asked) - 0.05
 
 
-def test_strangers_are_given_what_is_popular_by_the_best_half_life() -> None:
+@pytest.mark.parametrize("best", [POPULAR, POPULAR + 3])
+def test_strangers_are_given_what_is_popular_by_the_best_half_life(best: int) -> None:
     examples = made_up(np.random.default_rng(0), 400)
     features = examples.features.copy()
-    features[examples.ends - 10 + examples.targets, POPULAR + 2] = 9  # it is the most popular one
+    features[examples.ends - 10 + examples.targets, best] = 9  # it is the most popular one
     context = examples.context.copy()
     context[:LEAST_ALONE, [ranking.HAS_QUERY, ranking.LENGTH]] = 0
     known = replace(examples, features=features)
-    assert fitted(known).alone == POPULAR
+    assert fitted(known).alone == USUAL_ALONE
     assert fitted(known, start=replace(UNFITTED, alone=POPULAR + 1)).alone == POPULAR + 1
-    assert fitted(replace(known, context=context)).alone == POPULAR + 2
+    assert fitted(replace(known, context=context)).alone == best
+
+
+def test_chance_does_not_choose_what_strangers_are_given() -> None:
+    """A tenth of them find something by a day's popularity and by a month's, others by each."""
+    examples = made_up(np.random.default_rng(0), 400)
+    features, context = examples.features.copy(), examples.context.copy()
+    features[:, POPULAR:AGE] = np.random.default_rng(1).normal(size=(len(features), AGE - POPULAR))
+    context[:, [ranking.HAS_QUERY, ranking.LENGTH]] = 0
+    for seed in range(5):
+        drawn = np.random.default_rng(seed).permuted(features[:, POPULAR:AGE], axis=0)
+        features[:, POPULAR:AGE] = drawn
+        assert _best_alone(replace(examples, features=features, context=context)) == USUAL_ALONE
 
 
 def made_up(rng: np.random.Generator, events: int) -> Examples:

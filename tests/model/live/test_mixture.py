@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from model.live.mixture import MOST_BYTES, Mixture, MixtureError
-from model.live.ranking import POPULAR
+from model.live.ranking import AGE, POPULAR, USUAL_ALONE
 from tests.model.live.plain_ranking import random_mixture
 
 Array = np.ndarray[Any, Any]
@@ -32,11 +32,11 @@ def test_a_mixture_is_read_as_it_was_saved() -> None:
 
 
 def test_one_that_was_saved_without_a_popularity_has_the_shortest() -> None:
-    mixture = replace(random_mixture(np.random.default_rng(0)), alone=POPULAR + 2)
-    assert Mixture.from_bytes(mixture.to_bytes()).alone == POPULAR + 2
+    mixture = replace(random_mixture(np.random.default_rng(0)), alone=POPULAR)
+    assert Mixture.from_bytes(mixture.to_bytes()).alone == POPULAR
     parts = load(mixture.to_bytes())
     del parts["alone"]
-    assert Mixture.from_bytes(save(parts)).alone == POPULAR
+    assert Mixture.from_bytes(save(parts)).alone == USUAL_ALONE
 
 
 @pytest.mark.parametrize(
@@ -55,8 +55,8 @@ def test_one_that_was_saved_without_a_popularity_has_the_shortest() -> None:
         ("format", lambda array: array + 1),
         ("format", lambda array: np.zeros(2, np.int64)),
         ("format", lambda array: np.array(1)),
-        ("alone", lambda array: array - 1),
-        ("alone", lambda array: array + 4),
+        ("alone", lambda array: np.full_like(array, POPULAR - 1)),
+        ("alone", lambda array: np.full_like(array, AGE)),
         ("alone", lambda array: array.astype(np.float32)),
         ("alone", lambda array: np.zeros(0, np.int64)),
         ("more", lambda array: np.zeros(1, np.float32)),

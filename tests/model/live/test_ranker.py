@@ -97,11 +97,11 @@ def test_equal_ones_come_in_the_order_of_their_rows(rng: np.random.Generator) ->
 
 
 @given(seeds)
-def test_of_somebody_unknown_the_newly_popular_are_best(rng: np.random.Generator) -> None:
+def test_for_somebody_unknown_the_popular_of_the_month_are_best(rng: np.random.Generator) -> None:
     situation = Situation.drawn(rng)
     ((rows, scores),) = situation.ranker(random_mixture(rng)).best([NOTHING], situation.open)
     found = PlainFeatures(situation, NOTHING).by_row
-    popular = {row: features[ranking.POPULAR] for row, features in found.items()}
+    popular = {row: features[ranking.USUAL_ALONE] for row, features in found.items()}
     assert len(rows) == min(NOTHING.k, len(popular))
     np.testing.assert_allclose(scores, [popular[row] for row in rows.tolist()], atol=1e-4)
     best = sorted(popular.values(), reverse=True)
