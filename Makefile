@@ -10,6 +10,7 @@ KINDS ?=
 ENCODING ?=
 TIME_FORMAT ?=
 SKIP_BAD_ROWS ?=
+RECIPE ?=
 SOAK_S ?= 600
 AUDIT ?= pypi
 OVERLAY ?=
@@ -37,7 +38,7 @@ install: $(VENV)/.installed ## Make .venv with everything that the other targets
 
 run: install ## Get MovieLens-100K, train, serve (PORT=8000 DATA=log-or-folder COLUMNS= KINDS= DEVICE=cpu)
 	@exec $(BIN)/python -m cli.run --port "$(PORT)" $(if $(DATA),--data "$(DATA)") \
-		$(if $(SKIP_BAD_ROWS),--skip-bad-rows) $(foreach option,columns item-columns kinds encoding time-format device,$(call given,$(option)))
+		$(if $(SKIP_BAD_ROWS),--skip-bad-rows) $(foreach option,columns item-columns kinds encoding time-format recipe device,$(call given,$(option)))
 
 # Processes that tests start read our modules compiled.
 test quick: export PYTHONDONTWRITEBYTECODE =

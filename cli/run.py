@@ -51,18 +51,21 @@ def run(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave out rows that can't be read.")
     ] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="As of train; default: full, or quick for MovieLens-100K.")
+    ] = None,
 ) -> None:
     """Get the data, train, import, serve: what was done before is kept."""
     with errors_without_traceback():
         at = (host or os.environ.get("TIM4REC_HOST") or "127.0.0.1").strip("[]")
         require_free_port(port, at)
-        recipe = ["--recipe", "quick"] if data is None else []
+        recipe = recipe or ("quick" if data is None else "full")
         if data is None and not all((DEMO / f"{name}.csv.gz").exists() for name in (LOG, ITEMS)):
             _tim4rec("data", "ml-100k", "--out", str(DEMO))
         source = Source.of(data or DEMO)
         on_device = ["--device", device] if device else []
         given = Reading(columns, item_columns, kinds, encoding, time_format, skip_bad_rows)
-        note = _prepared(source, given, [*recipe, *on_device])
+        note = _prepared(source, given, ["--recipe", recipe, *on_device])
         if not note.loaded:
             _load(source, note.reading, on_device)
             note.and_loaded().write(source)

@@ -1,10 +1,14 @@
-"""The main job as a newcomer runs it, on a small log: `python -m cli.run` from log to answers."""
+"""The main job as a newcomer does it: the commands of docs/quickstart.md, from a shop's files to
+answers, stopped, and gone on with."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,50 +16,89 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.reaper import reap
 from tests.service.processes import alive
-from tests.training.logs import chain_log
 from tests.waited import LONG_S
 
 ROOT = Path(__file__).parents[1]
+SHOP = Path("tests", "data", "shop")
+STATE = "state-shop"
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")} | {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def walk() -> list[str]:
+    """The commands of the quick start's section on a log of one's own."""
+    text = (ROOT / "docs" / "quickstart.md").read_text()
+    (section,) = re.findall(r"^## With your own log$(.*?)^## ", text, re.M | re.S)
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", section, re.S))
+    return blocks.replace("\\\n", " ").splitlines()
+
+
+def variables(command: str) -> list[str]:
+    """Of a `make run`."""
+    words = shlex.split(command)
+    assert words[:2] == ["make", "run"]
+    return sorted(words[2:])
+
+
+def from_make(command: str, port: int) -> list[str]:
+    """What `make run` would run, by this Python."""
+    make = ["make", "--no-print-directory", "-n", "run", *variables(command), f"PORT={port}"]
+    dry = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = (line for line in dry.replace("\\\n", " ").splitlines() if "cli.run" in line)
+    return [sys.executable, *shlex.split(line)[2:]]
+
+
+def tim4rec(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A command line of ours, by this Python."""
+    program, *words = shlex.split(command)
+    assert Path(program).name == "tim4rec"
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *words],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def curl(command: str, port: int) -> dict[str, Any]:
+    found = shlex.split(command.replace(":8000/", f":{port}/"))
+    assert found[0] == "curl"
+    answer = subprocess.run([*found, "-s", "-S"], capture_output=True, text=True, check=True)
+    body: dict[str, Any] = json.loads(answer.stdout)
+    return body
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An empty place to work in, but for a log and an item table."""
-    data = tmp_path / "shop"
-    data.mkdir()
-    log = chain_log(users=40, length=18, items=20).frame
-    log.select("user_id", "item_id", timestamp="time_ms").write_csv(data / "interactions.csv")
-    items = [f"i{n:03},Title {n}" for n in range(20)]
-    (data / "items.csv").write_text("\n".join(["item_id,title", *items, ""]))
+    """An empty place to work in, but for the shop's files."""
+    shutil.copytree(ROOT / SHOP, tmp_path / SHOP)
     return tmp_path
 
 
 class Job:
-    """`python -m cli.run` in its own process group, as a terminal starts it."""
+    """What `make run` runs, in its own process group, as a terminal starts it."""
 
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            self.port = server.getsockname()[1]
+    def __init__(self, folder: Path, command: str) -> None:
+        self.port = free_port()
         self.output = folder / "output"
         self.started = time.monotonic()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cli.run", "--port", str(self.port), "--data", "shop",
-                 "--device", "cpu"],
+                from_make(command, self.port),
                 cwd=folder,
-                env=environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                env=ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-            )  # fmt: skip
+            )
         reap(self.process.pid)
 
     def wait_answer(self) -> None:
@@ -66,11 +109,8 @@ class Job:
             except httpx.TransportError:
                 pass
             assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() - self.started < 150, self.output.read_text()
+            assert time.monotonic() - self.started < 210, self.output.read_text()
             time.sleep(0.05)
-
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -92,7 +132,7 @@ def jobs(folder: Path) -> Iterator[list[Job]]:
 
 def store_pid(folder: Path) -> int | None:
     try:
-        return int((folder / "state-shop" / "valkey.pid").read_text())
+        return int((folder / STATE / "valkey.pid").read_text())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -108,43 +148,73 @@ def nothing_is_left(job: Job, store: int) -> bool:
 
 
 @pytest.mark.slow
-def test_from_a_log_to_answers_and_again(folder: Path, jobs: list[Job]) -> None:
-    jobs.append(Job(folder))
+@pytest.mark.skipif(not (shutil.which("make") and shutil.which("curl")), reason="make or curl")
+def test_from_a_shops_files_to_answers_and_again(folder: Path, jobs: list[Job]) -> None:
+    check, guessed, meant, *asked = walk()
+    checked = tim4rec(check, folder)
+    assert checked.returncode == 1, checked.stderr
+    assert "user 'K1999' has 800 interactions" in checked.stdout
+    refused = subprocess.run(
+        from_make(guessed, free_port()),
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 1
+    assert variables(refused.stderr.partition("if it is meant so: ")[2]) == variables(meant)
+    assert not (folder / "artefacts").exists()
+
+    meant += " RECIPE=quick"
+    jobs.append(Job(folder, meant))
     jobs[0].wait_answer()
     store = store_pid(folder)
     assert store is not None
     assert alive(store)
-    with jobs[0].client() as client:
-        seen = [f"i{n:03}" for n in range(6)]
-        for item in seen:
-            body = {"user_id": "me", "item_id": item}
-            answer = client.post("/interactions", json=body)
-            assert answer.json()["status"] == "applied", answer.text
-        first = client.get("/recommend", params={"user_id": "me", "k": 5}).json()
-        assert first["source"] == "model"
-        assert first["version"] == 6
-        # Its users walk a ring, one or two places at a time: what comes next can be learnt.
-        assert {item["item_id"] for item in first["items"]} & {"i006", "i007"}
-        assert all(re.fullmatch(r"Title \d+", item["title"]) for item in first["items"])
-        assert client.get("/docs").status_code == 200
+    first, posted, cheap = (curl(command, jobs[0].port) for command in asked)
+    assert first["source"] == "model", "the service knows the shop's customers"
+    assert first["version"] > 0
+    assert len(first["items"]) == 3
+    for item in first["items"]:
+        assert set(item["attributes"]) == {"price_eur", "stock"}
+        assert "\ufffd" not in item["title"]
+    assert posted["status"] == "applied"
+    assert cheap["version"] == first["version"] + 1
+    assert cheap["items"]
+    assert "warnings" not in cheap
     said = jobs[0].output.read_text()
-    assert "tim4rec train" in said
+    assert "recent popularity" in said
+    assert "what is served joins the model and such counts" in said
     assert f"Ready on http://127.0.0.1:{jobs[0].port}" in said
     assert "Traceback" not in said
+    pasted = next(line for line in said.splitlines() if "/recommend?user_id=K" in line)
+    assert curl(pasted.strip(), jobs[0].port)["source"] == "model"
     written = (folder / "artefacts" / "shop" / "model.safetensors").stat().st_mtime_ns
     jobs[0].stop()
     assert nothing_is_left(jobs[0], store)
 
-    jobs.append(Job(folder))
+    log = folder / SHOP / "interactions.csv"
+    with log.open("ab") as file:
+        file.write(b"2026-08-20 10:00:00 UTC; K1007; 00043; view\r\n")
+    jobs.append(Job(folder, meant))
     jobs[1].wait_answer()
-    assert "tim4rec train" not in jobs[1].output.read_text()
+    said = jobs[1].output.read_text()
+    assert "tim4rec warm" not in said, "nothing is done anew"
     assert (folder / "artefacts" / "shop" / "model.safetensors").stat().st_mtime_ns == written
-    with jobs[1].client() as client:
-        again = client.get("/recommend", params={"user_id": "me", "k": 5}).json()
-    assert again["version"] == 6
-    assert again["model"] == first["model"]
-    assert [i["item_id"] for i in again["items"]] == [i["item_id"] for i in first["items"]]
+    again = curl(asked[0], jobs[1].port)
+    assert (again["version"], again["model"]) == (cheap["version"], first["model"])
+    offered = next(line for line in said.splitlines() if "--overlap" in line)
+    taken_in = tim4rec(offered.strip(), folder)
+    assert "1 interactions written" in taken_in.stdout, taken_in.stderr
+    assert curl(asked[0], jobs[1].port)["version"] == cheap["version"] + 1
     store = store_pid(folder)
     assert store is not None
     jobs[1].stop()
     assert nothing_is_left(jobs[1], store)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port

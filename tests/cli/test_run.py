@@ -206,7 +206,16 @@ def test_an_own_log_is_trained_on_and_put_into_a_store_of_its_own(
     run.run(port=free_port, data=Path("shop"))
     state = ["--data-dir", "state-shop"]
     assert commands == [
-        ["train", "shop/interactions.csv", "--items", "shop/items.csv", "--out", "artefacts/shop"],
+        [
+            "train",
+            "shop/interactions.csv",
+            "--items",
+            "shop/items.csv",
+            "--out",
+            "artefacts/shop",
+            "--recipe",
+            "full",
+        ],
         ["import-log", "shop/interactions.csv", "--artefact", "artefacts/shop", *state],
         ["import-items", "shop/items.csv", *state],
         ["warm", "artefacts/shop", *state],
@@ -303,7 +312,7 @@ def test_what_is_not_said_is_offered_all_at_once(
     assert commands[0][2:] == [
         "--columns", MEANT["columns"], "--encoding", "latin-1",
         "--item-columns", MEANT["item_columns"], "--kinds", MEANT["kinds"],
-        "--items", "shop/items.csv", "--out", "artefacts/shop",
+        "--items", "shop/items.csv", "--out", "artefacts/shop", "--recipe", "full",
     ]  # fmt: skip
     assert commands[2][:4] == [
         "import-items",
