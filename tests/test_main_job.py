@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.ports import free_port
 from tests.reaper import reap
 from tests.service.processes import alive
 from tests.waited import LONG_S
@@ -212,9 +213,3 @@ def test_from_a_shops_files_to_answers_and_again(folder: Path, jobs: list[Job]) 
     assert store is not None
     jobs[1].stop()
     assert nothing_is_left(jobs[1], store)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port

@@ -76,7 +76,7 @@ def test_ours_alone(
     dataset = quality.load("ring", data, "leave-one-out")
     config = training_config(dataset, threads=1, max_epochs=1, **fast)
     first = train(dataset, model_config(dataset, dropout=0.1), config)
-    asked = rank_targets(first.model, dataset.histories, dataset.validation, repeat_bias=0.0)[False]
+    asked = rank_targets(first.model, dataset.histories, dataset.validation)[False]
     assert known["ndcg"][0] == first.best_ndcg
     assert unknown["ndcg"][0] == ranking_metrics(asked.kept)["NDCG@10"]
     assert known["ndcg"] != unknown["ndcg"]

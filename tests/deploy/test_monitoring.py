@@ -384,6 +384,8 @@ def test_a_real_prometheus_answers_every_query(folder: Path) -> None:
         try:
             service.start()
             start = time.time()
+            backup = ["backup", folder / "backup", "--redis", store.url]
+            subprocess.run([sys.executable, "-m", "cli.main", *backup], cwd=ROOT, check=True)
 
             def check() -> None:  # what Prometheus knows is some seconds old
                 watched = Watched(prometheus, exporters, start, time.time())

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import ModelConfig, TiM4Rec
+from model import ModelConfig, TiM4Rec, tensor_file
 from model import artefact as module
 from model.artefact import (
     FILES,
@@ -398,7 +398,7 @@ def test_a_failure_at_any_step_leaves_the_old_or_the_new(
     while not identity:
         with monkeypatch.context() as patch:
             left = itertools.count()
-            patch.setattr(module, "save_file", counted(module.save_file))
+            patch.setattr(tensor_file, "save_file", counted(tensor_file.save_file))
             for name in ("write_text", "rename", "mkdir"):
                 patch.setattr(Path, name, counted(getattr(Path, name)))
             patch.setattr(os, "fsync", counted(os.fsync))

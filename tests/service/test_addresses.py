@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -183,14 +184,13 @@ def test_where_a_service_is_asked(host: str, url: str) -> None:
 
 def test_run_hands_the_address_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "shop.csv").write_text("user_id,item_id,timestamp\n")
-    (tmp_path / "artefacts" / "shop").mkdir(parents=True)
-    (tmp_path / "artefacts" / "shop" / "config.json").write_text("{}")
-    seen: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _, command: seen.append(command[3:]))
+    (tmp_path / "shop.csv").write_text("user_id,item_id,timestamp\nann,shoes,1714555800\n")
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(run, "served_with", lambda given, user: seen.append(given))
+    monkeypatch.setattr(run, "_tim4rec", lambda *words: None)
     port = free_port()
     run.run(port=port, data=Path("shop.csv"), host="localhost")
-    assert seen == [["serve", "artefacts/shop", "--port", str(port), "--host", "localhost"]]
+    assert (seen[0]["port"], seen[0]["host"]) == (port, "localhost")
     monkeypatch.setenv("TIM4REC_HOST", "192.0.2.1")
     with pytest.raises(BaseException) as raised:  # noqa: PT011
         run.run(port=port, data=Path("shop.csv"))

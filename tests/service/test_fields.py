@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -50,7 +52,10 @@ ASKED: list[tuple[str, dict[str, Any] | None]] = [
     ("/items?limit=10", None),
     ("/items?item_id=i0&item_id=i1&item_id=i2", None),
     ("/recommend", {"user_id": "known", "exclude_seen": False}),
-    ("/recommend/session", {"events": [{"item_id": "i5"}], "exclude_seen": False}),
+    (
+        "/recommend/session",
+        {"events": [{"item_id": "i5", "timestamp": "2026-01-01"}], "exclude_seen": False},
+    ),
     ("/rank", {"user_id": "known", "item_ids": [*ITEMS, "stranger"]}),
 ]
 
@@ -60,9 +65,12 @@ def test_each_item_has_what_is_asked_for(
     client: httpx.Client, url: str, body: dict[str, Any] | None
 ) -> None:
     fields = ["title", "price_eur", "tags", "size", "colour"]
+    at = (datetime.now(UTC) + timedelta(days=1)).isoformat()  # scores move with it
     if body is None:
+        url += f"&at={quote(at)}" if url.startswith("/recommend") else ""
         plain, answer = client.get(url), client.get(f"{url}&fields={','.join(fields)}")
     else:
+        body = body | {"at": at}
         plain, answer = (
             client.post(url, json=body),
             client.post(url, json=body | {"fields": fields}),

@@ -111,7 +111,7 @@ def test_an_embedded_store_s_disk_is_shown(
         async with Store(durable_valkey.url) as store:
             async with vitals.reported(EventLog(store), "cpu", folder):
                 async with asyncio.timeout(LONG_S):
-                    while not shown("tim4rec_store_memory_bytes"):  # noqa: ASYNC110
+                    while not shown("tim4rec_store_disk_free_bytes"):  # noqa: ASYNC110
                         await asyncio.sleep(0.02)
             assert 0 < shown("tim4rec_store_disk_free_bytes") <= shown("tim4rec_store_disk_bytes")
             assert shown("tim4rec_store_persistence_failed", part="append") == 0

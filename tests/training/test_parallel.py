@@ -111,7 +111,7 @@ def test_train_under_torchrun_writes_one_artefact_and_goes_on_from_it(tmp_path: 
     frame = chain_log(users=30).frame
     frame.select("user_id", "item_id", timestamp="time_ms").write_csv(tmp_path / "log.csv")
     middle = int(frame["time_ms"].quantile(0.5))  # type: ignore[arg-type]
-    options = ("log.csv", "--device=cpu", "--epochs=1", "--threads=1")
+    options = ("log.csv", "--device=cpu", "--epochs=1", "--threads=1", "--verbose")
     done = torchrun(
         "-m", "cli.main", "train", *options, "--out=model", "--d-model=32", "--d-state=8",
         f"--until={middle}", cwd=tmp_path,
