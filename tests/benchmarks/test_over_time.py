@@ -22,6 +22,8 @@ from training.forward.models import AFTER, AT, BEFORE, UNKNOWN, Served
 from training.forward.walk import DAY_MS, Walk
 from training.interactions import Log
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 Row = tuple[str, str, int]
 COUNTED = ("popularity", "transitions", "item-knn")
 ITEMS = "abcdefgh"

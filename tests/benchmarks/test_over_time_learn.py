@@ -22,6 +22,8 @@ from training.forward.walk import Walk
 from training.interactions import Log
 from training.verdict import Verdict
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 PERIODS = 2
 KNOWN = [f"i{n}" for n in range(60)]
 

@@ -33,6 +33,8 @@ from training.interactions import Log
 from training.metrics import MISS
 from training.mixture import Collector, Examples, asked_at, fitted, user_ids
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 ASKED = (AFTER, BEFORE, AT, UNKNOWN)
 CUT, PERIODS = 0.7, 2
 

@@ -103,7 +103,7 @@ steps = st.lists(st.one_of(*[appends] * 6, erasures, exports), min_size=15, max_
 
 
 @pytest.mark.slow
-@settings(max_examples=examples(40))
+@settings(max_examples=examples(15))
 @given(
     done=steps,
     history_limit=st.sampled_from([0, DEDUP_WINDOW]),
