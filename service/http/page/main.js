@@ -1,6 +1,5 @@
 // The page put together: what happens when somebody chooses an item, a user or a moment.
 
-import { Charts } from "./charts.js";
 import { Clock } from "./clock.js";
 import { byId } from "./dom.js";
 import { ms, several } from "./format.js";
@@ -30,7 +29,6 @@ const picker = new Picker(service, items, act, fail);
 const list = new Recommendations(items, act);
 const past = new History(service, items, user);
 const clock = new Clock();
-const charts = new Charts(key);
 const undone = new Set();
 let underWay = Promise.resolve();
 let asked = null;
@@ -174,7 +172,9 @@ byId("forget-yes").addEventListener("click", () => {
 user.addEventListener("change", () => queue(begin));
 clock.addEventListener("change", ask);
 byId("why").addEventListener("change", explain);
-tabs(document.querySelector("[role=tablist]"), (view) => charts.run(view === "view-charts"));
+const given = { key, service, items };
+const named = (name, title) => ({ name, title, open: async () => (await import(`./${name}.js`)).view(given) });
+tabs([{ name: "try", title: "Try it", open: async () => ({ show() {}, hide() {} }) }, named("charts", "Live charts")]);
 
 queue(begin);
 picker.start();
