@@ -68,8 +68,9 @@ async function recommend({ signal, more = {} } = {}) {
 
 /** Adds to the list why each item is in it, where that is wanted; nobody waits for it. */
 async function explain() {
-  list.explainsWith(byId("why").checked);
-  if (!byId("why").checked || looked) return;
+  const wanted = byId("why").checked && !looked && list.hasReasons;
+  list.makeRoom(wanted);
+  if (!wanted) return;
   try {
     await list.explain(() => recommend({ more: { explain: true, reasons: REASONS } }));
   } catch (error) {
@@ -98,6 +99,7 @@ async function look(person) {
       changes(changed, [answer]),
       `for somebody who likes ${listed(person.likes)}. You only look: nothing is stored. Take something, and you go on as somebody new with a copy of this history.`,
     );
+    explain();
     showTiming([["The list", answer]]);
     byId("model").textContent = answer.data.edition;
   } catch (error) {

@@ -15,6 +15,7 @@ export class Recommendations {
   #rows;
   #last = null; // the list after the last step
   #turn = 0;
+  #source = null;
 
   constructor(items, act) {
     this.#items = items;
@@ -44,6 +45,7 @@ export class Recommendations {
         el("span", { class: "score", title: "score" }, unseen("score "), score(answer, place)),
       ),
     }));
+    this.#source = answer.source;
     byId("source").textContent = SOURCES[answer.source];
     byId("source").dataset.source = answer.source;
     this.markStale(answer.stale ? "may lack the newest" : "");
@@ -59,6 +61,11 @@ export class Recommendations {
     byId("list").classList.toggle("stale", Boolean(said));
   }
 
+  /** Whether the service can say why these items. */
+  get hasReasons() {
+    return ["model", "live"].includes(this.#source);
+  }
+
   /** Says of each item of the model's why it is there. `ask()`: the same list with reasons. */
   async explain(ask) {
     const turn = this.#turn;
@@ -69,8 +76,8 @@ export class Recommendations {
     for (const item of items) this.#rows.explain(item.item_id, ...this.#reasons(item));
   }
 
-  /** Whether there is room for reasons. */
-  explainsWith(wanted) {
+  /** For reasons, or none. */
+  makeRoom(wanted) {
     byId("list").classList.toggle("no-why", !wanted);
   }
 
