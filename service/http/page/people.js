@@ -23,7 +23,7 @@ export class People {
       const { data } = await this.#service.get("page-data/people");
       this.#show(data.people, data.people.length ? null : "Nobody in the store has a history yet: be the first.");
     } catch {
-      const again = el("button", { type: "button", onclick: () => this.start() }, "Try again");
+      const again = el("button", { type: "button", onclick: () => this.start() }, "Look again");
       this.#show([], "People of the store could not be read.", again);
     }
   }
