@@ -47,8 +47,15 @@ export class History {
     this.#show(events.length, events.toReversed().slice(0, SHOWN), [["Known", "a history of the store's, to look at only"]]);
   }
 
+  /** Says that it can't be read. */
+  unread() {
+    this.#show(0, [], []);
+    byId("history-empty").textContent = "It can't be read just now.";
+  }
+
   #show(version, events, facts) {
     byId("history-empty").hidden = events.length > 0;
+    byId("history-empty").textContent = "Nothing yet. The list is what is popular, until you take something.";
     byId("history-count").textContent = version ? count(version) : "";
     byId("history").replaceChildren(
       ...events.map((event) =>

@@ -5,6 +5,7 @@ import { pairs, segment } from "./service.js";
 
 const AT_ONCE = 100;
 const SAMPLED = 3;
+const SAMPLE_MS = 800; // a list waits no longer for facts
 const FACTS = 2;
 const LONGEST = 28; // characters of a fact
 const IMAGE = "image";
@@ -70,22 +71,16 @@ export class Items {
     }
   }
 
-  /** Which attributes there are, as a few items have them. */
+  /** Which attributes there are, as a few items have them; where that can't be read, none for now. */
   async #sample(ids) {
-    const one = (id) => this.#service.get(`items/${segment(id)}`).catch((error) => {
-      if (error.status !== 404) throw error; // known by its interactions only
-      return null;
-    });
-    try {
-      const found = (await Promise.all(ids.map(one))).filter(Boolean).map(({ data }) => data.attributes);
-      const values = new Map(found.flatMap((attributes) => Object.entries(attributes)).reverse());
-      this.names = [...new Set(found.flatMap(Object.keys))];
-      const telling = this.names.filter((name) => isFact(name, values.get(name)));
-      this.#facts = telling.sort((one, other) => isPrice(other) - isPrice(one)).slice(0, FACTS);
-    } catch (error) {
-      this.#asked = null; // the next one asks again
-      throw error;
-    }
+    const signal = AbortSignal.timeout(SAMPLE_MS);
+    const found = await Promise.allSettled(ids.map((id) => this.#service.get(`items/${segment(id)}`, [], signal)));
+    const samples = found.flatMap(({ value }) => (value ? [value.data.attributes] : []));
+    if (!samples.length) this.#asked = null; // the next one asks again
+    const values = new Map(samples.flatMap((attributes) => Object.entries(attributes)).reverse());
+    this.names = [...new Set(samples.flatMap(Object.keys))];
+    const telling = this.names.filter((name) => isFact(name, values.get(name)));
+    this.#facts = telling.sort((one, other) => isPrice(other) - isPrice(one)).slice(0, FACTS);
   }
 }
 

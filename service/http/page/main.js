@@ -172,6 +172,7 @@ async function begin() {
   try {
     clock.start(null);
     const answer = await recommend();
+    if (answer.data.stale && !answer.data.version) return await beginUnread(answer);
     const [last, changed] = await Promise.all([past.refresh(answer.data.version), list.show(answer.data, { step: true })]);
     clock.start(last);
     explain();
@@ -182,6 +183,14 @@ async function begin() {
   } catch (error) {
     fail(error, () => queue(begin));
   }
+}
+
+/** Shows what is popular while nobody can say what is known of the user. */
+async function beginUnread(answer) {
+  past.unread();
+  await list.show(answer.data, { step: true });
+  const problem = { message: "The store can't be read just now", hint: "So this is what is popular. Try again when you like." };
+  statement.fail(problem, () => queue(begin));
 }
 
 /** Asks for another moment, or with other options; only the newest question is answered. */

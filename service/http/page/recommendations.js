@@ -45,6 +45,7 @@ export class Recommendations {
         el("span", { class: "score", title: "score" }, unseen("score "), score(answer, place)),
       ),
     }));
+    performance.mark("list");
     this.#source = answer.source;
     byId("source").textContent = SOURCES[answer.source];
     byId("source").dataset.source = answer.source;
