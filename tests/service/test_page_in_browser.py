@@ -186,7 +186,7 @@ def test_reasons(browser: Browser, service: Service, client: httpx.Client, user:
                 said[reason["contribution"] > 0].append(title)
             first = " and ".join(said[True][:2])
             held = " and ".join(said[False][:2])
-            expect(why.locator("> p")).to_contain_text(
+            expect(why.locator("> p").first).to_contain_text(
                 f"Because you took {first}." if first else "No single one of your items"
             )
             if held:

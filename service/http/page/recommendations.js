@@ -9,6 +9,7 @@ import { Rows } from "./rows.js";
 const SOURCES = { model: "by the model", live: "by what happens live", recent: "popular of late", popular: "popular in training" };
 const PATHS = { promoted: "It is promoted.", explored: "Little is known of it yet: it is shown to find out.", cold: "It is new: recommended by what it is like." };
 const SAID = 2; // reasons for an item, and against it
+const ROOM = 34; // characters that a card has for them
 
 export class Recommendations {
   #items;
@@ -84,16 +85,19 @@ export class Recommendations {
 
   /** Sentences: what speaks for it, and behind a tap what speaks against it. */
   #reasons({ path, because = [], live }) {
-    const taken = (of) => [...new Set(of.map(({ item_id: id }) => this.#items.title(id)))].slice(0, SAID);
+    const taken = (of) => {
+      const titles = [...new Set(of.map(({ item_id: id }) => this.#items.title(id)))].slice(0, SAID);
+      return listed(titles).length > ROOM ? titles.slice(0, 1) : titles;
+    };
     const said = PATHS[path] ? [PATHS[path]] : [];
     const lifted = taken(because.filter(({ contribution }) => contribution > 0));
     if (lifted.length) said.push(`Because you took ${listed(lifted)}.`);
-    if (live?.share > 0) said.push(live.item_id ? `Many who took ${this.#items.title(live.item_id)} of late went on to this.` : "Many take it of late.");
+    if (live?.share > 0) said.push(live.item_id ? `Live: many go from ${this.#items.title(live.item_id)} to this.` : "Live: many take it.");
     const against = taken(because.filter(({ contribution }) => contribution < 0));
     if (!said.length && !against.length) return [];
-    const text = said.join(" ") || "No single one of your items speaks for it.";
+    if (!said.length) said.push("No single one of your items speaks for it.");
     const held = against.length && el("details", {}, el("summary", {}, "What speaks against it?"), el("p", { dir: "auto" }, `It would stand higher without ${listed(against)}.`));
-    return [el("p", { dir: "auto", title: text }, text), ...(held ? [held] : [])];
+    return [...said.map((text) => el("p", { dir: "auto", title: text }, text)), ...(held ? [held] : [])];
   }
 }
 
