@@ -92,7 +92,7 @@ export class Recommendations {
     const said = PATHS[path] ? [PATHS[path]] : [];
     const lifted = taken(because.filter(({ contribution }) => contribution > 0));
     if (lifted.length) said.push(`Because you took ${listed(lifted)}.`);
-    if (live?.share > 0) said.push(live.item_id ? `Live: many go from ${this.#items.title(live.item_id)} to this.` : "Live: many take it.");
+    if (live?.share > 0) said.push(live.item_id ? `Live: others go from ${this.#items.title(live.item_id)} to this.` : "Live: others take it.");
     const against = taken(because.filter(({ contribution }) => contribution < 0));
     if (!said.length && !against.length) return [];
     if (!said.length) said.push("No single one of your items speaks for it.");
