@@ -411,13 +411,11 @@ def test_a_click_without_a_service(
 def test_a_slow_network(browser: Browser, service: Service) -> None:
     """It says that it still waits, and then what came."""
     with opened(browser, service, "slow") as page:
-
-        def late(route: Route) -> None:
-            page.wait_for_timeout(2500)
-            route.continue_()
-
-        page.route("**/interactions", late)
+        held: list[Route] = []
+        page.route("**/interactions", lambda route: held.append(route))
         page.locator("#list .pick").first.click(no_wait_after=True)
+        expect(page.locator("#said")).to_have_text("Still waiting for an answer…")
+        held.pop().continue_()
         expect(page.locator("#said")).to_have_text(re.compile("of 10|The same"))
         has_stored(page, 1)
 
@@ -429,6 +427,9 @@ def test_what_is_refused_is_no_fault_of_the_list(browser: Browser, service: Serv
         page.locator("#list .pick").first.click()
         expect(page.locator("#said")).to_contain_text("That was refused: ")
         expect(page.locator("#said")).to_contain_text("kind")
+        expect(page.locator("#about")).to_have_text("Nothing was stored.")
+        expect(page.locator("#again")).to_be_hidden()
+        expect(page.locator("#stale")).to_be_hidden()
         page.get_by_label("Kind of what you take").fill("")
         page.locator("#list .pick").nth(1).click()
         has_stored(page, 1)

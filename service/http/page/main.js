@@ -130,7 +130,8 @@ async function interact(event, before) {
     }
     told = await service.post("interactions", event, { kept: true });
   } catch (error) {
-    return fail(error, () => queue(() => interact(event, before)));
+    const again = () => queue(() => interact(event, before));
+    return error.final ? statement.fail(error, again) : fail(error, again);
   }
   if (event.user_id !== user.id) return;
   user.keep();

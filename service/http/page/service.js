@@ -3,12 +3,15 @@
 const ATTEMPTS = 6;
 const TIMEOUT_MS = 15_000;
 
-/** What went wrong, in words, and what to do about it. `status` 0: no answer. */
+/** What went wrong, in words, and what to do about it. `status` 0: no answer. `final`: it would be
+ * refused again. */
 export class Problem extends Error {
   constructor(status, detail, kept) {
     super(said(status, detail));
     this.status = status;
-    this.hint = kept ? "Your click is kept: it is sent again when you say so." : undefined;
+    this.final = status >= 400 && status < 500 && status !== 401;
+    if (this.final) this.hint = "Nothing was stored.";
+    else if (kept) this.hint = "Your click is kept: it is sent again when you say so.";
   }
 }
 

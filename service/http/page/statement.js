@@ -28,17 +28,18 @@ export class Statement {
     this.#show(said, about, true);
   }
 
-  /** Says what went wrong; `again`: what the button does, beside what else failed since. */
+  /** Says what went wrong; `again`: what the button does, beside what else failed since, but for
+   * what would be refused again. */
   fail(error, again) {
-    this.#undone.add(again);
+    if (!error.final) this.#undone.add(again);
     this.#show(error.message, error.hint ?? "Try again when you like.", true);
-    byId("again").hidden = false;
+    byId("again").hidden = !this.#undone.size;
   }
 
   /** Says so if `step` takes long. */
   async timed(step) {
     clearTimeout(this.#slow);
-    this.#slow = setTimeout(() => this.wait("Still waiting for an answer…", "Nothing is lost."), SLOW_MS);
+    this.#slow = setTimeout(() => this.#show("Still waiting for an answer…", "Nothing is lost.", false), SLOW_MS);
     try {
       await step();
     } finally {
