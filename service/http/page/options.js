@@ -2,7 +2,7 @@
 // and the kind of an interaction.
 
 import { byId, el } from "./dom.js";
-import { several } from "./format.js";
+import { count, several } from "./format.js";
 import { tells } from "./items.js";
 import { pairs } from "./service.js";
 
@@ -89,7 +89,7 @@ export class Options extends EventTarget {
       const names = this.#items.names.filter(tells).slice(0, MOST_FIELDS);
       const { data } = await this.#service.get("items", pairs({ limit: COUNTED, ...(names.length && { fields: names }) }));
       this.#facets.replaceChildren(...this.#sets(data.items, names));
-      if (data.next) this.#facets.append(el("p", { class: "hint" }, `Counts are of the first ${COUNTED} items by title.`));
+      if (data.next) this.#facets.append(el("p", { class: "hint wide" }, `Counts are of the first ${count(COUNTED)} items by title.`));
     } catch (error) {
       this.#filled = null;
       const again = el("button", { type: "button", onclick: () => (this.#filled ??= this.#fill()) }, "Try again");
