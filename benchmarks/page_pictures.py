@@ -1,8 +1,8 @@
-"""Pictures of the page for the documentation, of a real service with a trained model.
+"""Pictures of the page for the documentation, of a service that runs, such as that of `make run`.
 
-    python -m benchmarks.page_pictures artefacts/ml-100k
+    python -m benchmarks.page_pictures http://127.0.0.1:8000
 
-Needs Chromium (Debian's package chromium) and the extra `docs`.
+It posts interactions of new users. Needs Chromium (Debian's package chromium) and the extra `docs`.
 """
 
 from __future__ import annotations
@@ -20,62 +20,62 @@ import httpx
 
 from benchmarks.browser import chromium
 from benchmarks.load import Load
-from benchmarks.running import service, store
-from model.artefact import load_artefact
 
-DESKTOP = {"width": 1280, "height": 800}
-PHONE = {"width": 360, "height": 740}
-SEARCH, CHOSEN = "star", ("Star Wars", "Star Trek: The Wrath", "Stargate")
-WEEK = "771"  # of the slider
+DESKTOP = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+TAKEN = 2
 CHARTS_S = 60
 COLOURS, MAXCOVERAGE = 256, 1  # the method of Pillow that keeps the colours of small signs
 
 
-async def take(url: str, items: list[str], out: Path) -> None:
+async def take(url: str, out: Path) -> None:
     playwright: Any = importlib.import_module("playwright.async_api")
     async with playwright.async_playwright() as running:
         browser = await running.chromium.launch(
             executable_path=chromium(), chromium_sandbox=os.geteuid() != 0
         )
 
-        async def opened(user: str, **options: Any) -> Any:
+        async def opened(**options: Any) -> Any:
             page = await browser.new_page(reduced_motion="reduce", **options)
-            await page.goto(f"{url}/#user={user}")
+            await page.goto(url)
             await playwright.expect(page.locator("#list li")).to_have_count(10)
-            await playwright.expect(page.locator("#picker-list li")).to_have_count(20)
+            await playwright.expect(page.locator(".person").nth(1)).to_be_visible()
             return page
 
-        async def choose(page: Any, *, touch: bool = False) -> None:
-            await page.fill("#search", SEARCH)
-            for number, title in enumerate(CHOSEN, 1):
-                one = page.locator("#picker-list .pick", has_text=title).first
-                await (one.tap() if touch else one.click())
-                await playwright.expect(page.locator("#history li")).to_have_count(number)
+        async def gone_on(page: Any, person: int) -> None:
+            """As a person, with some more items."""
+            await page.locator(".person").nth(person).click()
+            await playwright.expect(page.locator("#about")).to_contain_text("You only look")
+            for number in range(TAKEN):
+                before = await page.locator("#history-count").inner_text()
+                await page.locator("#list .pick").nth(1 + number).click()
+                await playwright.expect(page.locator("#history-count")).not_to_have_text(before)
+            await playwright.expect(page.locator("#list .why").last).not_to_be_empty()
+            await page.mouse.move(0, 0)
 
-        page = await opened("ann", viewport=DESKTOP)
-        await choose(page)
-        await page.mouse.move(0, 0)
+        page = await opened(viewport=DESKTOP)
+        await gone_on(page, 0)
         save(await page.screenshot(), out / "page-light.png")
-        page = await opened("ann", viewport=DESKTOP, color_scheme="dark")
-        await page.locator("#list .similar").first.click()
-        await page.fill("#gap", WEEK)
-        await page.check("#why")
-        await playwright.expect(page.locator("#list .why").last).to_contain_text(" of ")
-        await page.mouse.move(0, 0)
+        page = await opened(viewport=DESKTOP, color_scheme="dark")
+        await gone_on(page, 1)
+        await page.locator("#options > summary").click()
+        await page.get_by_role("slider", name="Diversity").fill("0.5")
+        await playwright.expect(page.locator("#about")).to_contain_text("asked for now")
+        await playwright.expect(page.locator("#list .why").last).not_to_be_empty()
+        await page.evaluate("scrollTo(0, document.getElementById('options').offsetTop - 560)")
         save(await page.screenshot(), out / "page-dark.png")
-        page = await opened(
-            "ben", viewport=PHONE, device_scale_factor=2, is_mobile=True, has_touch=True
-        )
-        await choose(page, touch=True)
-        await page.evaluate("scrollTo(0, document.getElementById('list-title').offsetTop - 90)")
+        page = await opened(viewport=PHONE, device_scale_factor=2, is_mobile=True, has_touch=True)
+        await gone_on(page, 0)
+        await page.evaluate("scrollTo(0, 0)")
         save(await page.screenshot(), out / "page-phone.png")
 
-        page = await opened("ann", viewport=DESKTOP)
+        page = await opened(viewport=DESKTOP)
         await page.click("#tab-charts")
         # A connection for each request: none is dropped while a busy machine has one wait.
         once = httpx.Limits(max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=url, limits=once, timeout=60) as client:
-            load = Load(client, items, users=200)
+            answer = await client.get("/popular", params={"k": 100})
+            load = Load(client, [item["item_id"] for item in answer.json()["items"]], users=200)
             await load.run(CHARTS_S, lambda at: 15 + 10 * math.sin(at / 6))
         await page.mouse.move(0, 0)
         save(await page.screenshot(), out / "page-charts.png")
@@ -93,14 +93,12 @@ def save(picture: bytes, file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("artefact", type=Path)
+    parser.add_argument("url", help="of a service without keys")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     args = parser.parse_args()
     if chromium() is None:
         raise SystemExit("error: no chromium here: install Debian's package chromium")
-    items = load_artefact(args.artefact).items.ids
-    with store() as kept, service(args.artefact, kept) as running:
-        asyncio.run(take(f"http://127.0.0.1:{running.port}", items, args.out))
+    asyncio.run(take(args.url, args.out))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from model.live.evidence import EvidenceRules
 from model.trained_kinds import KindsDiffer, trained_kinds
 from service import vitals
 from service.addresses import networks
+from service.bulk.example_people import ExamplePeople
 from service.bulk.user_listing import UserListing
 from service.catalogue.cursor import shared_seal
 from service.catalogue.item_store import ItemStore
@@ -153,6 +154,7 @@ def create_app(settings: Settings | None = None) -> Application:
     app.include_router(health.router)
     if chosen.page:
         app.include_router(page.router)
+        app.include_router(page.data, dependencies=guarded)
     problems.install(app)
     _declare_problems(app)
     front: ASGIApp = AnswerDirectly(UnderPrefix(app), owner=app, routers=routers)
@@ -322,7 +324,8 @@ async def _assemble(
         KindRules.parse(settings.kinds),
     )
     users = UserListing(log, settings.max_wait_s)
-    return Services(context, deployer, decider, deployer.deployment, served, users)
+    people = ExamplePeople(log, users)
+    return Services(context, deployer, decider, deployer.deployment, served, users, people)
 
 
 @asynccontextmanager

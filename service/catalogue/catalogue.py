@@ -98,7 +98,8 @@ class Catalogue:
         categories: frozenset[str] = frozenset(),
         unavailable: bool = False,
     ) -> tuple[list[int], Place | None]:
-        """Rows by title, or whose titles hold `text`, those that begin with it first.
+        """Rows by title, or whose titles hold all words of `text`: first the item of this very id,
+        then those that begin with it.
 
         Args:
             after: the place after which to begin.

@@ -1,11 +1,13 @@
 """Items in the order of their titles, to look through and to search.
 
 They stand in blocks. The titles of a block stand in one string, so that a search of 100,000 of them
-takes as long as finding a word in a text of some megabytes, and a change costs one block.
+takes as long as finding a word in a text of some megabytes, and a change costs one block. Case,
+accents and the order of words do not count.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
@@ -13,11 +15,12 @@ from itertools import accumulate
 from service.catalogue.turns import Steps
 
 Key = tuple[str, str, int]
-"""Title in lower case (or id, where there is none), id, row."""
+"""Title (or id, where there is none) as it is compared, id, row."""
 Place = tuple[int, str, str]
 """The section of a search, and the title and id of an item found there."""
 
-_PREFIX, _INSIDE = 0, 1
+ITSELF, _PREFIX, _INSIDE = -1, 0, 1
+"""Sections: the item with this very id, which others find; titles that begin so; the rest."""
 _FIRST = ("", "", -1)  # in front of all keys
 _BEHIND = 1 << 60  # a row behind all with the same title and id
 _AT_ONCE = 200
@@ -66,11 +69,11 @@ class Listing:
             del self._blocks[place]
 
     def find(self, text: str, after: Place | None) -> Iterator[list[tuple[int, Place]]]:
-        """Rows whose titles hold `text`, those that begin with it first, from `after` on, each
-        with its place; block by block, each as it is when it is asked for."""
+        """Rows whose titles hold all words of `text`, those that begin with it first, from `after`
+        on, each with its place; block by block, each as it is when it is asked for."""
         text, behind = _folded(text), _FIRST
         section = _PREFIX
-        if after is not None:
+        if after is not None and after[0] != ITSELF:
             section, behind = after[0], (after[1], after[2], _BEHIND)
         if section == _PREFIX:
             for block, first in self._after(max(behind, (text, "", -1))):
@@ -80,13 +83,14 @@ class Listing:
                 if len(own) < len(keys):
                     break
             behind = _FIRST
-        if not text:
+        words = sorted(set(text.split()), key=len, reverse=True)  # the rarest first, as it seems
+        if not words:
             return
         for block, first in self._after(behind):
             yield [
                 (key[2], (_INSIDE, key[0], key[1]))
-                for key in block.holding(text, first)
-                if not key[0].startswith(text)
+                for key in block.holding(words[0], first)
+                if all(word in key[0] for word in words[1:]) and not key[0].startswith(text)
             ]
 
     def _after(self, key: Key) -> Iterator[tuple[_Block, int]]:
@@ -111,13 +115,13 @@ class _Block:
         self.text: str | None = None
         self._starts: list[int] = []
 
-    def holding(self, text: str, first: int) -> Iterator[Key]:
-        """The keys from the first one on whose titles hold a text."""
+    def holding(self, word: str, first: int) -> Iterator[Key]:
+        """The keys from the first one on whose titles hold a word."""
         if self.text is None:
             self.text = "\n".join(key[0] for key in self.keys)
             self._starts = list(accumulate((len(key[0]) + 1 for key in self.keys), initial=0))
         place = self._starts[first]
-        while (place := self.text.find(text, place)) >= 0:
+        while (place := self.text.find(word, place)) >= 0:
             entry = bisect_right(self._starts, place) - 1
             yield self.keys[entry]
             place = self._starts[entry + 1]
@@ -128,7 +132,11 @@ def _last(block: _Block) -> Key:
 
 
 def _folded(text: str) -> str:
-    return text.casefold().replace("\n", " ")
+    """As it is compared: in lower case, without accents, words apart by one space."""
+    if not text.isascii():
+        parts = unicodedata.normalize("NFKD", text.casefold())
+        text = "".join(part for part in parts if not unicodedata.combining(part))
+    return " ".join(text.casefold().split())
 
 
 def _key(row: int, item_id: str, title: str | None) -> Key:

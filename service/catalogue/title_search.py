@@ -1,10 +1,11 @@
-"""Items by title, as the catalogue lists and searches them."""
+"""Items by title or id, as the catalogue lists and searches them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
-from service.catalogue.item_listing import Listing, Place
+from service.catalogue.item_listing import ITSELF, Listing, Place
 from service.catalogue.item_table import Change, ItemTable
 from service.catalogue.turns import Shared, Steps
 
@@ -36,8 +37,12 @@ class TitleSearch:
         listing = yield from self._current()
         rows: list[int] = []
         last = None
-        for found in listing.find(text, after):
+        itself = self._named(text)
+        first = [(itself, (ITSELF, "", ""))] if itself is not None and after is None else []
+        for found in chain([first], listing.find(text, after)):
             for row, place in found:
+                if row == itself and place[0] != ITSELF:
+                    continue
                 if categories and categories.isdisjoint(self._table.categories(row)):
                     continue
                 if not unavailable and not self._is_open(row):
@@ -48,6 +53,11 @@ class TitleSearch:
                 last = place
             yield
         return rows, None
+
+    def _named(self, item_id: str) -> int | None:
+        """The row of the item with this id."""
+        row = self._table.row(item_id.strip())
+        return row if row is not None and self._table.exists(row) else None
 
     def _current(self) -> Steps[Listing]:
         table = self._table

@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import APIKeyHeader
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.bulk.example_people import ExamplePeople
 from service.bulk.user_listing import UserListing
 from service.catalogue.catalogue import Catalogue
 from service.catalogue.cursor import Seal
@@ -38,6 +39,7 @@ class Services:
         decider: None: trials are not counted.
         served: the model that answers; of no user, the base.
         users: lists them.
+        people: some of them, for the page.
     """
 
     context: ServingContext
@@ -46,6 +48,7 @@ class Services:
     deployment: Deployment
     served: ServedModel
     users: UserListing
+    people: ExamplePeople
 
     @property
     def settings(self) -> Settings:

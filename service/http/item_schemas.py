@@ -102,7 +102,9 @@ class ItemQuery(BaseModel):
     item_id: list[Id] | None = Field(
         None, max_length=1000, description="these items, and no others: repeat it"
     )
-    q: str = Field("", max_length=256, description="part of a title, in any case")
+    q: str = Field(
+        "", max_length=256, description="words of a title, in any order and case, or an id"
+    )
     category: list[str] | None = Field(
         None, max_length=MOST_LISTED, description="one of several: repeat it"
     )
@@ -140,7 +142,7 @@ class CatalogueItem(_Item):
 
 
 class ItemPage(BaseModel):
-    """Items by title; with `q` those first whose titles begin with it."""
+    """Items by title; with `q` the item of this id first, then those whose titles begin with it."""
 
     items: list[ListedItem]
     next: str | None = Field(description="`after` of the next page; none: this was the last")

@@ -156,6 +156,35 @@ def test_many_at_once(client: httpx.Client) -> None:
     problem(client.post("/items/batch", json={"items": [{"title": "x"}]}), 422, "item_id")
 
 
+def test_words_in_any_order_without_accents_or_the_id(
+    run: Run, artefact: Artefact, valkey: ValkeyServer
+) -> None:
+    titles = {"x-1": "Kännchen grün", "x-2": "Grünes Kännchen", "x-3": "Crème brûlée x-1"}
+    batch = [{"item_id": item, "title": title} for item, title in titles.items()]
+
+    async def found(client: httpx.AsyncClient, text: str, limit: int) -> list[str]:
+        items: list[str] = []
+        query: dict[str, Any] = {"q": text, "limit": limit, "unavailable": True}
+        while True:
+            page = (await client.get("/items", params=query)).raise_for_status().json()
+            items += [item["item_id"] for item in page["items"]]
+            if page["next"] is None:
+                return items
+            query["after"] = page["next"]
+
+    async def main() -> None:
+        async with in_process(artefact.folder, valkey.url, exactness_every_s=0) as client:
+            (await client.post("/items/batch", json={"items": batch})).raise_for_status()
+            for limit in (1, 20):
+                assert await found(client, "kannchen grun", limit) == ["x-1", "x-2"]
+                assert await found(client, "GRÜN  Kännchen", limit) == ["x-2", "x-1"]
+                assert await found(client, "brulee creme", limit) == ["x-3"]
+                assert await found(client, "x-1", limit) == ["x-1", "x-3"]
+                assert await found(client, "kannchen creme", limit) == []
+
+    run(main())
+
+
 def test_every_worker_goes_on_with_a_list(client: httpx.Client) -> None:
     """Each request is on a connection of its own, and so at either worker."""
     for _ in range(4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Callable, Coroutine
@@ -11,7 +12,7 @@ import pytest
 
 from model.artefact import Artefact
 from tests.service.conftest import ValkeyServer
-from tests.service.processes import ROOT, in_process, make_artefact
+from tests.service.processes import BASE_MS, ROOT, in_process, make_artefact
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 FOLDER = ROOT / "service" / "http" / "page"
@@ -46,7 +47,9 @@ def test_its_files(artefact: Artefact, valkey: ValkeyServer, run: Run) -> None:
                 assert {"frame-ancestors 'none'", "require-trusted-types-for 'script'"} <= set(
                     rules
                 )
-                assert not re.search("unsafe|http|data:", " ".join(rules))
+                assert "img-src 'self' https:" in rules  # pictures that items name, no more
+                others = [rule for rule in rules if not rule.startswith("img-src")]
+                assert not re.search("unsafe|http|data:", " ".join(others))
                 etag = answer.headers["ETag"]
                 etags.add(etag)
                 for known in (etag, f'W/{etag}, "other"', f'"other", {etag}'):
@@ -73,9 +76,83 @@ def test_its_files(artefact: Artefact, valkey: ValkeyServer, run: Run) -> None:
 def test_it_can_be_switched_off(artefact: Artefact, valkey: ValkeyServer, run: Run) -> None:
     async def check() -> None:
         async with in_process(artefact.folder, valkey.url, page=False) as client:
-            for path in ("/", "/page/main.js"):
+            for path in ("/", "/page/main.js", "/page-data/people"):
                 assert (await client.get(path)).status_code == 404
             assert (await client.get("/recommend?user_id=u")).status_code == 200
+
+    run(check())
+
+
+def test_it_is_small() -> None:
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 150_000
+
+
+PEOPLE = {
+    "hiker": ["boot", "boot", "boot", "tent"],
+    "reader": ["novel", "novel", "poem"],
+    "cook": ["pan", "pan", "pan", "pan", "knife"],
+    "another hiker": ["boot", "boot", "boot"],
+    "guest-visitor": ["lamp", "lamp", "lamp", "lamp"],
+    "hardly known": ["novel"],
+}
+"""And the items they took."""
+CATEGORIES = {"boot": ["Outdoor"], "tent": ["Outdoor"], "novel": ["Books"], "poem": ["Books"],
+              "pan": ["Kitchen"], "knife": ["Kitchen"], "lamp": ["Light"]}  # fmt: skip
+
+
+def test_people_of_the_store(
+    tmp_path_factory: pytest.TempPathFactory, valkey: ValkeyServer, run: Run
+) -> None:
+    """Three unlike each other, with their histories as the log has them, but not who they are; for
+    whoever has a key."""
+    made = make_artefact(tmp_path_factory.mktemp("people") / "model", list(CATEGORIES))
+    times = itertools.count(BASE_MS, 1000)
+    events = [
+        {"user_id": user, "item_id": item, "timestamp": next(times)}
+        for user, items in PEOPLE.items()
+        for item in items
+    ]
+    records = [{"item_id": item, "categories": names} for item, names in CATEGORIES.items()]
+    key = {"X-API-Key": "secret"}
+
+    async def check() -> None:
+        async with in_process(made.folder, valkey.url, api_keys="secret") as client:
+            answer = await client.get("/page-data/people")
+            assert answer.status_code == 401
+            client.headers.update(key)
+            assert (await client.get("/page-data/people")).json() == {"people": []}
+            await client.post("/items/batch", json={"items": records})
+            await client.post("/interactions/batch", json={"interactions": events})
+        async with in_process(made.folder, valkey.url, api_keys="secret") as client:
+            client.headers.update(key)
+            answer = await client.get("/page-data/people")
+            people = answer.raise_for_status().json()["people"]
+            assert {tuple(one["likes"]) for one in people} == {
+                ("Outdoor",), ("Books",), ("Kitchen",),
+            }  # fmt: skip
+            for one in people:
+                items = [event["item_id"] for event in one["events"]]
+                assert items in PEOPLE.values()
+            assert not any(user in answer.text for user in PEOPLE)
+            # Looked at is not touched.
+            session = {"events": people[0]["events"], "k": 3}
+            assert (await client.post("/recommend/session", json=session)).is_success
+            assert (await client.get("/page-data/people")).json()["people"] == people
+
+    run(check())
+
+
+def test_people_where_there_are_no_categories(
+    artefact: Artefact, valkey: ValkeyServer, run: Run
+) -> None:
+    events = [{"user_id": "u", "item_id": item} for item in "abca"]
+
+    async def check() -> None:
+        async with in_process(artefact.folder, valkey.url) as client:
+            await client.post("/interactions/batch", json={"interactions": events})
+            (person,) = (await client.get("/page-data/people")).json()["people"]
+            assert person["likes"][0] == "a"
+            assert len(person["events"]) == 4
 
     run(check())
 

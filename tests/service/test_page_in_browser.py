@@ -3,41 +3,38 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect
 
-from benchmarks.browser import chromium
 from model.artefact import Artefact, save_artefact
 from model.items import Items
+from tests.service.browsing import (
+    KEY,
+    has_stored,
+    needs_chromium,
+    opened,
+    running_browser,
+    unfold,
+    violations,
+)
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, Service, history, make_artefact
 
-CHROMIUM = chromium()
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here (Debian's package chromium)"
-)
+pytestmark = needs_chromium
 
-KEY = "a key"
 SCRIPT = "<script>window.hacked = true</script><img src=x onerror='window.hacked = true'>"
 TITLES = [f"Film {n}" for n in range(30)] + [f"Star {n}" for n in range(29)] + [SCRIPT]
 ITEMS = [f"i/{n}" for n in range(len(TITLES))]
 CATEGORIES = [["Odd & even", "<b>Bold</b>"] if n % 2 else [] for n in range(len(TITLES))]
-HOST = "page.test"  # not 127.0.0.1, where browsers allow more than over plain HTTP elsewhere
 PHONE = {"width": 360, "height": 740}
 _numbers = itertools.count()
-
-expect.set_options(timeout=15_000)  # a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -69,43 +66,13 @@ def client(service: Service) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        sandbox = os.geteuid() != 0  # it can't be had by root
-        running = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            chromium_sandbox=sandbox,
-            args=[f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
-        )
-        yield running
-        running.close()
+    with running_browser() as browser:
+        yield browser
 
 
 @pytest.fixture
 def user() -> str:
     return f"user {next(_numbers)}"
-
-
-@contextmanager
-def opened(
-    browser: Browser, service: Service, user: str, *, key: str | None = KEY, **options: Any
-) -> Iterator[Page]:
-    """The page as `user` sees it; nothing may go wrong in it but what a test asks for."""
-    context = browser.new_context(**options)
-    context.set_default_timeout(15_000)
-    if key is not None:
-        context.add_init_script(f"sessionStorage.setItem('tim4rec.key', {json.dumps(key)})")
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
-    page.goto(f"http://{HOST}:{service.port}/#user={quote(user)}")
-    if key is not None:
-        expect(page.locator("#list li")).to_have_count(10)
-        expect(page.locator("#picker-list li")).to_have_count(20)
-    yield page
-    passing = re.compile("Failed to load resource: the server responded|.* requires 'TrustedHTML'")
-    assert [fault for fault in faults if not passing.match(fault)] == []
-    context.close()
 
 
 def listed(page: Page) -> list[str]:
@@ -116,33 +83,28 @@ def scores(page: Page) -> list[str]:
     return page.locator("#list .score").all_inner_texts()
 
 
-def has_stored(page: Page, number: int) -> None:
-    expect(page.locator("#history li")).to_have_count(number)
-
-
 def test_from_a_search_to_another_list(
     browser: Browser, service: Service, client: httpx.Client, user: str
 ) -> None:
     with opened(browser, service, user) as page:
-        expect(page.locator("#said")).to_contain_text("Nothing is known")
+        expect(page.locator("#about")).to_contain_text("Nothing is known")
         expect(page.locator("#source")).to_have_text(re.compile("popular"))
-        page.get_by_label("Search items by title").fill("stAr")
-        expect(page.locator("#picker-title")).to_have_text("Titles with “stAr”")
+        page.get_by_label("Search items by title or id").fill("stAr")
+        expect(page.locator("#picker-title")).to_have_text("Found for “stAr”")
         found = page.locator("#picker-list .title").all_inner_texts()
         assert found == sorted(title for title in TITLES if title.startswith("Star"))[:20]
         page.get_by_role("button", name="More").click()
         expect(page.locator("#picker-list li")).to_have_count(29)
         before = listed(page)
         with page.expect_response(re.compile("/recommend")) as got:
-            page.get_by_role("button", name="Interact with Star 7").first.click()
+            page.get_by_role("button", name="Take Star 7").first.click()
         said = page.locator("#said")
-        expect(said).to_have_text(
-            re.compile(r"^1 interaction: stored in [\d.]+ ms, new list in [\d.]+ ms \(the server: ")
-        )
+        expect(said).to_have_text(re.compile(r"^\d+ of 10 changed in [\d.]+ ms$"))
+        expect(page.locator("#about")).to_contain_text("after you took Star 7")
         after = listed(page)
         places = sum(one != other for one, other in zip(before, after, strict=True))
         assert places > 0
-        expect(said).to_contain_text(f"the list changed in {places} place")
+        expect(said).to_contain_text(f"{places} of 10 changed")
         answer = got.value.json()
         assert answer["version"] == 1
         assert after == [item["title"] for item in answer["items"]]
@@ -163,7 +125,7 @@ def test_from_a_search_to_another_list(
         assert event["item_id"] == ITEMS[TITLES.index("Star 7")]
         about = client.get(f"/users/{quote(user)}").json()
         expect(page.locator("#state")).to_contain_text(f"{about['state_bytes'] / 1000:.1f} kB")
-        expect(page.locator("#timing code")).to_have_text(["POST /interactions", "GET /recommend"])
+        expect(page.locator("#timing code")).to_have_text(["Taking it", "The list"])
         expect(page.locator("#timing")).to_contain_text("log")
         page.reload()
         has_stored(page, 1)
@@ -178,8 +140,9 @@ def test_the_slider_moves_now(
         body = {"user_id": user, "item_id": item, "timestamp": BASE_MS + n}
         assert client.post("/interactions", json=body).is_success
     with opened(browser, service, user) as page:
+        unfold(page, "Ask differently")
         live = page.get_by_role("button", name="Now", exact=True)
-        slider = page.get_by_role("slider")
+        slider = page.get_by_role("slider", name="Asked at")
         expect(live).to_have_attribute("aria-pressed", "true")
         found = set()
         for position, said, gap_s in (
@@ -188,7 +151,7 @@ def test_the_slider_moves_now(
             ("1000", "1 year after the last interaction", 31_557_600),
         ):
             slider.fill(position)
-            expect(page.locator("#said")).to_contain_text(f"Asked for {said}")
+            expect(page.locator("#about")).to_contain_text(f"asked for {said}")
             assert slider.get_attribute("aria-valuetext") == said
             at = BASE_MS + 2 + 1000 * gap_s
             answer = client.get("/recommend", params={"user_id": user, "at": at}).json()
@@ -200,28 +163,42 @@ def test_the_slider_moves_now(
             found.add(tuple(given))
         assert len(found) == 3
         live.click()
-        expect(page.locator("#said")).to_contain_text("Asked for now")
+        expect(page.locator("#about")).to_contain_text("asked for now")
         expect(live).to_have_attribute("aria-pressed", "true")
 
 
 def test_reasons(browser: Browser, service: Service, client: httpx.Client, user: str) -> None:
+    """What speaks for an item is said first; what speaks against it, when it is asked for."""
     for n, item in enumerate(ITEMS[:3]):
         body = {"user_id": user, "item_id": item, "timestamp": BASE_MS + n}
         assert client.post("/interactions", json=body).is_success
     with opened(browser, service, user) as page:
-        page.get_by_role("slider").fill("500")
-        why = page.get_by_label("Why?")
-        why.check()
-        query = {"user_id": user, "at": BASE_MS + 2 + 5_618_000, "explain": True, "reasons": 1}
-        expected = []
-        for item in client.get("/recommend", params=query).json()["items"]:
-            (reason,) = item["because"]
-            cause, by = TITLES[ITEMS.index(reason["item_id"])], reason["contribution"]
-            said = f"{'in spite of' if by < 0 else 'because of'} {cause} "
-            expected.append(said + f"({by:+.2f})".replace("-", "−"))
-        expect(page.locator("#list .why")).to_have_text(expected)
-        why.uncheck()
-        expect(page.locator("#list .why")).to_have_text([""] * 10)
+        unfold(page, "Ask differently")
+        page.get_by_role("slider", name="Asked at").fill("500")
+        expect(page.locator("#about")).to_contain_text("asked for 1 hour")
+        query = {"user_id": user, "at": BASE_MS + 2 + 5_618_000, "explain": True, "reasons": 20}
+        negatives = 0
+        for place, item in enumerate(client.get("/recommend", params=query).json()["items"]):
+            why = page.locator("#list .why").nth(place)
+            said = {True: list[str](), False: list[str]()}
+            for reason in item["because"]:
+                title = TITLES[ITEMS.index(reason["item_id"])]
+                said[reason["contribution"] > 0].append(title)
+            first = " and ".join(said[True][:2])
+            held = " and ".join(said[False][:2])
+            expect(why.locator("> p").first).to_contain_text(
+                f"Because you took {first}." if first else "No single one of your items"
+            )
+            if held:
+                negatives += 1
+                expect(why.locator("details p")).to_be_hidden()
+                why.locator("summary").click()
+                expect(why.locator("details p")).to_have_text(
+                    f"It would stand higher without {held}."
+                )
+        assert negatives
+        page.get_by_label("Why?").uncheck()
+        expect(page.locator("#list .why").first).to_be_hidden()
 
 
 def test_similar_items(browser: Browser, service: Service, client: httpx.Client, user: str) -> None:
@@ -244,9 +221,10 @@ def test_users_are_switched_and_forgotten(
     with opened(browser, service, user) as page:
         page.locator("#list .pick").first.click()
         has_stored(page, 1)
+        unfold(page, "This user")
         page.get_by_label("User", exact=True).fill(other)
         page.get_by_role("button", name="Switch").click()
-        expect(page.locator("#said")).to_contain_text(f"Nothing is known of {other}")
+        expect(page.locator("#about")).to_contain_text("Nothing is known of you")
         has_stored(page, 0)
         for number in (1, 2):
             page.locator("#list .pick").nth(3).click()
@@ -261,11 +239,11 @@ def test_users_are_switched_and_forgotten(
         assert len(history(client, user)) == 1
         page.get_by_role("button", name="Forget").click()
         dialog.get_by_role("button", name="Forget").click()
-        expect(page.locator("#said")).to_contain_text(f"{user} is forgotten")
+        expect(page.locator("#said")).to_contain_text("Forgotten")
         has_stored(page, 0)
         assert history(client, user) == []
         assert len(history(client, other)) == 2
-        page.get_by_role("button", name="New").click()
+        page.get_by_role("button", name="Be somebody new").click()
         expect(page.get_by_label("User", exact=True)).to_have_value(re.compile("^guest-"))
 
 
@@ -286,29 +264,25 @@ def test_without_a_mouse(browser: Browser, service: Service, user: str) -> None:
         expect(page.locator("#view-try")).to_be_hidden()
         press("ArrowRight")
         expect(page.locator("#view-try")).to_be_visible()
-        for _ in range(20):
+        for _ in range(80):
             press("Tab")
             if page.evaluate("document.activeElement.id") == "search":
                 break
         page.keyboard.type("Film 2")
         expect(page.locator("#picker-list .title").first).to_have_text("Film 2")
         press("Tab")
-        assert "Interact with Film 2" in focused(page)
+        assert "Take F" in focused(page)
+        assert "Film 2" in focused(page)
         press("Enter")
         has_stored(page, 1)
         expect(page.locator("#history .title")).to_have_text(["Film 2"])
-        for _ in range(60):
-            if page.evaluate("document.activeElement.id") == "gap":
-                break
-            press("Tab")
-        press("ArrowRight")
-        expect(page.locator("#said")).to_contain_text("after the last interaction")
-        press("Tab")
+        page.locator("#list .pick").nth(4).focus()
         chosen = focused(page)
         press("Space")
         has_stored(page, 2)
         # It has left the list, and the focus is on what took its place.
-        assert "Interact with" in focused(page) != chosen
+        assert focused(page).startswith("Take ")
+        assert focused(page) != chosen
         assert page.evaluate("document.activeElement.closest('#list') !== null")
 
 
@@ -334,9 +308,11 @@ def test_accessibility(browser: Browser, service: Service, user: str, scheme: An
     with opened(browser, service, user, **options) as page:
         page.locator("#list .pick").first.click()
         has_stored(page, 1)
-        page.get_by_label("Why?").check()
-        page.get_by_role("slider").fill("700")
-        expect(page.locator("#said")).to_contain_text("Asked for")
+        for name in ("Where the time went", "Ask differently", "The request", "This user"):
+            unfold(page, name)
+        page.get_by_role("slider", name="Asked at").fill("700")
+        expect(page.locator("#about")).to_contain_text("asked for")
+        expect(page.locator("#options fieldset").first).to_be_visible()
         back = page.evaluate("getComputedStyle(document.body).backgroundColor")
         light = sum(map(int, re.findall(r"\d+", back))) > 384
         assert light == (scheme == "light")
@@ -354,11 +330,6 @@ def test_accessibility(browser: Browser, service: Service, user: str, scheme: An
             "document.getElementById('route').parentElement.replaceWith(document.getElementById('route'))"
         )
         assert any(fault.startswith("select-name") for fault in violations(page))
-
-
-def violations(page: Page) -> list[str]:
-    found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {[node['html'] for node in one['nodes']]}" for one in found]
 
 
 def test_a_key_is_asked_for(browser: Browser, service: Service, user: str) -> None:
@@ -380,7 +351,7 @@ def test_a_key_is_asked_for(browser: Browser, service: Service, user: str) -> No
         page.reload()
         expect(dialog).to_be_visible()
         page.keyboard.press("Escape")
-        expect(page.locator("#said")).to_contain_text("X-API-Key is missing")
+        expect(page.locator("#said")).to_contain_text("answers only with a key")
         expect(page.get_by_role("button", name="Try again")).to_be_visible()
 
 
@@ -391,13 +362,15 @@ def test_titles_are_text(
     assert client.post("/interactions", json=body).is_success
     with opened(browser, service, user) as page:
         expect(page.locator("#history .title")).to_have_text([SCRIPT])
-        page.get_by_label("Search items by title").fill("<script>")
+        page.get_by_label("Search items by title or id").fill("<script>")
         expect(page.locator("#picker-list .title")).to_have_text([SCRIPT])
         expect(page.locator("#picker-list .categories")).to_have_text(["Odd & even · <b>Bold</b>"])
         page.locator("#picker-list .similar").click()
         expect(page.locator("#picker-title")).to_have_text(f"Similar to {SCRIPT}")
         assert page.evaluate("window.hacked") is None
-        assert page.locator("main script, main img, main b:not(.legend b)").count() == 0
+        assert (
+            page.locator("main script, main img, main b:not(.legend b, .facts-of b)").count() == 0
+        )
         with pytest.raises(Error, match="TrustedHTML"):
             page.evaluate("document.getElementById('said').innerHTML = '<b>x</b>'")
 
@@ -420,11 +393,11 @@ def test_what_the_store_did_not_answer_is_sent_again(
         try:
             page.locator("#list .pick").first.click()
             expect(page.locator("#said")).to_contain_text("The service can't answer just now")
-            expect(page.locator("#said")).to_contain_text("Trying again in 1 s")
+            expect(page.locator("#about")).to_contain_text("Your click is kept. Trying again in")
         finally:
             store.send(signal.SIGCONT)
         has_stored(page, 1)
-        expect(page.locator("#said")).to_contain_text("1 interaction")
+        expect(page.locator("#said")).to_contain_text("of 10")
         assert len(sent) > 1
         assert len(set(sent)) == 1
         (event,) = history(client, user)
@@ -433,9 +406,10 @@ def test_what_the_store_did_not_answer_is_sent_again(
 
 def test_what_is_refused_is_said(browser: Browser, service: Service, user: str) -> None:
     with opened(browser, service, user) as page:
+        unfold(page, "This user")
         page.get_by_label("User", exact=True).fill("é" * 200)  # 400 bytes
         page.get_by_role("button", name="Switch").click()
-        expect(page.locator("#said")).to_contain_text("That did not work")
+        expect(page.locator("#said")).to_contain_text("That was refused")
         expect(page.locator("#said")).to_contain_text("256 bytes")
 
 

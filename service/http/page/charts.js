@@ -21,7 +21,9 @@ const named = ({ method, route }) => `${method} ${route}`;
 const percent = (value) => `${short(100 * value)} %`;
 const milliseconds = (value) => (value < 1000 ? `${short(value)} ms` : `${short(value / 1000)} s`);
 
-export class Charts {
+export const view = ({ key }) => new Charts(key);
+
+class Charts {
   #readings = []; // {time, metrics}
   #timer = 0;
   #running = false;
@@ -41,9 +43,13 @@ export class Charts {
     document.addEventListener("visibilitychange", () => this.#next(0));
   }
 
-  /** Reads and draws, or stops it. */
-  run(running) {
-    this.#running = running;
+  show() {
+    this.#running = true;
+    this.#next(0);
+  }
+
+  hide() {
+    this.#running = false;
     this.#next(0);
   }
 

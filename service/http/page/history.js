@@ -1,4 +1,4 @@
-// What is kept of the user: the newest interactions, and the size of it all.
+// What the list follows from: the newest interactions, and the size of it all.
 
 import { byId, el } from "./dom.js";
 import { ago, bytes, count, date } from "./format.js";
@@ -23,7 +23,7 @@ export class History {
   /** Shows the `version` interactions that the service has; the last one's time, ms, or null. */
   async refresh(version) {
     if (!version) {
-      this.#show(null, []);
+      this.#show(0, [], [["Known", "nothing, not even a record"]]);
       return null;
     }
     const { id, path } = this.#user;
@@ -32,31 +32,42 @@ export class History {
       this.#service.get(`${path}/history`, [["after", Math.max(0, version - SHOWN)]]),
     ]);
     await this.#items.complete(page.events.map((event) => event.item_id));
-    if (id === this.#user.id) this.#show(found, page.events.reverse());
+    const facts = [
+      ["Interactions", count(found.version)],
+      ["State in memory", `${bytes(found.state_bytes)}, at any length of history`],
+      ["Record in the store", bytes(found.bytes)],
+    ];
+    if (id === this.#user.id) this.#show(found.version, page.events.reverse(), facts);
     return Date.parse(found.last_time);
   }
 
-  #show(found, events) {
-    const list = byId("history");
+  /** Shows events of somebody else, oldest first. */
+  async showOf(events) {
+    await this.#items.complete(events.map((event) => event.item_id));
+    this.#show(events.length, events.toReversed().slice(0, SHOWN), [["Known", "a history of the store's, to look at only"]]);
+  }
+
+  /** Says that it can't be read. */
+  unread() {
+    this.#show(0, [], []);
+    byId("history-empty").textContent = "It can't be read just now.";
+  }
+
+  #show(version, events, facts) {
     byId("history-empty").hidden = events.length > 0;
-    byId("history-count").textContent = found ? count(found.version) : "";
-    list.replaceChildren(
+    byId("history-empty").textContent = "Nothing yet. The list is what is popular, until you take something.";
+    byId("history-count").textContent = version ? count(version) : "";
+    byId("history").replaceChildren(
       ...events.map((event) =>
         el(
           "li",
-          { value: event.version },
-          el("span", { class: "title" }, this.#items.title(event.item_id)),
+          { value: event.version ?? null },
+          el("span", { class: "title", dir: "auto", title: this.#items.title(event.item_id) }, this.#items.title(event.item_id)),
+          el("span", { class: "kind" }, event.kind ?? ""),
           el("time", { datetime: event.timestamp, title: date(new Date(event.timestamp)) }, ago(new Date(event.timestamp))),
         ),
       ),
     );
-    const facts = found
-      ? [
-          ["Interactions", count(found.version)],
-          ["State in memory", `${bytes(found.state_bytes)}, at any length of history`],
-          ["Record in the store", bytes(found.bytes)],
-        ]
-      : [["Known", "nothing, not even a record"]];
     byId("state").replaceChildren(...facts.flatMap(([name, said]) => [el("dt", {}, name), el("dd", {}, said)]));
   }
 }

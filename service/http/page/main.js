@@ -1,141 +1,212 @@
-// The page put together: what happens when somebody chooses an item, a user or a moment.
+// The page put together: what happens when somebody chooses a person, an item or a moment.
 
-import { Charts } from "./charts.js";
 import { Clock } from "./clock.js";
 import { byId } from "./dom.js";
-import { ms, several } from "./format.js";
+import { ms } from "./format.js";
 import { History } from "./history.js";
-import { Items } from "./items.js";
+import { interactions, Items, listed } from "./items.js";
 import { Key } from "./key.js";
+import { Options } from "./options.js";
+import { People } from "./people.js";
 import { Picker } from "./picker.js";
 import { Recommendations } from "./recommendations.js";
-import { Service } from "./service.js";
+import { showRequests } from "./request.js";
+import { pairs, Service } from "./service.js";
+import { Statement } from "./statement.js";
 import { tabs } from "./tabs.js";
 import { showTiming } from "./timing.js";
-import { drawn, User } from "./user.js";
+import { drawn, fresh, User } from "./user.js";
 
 const K = 10;
+const REASONS = 20; // asked for of an item; a few are said
 const STATUSES = {
-  unknown_item: " The model does not know this item: it is logged, and skipped.",
-  late: " It is older than the newest interaction.",
-  duplicate: " It was there already.",
+  unknown_item: "The model does not know this item: it is logged, and skipped.",
+  late: "It is older than the newest interaction.",
+  duplicate: "It was there already.",
 };
 
 const key = new Key();
-const service = new Service(key, say);
+const statement = new Statement();
+const service = new Service(key, (said, about) => statement.wait(said, about));
 const user = new User();
 const items = new Items(service);
-const act = { pick: (id) => choose(user.id, id, drawn(16)), similar: (id) => picker.similar(id) };
-const picker = new Picker(service, items, act, fail);
+const act = { pick: (id) => take(id), similar: (id) => picker.similar(id) };
+const picker = new Picker(service, items, act, (error, again) => statement.fail(error, again));
 const list = new Recommendations(items, act);
 const past = new History(service, items, user);
 const clock = new Clock();
-const charts = new Charts(key);
-const undone = new Set();
+const options = new Options(service, items);
+const people = new People(service, { look: (person) => queue(() => look(person)), beNew: () => user.become(null) });
+let looked = null; // the person whose list is looked at; null: the user's own
+let stored = null; // the last interaction
 let underWay = Promise.resolve();
 let asked = null;
 
-function say(text) {
-  byId("said").textContent = text;
-  byId("said").classList.remove("wrong");
-  byId("again").hidden = true;
-  undone.clear();
-}
-
-/** Says what went wrong; `again`: what the button does, beside what else failed since. */
 function fail(error, again) {
-  const others = [...undone];
-  say(`That did not work: ${error.message}.`.replace(/\.\.$/, "."));
-  for (const one of [...others, again]) undone.add(one);
-  byId("said").classList.add("wrong");
-  byId("again").hidden = false;
+  list.markStale("from before");
+  statement.fail(error, again);
 }
 
 /** One step after the other, in the order of the clicks. */
 function queue(step) {
   underWay = underWay.then(async () => {
     document.body.setAttribute("aria-busy", "true");
-    await step();
+    await statement.timed(step);
     document.body.removeAttribute("aria-busy");
   });
   return underWay;
 }
 
-function recommend(at, signal, more = []) {
-  const asked = [["user_id", user.id], ["k", K], ["explore", false]];
-  const query = [...asked, ...(at === null ? [] : [["at", at]]), ...more];
-  return service.get("recommend", query, signal);
+/** The list that is looked at, with the options and at the moment chosen. */
+async function recommend({ signal, more = {} } = {}) {
+  const chosen = { ...options.asked, ...(clock.at === null ? {} : { at: clock.at }) };
+  const whose = looked ? { events: looked.events } : { user_id: user.id };
+  showRequests({ ...whose, ...chosen }, looked ? null : stored, Boolean(key.value));
+  if (looked) return service.post("recommend/session", { ...whose, k: K, ...chosen }, { signal });
+  return service.get("recommend", pairs({ ...whose, k: K, explore: false, ...chosen, ...more }), signal);
 }
 
 /** Adds to the list why each item is in it, where that is wanted; nobody waits for it. */
 async function explain() {
-  if (!byId("why").checked) return list.unexplain();
+  const wanted = byId("why").checked && !looked && list.hasReasons;
+  list.makeRoom(wanted);
+  if (!wanted) return;
   try {
-    await list.explain(() => recommend(clock.at, null, [["explain", true], ["reasons", 1]]));
+    await list.explain(() => recommend({ more: { explain: true, reasons: REASONS } }));
   } catch (error) {
-    fail(error, explain);
+    statement.fail(error, explain);
   }
 }
 
-/** With the user of the moment of the click, whoever is shown when its turn comes. */
-function choose(who, id, event_id) {
-  return queue(() => interact(who, id, event_id));
+/** In large type: how many places changed, and the server's own time for it. */
+function changes(changed, calls) {
+  const own = calls.map((call) => call.stages.total ?? call.ms).reduce((one, other) => one + other, 0);
+  if (changed === null) return `${K} items in ${ms(own)}`;
+  return changed ? `${changed} of ${K} changed in ${ms(own)}` : `The same ${K}, in ${ms(own)}`;
 }
 
-async function interact(who, id, event_id) {
+/** Looks at what a person would be recommended; nothing is stored. */
+async function look(person) {
   asked?.abort();
+  looked = person;
+  people.mark(person);
+  clock.start(Date.parse(person.events.at(-1).timestamp));
+  options.offerKinds(person.events);
   try {
-    const stored = await service.post("interactions", { user_id: who, item_id: id, event_id });
-    if (who !== user.id) return;
-    const answer = await recommend(null);
-    const changed = await list.show(answer.data, { step: true });
-    clock.start(Date.parse(stored.data.timestamp));
-    const [one, two] = [stored, answer].map((call) => call.stages.total);
-    const server = one && two ? ` (the server: ${ms(one)} and ${ms(two)})` : "";
-    const places = changed ? `the list changed in ${several(changed, "place")}` : "the list is the same";
-    say(
-      `1 interaction: stored in ${ms(stored.ms)}, new list in ${ms(answer.ms)}${server}; ${places}.` +
-        (STATUSES[stored.data.status] ?? ""),
+    const answer = await recommend();
+    const [changed] = await Promise.all([list.show(answer.data, { step: true }), past.showOf(person.events)]);
+    statement.say(
+      changes(changed, [answer]),
+      `for somebody who likes ${listed(person.likes)}. You only look: nothing is stored. Take something, and you go on as somebody new with a copy of this history.`,
     );
     explain();
-    showTiming([["POST /interactions", stored], ["GET /recommend", answer]]);
+    showTiming([["The list", answer]]);
     byId("model").textContent = answer.data.edition;
-    await past.refresh(stored.data.version);
   } catch (error) {
-    fail(error, () => choose(who, id, event_id));
+    fail(error, () => queue(() => look(person)));
+  }
+}
+
+/** Takes an item, as whoever is shown at the moment of the click. */
+function take(id) {
+  const events = looked ? copies(looked.events, fresh()) : [];
+  if (looked) goOn(events[0].user_id);
+  const event = { user_id: user.id, item_id: id, event_id: drawn(16), ...(options.kind && { kind: options.kind }) };
+  return queue(() => interact(event, events));
+}
+
+/** A person's history as somebody new's. It counts for nothing of what is popular. */
+function copies(events, user_id) {
+  return events.map(({ item_id, timestamp, kind }) => ({ user_id, item_id, timestamp, ...(kind && { kind }), weight: 0, event_id: drawn(16) }));
+}
+
+async function interact(event, before) {
+  asked?.abort();
+  let told;
+  try {
+    if (before.length) {
+      const { data } = await service.post("interactions/batch", { interactions: before }, { kept: true });
+      if (data.accepted < before.length) throw new Error("Not all of the history could be copied");
+    }
+    told = await service.post("interactions", event, { kept: true });
+  } catch (error) {
+    const again = () => queue(() => interact(event, before));
+    return error.final ? statement.fail(error, again) : fail(error, again);
+  }
+  if (event.user_id !== user.id) return;
+  user.keep();
+  stored = event;
+  clock.start(Date.parse(told.data.timestamp));
+  await after(event, told, before.length);
+}
+
+/** Goes on as a new user, instead of a person that is looked at. */
+function goOn(id) {
+  looked = null;
+  user.id = id;
+  byId("user").value = id;
+  people.mark(null);
+}
+
+/** Shows the list after an interaction. */
+async function after(event, told, copied) {
+  try {
+    const answer = await recommend();
+    const changed = await list.show(answer.data, { step: true });
+    const whose = copied ? ` as somebody new, with ${interactions(copied)} copied` : "";
+    statement.say(changes(changed, [told, answer]), `after you took ${items.title(event.item_id)}${whose}. ${STATUSES[told.data.status] ?? ""}`);
+    explain();
+    showTiming([["Taking it", told], ["The list", answer]]);
+    byId("model").textContent = answer.data.edition;
+    await past.refresh(told.data.version);
+  } catch (error) {
+    fail(error, () => queue(() => after(event, told, copied)));
   }
 }
 
 /** Shows the user as the service knows them. */
 async function begin() {
   asked?.abort();
+  looked = null;
+  people.mark(null);
   byId("user").value = user.id;
-  list.reset();
   try {
-    const answer = await recommend(null);
-    const [last] = await Promise.all([past.refresh(answer.data.version), list.show(answer.data, { step: true })]);
+    clock.start(null);
+    const answer = await recommend();
+    if (answer.data.stale && !answer.data.version) return await beginUnread(answer);
+    const [last, changed] = await Promise.all([past.refresh(answer.data.version), list.show(answer.data, { step: true })]);
     clock.start(last);
     explain();
     byId("model").textContent = answer.data.edition;
     const known = answer.data.version;
-    say(known ? `${user.id} has ${several(known, "interaction")}; the list came in ${ms(answer.ms)}.` : `Nothing is known of ${user.id}: this is what is popular. Choose an item.`);
+    if (known) statement.say(changes(changed, [answer]), `for ${user.id}, of whom ${interactions(known)} are known.`);
+    else statement.say("Take something you like", `Nothing is known of you yet, so this is what is popular (${ms(answer.stages.total ?? answer.ms)}). Or tap a person above.`);
   } catch (error) {
     fail(error, () => queue(begin));
   }
 }
 
-/** Asks for another moment; only the newest question is answered. */
+/** Shows what is popular while nobody can say what is known of the user. */
+async function beginUnread(answer) {
+  past.unread();
+  await list.show(answer.data, { step: true });
+  const problem = { message: "The store can't be read just now", hint: "So this is what is popular. Try again when you like." };
+  statement.fail(problem, () => queue(begin));
+}
+
+/** Asks for another moment, or with other options; only the newest question is answered. */
 async function ask() {
   asked?.abort();
   asked = new AbortController();
   const { signal } = asked;
   try {
-    const answer = await recommend(clock.at, signal);
+    const answer = await recommend({ signal });
     signal.throwIfAborted();
     const changed = await list.show(answer.data, { step: false });
     explain();
-    const moment = byId("gap-said").textContent;
-    say(`Asked for ${moment}: ${changed ? `${several(changed, "place")} of the list differ${changed === 1 ? "s" : ""}` : "the same list"}, in ${ms(answer.ms)}.`);
+    const found = answer.data.items.length;
+    const few = found < K ? ` ${found ? `Only ${found}` : "No"} items are left by these filters.` : "";
+    statement.say(changes(changed, [answer]), `asked for ${byId("gap-said").textContent}.${few}`);
   } catch (error) {
     if (!signal.aborted) fail(error, ask);
   }
@@ -146,22 +217,16 @@ async function forget() {
   try {
     const { data } = await service.delete(user.path);
     await begin();
-    say(data.erased ? `${id} is forgotten: record, snapshots and states are gone.` : `Nothing was known of ${id}.`);
+    statement.say(data.erased ? "Forgotten" : "Nothing was known", data.erased ? `${id} is forgotten: record, snapshots and states are gone.` : `Nothing was known of ${id}.`);
   } catch (error) {
     fail(error, () => queue(forget));
   }
 }
 
-byId("again").addEventListener("click", () => {
-  const all = [...undone];
-  say("Trying again…");
-  for (const one of all) one();
-});
 byId("user-form").addEventListener("submit", (event) => {
   event.preventDefault();
   user.become(byId("user").value.trim());
 });
-byId("new-user").addEventListener("click", () => user.become(null));
 byId("forget-user").addEventListener("click", () => {
   byId("forget-said").textContent = `All interactions of ${user.id} and everything computed from them will be erased.`;
   byId("forget").showModal();
@@ -171,10 +236,17 @@ byId("forget-yes").addEventListener("click", () => {
   byId("forget").close();
   queue(forget);
 });
-user.addEventListener("change", () => queue(begin));
+user.addEventListener("change", () => {
+  stored = null;
+  queue(begin);
+});
 clock.addEventListener("change", ask);
+options.addEventListener("change", ask);
 byId("why").addEventListener("change", explain);
-tabs(document.querySelector("[role=tablist]"), (view) => charts.run(view === "view-charts"));
+const given = { key, service, items };
+const named = (name, title) => ({ name, title, open: async () => (await import(`./${name}.js`)).view(given) });
+tabs([{ name: "try", title: "Try it", open: async () => ({ show() {}, hide() {} }) }, named("charts", "Live charts")]);
 
 queue(begin);
+people.start();
 picker.start();

@@ -1,7 +1,8 @@
-// Items to choose from: what is popular, what is found, what is similar to one.
+// Items to take: what is popular, what is found, what is similar to one.
 
 import { byId } from "./dom.js";
 import { Rows } from "./rows.js";
+import { segment } from "./service.js";
 
 const PAGE = 20;
 const TYPING_MS = 120;
@@ -43,7 +44,7 @@ export class Picker {
 
   similar(id) {
     return this.#ask(async (signal) => {
-      const { data } = await this.#service.get(`items/${encodeURIComponent(id).replaceAll(".", "%2E")}/similar`, [["k", PAGE]], signal);
+      const { data } = await this.#service.get(`items/${segment(id)}/similar`, [["k", PAGE]], signal);
       await this.#show(`Similar to ${this.#items.title(id)}`, data.items, { back: true });
       byId("picker-back").focus();
     });
@@ -61,7 +62,7 @@ export class Picker {
       const query = [["q", text], ["limit", PAGE], ...(after ? [["after", after]] : [])];
       const { data } = await this.#service.get("items", query, signal);
       const more = after ? this.#ids : [];
-      await this.#show(`Titles with “${text}”`, data.items, { more, next: data.next });
+      await this.#show(`Found for “${text}”`, data.items, { more, next: data.next });
     });
   }
 
@@ -88,8 +89,7 @@ export class Picker {
     byId("picker-back").hidden = !back;
     byId("picker-more").hidden = !next;
     byId("picker-empty").hidden = this.#ids.length > 0;
-    byId("picker-empty").textContent = "No item has that in its title.";
-    byId("picker-hint").hidden = this.#ids.length === 0;
+    byId("picker-empty").textContent = "No item has these words in its title, and none has this id.";
     this.#rows.show(this.#ids);
   }
 }

@@ -1,12 +1,11 @@
-// Who is tried: in the address behind the #, which no server is sent, and remembered.
+// Who is tried: in the address behind the #, which no server is sent.
 
-const PLACE = "tim4rec.user";
+import { segment } from "./service.js";
 
 export class User extends EventTarget {
   constructor() {
     super();
-    this.id = this.#ofAddress() ?? localStorage.getItem(PLACE) ?? fresh();
-    this.#keep();
+    this.id = this.#ofAddress() ?? fresh();
     window.addEventListener("hashchange", () => {
       const id = this.#ofAddress();
       if (id && id !== this.id) this.become(id);
@@ -15,23 +14,23 @@ export class User extends EventTarget {
 
   /** The path of what the service has of the user. */
   get path() {
-    // A dot alone would be taken for a folder.
-    return `users/${encodeURIComponent(this.id).replaceAll(".", "%2E")}`;
+    return `users/${segment(this.id)}`;
   }
 
+  /** Another one; null: somebody new. */
   become(id) {
     this.id = id || fresh();
-    this.#keep();
+    this.keep();
     this.dispatchEvent(new Event("change"));
+  }
+
+  /** In the address: a reload or a bookmark returns to this user. */
+  keep() {
+    history.replaceState(null, "", `#${new URLSearchParams({ user: this.id })}`);
   }
 
   #ofAddress() {
     return new URLSearchParams(location.hash.slice(1)).get("user") || null;
-  }
-
-  #keep() {
-    localStorage.setItem(PLACE, this.id);
-    history.replaceState(null, "", `#${new URLSearchParams({ user: this.id })}`);
   }
 }
 
@@ -41,4 +40,4 @@ export function drawn(length) {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-const fresh = () => `guest-${drawn(3)}`;
+export const fresh = () => `guest-${drawn(4)}`;

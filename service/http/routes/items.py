@@ -38,7 +38,7 @@ ItemId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encod
 
 @router.get("", responses=declared(422, 503))
 async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep) -> ItemPage:
-    """Items by title, or whose titles hold `q`: first those that begin with it.
+    """Items by title, or whose titles hold all words of `q`: first those that begin with it.
 
     With `item_id`, those of the items that there are, in the order given; the rest does not count.
     """

@@ -1,4 +1,5 @@
-"""The page at `/`: files of the package, the same for everybody."""
+"""The page at `/`: files of the package, the same for everybody; and what it shows of the store's
+own, which wants a key as all else does."""
 
 from __future__ import annotations
 
@@ -8,10 +9,14 @@ from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
+from model.times import iso
+from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError
 
 router = APIRouter(include_in_schema=False)
+data = APIRouter(prefix="/page-data", include_in_schema=False)
 
 _FOLDER = Path(__file__).parents[1] / "page"
 _TYPES = {
@@ -22,9 +27,10 @@ _TYPES = {
 }
 
 _HEADERS = {
-    # Nothing from elsewhere, no script or style within the markup, and none made of text.
+    # Nothing from elsewhere but the pictures that items name, no script or style within the markup,
+    # and none made of text.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "img-src 'self' https:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -49,6 +55,40 @@ def _files() -> dict[str, _File]:
             digest = hashlib.blake2b(content, digest_size=12).hexdigest()
             found[path.name] = _File(content, f"{media_type}; charset=utf-8", f'"{digest}"')
     return found
+
+
+class ExampleEvent(BaseModel):
+    item_id: str
+    timestamp: str
+    kind: str | None
+
+
+class ExamplePerson(BaseModel):
+    """Somebody with a record, but not who."""
+
+    likes: list[str]
+    events: list[ExampleEvent]
+
+
+class ExamplePeople(BaseModel):
+    people: list[ExamplePerson]
+
+
+@data.get("/people")
+async def get_people(services: ServicesDep) -> ExamplePeople:
+    """A few people to begin with, at most three; the same ones for a minute."""
+    moves = services.engine.runner.effects.moves
+    people = [
+        ExamplePerson(
+            likes=list(person.likes),
+            events=[
+                ExampleEvent(item_id=event.item_id, timestamp=iso(event.time_ms), kind=event.kind)
+                for event in person.events
+            ],
+        )
+        for person in await services.people.people(services.catalogue, moves)
+    ]
+    return ExamplePeople(people=people)
 
 
 @router.get("/")

@@ -1,0 +1,85 @@
+"""The page in a real browser: what tests of it share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from benchmarks.browser import chromium
+from tests.service.processes import Service
+
+CHROMIUM = chromium()
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here (Debian's package chromium)"
+)
+
+KEY = "a key"
+HOST = "page.test"  # not 127.0.0.1, where browsers allow more than over plain HTTP elsewhere
+DESKTOP = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
+LOOKS = [(size, scheme) for size in (DESKTOP, PHONE) for scheme in ("light", "dark")]
+"""Each size of a window in each scheme of colours."""
+
+expect.set_options(timeout=15_000)  # a busy machine
+
+
+@contextmanager
+def running_browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        sandbox = os.geteuid() != 0  # it can't be had by root
+        running = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            chromium_sandbox=sandbox,
+            args=[f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
+        )
+        yield running
+        running.close()
+
+
+@contextmanager
+def opened(
+    browser: Browser, service: Service, user: str | None, *, key: str | None = KEY, **options: Any
+) -> Iterator[Page]:
+    """The page as `user` sees it (None: a visitor); nothing may go wrong in it but what a test asks
+    for."""
+    context = browser.new_context(**options)
+    context.set_default_timeout(15_000)
+    if key is not None:
+        context.add_init_script(f"sessionStorage.setItem('tim4rec.key', {json.dumps(key)})")
+    page = context.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    whose = "" if user is None else f"#user={quote(user)}"
+    page.goto(f"http://{HOST}:{service.port}/{whose}")
+    if key is not None:
+        expect(page.locator("#list li")).to_have_count(10)
+        expect(page.locator("#picker-list li")).to_have_count(20)
+    yield page
+    passing = re.compile("Failed to load resource: |.* requires 'TrustedHTML'")
+    assert [fault for fault in faults if not passing.match(fault)] == []
+    context.close()
+
+
+def unfold(page: Page, name: str) -> None:
+    """Opens what is closed until it is wanted."""
+    page.locator("summary", has_text=name).first.click()
+
+
+def has_stored(page: Page, number: int) -> None:
+    expect(page.locator("#history li")).to_have_count(number)
+
+
+def violations(page: Page) -> list[str]:
+    """What axe has to say."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['id']}: {[node['html'] for node in one['nodes']]}" for one in found]
