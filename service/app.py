@@ -48,6 +48,7 @@ from service.http.routes import (
     health,
     interactions,
     items,
+    journal,
     page,
     popular,
     rank,
@@ -146,13 +147,12 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
-    app.include_router(
-        admin.router,
-        dependencies=[declared_key],
-        responses=problems.declared(401, 403, *SENT),
-    )
+    administered = problems.declared(401, 403, *SENT)
+    app.include_router(admin.router, dependencies=[declared_key], responses=administered)
+    app.include_router(journal.router, dependencies=guarded, responses=administered)
     app.include_router(health.router)
     if chosen.page:
+        app.state.page_metrics = page.MetricsReader()
         app.include_router(page.router)
         app.include_router(page.data, dependencies=guarded)
     problems.install(app)

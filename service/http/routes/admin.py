@@ -166,7 +166,7 @@ async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
 
     The artefact is loaded here first: one that can't be is refused.
     """
-    folder = _folder(services)
+    folder = models_folder(services)
     try:
         path = await asyncio.to_thread(folder.find, body.model)
         artefact = await asyncio.to_thread(load_artefact, path)
@@ -198,7 +198,7 @@ async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
 @router.delete("", responses=declared(409, 503))
 async def clear_model(services: ServicesDep) -> ModelsSet:
     """Has every process go back to the model that it was started with; all trials end."""
-    _folder(services)
+    models_folder(services)
     before = await _read(services)
     return await _set(services, before, before.cleared())
 
@@ -211,7 +211,7 @@ async def end_trial(
     services: ServicesDep,
 ) -> ModelsSet:
     """Takes a trial back: its users get what everybody has. Other trials go on."""
-    _folder(services)
+    models_folder(services)
     before = await _read(services)
     trial = before.trial(name)
     if trial is None:
@@ -222,7 +222,7 @@ async def end_trial(
 @router.get("", responses=declared(409, 503))
 async def get_model(services: ServicesDep) -> ModelsServed:
     """What is set, how trials stand, what may be set, and what each process serves."""
-    folder = _folder(services)
+    folder = models_folder(services)
     split = await _read(services)
     serving = await services.deployer.registry.serving()
     available, fault = dict[str, str](), None
@@ -279,7 +279,8 @@ def _check_trial(
         )
 
 
-def _folder(services: Services) -> ModelFolder:
+def models_folder(services: Services) -> ModelFolder:
+    """Raises ProblemError: the service has none."""
     folder = services.deployer.folder
     if folder is None:
         raise ProblemError(
