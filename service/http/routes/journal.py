@@ -43,7 +43,7 @@ class JournalPage(BaseModel):
     entries: list[JournalEntry] = Field(description="the newest first")
 
 
-@router.get("", responses=declared(409, 422, 503))
+@router.get("", summary="See what was trained", responses=declared(409, 422, 503))
 async def get_journal(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=1000, description="at most so many entries")] = 100,
