@@ -1,80 +1,26 @@
-"""What the learner did with each model: `journal.jsonl` beside the models, a JSON object a line.
-
-A line that is not whole, as after a full disk, is no entry.
-"""
+"""What the learner did with each model, in the journal beside them (`model.journal`)."""
 
 from __future__ import annotations
 
-import dataclasses
 import fcntl
-import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from learning.round import Round
-from learning.schedule import Step
 from model.artefact_store import ArtefactStore
+from model.journal import FILE, Entry, Step, What, entries_of
 from model.plain_file import read_plain
 from model.times import iso, parse_time
 
-FILE = "journal.jsonl"
 MOST_BYTES = 1 << 28
 """Of the file: tens of years of a round an hour."""
 _ATTEMPTS = 10
 
-What = Literal[
-    "published", "trial", "promoted", "taken back", "rolled back", "pruned", "refused", "failed",
-    "given up",
-]  # fmt: skip
-"""On trial for a share of the users; promoted: for all of them; taken back by the learner or by the
-trial; rolled back by a person; refused by the judge; failed, and tried again; given up."""
-
 _ENDS: tuple[What, ...] = ("published", "refused", "given up")
 """After these a step counts as made."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Attributes:
-    at: UTC, ISO 8601.
-    round: what was under way.
-    model: its name in the models folder.
-    parent: name of the model it was trained from and judged against.
-    until: of the newest event it was trained on.
-    events: new ones since the parent's.
-    figures: as the judge has them.
-    seconds: of each part of the round.
-    replaced: name of the model that everybody had before; None: what the service started with.
-    """
-
-    at: str
-    what: What
-    round: str | None = None
-    model: str | None = None
-    step: Step | None = None
-    parent: str | None = None
-    edition: str | None = None
-    identity: str | None = None
-    until: str | None = None
-    events: int | None = None
-    verdict: str | None = None
-    figures: Mapping[str, Any] | None = None
-    seconds: Mapping[str, float] | None = None
-    reason: str | None = None
-    replaced: str | None = None
-
-    @classmethod
-    def of(cls, going: Round, what: What, **more: Any) -> Entry:
-        """About the model of a round, now."""
-        return cls(
-            now(), what, round=going.id, model=going.name, step=going.step,
-            parent=going.incumbent, edition=going.edition, identity=going.identity,
-            until=going.until, events=going.events, verdict=going.verdict, **more,
-        )  # fmt: skip
 
 
 class Journal(Protocol):
@@ -93,7 +39,7 @@ class FolderJournal:
 
     def entries(self) -> list[Entry]:
         try:
-            return _read(read_plain(self._path, MOST_BYTES))
+            return entries_of(read_plain(self._path, MOST_BYTES))
         except FileNotFoundError:
             return []
 
@@ -106,7 +52,7 @@ class FolderJournal:
             try:
                 file.truncate(whole)
                 file.seek(whole)
-                line = _line(entry)
+                line = entry.line
                 if file.write(line) != len(line):
                     raise OSError(f"{self._path}: no room for a line")
                 os.fsync(file.fileno())
@@ -123,10 +69,10 @@ class StoredJournal:
         self._models = models
 
     def entries(self) -> list[Entry]:
-        return _read(self._models.read(FILE) or b"")
+        return entries_of(self._models.read(FILE) or b"")
 
     def append(self, entry: Entry) -> None:
-        line = _line(entry)
+        line = entry.line
         for _ in range(_ATTEMPTS):
             content = self._models.read(FILE) or b""
             if line in content:
@@ -139,6 +85,15 @@ def open_journal(url: str, models: ArtefactStore) -> Journal:
     if "://" in url and not url.startswith("file://"):
         return StoredJournal(models)
     return FolderJournal(Path(url.removeprefix("file://")))
+
+
+def about(going: Round, what: What, **more: Any) -> Entry:
+    """About the model of a round, now."""
+    return Entry(
+        now(), what, round=going.id, model=going.name, step=going.step,
+        parent=going.incumbent, edition=going.edition, identity=going.identity,
+        until=going.until, events=going.events, verdict=going.verdict, **more,
+    )  # fmt: skip
 
 
 def now() -> str:
@@ -171,20 +126,3 @@ def rolled_back(entries: Sequence[Entry]) -> set[str]:
 def _whole_lines(path: Path) -> int:
     """Bytes up to the end of the last line that ends."""
     return read_plain(path, MOST_BYTES).rfind(b"\n") + 1
-
-
-def _line(entry: Entry) -> bytes:
-    said = {name: value for name, value in dataclasses.asdict(entry).items() if value is not None}
-    return json.dumps(said).encode() + b"\n"
-
-
-def _read(content: bytes) -> list[Entry]:
-    known = {field.name for field in dataclasses.fields(Entry)}
-    found = []
-    for line in content.split(b"\n")[:-1]:
-        try:
-            said = json.loads(line)
-            found.append(Entry(**{name: said[name] for name in said if name in known}))
-        except (ValueError, TypeError):  # a line of a disk that was full
-            continue
-    return found

@@ -16,15 +16,16 @@ from learning import metrics
 from learning.admin import Admin, AdminError
 from learning.commands import CommandFailed
 from learning.duration import in_words
-from learning.journal import Entry, Journal, What, made
+from learning.journal import Journal, about, made
 from learning.lease import Lease, LeaseHeld
 from learning.round import Round, RoundFile, Stage
-from learning.schedule import Step, counted_from
+from learning.schedule import counted_from
 from learning.serving import Serving
 from learning.settings import LearnSettings
 from learning.trained import Trained
 from learning.training import Training
 from model.artefact_store import ArtefactStoreError
+from model.journal import Step, What
 from service.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ class Learner:
         try:
             if going is not None:
                 what: What = "given up" if over else "failed"
-                entry = Entry.of(going, what, reason=f"{part}: {why}", seconds=going.seconds)
+                entry = about(going, what, reason=f"{part}: {why}", seconds=going.seconds)
                 await asyncio.to_thread(self._journal.append, entry)
                 if over:
                     self._file.clear()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from learning.admin import Admin
-from learning.journal import Entry, Journal, newest, now
+from learning.journal import Journal, newest, now
 from learning.serving import go_back
+from model.journal import Entry
 
 
 class RollbackError(Exception):

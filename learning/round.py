@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from learning.schedule import Step
+from model.journal import Step
 from model.plain_file import read_plain
 
 MOST_BYTES = 1 << 20

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-Step = Literal["scoring", "warm", "scratch"]
-"""New scoring vectors and mixture, which touch no state; a warm start; training from nothing."""
+from model.journal import Step
 
 LARGEST_FIRST: tuple[Step, ...] = ("scratch", "warm", "scoring")
 

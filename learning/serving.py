@@ -14,11 +14,12 @@ from pathlib import Path
 
 from learning import metrics
 from learning.admin import Admin, Served
-from learning.journal import Entry, Journal, What, newest, now
+from learning.journal import Journal, about, newest, now
 from learning.lease import Lease
 from learning.round import Round
 from learning.settings import LearnSettings
 from model.artefact_store import ArtefactStore
+from model.journal import Entry, What
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ class Serving:
         """An entry, once."""
         if not await self._was(going, what):
             logger.info("%s: %s", going.name, what)
-            entry = Entry.of(going, what, **more)
+            entry = about(going, what, **more)
             await asyncio.to_thread(self._journal.append, entry)
 
     async def _was(self, going: Round, *what: What) -> bool:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from learning.journal import Entry, made, newest
+from learning.journal import made, newest
 from learning.lease import Holder
 from learning.round import Round
-from learning.schedule import Schedule, Step, counted_from
+from learning.schedule import Schedule, counted_from
+from model.journal import Entry, Step
 from model.times import iso, parse_time
 
 

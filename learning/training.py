@@ -12,7 +12,7 @@ from pathlib import Path
 from learning import metrics
 from learning.commands import Commands
 from learning.exported_log import NewEvents
-from learning.journal import Entry, Journal, rolled_back
+from learning.journal import Journal, about, rolled_back
 from learning.round import Round
 from learning.settings import LearnSettings
 from learning.trained import Trained
@@ -150,7 +150,7 @@ class Training:
     async def _refused(self, going: Round, why: str) -> None:
         logger.info("round %s: the candidate is refused: %s", going.id, why)
         metrics.ROUNDS.labels("refused").inc()
-        entry = Entry.of(going, "refused", reason=why, figures=going.figures, seconds=going.seconds)
+        entry = about(going, "refused", reason=why, figures=going.figures, seconds=going.seconds)
         await asyncio.to_thread(self._journal.append, entry)
 
     async def _train(

@@ -48,6 +48,7 @@ from service.http.routes import (
     health,
     interactions,
     items,
+    journal,
     page,
     popular,
     rank,
@@ -80,6 +81,14 @@ from service.store.shared_settings import SettingsDiffer, SharedSettings, tell_c
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.5
+_ABOUT = """
+Store what users do with `POST /interactions`, and ask what they would like next with
+`GET /recommend`. Try both here: choose one, *Try it out*, *Execute*. Where the service has keys,
+give yours under *Authorize*; `/admin` and the list of users want an admin key.
+
+The guides are in the folder `docs`: `api.md` says what a caller has to know, `operate.md` how to
+run the service, `learn.md` how it keeps learning.
+"""
 SENT = (408, 413, 415, 421, 431, 503)
 """What is answered where a request does not arrive as a whole."""
 
@@ -132,6 +141,7 @@ def create_app(settings: Settings | None = None) -> Application:
     app = FastAPIOffline(  # its documentation page needs no network
         title="TiM4Rec",
         summary="Online recommendation with a constant-size step per interaction",
+        description=_ABOUT,
         version="0.1.0",
         lifespan=lifespan,
         docs_url="/docs",
@@ -146,13 +156,12 @@ def create_app(settings: Settings | None = None) -> Application:
     )
     for router in routers:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
-    app.include_router(
-        admin.router,
-        dependencies=[declared_key],
-        responses=problems.declared(401, 403, *SENT),
-    )
+    administered = problems.declared(401, 403, *SENT)
+    app.include_router(admin.router, dependencies=[declared_key], responses=administered)
+    app.include_router(journal.router, dependencies=guarded, responses=administered)
     app.include_router(health.router)
     if chosen.page:
+        app.state.page_metrics = page.MetricsReader()
         app.include_router(page.router)
         app.include_router(page.data, dependencies=guarded)
     problems.install(app)

@@ -18,6 +18,7 @@ from service.http.schemas import (
     WARNINGS,
     Body,
     Id,
+    example,
 )
 from service.http.times import Time
 
@@ -94,6 +95,8 @@ class NewItem(ItemRecord):
 
 class ItemBatch(Body):
     """Items, each with all that is to be said of it."""
+
+    model_config = example(items=[{"item_id": "lamp-1", "title": "Lamp", "categories": ["Light"]}])
 
     items: Annotated[list[NewItem], AtMost("max_batch_items")] = Field(min_length=1)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.config import JsonValue
 
 from model.items import LONGEST_ID
 from model.kinds import KIND
@@ -50,6 +51,11 @@ Weight = Annotated[
 ]
 
 
+def example(**given: JsonValue) -> ConfigDict:
+    """A body to try, for the documentation."""
+    return ConfigDict(json_schema_extra={"examples": [given]})
+
+
 class Body(BaseModel):
     """What a caller sends as JSON: no other fields, no values of other types."""
 
@@ -58,6 +64,8 @@ class Body(BaseModel):
 
 class Interaction(Body):
     """One user interacted with one item."""
+
+    model_config = example(user_id="ann", item_id="50", event_id="ann-50-1")
 
     user_id: Id
     item_id: Id
@@ -71,6 +79,10 @@ class Interaction(Body):
 
 class InteractionBatch(Body):
     """Interactions in order; the order of each user's is kept."""
+
+    model_config = example(
+        interactions=[{"user_id": "ann", "item_id": "50"}, {"user_id": "ben", "item_id": "181"}]
+    )
 
     interactions: Annotated[list[Interaction], AtMost("max_batch_events")] = Field(min_length=1)
 

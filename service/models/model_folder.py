@@ -7,6 +7,7 @@ from pathlib import Path
 
 from model import artefact_cache
 from model.artefact_store import open_artefact_store
+from model.journal import FILE, Entry, entries_of
 from model.object_store import ObjectStore
 
 
@@ -40,6 +41,14 @@ class ModelFolder:
             ArtefactStoreError: the object store does not answer.
         """
         return dict(sorted(self._store.names().items()))
+
+    def journal(self, newest: int) -> list[Entry]:
+        """What became of the models that a learner trained, the oldest of so many first.
+
+        Raises:
+            ArtefactStoreError: it can't be read.
+        """
+        return entries_of(self._store.read(FILE) or b"", newest)
 
     def prune(self, in_use: Collection[str]) -> None:
         """Deletes what was fetched, but for editions in use and the ones used last.

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from benchmarks.http_load import closed_loop, mixed
-from learning.journal import Entry, FolderJournal
+from learning.journal import FolderJournal
 from learning.round import RoundFile
 from model.artefact import Artefact
+from model.journal import Entry
 from tests.faults.fleet import Fleet
 from tests.faults.load import Answer, Load
 from tests.faults.report import Report

@@ -13,8 +13,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from learning.journal import Entry, FolderJournal
+from learning.journal import FolderJournal
 from model.artefact import Artefact
+from model.journal import Entry
 from model.times import iso
 from tests.forked import Forked
 from tests.learning import played

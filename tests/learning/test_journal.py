@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learning.journal import FILE, Entry, FolderJournal, StoredJournal, made, newest, open_journal
+from learning.journal import FolderJournal, StoredJournal, made, newest, open_journal
 from model.artefact_store import open_artefact_store
+from model.journal import FILE, Entry
 
 AT = "2026-01-31T12:00:00.000Z"
 

@@ -10,8 +10,8 @@ from typing import get_args
 
 import pytest
 
-from learning.journal import FILE
 from learning.round import RoundFile, Stage
+from model.journal import FILE
 from tests.depth import examples
 from tests.learning.conftest import World
 from tests.waited import LONG_S, until

@@ -67,6 +67,10 @@ def test_two_ports(service: Service, operations: str) -> None:
         body = {"user_id": "u", "item_id": "a"}
         refused(client.post(f"{operations}/interactions", json=body), 404)
         refused(client.get(f"{service.url}/metrics"), 404)
+        refused(client.get(f"{operations}/page-data/metrics"), 404)
+        shown = client.get(f"{service.url}/page-data/metrics")
+        assert "tim4rec_workers 2.0" in shown.text
+        refused(httpx.get(f"{service.url}/page-data/metrics"), 401)
         assert client.get(f"{service.url}/readyz").status_code == 200  # for load balancers
         assert client.post(f"{service.url}/interactions", json=body).status_code == 200
     until(lambda: "tim4rec_workers 2.0" in httpx.get(f"{operations}/metrics").text)

@@ -589,6 +589,7 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("get", "/users/{user_id}"): {"401", "404", "422", "503"},
         ("delete", "/users/{user_id}"): {"401", "422", "503"},
         ("get", "/users/{user_id}/history"): {"401", "404", "422", "503"},
+        ("get", "/admin/journal"): {"401", "403", "409", "422", "503"},
         ("get", "/admin/model"): {"401", "403", "409", "503"},
         ("post", "/admin/model"): {"401", "403", "409", "422", "503"},
         ("delete", "/admin/model"): {"401", "403", "409", "503"},

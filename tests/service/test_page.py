@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
+import time
 import tomllib
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 from model.artefact import Artefact
+from service.observe.exposition import exposition
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, ROOT, in_process, make_artefact
 
@@ -69,6 +72,34 @@ def test_its_files(artefact: Artefact, valkey: ValkeyServer, run: Run) -> None:
                 "/page/%2Fetc%2Fpasswd",
             ):
                 assert (await client.get(nothing)).status_code == 404, nothing
+
+    run(check())
+
+
+def test_its_metrics_are_made_once_a_second(
+    artefact: Artefact, valkey: ValkeyServer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many pages ask, at once or one after the other; and never without a key."""
+
+    async def check() -> None:
+        made: list[float] = []
+
+        def counted() -> tuple[bytes, str]:
+            made.append(time.monotonic())
+            return exposition()
+
+        monkeypatch.setattr("service.http.routes.page.exposition", counted)
+        async with in_process(artefact.folder, valkey.url, api_keys="secret") as client:
+            assert (await client.get("/page-data/metrics")).status_code == 401
+            key = {"X-API-Key": "secret"}
+            asked = [client.get("/page-data/metrics", headers=key) for _ in range(20)]
+            answers = await asyncio.gather(*asked)
+            assert all("tim4rec_store_up 1.0" in answer.text for answer in answers)
+            assert answers[0].headers["Cache-Control"] == "no-store"
+            while len(made) < 3:
+                assert (await client.get("/page-data/metrics", headers=key)).status_code == 200
+                await asyncio.sleep(0.02)
+        assert all(after - before > 0.9 for before, after in itertools.pairwise(made))
 
     run(check())
 

@@ -2,7 +2,7 @@
 
 import { el } from "./dom.js";
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [560, 200, 46, 8, 8, 20];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [560, 200, 60, 8, 8, 20];
 
 const TICKS_S = [15, 30, 60];
 

@@ -29,7 +29,9 @@ export function ms(value) {
 }
 
 export function bytes(value) {
-  return value < 1000 ? several(value, "byte") : `${number(1).format(value / 1000)} kB`;
+  if (value < 1000) return several(value, "byte");
+  const power = Math.min(3, Math.floor(Math.log10(value) / 3));
+  return `${number(1).format(value / 1000 ** power)} ${["kB", "MB", "GB"][power - 1]}`;
 }
 
 /** A length of time in its largest unit. */

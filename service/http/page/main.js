@@ -5,7 +5,7 @@ import { byId } from "./dom.js";
 import { ms } from "./format.js";
 import { History } from "./history.js";
 import { interactions, Items, listed } from "./items.js";
-import { Key } from "./key.js";
+import { ADMIN_KEY, API_KEY, Key } from "./key.js";
 import { Options } from "./options.js";
 import { People } from "./people.js";
 import { Picker } from "./picker.js";
@@ -25,7 +25,7 @@ const STATUSES = {
   duplicate: "It was there already.",
 };
 
-const key = new Key();
+const key = new Key(API_KEY);
 const statement = new Statement();
 const service = new Service(key, (said, about) => statement.wait(said, about));
 const user = new User();
@@ -243,9 +243,9 @@ user.addEventListener("change", () => {
 clock.addEventListener("change", ask);
 options.addEventListener("change", ask);
 byId("why").addEventListener("change", explain);
-const given = { key, service, items };
+const given = { key, adminKey: new Key(ADMIN_KEY), service, items, user };
 const named = (name, title) => ({ name, title, open: async () => (await import(`./${name}.js`)).view(given) });
-tabs([{ name: "try", title: "Try it", open: async () => ({ show() {}, hide() {} }) }, named("charts", "Live charts")]);
+tabs([{ name: "try", title: "Try it", open: async () => ({ show() {}, hide() {} }) }, named("health", "Health"), named("learning", "Learning"), named("users", "Users"), named("catalogue", "Items"), named("compare", "Compare")]);
 
 queue(begin);
 people.start();

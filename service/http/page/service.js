@@ -47,6 +47,10 @@ export class Service {
     return this.#call("POST", path, { body, signal, kept });
   }
 
+  put(path, body) {
+    return this.#call("PUT", path, { body });
+  }
+
   delete(path) {
     return this.#call("DELETE", path, {});
   }

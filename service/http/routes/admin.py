@@ -18,7 +18,7 @@ from model.times import iso
 from service.http.dependencies import Services, ServicesDep
 from service.http.problems import ProblemError, declared
 from service.http.routes.users import decoded
-from service.http.schemas import Body
+from service.http.schemas import Body, example
 from service.models.decision import Decision, Outcome, Reason
 from service.models.model_folder import ModelFolder
 from service.models.sequential_test import Comparison, compared
@@ -30,6 +30,8 @@ router = APIRouter(prefix="/admin/model", tags=["operation"])
 
 class ModelChoice(Body):
     """A model for everybody, or on trial for a share of the users."""
+
+    model_config = example(model="shop-2026-11", share=0.1, decide=True)
 
     model: str = Field(
         min_length=1, max_length=255, description="name of an artefact in the setting `models_dir`"
@@ -160,13 +162,15 @@ class ModelsServed(BaseModel):
     processes: list[Process]
 
 
-@router.post("", responses=declared(409, 422, 503))
+@router.post(
+    "", summary="Serve a model, or try it on some users", responses=declared(409, 422, 503)
+)
 async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
     """Has every process take over a model. The one before serves until that is done.
 
     The artefact is loaded here first: one that can't be is refused.
     """
-    folder = _folder(services)
+    folder = models_folder(services)
     try:
         path = await asyncio.to_thread(folder.find, body.model)
         artefact = await asyncio.to_thread(load_artefact, path)
@@ -195,15 +199,15 @@ async def set_model(body: ModelChoice, services: ServicesDep) -> ModelsSet:
     return await _set(services, before, after)
 
 
-@router.delete("", responses=declared(409, 503))
+@router.delete("", summary="Go back to the model of the start", responses=declared(409, 503))
 async def clear_model(services: ServicesDep) -> ModelsSet:
     """Has every process go back to the model that it was started with; all trials end."""
-    _folder(services)
+    models_folder(services)
     before = await _read(services)
     return await _set(services, before, before.cleared())
 
 
-@router.delete("/trials/{name}", responses=declared(404, 409, 422, 503))
+@router.delete("/trials/{name}", summary="End a trial", responses=declared(404, 409, 422, 503))
 async def end_trial(
     name: Annotated[
         str, BeforeValidator(decoded), Path(max_length=255, description="percent-encoded")
@@ -211,7 +215,7 @@ async def end_trial(
     services: ServicesDep,
 ) -> ModelsSet:
     """Takes a trial back: its users get what everybody has. Other trials go on."""
-    _folder(services)
+    models_folder(services)
     before = await _read(services)
     trial = before.trial(name)
     if trial is None:
@@ -219,10 +223,10 @@ async def end_trial(
     return await _set(services, before, before.without(trial))
 
 
-@router.get("", responses=declared(409, 503))
+@router.get("", summary="See which models serve whom", responses=declared(409, 503))
 async def get_model(services: ServicesDep) -> ModelsServed:
     """What is set, how trials stand, what may be set, and what each process serves."""
-    folder = _folder(services)
+    folder = models_folder(services)
     split = await _read(services)
     serving = await services.deployer.registry.serving()
     available, fault = dict[str, str](), None
@@ -279,7 +283,8 @@ def _check_trial(
         )
 
 
-def _folder(services: Services) -> ModelFolder:
+def models_folder(services: Services) -> ModelFolder:
+    """Raises ProblemError: the service has none."""
     folder = services.deployer.folder
     if folder is None:
         raise ProblemError(

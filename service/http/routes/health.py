@@ -14,13 +14,13 @@ from service.store.errors import StoreError
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/livez")
+@router.get("/livez", summary="Is the process there?")
 async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "alive"}
 
 
-@router.get("/readyz", responses=declared(503))
+@router.get("/readyz", summary="Can it answer?", responses=declared(503))
 async def readyz(request: Request) -> dict[str, str]:
     """The model is warm and the process not about to stop; with `store_away=refuse`, the store
     answers as well."""

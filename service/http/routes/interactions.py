@@ -66,7 +66,7 @@ def _status(
     return "late" if verdict is Verdict.LATE else "applied"
 
 
-@router.post("", responses=declared(409, 422, 503))
+@router.post("", summary="Store an interaction", responses=declared(409, 422, 503))
 async def post_interaction(body: Interaction, services: ServicesDep) -> InteractionResult:
     """Logs one interaction; when this answers it is durable, and every recommendation knows it."""
     if (heavy := _too_heavy(body, services)) is not None:
@@ -87,7 +87,7 @@ async def post_interaction(body: Interaction, services: ServicesDep) -> Interact
     )
 
 
-@router.post("/batch", responses=declared(422, 503))
+@router.post("/batch", summary="Store many interactions", responses=declared(422, 503))
 async def post_batch(body: InteractionBatch, services: ServicesDep) -> BatchResults:
     """Logs many interactions; each gets a result of its own, also when others fail."""
     places: dict[str, list[int]] = {}

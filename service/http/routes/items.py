@@ -36,7 +36,7 @@ router = APIRouter(prefix="/items", tags=["items"])
 ItemId = Annotated[Id, BeforeValidator(decoded), Path(description="percent-encoded")]
 
 
-@router.get("", responses=declared(422, 503))
+@router.get("", summary="Find items", responses=declared(422, 503))
 async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep) -> ItemPage:
     """Items by title, or whose titles hold all words of `q`: first those that begin with it.
 
@@ -68,7 +68,7 @@ async def list_items(query: Annotated[ItemQuery, Query()], services: ServicesDep
     )
 
 
-@router.post("/batch", responses=declared(422, 503))
+@router.post("/batch", summary="Describe many items", responses=declared(422, 503))
 async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
     """Sets the records of many items; of one that comes twice, the last counts."""
 
@@ -84,7 +84,7 @@ async def put_items(body: ItemBatch, services: ServicesDep) -> ItemsWritten:
     return ItemsWritten(written=len(records))
 
 
-@router.put("/{item_id}", responses=declared(422, 503))
+@router.put("/{item_id}", summary="Describe an item, or hide it", responses=declared(422, 503))
 async def put_item(item_id: ItemId, body: ItemRecord, services: ServicesDep) -> CatalogueItem:
     """Sets an item's record in place of the one before. All workers heed it within a moment."""
     stored = _stored(services, body, "body")
@@ -92,7 +92,7 @@ async def put_item(item_id: ItemId, body: ItemRecord, services: ServicesDep) -> 
     return _described(services, item_id, stored)
 
 
-@router.get("/{item_id}", responses=declared(404, 422, 503))
+@router.get("/{item_id}", summary="Look at an item", responses=declared(404, 422, 503))
 async def get_item(item_id: ItemId, services: ServicesDep) -> CatalogueItem:
     """What is known of an item."""
     stored = await services.catalogue.records.read(item_id)
@@ -102,7 +102,9 @@ async def get_item(item_id: ItemId, services: ServicesDep) -> CatalogueItem:
     return _described(services, item_id, stored)
 
 
-@router.delete("/{item_id}", responses=declared(422, 503))
+@router.delete(
+    "/{item_id}", summary="Delete what was said of an item", responses=declared(422, 503)
+)
 async def delete_item(item_id: ItemId, services: ServicesDep) -> ItemDeleted:
     """Removes an item's record: what the model's artefact says of it, if anything, holds again."""
     before = await services.write_items({item_id: None})
@@ -110,7 +112,10 @@ async def delete_item(item_id: ItemId, services: ServicesDep) -> ItemDeleted:
 
 
 @router.get(
-    "/{item_id}/similar", responses=declared(404, 422, 503), response_model_exclude_none=True
+    "/{item_id}/similar",
+    summary="List items like this one",
+    responses=declared(404, 422, 503),
+    response_model_exclude_none=True,
 )
 async def get_similar(
     item_id: ItemId,

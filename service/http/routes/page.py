@@ -1,9 +1,11 @@
 """The page at `/`: files of the package, the same for everybody; and what it shows of the store's
-own, which wants a key as all else does."""
+own and of the metrics, which wants a key as all else does."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,10 +16,13 @@ from pydantic import BaseModel
 from model.times import iso
 from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError
+from service.observe import values
+from service.observe.exposition import exposition
 
 router = APIRouter(include_in_schema=False)
 data = APIRouter(prefix="/page-data", include_in_schema=False)
 
+_EVERY_S = 1.0
 _FOLDER = Path(__file__).parents[1] / "page"
 _TYPES = {
     ".html": "text/html",
@@ -89,6 +94,31 @@ async def get_people(services: ServicesDep) -> ExamplePeople:
         for person in await services.people.people(services.catalogue, moves)
     ]
     return ExamplePeople(people=people)
+
+
+class MetricsReader:
+    """What `/metrics` has, for any number of pages: made once a second at most."""
+
+    def __init__(self) -> None:
+        self._begun_s = float("-inf")
+        self._reading: asyncio.Task[tuple[bytes, str]] | None = None
+
+    async def read(self) -> tuple[bytes, str]:
+        """The text and its content type."""
+        now_s = time.monotonic()
+        if self._reading is None or (self._reading.done() and now_s - self._begun_s >= _EVERY_S):
+            values.write()
+            self._begun_s = now_s
+            self._reading = asyncio.create_task(asyncio.to_thread(exposition))
+        return await asyncio.shield(self._reading)
+
+
+@data.get("/metrics")
+async def get_page_metrics(request: Request) -> Response:
+    """The metrics of all workers, on the API's port and with its keys."""
+    reader: MetricsReader = request.app.state.page_metrics
+    body, media_type = await reader.read()
+    return Response(body, headers={"Content-Type": media_type, "Cache-Control": "no-store"})
 
 
 @router.get("/")

@@ -41,7 +41,12 @@ class PopularItems(BaseModel):
     warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
-@router.get("/popular", responses=declared(422, 503), response_model_exclude_none=True)
+@router.get(
+    "/popular",
+    summary="List what is popular",
+    responses=declared(422, 503),
+    response_model_exclude_none=True,
+)
 async def get_popular(
     query: Annotated[PopularQuery, Query()], services: ServicesDep
 ) -> PopularItems:

@@ -22,6 +22,7 @@ from service.http.schemas import (
     WARNINGS,
     Body,
     Id,
+    example,
 )
 from service.http.times import AssumedTime, RequestTime
 
@@ -30,6 +31,8 @@ router = APIRouter(tags=["recommendations"])
 
 class Candidates(Body):
     """Items to be put in the order in which they fit a user."""
+
+    model_config = example(user_id="ann", item_ids=["50", "181", "100"])
 
     user_id: Id
     item_ids: Annotated[list[Id], AtMost("max_candidates")] = Field(
@@ -80,7 +83,12 @@ class RankedItems(BaseModel):
     warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
-@router.post("/rank", responses=declared(422, 503), response_model_exclude_none=True)
+@router.post(
+    "/rank",
+    summary="Order given items for a user",
+    responses=declared(422, 503),
+    response_model_exclude_none=True,
+)
 async def rank(body: Candidates, services: ServicesDep) -> RankedItems:
     """Orders given items for a user, by everything that was logged before the call."""
     services = services.of(body.user_id)

@@ -20,7 +20,7 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import Body, Id, Recommendations
+from service.http.schemas import Body, Id, Recommendations, example
 
 router = APIRouter(tags=["recommendations"])
 
@@ -31,6 +31,8 @@ class _OfUser(Body):
 
 class RecommendationRequest(RecommendationOptions, _OfUser):  # the user's id is the first field
     """The parameters of GET /recommend, for more of them than a URL holds."""
+
+    model_config = example(user_id="ann", k=5)
 
     allow_stale: bool = Field(
         False, description="a state in memory will do: faster, may miss the newest events"
@@ -52,7 +54,12 @@ class RecommendationQuery(RecommendationRequest):
     fields: QueryFields = None
 
 
-@router.get("/recommend", responses=declared(422, 503), response_model_exclude_none=True)
+@router.get(
+    "/recommend",
+    summary="Recommend items to a user",
+    responses=declared(422, 503),
+    response_model_exclude_none=True,
+)
 async def recommend(
     query: Annotated[RecommendationQuery, Query()], services: ServicesDep
 ) -> Recommendations:
@@ -60,7 +67,12 @@ async def recommend(
     return await _recommend(services.of(query.user_id), query)
 
 
-@router.post("/recommend", responses=declared(422, 503), response_model_exclude_none=True)
+@router.post(
+    "/recommend",
+    summary="Recommend items to a user, with long options",
+    responses=declared(422, 503),
+    response_model_exclude_none=True,
+)
 async def post_recommend(body: RecommendationRequest, services: ServicesDep) -> Recommendations:
     """GET /recommend with its parameters in the body."""
     return await _recommend(services.of(body.user_id), body)

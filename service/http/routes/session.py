@@ -18,7 +18,17 @@ from service.http.recommendation_options import (
     next_cursor,
     resolved,
 )
-from service.http.schemas import AT, EDITION, MODEL, WARNINGS, Body, Id, Kind, RecommendedItem
+from service.http.schemas import (
+    AT,
+    EDITION,
+    MODEL,
+    WARNINGS,
+    Body,
+    Id,
+    Kind,
+    RecommendedItem,
+    example,
+)
 from service.http.times import AssumedTime, Time
 from service.store.events import Event, new_uid
 
@@ -35,6 +45,8 @@ class SessionEvent(Body):
 
 class SessionRequest(RecommendationOptions):
     """Interactions of somebody of whom nothing is stored, oldest first."""
+
+    model_config = example(events=[{"item_id": "50"}, {"item_id": "181"}], k=5)
 
     events: Annotated[list[SessionEvent], AtMost("max_session_events")]
 
@@ -57,7 +69,12 @@ class SessionRecommendations(BaseModel):
     warnings: Annotated[list[str] | None, Field(description=WARNINGS)] = None
 
 
-@router.post("/session", responses=declared(422, 503), response_model_exclude_none=True)
+@router.post(
+    "/session",
+    summary="Recommend items to somebody unknown, by what they did now",
+    responses=declared(422, 503),
+    response_model_exclude_none=True,
+)
 async def recommend_session(body: SessionRequest, services: ServicesDep) -> SessionRecommendations:
     """The best items after these interactions; nothing is stored, and the store is not asked.
 

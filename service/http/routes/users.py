@@ -47,7 +47,7 @@ class UserQuery(BaseModel):
     starting_with: str = Field("", max_length=LONGEST_ID, description="what their ids begin with")
 
 
-@router.get("", responses=declared(403, 422, 503))
+@router.get("", summary="Find users", responses=declared(403, 422, 503))
 async def list_users(query: Annotated[UserQuery, Query()], services: ServicesDep) -> UserPage:
     """The users with a record, in no order; with an admin key. A page takes a quarter of a second
     at most, and may be empty though others follow: the last has no `next`."""
@@ -77,7 +77,9 @@ def _unknown(user_id: str) -> ProblemError:
     return ProblemError(404, f"user_id: nothing is known of {user_id!r}", field="user_id")
 
 
-@router.get("/{user_id}/history", responses=declared(404, 422, 503))
+@router.get(
+    "/{user_id}/history", summary="Export a user's history", responses=declared(404, 422, 503)
+)
 async def get_history(
     user_id: UserId,
     services: ServicesDep,
@@ -115,7 +117,7 @@ def _logged(event: Event) -> LoggedEvent:
     )
 
 
-@router.get("/{user_id}", responses=declared(404, 422, 503))
+@router.get("/{user_id}", summary="Look at a user", responses=declared(404, 422, 503))
 async def get_user(user_id: UserId, services: ServicesDep) -> User:
     """What is kept of a user."""
     record = await services.log.describe(user_id)
@@ -134,7 +136,7 @@ async def get_user(user_id: UserId, services: ServicesDep) -> User:
     )
 
 
-@router.delete("/{user_id}", responses=declared(422, 503))
+@router.delete("/{user_id}", summary="Erase a user", responses=declared(422, 503))
 async def delete_user(user_id: UserId, services: ServicesDep) -> Erased:
     """Forgets a user: the record, the snapshots and the states in memory of every worker."""
     return Erased(user_id=user_id, erased=await services.of(user_id).engine.erase(user_id))
