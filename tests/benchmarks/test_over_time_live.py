@@ -22,7 +22,7 @@ from benchmarks.ranks import ResultError
 from model import ModelConfig, TiM4Rec
 from model.live.mixture import Mixture
 from model.live.ranker import Features
-from model.live.ranking import HAS_QUERY, LENGTH, POPULAR
+from model.live.ranking import HAS_QUERY, LENGTH
 from tests.training.logs import ring_log
 from training.dataset import Int64s
 from training.forward.events import Events
@@ -118,7 +118,7 @@ def mixtures_by_hand(log: Log, walk: Walk, models: Refitted) -> list[Mixture]:
 def scores_by_hand(found: Features, mixture: Mixture) -> np.ndarray:
     w, f, c = mixture.weights, found.features, found.context
     if not (c[HAS_QUERY] or c[LENGTH]):  # of somebody of whom nothing is known
-        return f[POPULAR]
+        return f[mixture.alone]
     hidden = np.maximum(w.hidden @ f + (w.hidden_context @ c + w.bias)[:, None], 0)
     return (w.linear + w.by_context @ c) @ f + w.out @ hidden
 

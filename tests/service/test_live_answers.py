@@ -88,7 +88,7 @@ def mixed(features: Features, mixture: Mixture) -> np.ndarray:
     """The candidates' scores."""
     weights, f, c = mixture.weights, features.features, features.context
     if not (c[HAS_QUERY] or c[LENGTH]):
-        return f[POPULAR]
+        return f[mixture.alone]
     hidden = weights.hidden @ f + (weights.hidden_context @ c + weights.bias)[:, None]
     scores: np.ndarray = (weights.linear + weights.by_context @ c) @ f
     return scores + weights.out @ np.maximum(hidden, 0)

@@ -30,6 +30,7 @@ from tests.service.browsing import (
 )
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, ROOT, Service, history, make_artefact
+from tests.waited import until
 
 pytestmark = needs_chromium
 
@@ -248,6 +249,9 @@ def test_asked_differently(
         category.get_by_label("Books").check()
         page.get_by_role("group", name="colour").get_by_label("red").check()
         page.get_by_role("group", name="price").get_by_label("to").fill("40")
+        # The list gets shorter, and what is below it moves up.
+        expect(page.locator("#options-count")).to_have_text("2 choices")
+        expect(page.locator("#about")).to_contain_text("are left by these filters")
         page.get_by_label("Leave out what was taken before").uncheck()
         page.get_by_role("slider", name="Diversity").fill("0.3")
         expect(page.locator("#options-count")).to_have_text("4 choices")
@@ -369,11 +373,12 @@ def test_a_store_that_is_frozen(
             plain(page)
         finally:
             store.send(signal.SIGCONT)
+        until(lambda: client.get("/users/frozen/history").is_success)  # connections come back
         page.locator("#again").click()
+        expect(page.locator("#stale")).to_be_hidden()
         expect(page.locator("#list li")).to_have_count(10)
         page.locator("#list .pick").nth(1).click()
         has_stored(page, len(history(client, "frozen")))
-        expect(page.locator("#stale")).to_be_hidden()
 
 
 def test_people_that_can_not_be_read(browser: Browser, service: Service) -> None:
