@@ -9,14 +9,12 @@ from typing import Any
 import polars as pl
 
 from cli.attribute_types import typed
+from cli.items import NO_ATTRIBUTES
 from cli.table_head import TableHead
 from training.item_table import read_items
 from training.table_files import OLDER_ENCODING, read_pieces, wrongly_encoded
 from training.table_format import TableFormat
 from training.tables import InputError
-
-NO_ATTRIBUTES = ("item_id", "title", "categories", "genres", "similar_to", "hidden",
-                 "available_from", "available_until", "line")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +61,7 @@ class CheckedItems:
                 encoding = OLDER_ENCODING
                 near = replace(near, encoding=encoding)
                 pieces = list(read_pieces(path, ["item_id"], None, near))
-            table = read_items(path, skip_bad_rows=True, form=near)
-            if not skip_bad_rows:
-                read_items(path, form=near)
+            table = read_items(path, skip_bad_rows=skip_bad_rows, form=near)
         except InputError as error:
             refusals.append(str(error))
             return cls(path, None, 0, 0, (), (), refusals, options, encoding)

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from cli.steps import several_kinds, suggested_rules
+from cli.steps import several_kinds, steps_of, suggested_rules
 from cli.table_head import TableHead
 from model.kinds import KindRules
 from model.times import iso
@@ -83,8 +83,7 @@ class CheckedLog:
             options += ["--kinds", suggested]
             rules = KindRules.parse(suggested)
         if rules is not None:
-            stepping = [kind for kind in frame["kind"].unique() if rules.steps(kind)]
-            frame = frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
+            frame = steps_of(frame, rules)
         core = CoreLoss.of(frame, chosen.core, chosen.core)
         if core.rows[0] == core.rows[1]:
             refusals.append(

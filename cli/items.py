@@ -33,9 +33,9 @@ from training.table_format import TableFormat
 LISTED = 20
 AT_ONCE = 1000
 LONGEST_LINE = 1 << 20
-_OWN = ("item_id", "title", "categories", "genres", "similar_to", "hidden", "available_from",
-        "available_until", "line")  # fmt: skip
-"""What is no attribute."""
+NO_ATTRIBUTES = ("item_id", "title", "categories", "genres", "similar_to", "hidden",
+                 "available_from", "available_until", "line")  # fmt: skip
+"""Columns that are no attribute."""
 _NOTHING = frozenset(NULL_WORDS)
 _LISTS = ("categories", "similar_to")
 
@@ -172,7 +172,7 @@ def _table_rows(path: Path, form: TableFormat, types: Mapping[str, Type]) -> Ite
         raise CommandError(f"--types: {path} has no column {', '.join(unknown)}")
     lines, faults = frame["line"], dict[int, str]()
     said = []
-    for column in typed_columns(frame.drop(*_OWN, strict=False), types):
+    for column in typed_columns(frame.drop(*NO_ATTRIBUTES, strict=False), types):
         frame = frame.with_columns(column.values)
         said.append(f"{column.values.name} {column.said}")
         for place, fault in column.faults:

@@ -40,15 +40,12 @@ class Proposal:
         self._columns("columns", log, ["user_id", "item_id", "timestamp"])
         if items is not None:
             self._columns("item_columns", items, ["item_id"])
-        rows = _Rows.of(log, self.reading.log_form)
-        bad = rows.bad if items is None else [*rows.bad, *_bad_items(items, self.reading.item_form)]
+        rows, bad = self._read()
         wrong = wrongly_encoded(bad)
         if wrong is not None and self.reading.encoding is None:
             what, _, _ = wrong.partition(":")
             self._propose("encoding", OLDER_ENCODING, f"{self.source.given}: {what}")
-            rows = _Rows.of(log, self.reading.log_form)
-            bad = [] if items is None else _bad_items(items, self.reading.item_form)
-            bad = [*rows.bad, *bad]
+            rows, bad = self._read()
         if bad and not self.reading.skip_bad_rows:
             what = f"{len(bad):,} rows can't be read: line {bad[0].line}: {bad[0].reason}"
             self._propose("skip_bad_rows", True, f"{self.source.given}: {what}")
@@ -80,6 +77,12 @@ class Proposal:
                 example = f"{name.upper()}='{required[0]}=NAME,...'"
                 raise CommandError(f"{error.what}: say which is which by {example}") from None
             self._propose(name, error.near.pairs, error.what)
+
+    def _read(self) -> tuple[_Rows, list[BadRow]]:
+        """The log's rows, and what can't be read of both files."""
+        rows, items = _Rows.of(self.source.log, self.reading.log_form), self.source.items
+        of_items = [] if items is None else _bad_items(items, self.reading.item_form)
+        return rows, [*rows.bad, *of_items]
 
     def _propose(self, name: str, value: str | bool, what: str) -> None:
         self._whats.append(what)

@@ -94,8 +94,7 @@ def read_steps(
             raise InputError(f"{path}: {said}")
         columns = log.frame.select("user_id", "item_id", "time_ms")
         return dataclasses.replace(log, frame=columns)
-    stepping = [kind for kind in log.frame["kind"].unique() if rules.steps(kind)]
-    kept = log.frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
+    kept = steps_of(log.frame, rules)
     if kept.is_empty():
         there = listed_kinds(log.frame["kind"])
         raise InputError(f"{path}: no row is a step by the rules {rules}; there are {there}")
@@ -103,6 +102,12 @@ def read_steps(
     note = f"{left_out:,} of {len(log.frame):,} rows are no steps by {rules} and left out"
     columns = kept.select("user_id", "item_id", "time_ms")
     return dataclasses.replace(log, frame=columns, notes=[*log.notes, note], kinds=rules)
+
+
+def steps_of(frame: pl.DataFrame, rules: KindRules) -> pl.DataFrame:
+    """The rows that are a step by the rules."""
+    stepping = [kind for kind in frame["kind"].unique() if rules.steps(kind)]
+    return frame.filter(pl.col("kind").is_in(stepping, nulls_equal=True))
 
 
 def several_kinds(kinds: pl.Series) -> str | None:

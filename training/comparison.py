@@ -21,10 +21,9 @@ from training.forward.events import Events
 from training.forward.item_knn import ItemKNN
 from training.forward.popularity import Popularity
 from training.metrics import gains
-from training.verdict import Difference
+from training.verdict import DECIDING, Difference
 
-METRICS = ("HR@10", "NDCG@10")
-DECIDING = "NDCG@10"
+METRICS = ("HR@10", DECIDING)
 MOST_PAIRED = 1_000_000
 """Item-kNN counts so many of the newest training interactions: its pairs take memory."""
 MOST_TARGETS = 20_000
