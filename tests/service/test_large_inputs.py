@@ -288,13 +288,14 @@ def test_large_values_hold_nobody_up(
 
 
 def test_a_stall_is_seen(service: Service, watch: Watch) -> None:
-    """Of 0.3 s: what the tests above look for, they would find."""
+    """What the tests above look for, they would find: a busy machine may keep the watch from asking
+    for a part of the second."""
     assert service.process is not None
     stalls = []
     for _ in range(TRIES):
         began = watch.now()
         os.kill(service.process.pid, signal.SIGSTOP)
-        time.sleep(0.3)
+        time.sleep(1.0)
         os.kill(service.process.pid, signal.SIGCONT)
         stalls.append(watch.since(began).stall_s)
     assert min(stalls) > LONGEST_STALL_S
