@@ -553,7 +553,7 @@ def test_alerts_are_posted_to_the_webhook(folder: Path) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hook = f"http://127.0.0.1:{server.server_port}/hook?key=a&b=$c"
     machine = Machine(folder, ALERT_WEBHOOK_URL=hook)
     try:

@@ -210,7 +210,7 @@ def test_a_server_that_repeats_what_it_refuses(files: Path, odd: str) -> None:
     login = f"{quote(marked(odd), safe='')}:{quote(marked(odd), safe='')}"
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Repeats) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             url = f"redis://{login}@127.0.0.1:{server.server_address[1]}"
             said = told("import-log", files / "log.csv", "--redis", url)
