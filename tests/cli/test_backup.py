@@ -9,7 +9,6 @@ import resource
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,6 +31,7 @@ from service.store.event_log import EventLog, LogRequest
 from service.store.events import NewEvent, new_uid
 from service.store.record_keys import RecordKeys
 from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
+from tests.cli.killed import killed
 from tests.cli.test_records import history, post, record
 from tests.depth import examples
 from tests.service.conftest import ValkeyServer, _shared_cluster, valkey_cluster
@@ -287,22 +287,16 @@ def test_every_record_is_whole_while_it_grows(
         assert [value[:8] for value in events.values()] == [e.uid for e in now[: len(events)]]
 
 
-def _started(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cli.main", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
-
-
 def test_a_killed_backup_is_none_and_the_next_one_is_whole(
     valkey: ValkeyServer, tmp_path: Path, write: Write
 ) -> None:
-    rows = [row for n in range(3000) for row in history(f"u{n}", 20)]
+    rows = [row for n in range(60) for row in history(f"u{n}", 20)]
     assert tim4rec("import-log", write(rows), "--redis", valkey.url).exit_code == 0
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    with _started("backup", out, "--redis", valkey.url) as process:
-        while not partial.exists() and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-    assert process.returncode == -9
+    killed(
+        "backup", out, "--redis", valkey.url, constant="service.bulk.backup.KEYS", value=20,
+        method="service.bulk.backup_folder.NewBackup.add", call=2,
+    )  # fmt: skip
     assert partial.exists()
     assert not out.exists()
     with valkey.client() as client:
@@ -313,25 +307,26 @@ def test_a_killed_backup_is_none_and_the_next_one_is_whole(
             assert "is no whole backup" in result.stderr
         assert client.exists("tim4rec:u:u0")
     said = backed_up(valkey.url, out)
-    assert "60,000 interactions of 3,000 users" in said
+    assert "1,200 interactions of 60 users" in said
     assert not partial.exists()
 
 
 def test_a_restore_that_was_cut_off_lets_nobody_start(
     valkey: ValkeyServer, tmp_path: Path, write: Write, model_folder: Path
 ) -> None:
-    rows = [row for n in range(3000) for row in history(f"u{n}", 20)]
+    rows = [row for n in range(60) for row in history(f"u{n}", 20)]
     log = write(rows)
     assert tim4rec("import-log", log, "--redis", valkey.url).exit_code == 0
     out = tmp_path / "out"
     backed_up(valkey.url, out)
     with valkey.client() as client:
         before = kept(client)
-        with _started("restore", out, "--redis", valkey.url, "--replace") as process:
-            while not client.exists("tim4rec:restoring") and process.poll() is None:
-                pass
-            process.kill()
-        assert client.exists("tim4rec:restoring"), "too late"
+        killed(
+            "restore", out, "--redis", valkey.url, "--replace",
+            constant="service.bulk.backup.KEYS", value=20,
+            method="service.bulk.stored_keys.StoredKeys.write", call=2,
+        )  # fmt: skip
+        assert 0 < len(kept(client)) < len(before)
         for command in (("serve", model_folder), ("import-log", log), ("backup", tmp_path / "b")):
             result = tim4rec(*command, "--redis", valkey.url)
             assert result.exit_code == (1 if command[0] == "backup" else 3)

@@ -6,9 +6,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +26,7 @@ from service.store.errors import StoreError, raised
 from service.store.event_log import EventLog, LatePolicy, LogRequest, StoredEvents
 from service.store.events import Event, Mark, NewEvent, new_uid
 from tests.cli.conftest import BASE_MS, Write, tim4rec
+from tests.cli.killed import killed
 from tests.cli.test_records import HOUR, history, post, record
 from tests.depth import examples
 from tests.service.conftest import _shared_cluster, valkey_cluster
@@ -256,33 +254,16 @@ def test_a_cluster_is_exported(
     assert read_log(tmp_path / "out").frame.equals(read_log(write(rows)).frame)
 
 
-KILLED_BETWEEN_PARTS = """
-import os, signal, sys
-from service.bulk import exporter
-from service.bulk.export_folder import ExportFolder
-
-exporter.ROWS_A_PART = 100
-write = ExportFolder.write
-
-def write_or_die(self, *part):
-    if any(self.path.glob("_export/part-*.json")):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(self, *part)
-
-ExportFolder.write = write_or_die
-from cli.main import app
-app(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_a_killed_export_goes_on(valkey: ValkeyServer, write: Write, tmp_path: Path) -> None:
     rows = [row for n in range(60) for row in history(f"u{n:02}", 20)]
     tim4rec("import-log", write(rows), "--redis", valkey.url)
     folder = tmp_path / "out"
-    command = [sys.executable, "-c", KILLED_BETWEEN_PARTS, "export-log", folder]
-    killed = subprocess.run([*command, "--redis", valkey.url], capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed(
+        "export-log", folder, "--redis", valkey.url,
+        constant="service.bulk.exporter.ROWS_A_PART", value=100,
+        method="service.bulk.export_folder.ExportFolder.write", call=4,
+    )  # fmt: skip
     done = {file: file.stat().st_mtime_ns for file in folder.glob("_export/part-*.json")}
     assert done
     assert not (folder / "manifest.json").exists()
