@@ -6,10 +6,9 @@ import asyncio
 import json
 import os
 import resource
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,10 +33,11 @@ from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
 from tests.cli.killed import killed
 from tests.cli.test_records import history, post, record
 from tests.depth import examples
+from tests.forked import Forked
 from tests.service.conftest import ValkeyServer, _shared_cluster, valkey_cluster
 from tests.service.test_store_access import PASSWORD, REDIS, guarded
 from tests.service.test_store_access import url as login
-from tests.waited import until
+from tests.waited import LONG_S, until
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyCluster
@@ -294,7 +294,8 @@ def test_a_killed_backup_is_none_and_the_next_one_is_whole(
     assert tim4rec("import-log", write(rows), "--redis", valkey.url).exit_code == 0
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     killed(
-        "backup", out, "--redis", valkey.url, constant="service.bulk.backup.KEYS", value=20,
+        tmp_path / "said", "backup", out, "--redis", valkey.url,
+        constant="service.bulk.backup.KEYS", value=20,
         method="service.bulk.backup_folder.NewBackup.add", call=2,
     )  # fmt: skip
     assert partial.exists()
@@ -322,7 +323,7 @@ def test_a_restore_that_was_cut_off_lets_nobody_start(
     with valkey.client() as client:
         before = kept(client)
         killed(
-            "restore", out, "--redis", valkey.url, "--replace",
+            tmp_path / "said", "restore", out, "--redis", valkey.url, "--replace",
             constant="service.bulk.backup.KEYS", value=20,
             method="service.bulk.stored_keys.StoredKeys.write", call=2,
         )  # fmt: skip
@@ -368,16 +369,11 @@ def test_a_full_disk_is_one_line(valkey: ValkeyServer, tmp_path: Path, write: Wr
     rows = [row for n in range(50) for row in history(f"u{n}", 50)]
     assert tim4rec("import-log", write(rows), "--redis", valkey.url).exit_code == 0
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "cli.main", "backup", str(out), "--redis", valkey.url]
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )
-    assert ended.returncode == 1
-    (line,) = (one for one in ended.stderr.splitlines() if not one.startswith("store "))
+    said = tmp_path / "said"
+    prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    process = Forked(["backup", str(out), "--redis", valkey.url], os.environ, said, prepare)
+    assert process.wait(LONG_S) == 1
+    (line,) = (one for one in said.read_text().splitlines() if not one.startswith("store "))
     assert line.startswith(f"error: {out}: ")
     assert "no backup was made" in line
     assert not list(tmp_path.glob("out*"))

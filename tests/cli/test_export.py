@@ -260,7 +260,7 @@ def test_a_killed_export_goes_on(valkey: ValkeyServer, write: Write, tmp_path: P
     tim4rec("import-log", write(rows), "--redis", valkey.url)
     folder = tmp_path / "out"
     killed(
-        "export-log", folder, "--redis", valkey.url,
+        tmp_path / "said", "export-log", folder, "--redis", valkey.url,
         constant="service.bulk.exporter.ROWS_A_PART", value=100,
         method="service.bulk.export_folder.ExportFolder.write", call=4,
     )  # fmt: skip
