@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ import typer
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.rounds import cpu_seconds, median_ratio
 from cli.console import errors_without_traceback, out, say
 from model.artefact import load_artefact
 from model.compiled_stepper import CompiledStepper
@@ -70,41 +70,28 @@ class CaughtUp:
 
 def catch_up(model: TiM4Rec, batch: int, length: int, rounds: int) -> CaughtUp:
     """Both ways, in turn."""
-    items, times = histories(model, batch, length)
+    items, times = histories(model.config.n_items, batch, length)
     lengths = torch.full((batch,), length)
     stepper, slots = CompiledStepper(model, model.new_state(batch)), np.arange(batch).repeat(length)
     flat = items.flatten().numpy(), times.flatten().numpy()
-    jobs: dict[str, Callable[[], object]] = {
-        "steps_ms": lambda: stepper.step(slots, *flat),
-        "prefill_ms": lambda: model.prefill(items, times, lengths, model.new_state(batch)),
+    jobs: dict[str, tuple[Callable[[], object], int]] = {
+        "steps": (lambda: stepper.step(slots, *flat), 1),
+        "prefill": (lambda: model.prefill(items, times, lengths, model.new_state(batch)), 1),
     }
-    lowest = dict.fromkeys(jobs, float("inf"))
-    for _ in range(rounds):
-        for name, work in jobs.items():
-            started = time.thread_time()
-            work()
-            lowest[name] = min(lowest[name], 1000 * (time.thread_time() - started))
-    return CaughtUp(batch, length, **lowest)
+    lowest = {name: 1000 * min(taken) for name, taken in cpu_seconds(jobs, rounds).items()}
+    return CaughtUp(batch, length, lowest["steps"], lowest["prefill"])
 
 
 def measure(model: TiM4Rec, batch: int, lengths: list[int], rounds: int) -> list[Row]:
     """A row for each length of the history."""
-    jobs: dict[tuple[str, int], Callable[[], object]] = {}
+    jobs: dict[tuple[str, int], tuple[Callable[[], object], int]] = {}
     for length in lengths:
-        items, times = histories(model, batch, length)
-        jobs["step", length] = _steps(model, items, times)
+        items, times = histories(model.config.n_items, batch, length)
+        jobs["step", length] = stepping(model, items, times), STEPS_A_ROUND
     for window in WINDOWS:
-        items, times = histories(model, batch, window)
-        jobs["window", window] = _window(model, items, times)
-    seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
-    for turn in range(rounds + 1):  # the first is to warm up
-        for job, work in jobs.items():
-            repeat = STEPS_A_ROUND if job[0] == "step" else 1
-            started = time.thread_time()
-            for _ in range(repeat):
-                work()
-            if turn:
-                seconds[job].append((time.thread_time() - started) / repeat)
+        items, times = histories(model.config.n_items, batch, window)
+        jobs["window", window] = recomputing(model, items, times), 1
+    seconds = cpu_seconds(jobs, rounds)
     shortest = seconds["step", lengths[0]]
     return [
         Row(
@@ -112,22 +99,23 @@ def measure(model: TiM4Rec, batch: int, lengths: list[int], rounds: int) -> list
             length,
             1000 * statistics.median(seconds["step", length]),
             {window: 1000 * statistics.median(seconds["window", window]) for window in WINDOWS},
-            _ratio(seconds["window", WINDOW], seconds["step", length]),
-            _ratio(seconds["step", length], shortest),
+            median_ratio(seconds["window", WINDOW], seconds["step", length]),
+            median_ratio(seconds["step", length], shortest),
         )
         for length in lengths
     ]
 
 
-def histories(model: TiM4Rec, batch: int, length: int) -> tuple[Tensor, Tensor]:
+def histories(n_items: int, batch: int, length: int) -> tuple[Tensor, Tensor]:
     """(B, L) items and times, drawn anew for each length."""
     draw = torch.Generator().manual_seed(length)
-    items = torch.randint(1, model.config.n_items + 1, (batch, length), generator=draw)
+    items = torch.randint(1, n_items + 1, (batch, length), generator=draw)
     gaps = torch.randint(0, 2 * HOUR_MS, (batch, length), generator=draw)
     return items, START_MS + gaps.cumsum(1)
 
 
-def _steps(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], None]:
+def stepping(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], None]:
+    """Another interaction of each of B users who all have the first one's history (B, L)."""
     state, batch = model.new_state(1), len(items)
     for start in range(0, items.shape[1], 512):
         part = items[:1, start : start + 512], times[:1, start : start + 512]
@@ -144,14 +132,11 @@ def _steps(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], None]:
     return step
 
 
-def _window(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], Tensor]:
+def recomputing(model: TiM4Rec, items: Tensor, times: Tensor) -> Callable[[], Tensor]:
+    """A pass over windows (B, L)."""
     lengths = torch.full((len(items),), items.shape[1])
     seconds = times / 1000
     return lambda: model.window_output(items, lengths, seconds)
-
-
-def _ratio(these: list[float], those: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 
 def main(

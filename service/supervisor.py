@@ -52,9 +52,10 @@ def serve(settings: Settings) -> int:
 class Supervisor:
     """Keeps `workers` processes on the same ports, and passes on the signals to stop."""
 
+    context = multiprocessing.get_context("spawn")
+
     def __init__(self, settings: Settings, listeners: list[socket.socket]) -> None:
         self.settings, self.listeners = settings, listeners
-        self.context = multiprocessing.get_context("spawn")
         self.serving = self.context.Event()
         self.workers: list[SpawnProcess] = []
         self._signalled: float | None = None

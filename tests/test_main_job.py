@@ -29,6 +29,7 @@ from tests.waited import LONG_S
 ROOT = Path(__file__).parents[1]
 SHOP = Path("tests", "data", "shop")
 STATE = "state-shop"
+READY_WITHIN_S = 600
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("TIM4REC_")} | {
     "PYTHONPATH": str(ROOT),
     "OMP_NUM_THREADS": "1",
@@ -110,7 +111,7 @@ class Job:
             except httpx.TransportError:
                 pass
             assert self.process.poll() is None, self.output.read_text()
-            assert time.monotonic() - self.started < 210, self.output.read_text()
+            assert time.monotonic() - self.started < READY_WITHIN_S, self.output.read_text()
             time.sleep(0.05)
 
     def stop(self) -> None:
@@ -149,6 +150,7 @@ def nothing_is_left(job: Job, store: int) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2 * READY_WITHIN_S)
 @pytest.mark.skipif(not (shutil.which("make") and shutil.which("curl")), reason="make or curl")
 def test_from_a_shops_files_to_answers_and_again(folder: Path, jobs: list[Job]) -> None:
     check, guessed, meant, *asked = walk()

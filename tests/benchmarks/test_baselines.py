@@ -27,6 +27,7 @@ from benchmarks import quality  # noqa: E402
 from benchmarks.baselines import (  # noqa: E402
     LRURecConfig,
     Mamba4RecConfig,
+    SASRecConfig,
     TiSASRecConfig,
     lrurec,
     mamba4rec,
@@ -35,7 +36,7 @@ from benchmarks.baselines import (  # noqa: E402
 from benchmarks.baselines.baseline import Baseline, BaselineConfig  # noqa: E402
 
 ROWS = {"lrurec": "LRURec", "mamba4rec": "Mamba4Rec", "tisasrec": "TiSASRec"}
-CONFIGS = (LRURecConfig, Mamba4RecConfig, TiSASRecConfig)
+CONFIGS = (LRURecConfig, Mamba4RecConfig, SASRecConfig, TiSASRecConfig)
 
 
 @pytest.fixture(autouse=True)

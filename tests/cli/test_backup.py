@@ -6,11 +6,9 @@ import asyncio
 import json
 import os
 import resource
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -32,12 +30,14 @@ from service.store.event_log import EventLog, LogRequest
 from service.store.events import NewEvent, new_uid
 from service.store.record_keys import RecordKeys
 from tests.cli.conftest import BASE_MS, Service, Write, serving, tim4rec
+from tests.cli.killed import killed
 from tests.cli.test_records import history, post, record
 from tests.depth import examples
+from tests.forked import Forked
 from tests.service.conftest import ValkeyServer, _shared_cluster, valkey_cluster
 from tests.service.test_store_access import PASSWORD, REDIS, guarded
 from tests.service.test_store_access import url as login
-from tests.waited import until
+from tests.waited import LONG_S, until
 
 if TYPE_CHECKING:
     from tests.service.conftest import ValkeyCluster
@@ -287,22 +287,17 @@ def test_every_record_is_whole_while_it_grows(
         assert [value[:8] for value in events.values()] == [e.uid for e in now[: len(events)]]
 
 
-def _started(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cli.main", *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE)
-
-
 def test_a_killed_backup_is_none_and_the_next_one_is_whole(
     valkey: ValkeyServer, tmp_path: Path, write: Write
 ) -> None:
-    rows = [row for n in range(3000) for row in history(f"u{n}", 20)]
+    rows = [row for n in range(60) for row in history(f"u{n}", 20)]
     assert tim4rec("import-log", write(rows), "--redis", valkey.url).exit_code == 0
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    with _started("backup", out, "--redis", valkey.url) as process:
-        while not partial.exists() and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-    assert process.returncode == -9
+    killed(
+        tmp_path / "said", "backup", out, "--redis", valkey.url,
+        constant="service.bulk.backup.KEYS", value=20,
+        method="service.bulk.backup_folder.NewBackup.add", call=2,
+    )  # fmt: skip
     assert partial.exists()
     assert not out.exists()
     with valkey.client() as client:
@@ -313,25 +308,26 @@ def test_a_killed_backup_is_none_and_the_next_one_is_whole(
             assert "is no whole backup" in result.stderr
         assert client.exists("tim4rec:u:u0")
     said = backed_up(valkey.url, out)
-    assert "60,000 interactions of 3,000 users" in said
+    assert "1,200 interactions of 60 users" in said
     assert not partial.exists()
 
 
 def test_a_restore_that_was_cut_off_lets_nobody_start(
     valkey: ValkeyServer, tmp_path: Path, write: Write, model_folder: Path
 ) -> None:
-    rows = [row for n in range(3000) for row in history(f"u{n}", 20)]
+    rows = [row for n in range(60) for row in history(f"u{n}", 20)]
     log = write(rows)
     assert tim4rec("import-log", log, "--redis", valkey.url).exit_code == 0
     out = tmp_path / "out"
     backed_up(valkey.url, out)
     with valkey.client() as client:
         before = kept(client)
-        with _started("restore", out, "--redis", valkey.url, "--replace") as process:
-            while not client.exists("tim4rec:restoring") and process.poll() is None:
-                pass
-            process.kill()
-        assert client.exists("tim4rec:restoring"), "too late"
+        killed(
+            tmp_path / "said", "restore", out, "--redis", valkey.url, "--replace",
+            constant="service.bulk.backup.KEYS", value=20,
+            method="service.bulk.stored_keys.StoredKeys.write", call=2,
+        )  # fmt: skip
+        assert 0 < len(kept(client)) < len(before)
         for command in (("serve", model_folder), ("import-log", log), ("backup", tmp_path / "b")):
             result = tim4rec(*command, "--redis", valkey.url)
             assert result.exit_code == (1 if command[0] == "backup" else 3)
@@ -373,16 +369,11 @@ def test_a_full_disk_is_one_line(valkey: ValkeyServer, tmp_path: Path, write: Wr
     rows = [row for n in range(50) for row in history(f"u{n}", 50)]
     assert tim4rec("import-log", write(rows), "--redis", valkey.url).exit_code == 0
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "cli.main", "backup", str(out), "--redis", valkey.url]
-    ended = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
-    )
-    assert ended.returncode == 1
-    (line,) = (one for one in ended.stderr.splitlines() if not one.startswith("store "))
+    said = tmp_path / "said"
+    prepare = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
+    process = Forked(["backup", str(out), "--redis", valkey.url], os.environ, said, prepare)
+    assert process.wait(LONG_S) == 1
+    (line,) = (one for one in said.read_text().splitlines() if not one.startswith("store "))
     assert line.startswith(f"error: {out}: ")
     assert "no backup was made" in line
     assert not list(tmp_path.glob("out*"))

@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ from service.store.errors import StoreError, raised
 from service.store.event_log import EventLog, LatePolicy, LogRequest, StoredEvents
 from service.store.events import Event, Mark, NewEvent, new_uid
 from tests.cli.conftest import BASE_MS, Write, tim4rec
+from tests.cli.killed import killed
 from tests.cli.test_records import HOUR, history, post, record
 from tests.depth import examples
 from tests.service.conftest import _shared_cluster, valkey_cluster
@@ -257,21 +256,17 @@ def test_a_cluster_is_exported(
 
 @pytest.mark.slow
 def test_a_killed_export_goes_on(valkey: ValkeyServer, write: Write, tmp_path: Path) -> None:
-    rows = [row for n in range(400) for row in history(f"u{n:03}", 20)]
+    rows = [row for n in range(60) for row in history(f"u{n:02}", 20)]
     tim4rec("import-log", write(rows), "--redis", valkey.url)
     folder = tmp_path / "out"
-    code = (
-        "import sys; from service.bulk import exporter; exporter.ROWS_A_PART = 100\n"
-        "from cli.main import app; app(sys.argv[1:])"
-    )
-    command = [sys.executable, "-c", code, "export-log", str(folder), "--redis", valkey.url]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(folder.glob("part-*")) and process.poll() is None:
-        pass
-    process.kill()
-    process.wait()
+    killed(
+        tmp_path / "said", "export-log", folder, "--redis", valkey.url,
+        constant="service.bulk.exporter.ROWS_A_PART", value=100,
+        method="service.bulk.export_folder.ExportFolder.write", call=4,
+    )  # fmt: skip
     done = {file: file.stat().st_mtime_ns for file in folder.glob("_export/part-*.json")}
-    assert not (folder / "manifest.json").exists(), "too late"
+    assert done
+    assert not (folder / "manifest.json").exists()
     with pytest.raises(InputError, match="run the same export-log again"):
         read_log(folder)
     (folder / "_export" / "left.partial").write_text("half a part")

@@ -103,8 +103,7 @@ def scrape(service: Service) -> Samples:
 
 def worker_pids(service: Service) -> list[int]:
     assert service.process is not None
-    children = psutil.Process(service.process.pid).children()
-    return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return [child.pid for child in psutil.Process(service.process.pid).children()]
 
 
 def ask(service: Service, seed: int) -> dict[str, int]:

@@ -210,7 +210,7 @@ def test_a_server_that_repeats_what_it_refuses(files: Path, odd: str) -> None:
     login = f"{quote(marked(odd), safe='')}:{quote(marked(odd), safe='')}"
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Repeats) as server:
         server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             url = f"redis://{login}@127.0.0.1:{server.server_address[1]}"
             said = told("import-log", files / "log.csv", "--redis", url)
@@ -334,7 +334,7 @@ def test_a_running_service(files: Path, folder: Path, embedded: bool) -> None:
     service = Service(
         files / "model", folder / "out", "--workers", "2", api_keys=",".join(secrets),
         api_keys_file=keys, admin_keys=",".join(secrets), admin_keys_file=keys, log_level="debug",
-        log_requests="all", tracing=True, fresh=True, models_dir=files, store_timeout_s=1,
+        log_requests="all", tracing=True, fresh=not embedded, models_dir=files, store_timeout_s=1,
         OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{login}@127.0.0.1:{free_port()}",
         OTEL_EXPORTER_OTLP_HEADERS=f"authorization={quote(marked('/'))},x={quote(marked('@'))}",
         **where,

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,6 +23,7 @@ from service.settings import SHARED, Settings
 from service.store.client import Store
 from service.store.errors import StoreError
 from service.store.shared_settings import Difference, SettingsDiffer, SharedSettings
+from tests.forked import Forked
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import ROOT, Service, free_port, make_artefact
 from tests.waited import LONG_S, until
@@ -189,11 +191,10 @@ def command(*arguments: object, **settings: str) -> Done:
     if words[0] != "serve":
         result = CliRunner().invoke(app, words, env=given)
         return Done(result.exit_code, result.stderr)
-    done = subprocess.run(
-        [sys.executable, "-m", "cli.main", *words],
-        cwd=ROOT, env=os.environ | given, capture_output=True, text=True, timeout=LONG_S,
-    )  # fmt: skip
-    return Done(done.returncode, done.stderr)
+    with NamedTemporaryFile() as file:
+        output = Path(file.name)
+        code = Forked(words, os.environ | given, output).wait(LONG_S)
+        return Done(code, output.read_text())
 
 
 def differs(done: Done, *told: str) -> None:
