@@ -47,14 +47,22 @@ def running_browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(
-    browser: Browser, service: Service, user: str | None, *, key: str | None = KEY, **options: Any
+    browser: Browser,
+    service: Service,
+    user: str | None,
+    *,
+    key: str | None = KEY,
+    admin_key: str | None = None,
+    **options: Any,
 ) -> Iterator[Page]:
     """The page as `user` sees it (None: a visitor); nothing may go wrong in it but what a test asks
     for."""
-    context = browser.new_context(**options)
+    context = browser.new_context(**{"viewport": DESKTOP} | options)
     context.set_default_timeout(15_000)
-    if key is not None:
-        context.add_init_script(f"sessionStorage.setItem('tim4rec.key', {json.dumps(key)})")
+    for name, given in (("key", key), ("admin-key", admin_key)):
+        if given is not None:
+            stored = f"sessionStorage.setItem('tim4rec.{name}', {json.dumps(given)})"
+            context.add_init_script(stored)
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -68,6 +76,10 @@ def opened(
     passing = re.compile("Failed to load resource: |.* requires 'TrustedHTML'")
     assert [fault for fault in faults if not passing.match(fault)] == []
     context.close()
+
+
+def listed(page: Page) -> list[str]:
+    return page.locator("#list .title").all_inner_texts()
 
 
 def unfold(page: Page, name: str) -> None:
