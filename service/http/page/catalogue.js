@@ -1,7 +1,7 @@
 // Items: what is known of one, which are like it, and changing what is said of it.
 
 import { asks, button, el } from "./dom.js";
-import { date, decimal, short } from "./format.js";
+import { count, date, decimal, short } from "./format.js";
 import { facts, openers, Said, sides, table } from "./operator.js";
 import { bar } from "./recommendations.js";
 import { segment } from "./service.js";
@@ -161,7 +161,7 @@ function usage({ interactions, since, a_day: daily, shown, taken }) {
     el("h3", {}, "How it is used"),
     facts([
       ["Interactions", interactions === null ? "not counted: the live layer is off" : since ? `${short(interactions)} since ${date(new Date(since))}` : "none yet"],
-      ["Shown", shown === null ? "not counted: the service does not explore" : `${short(shown)} times as little known, taken ${short(taken)} times, in two to four weeks`],
+      ["While little known", shown === null ? "not counted: the service does not explore" : `shown ${count(shown)} times and taken ${count(taken)} times of late`],
     ]),
     rows.length ? table("Interactions a day", ["On average over", "a day", "beside the most"], rows) : null,
   ];

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from benchmarks.browser import chromium
+from benchmarks.browser import chromium, launching
 from tests.service.processes import Service
 
-CHROMIUM = chromium()
 needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here (Debian's package chromium)"
+    chromium() is None, reason="no chromium here (Debian's package chromium)"
 )
 
 KEY = "a key"
@@ -35,11 +33,8 @@ expect.set_options(timeout=15_000)  # a busy machine
 @contextmanager
 def running_browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        sandbox = os.geteuid() != 0  # it can't be had by root
         running = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            chromium_sandbox=sandbox,
-            args=[f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
+            **launching(), args=[f"--host-resolver-rules=MAP {HOST} 127.0.0.1"]
         )
         yield running
         running.close()
