@@ -412,6 +412,7 @@ def test_what_is_killed_outright_and_comes_back(
                 has_stored(page, number)
                 assert len(history(client, "killed")) == number
                 expect(page.locator("#stale")).to_be_hidden()
+                expect(page.locator("#again")).to_be_hidden()
     finally:
         service.kill()
 
@@ -428,24 +429,6 @@ def test_people_that_can_not_be_read(browser: Browser, service: Service) -> None
         page.unroute(path)
         page.get_by_role("button", name="Look again").click()
         expect(page.locator(".person")).to_have_count(4)
-
-
-def test_a_click_without_a_service(
-    browser: Browser, service: Service, client: httpx.Client
-) -> None:
-    """What could not be sent is sent by "Try again", once."""
-    with opened(browser, service, "offline") as page:
-        page.context.set_offline(True)
-        page.locator("#list .pick").nth(1).click()
-        expect(page.locator("#said")).to_have_text("The service does not answer")
-        plain(page)
-        expect(page.locator("#again")).to_be_visible(timeout=60_000)
-        expect(page.locator("#about")).to_contain_text("Your click is kept")
-        page.context.set_offline(False)
-        page.locator("#again").click()
-        has_stored(page, 1)
-        assert len(history(client, "offline")) == 1
-        expect(page.locator("#again")).to_be_hidden()
 
 
 def test_a_slow_network(browser: Browser, service: Service) -> None:
