@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import importlib
 import io
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from benchmarks.browser import chromium
+from benchmarks.browser import opened, running_browser
 from benchmarks.load import Load
 
 DESKTOP = {"width": 1440, "height": 900}
@@ -29,47 +29,38 @@ COLOURS, MAXCOVERAGE = 256, 1  # the method of Pillow that keeps the colours of 
 
 
 async def take(url: str, out: Path) -> None:
-    playwright: Any = importlib.import_module("playwright.async_api")
-    async with playwright.async_playwright() as running:
-        browser = await running.chromium.launch(
-            executable_path=chromium(), chromium_sandbox=os.geteuid() != 0
-        )
-
-        async def opened(**options: Any) -> Any:
-            page = await browser.new_page(reduced_motion="reduce", **options)
-            await page.goto(url)
-            await playwright.expect(page.locator("#list li")).to_have_count(10)
-            await playwright.expect(page.locator(".person").nth(1)).to_be_visible()
-            return page
+    expect: Any = importlib.import_module("playwright.async_api").expect
+    async with running_browser() as browser:
+        still = functools.partial(opened, browser, url, reduced_motion="reduce")
 
         async def gone_on(page: Any, person: int) -> None:
             """As a person, with some more items."""
             await page.locator(".person").nth(person).click()
-            await playwright.expect(page.locator("#about")).to_contain_text("You only look")
+            await expect(page.locator("#about")).to_contain_text("You only look")
             for number in range(TAKEN):
                 before = await page.locator("#history-count").inner_text()
                 await page.locator("#list .pick").nth(1 + number).click()
-                await playwright.expect(page.locator("#history-count")).not_to_have_text(before)
-            await playwright.expect(page.locator("#list .why").last).not_to_be_empty()
+                await expect(page.locator("#history-count")).not_to_have_text(before)
+            await expect(page.locator("#list .why").last).not_to_be_empty()
             await page.mouse.move(0, 0)
 
-        page = await opened(viewport=DESKTOP)
+        page = await still(viewport=DESKTOP)
         await gone_on(page, 0)
         save(await page.screenshot(), out / "page-light.png")
-        page = await opened(viewport=DESKTOP, color_scheme="dark")
+        page = await still(viewport=DESKTOP, color_scheme="dark")
         await gone_on(page, 1)
         await page.locator("#options > summary").click()
         await page.get_by_role("slider", name="Diversity").fill("0.5")
-        await playwright.expect(page.locator("#about")).to_contain_text("asked for now")
-        await playwright.expect(page.locator("#list .why").last).not_to_be_empty()
+        await expect(page.locator("#about")).to_contain_text("asked for now")
+        await expect(page.locator("#list .why").last).not_to_be_empty()
         await page.evaluate("scrollTo(0, document.getElementById('options').offsetTop - 560)")
         save(await page.screenshot(), out / "page-dark.png")
-        page = await opened(viewport=PHONE, device_scale_factor=2, is_mobile=True, has_touch=True)
+        page = await still(viewport=PHONE, device_scale_factor=2, is_mobile=True, has_touch=True)
         await gone_on(page, 0)
         await page.evaluate("scrollTo(0, 0)")
         save(await page.screenshot(), out / "page-phone.png")
 
-        page = await opened(viewport=DESKTOP)
+        page = await still(viewport=DESKTOP)
         await page.click("#tab-health")
         # A connection for each request: none is dropped while a busy machine has one wait.
         once = httpx.Limits(max_keepalive_connections=0)
@@ -79,7 +70,6 @@ async def take(url: str, out: Path) -> None:
             await load.run(HEALTH_S, lambda at: 15 + 10 * math.sin(at / 6))
         await page.mouse.move(0, 0)
         save(await page.screenshot(), out / "page-health.png")
-        await browser.close()
 
 
 def save(picture: bytes, file: Path) -> None:
@@ -96,8 +86,6 @@ def main() -> None:
     parser.add_argument("url", help="of a service without keys")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures"))
     args = parser.parse_args()
-    if chromium() is None:
-        raise SystemExit("error: no chromium here: install Debian's package chromium")
     asyncio.run(take(args.url, args.out))
 
 

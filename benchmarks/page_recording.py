@@ -12,12 +12,11 @@ import argparse
 import asyncio
 import importlib
 import io
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.browser import chromium
+from benchmarks.browser import opened, running_browser
 
 VIEWPORT = {"width": 1200, "height": 780}
 WIDTH = 900
@@ -68,15 +67,9 @@ class Recording:
 
 
 async def record(url: str, file: Path) -> None:
-    playwright: Any = importlib.import_module("playwright.async_api")
-    async with playwright.async_playwright() as running:
-        browser = await running.chromium.launch(
-            executable_path=chromium(), chromium_sandbox=os.geteuid() != 0
-        )
-        page = await browser.new_page(viewport=VIEWPORT)
-        await page.goto(url)
-        await playwright.expect(page.locator("#list li")).to_have_count(10)
-        await playwright.expect(page.locator(".person").nth(1)).to_be_visible()
+    expect: Any = importlib.import_module("playwright.async_api").expect
+    async with running_browser() as browser:
+        page = await opened(browser, url, viewport=VIEWPORT)
         recording = Recording(page)
         await recording.moving(0.5)
         recording.stand(2)
@@ -90,13 +83,12 @@ async def record(url: str, file: Path) -> None:
             await recording.moving(0.3)
             await page.locator("#list .pick").nth(place).click()
             await recording.moving(0.9)
-            await playwright.expect(page.locator("#history-count")).not_to_have_text(before)
-            await playwright.expect(page.locator("#list .why").last).not_to_be_empty()
+            await expect(page.locator("#history-count")).not_to_have_text(before)
+            await expect(page.locator("#list .why").last).not_to_be_empty()
             await page.mouse.move(0, 0)
             await recording.moving(0.5)
             recording.stand(3)
         recording.save(file)
-        await browser.close()
 
 
 def main() -> None:
@@ -104,8 +96,6 @@ def main() -> None:
     parser.add_argument("url", help="of a service without keys")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/page.webp"))
     args = parser.parse_args()
-    if chromium() is None:
-        raise SystemExit("error: no chromium here: install Debian's package chromium")
     asyncio.run(record(args.url, args.out))
 
 

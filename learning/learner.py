@@ -86,8 +86,9 @@ class Learner:
     async def _due(self) -> Round | None:
         """A new round, if a step is due."""
         served = await self._admin.served()
-        entries = await asyncio.to_thread(self._journal.entries)
         incumbent = served.base or await self._training.published_as(served.started_with)
+        await self._serving.note_rollback(served, incumbent)
+        entries = await asyncio.to_thread(self._journal.entries)
         done = made(entries)
         parent = await self._training.incumbent(incumbent)
         if parent is None:

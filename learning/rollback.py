@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from learning.admin import Admin
 from learning.journal import Journal, newest, now
-from learning.serving import go_back
+from learning.serving import go_back, gone_back
 from model.journal import Entry
 
 
@@ -45,6 +45,6 @@ async def roll_back(admin: Admin, journal: Journal, to: str | None) -> str:
     if target == served.base:
         raise RollbackError(f"everybody has {target} already")
     await go_back(admin, target)
+    journal.append(Entry(now(), "rolled back", model=served.base, reason=gone_back(target)))
     shown = target or "what the service was started with"
-    journal.append(Entry(now(), "rolled back", model=served.base, reason=f"back to {shown}"))
     return f"everybody has {shown} now, and {served.base or 'what was started'} no more"

@@ -112,6 +112,20 @@ class Serving:
                 await asyncio.to_thread(self._models.remove, name)
                 await asyncio.to_thread(self._journal.append, Entry(now(), "pruned", model=name))
 
+    async def note_rollback(self, served: Served, incumbent: str | None) -> None:
+        """Writes down that a person has had everybody go back from the model promoted last to one
+        that they had before, where `roll_back` has not: through the page, or the API."""
+        entries = await asyncio.to_thread(self._journal.entries)
+        last = newest(entries, "promoted")
+        if last is None or last.model == incumbent or not served.version:
+            return
+        place = entries.index(last)
+        before = {last.replaced, *(one.model for one in entries[:place] if one.what == "promoted")}
+        ended = newest(entries[place:], *TAKEN_BACK, model=last.model) is not None
+        if served.base in before and not ended:
+            entry = Entry(now(), "rolled back", model=last.model, reason=gone_back(served.base))
+            await asyncio.to_thread(self._journal.append, entry)
+
     async def _ended(self, going: Round, served: Served) -> None:
         """The model is what everybody has now, or nobody has it any more."""
         assert going.name is not None
@@ -120,8 +134,10 @@ class Serving:
             metrics.ROUNDS.labels("promoted").inc()
             return
         if not await self._was(going, *TAKEN_BACK):
-            why = served.decisions.get(going.name, "somebody set another model")
-            await self._note(going, "taken back", reason=why)
+            if why := served.decisions.get(going.name):
+                await self._note(going, "taken back", reason=why)
+            else:
+                await self._note(going, "rolled back", reason=gone_back(served.base))
         metrics.ROUNDS.labels("taken back").inc()
 
     async def _take_back(self, going: Round, served: Served, why: str) -> None:
@@ -145,6 +161,11 @@ class Serving:
     async def _was(self, going: Round, *what: What) -> bool:
         entries = await asyncio.to_thread(self._journal.entries)
         return newest(entries, *what, model=going.name) is not None
+
+
+def gone_back(base: str | None) -> str:
+    """Why a model is served no more that a person has rolled back."""
+    return f"back to {base or 'what the service was started with'}"
 
 
 async def go_back(admin: Admin, name: str | None) -> None:

@@ -158,6 +158,7 @@ def create_app(settings: Settings | None = None) -> Application:
         app.include_router(router, dependencies=guarded, responses=problems.declared(401, *SENT))
     administered = problems.declared(401, 403, *SENT)
     app.include_router(admin.router, dependencies=[declared_key], responses=administered)
+    app.include_router(recommend.admin, dependencies=guarded, responses=administered)
     app.include_router(journal.router, dependencies=guarded, responses=administered)
     app.include_router(health.router)
     if chosen.page:

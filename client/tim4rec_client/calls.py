@@ -130,6 +130,8 @@ class RecommendationOptions(TypedDict, total=False):
     promote_share: float
     live: bool
     diversity: float
+    explain: bool
+    reasons: int
     paged: bool
     after: str
     fields: Sequence[str]
@@ -151,8 +153,6 @@ def recommend(
     at: Time | None = None,
     exclude_seen: bool = True,
     allow_stale: bool = False,
-    explain: bool = False,
-    reasons: int | None = None,
     explore: bool = True,
     **options: Unpack[RecommendationOptions],
 ) -> Call[answers.Recommendations]:
@@ -168,8 +168,6 @@ def recommend(
         "at": arguments.time("at", at),
         "exclude_seen": exclude_seen,
         "allow_stale": allow_stale,
-        "explain": explain or None,
-        "reasons": reasons,
         "explore": None if explore else False,
         **_checked(options),
     }

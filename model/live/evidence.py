@@ -68,6 +68,18 @@ def user_key(user_id: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+class ItemUse(NamedTuple):
+    """What has happened with an item.
+
+    total: the weight of its events; first_ms: the time of the first. a_day: (H) events a day, an
+    average in which each counts for 2^-(its age / half-life), by half-life.
+    """
+
+    total: float
+    first_ms: int
+    a_day: tuple[float, ...]
+
+
 class Counts(NamedTuple):
     """The numbers, item i's in row i; rows beyond the last item are free.
 
@@ -171,6 +183,19 @@ class Evidence:
     def numbers(self, item_ids: Sequence[str]) -> Iterator[int]:
         """The items' rows in the counts, -1 for one that is not counted."""
         return map(self._numbers.get, item_ids, repeat(-1))
+
+    def use(self, item_id: str, at_ms: int) -> ItemUse | None:
+        """What has happened with an item, as of a moment; None: it is not counted."""
+        number = self._numbers.get(item_id)
+        if number is None:
+            return None
+        with self.lock:
+            stats = self.counts.stats[number].copy()
+        sums = stats[counting.POPULARITY : counting.POPULARITY + len(HALF_LIVES_MS)]
+        decayed = np.exp2(sums - at_ms / HALF_LIVES_MS)
+        a_day = decayed * np.log(2) * counting.DAY_MS / HALF_LIVES_MS
+        total, first_ms = float(stats[counting.TOTAL]), int(stats[counting.FIRST_MS])
+        return ItemUse(total, first_ms, tuple(a_day.tolist()))
 
     def observe(self, events: Sequence[Observed]) -> None:
         """Counts events, in this order. A user's own come in the order of their times; one that

@@ -35,11 +35,29 @@ class Listing:
         self._blocks: list[_Block] = []
 
     def fill(self, entries: Iterable[tuple[int, str, str | None]]) -> Steps[None]:
-        """Row, id and title of all, at the beginning; changes come after it."""
-        for count, entry in enumerate(entries):
-            self.put(*entry)
+        """Row, id and title of all, at the beginning; changes come after it.
+
+        Keys are parted by some of them, and each part is sorted for itself: to sort a million at
+        once would hold the loop for seconds.
+        """
+        keys: list[Key] = []
+        for row, item_id, title in entries:
+            keys.append(_key(row, item_id, title))
+            if len(keys) % _AT_ONCE == 0:
+                yield
+        bounds = sorted(keys[:: max(1, MOST_IN_BLOCK // 2)])
+        yield
+        parts: list[list[Key]] = [[] for _ in range(len(bounds) + 1)]
+        for count, key in enumerate(keys):
+            self._key_of[key[2]] = key
+            parts[bisect_right(bounds, key)].append(key)
             if count % _AT_ONCE == 0:
                 yield
+        for part in parts:
+            part.sort()
+            for start in range(0, len(part), MOST_IN_BLOCK):
+                self._blocks.append(_Block(part[start : start + MOST_IN_BLOCK]))
+            yield
 
     def put(self, row: int, item_id: str, title: str | None) -> None:
         """A row that is new, or has another title."""

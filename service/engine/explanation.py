@@ -69,13 +69,19 @@ class Explainer:
         self._thread.shutdown()
 
     async def explain(
-        self, user_id: str, found: Recommendation, most: int, *, exclude_seen: bool
+        self,
+        whose: str | Sequence[Event],
+        found: Recommendation,
+        most: int,
+        *,
+        exclude_seen: bool,
     ) -> list[Explanation]:
         """Of each item of a recommendation that is more than what is popular: the interactions that
         changed the model's score most, the largest change first; none where the model knows nothing
         of the user.
 
         Args:
+            whose: the user's id, or the events of a session.
             most: reasons of one item.
             exclude_seen: of the recommendation.
 
@@ -89,19 +95,17 @@ class Explainer:
             raise Overloaded("too many explanations wait")
         self._waiting += 1
         try:
-            return await self._explained(user_id, found, most, exclude_seen)
+            return await self._explained(whose, found, most, exclude_seen)
         finally:
             self._waiting -= 1
 
     async def _explained(
-        self, user_id: str, found: Recommendation, most: int, exclude_seen: bool
+        self, whose: str | Sequence[Event], found: Recommendation, most: int, exclude_seen: bool
     ) -> list[Explanation]:
         rows, contributed = found.ranking.items, None
-        events = []
+        events: Sequence[Event] = []
         if found.source == "model":
-            events = await self.engine.history.up_to(user_id, found.mark)
-            if not events:
-                raise HistoryChanged(f"user {user_id!r}: the history changed meanwhile")
+            events = await self._history(whose, found)
         started = time.perf_counter()
         if events:
             contributed = await asyncio.get_running_loop().run_in_executor(
@@ -121,6 +125,16 @@ class Explainer:
             )
             for k, row in enumerate(rows.tolist())
         ]
+
+    async def _history(
+        self, whose: str | Sequence[Event], found: Recommendation
+    ) -> Sequence[Event]:
+        if not isinstance(whose, str):
+            return whose
+        events = await self.engine.history.up_to(whose, found.mark)
+        if not events:
+            raise HistoryChanged(f"user {whose!r}: the history changed meanwhile")
+        return events
 
     @torch.inference_mode()
     def _contributions(

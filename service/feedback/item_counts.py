@@ -73,6 +73,10 @@ class ItemCounts:
         if ("shown", item) in self._waiting or 0 < self._shown[item] < WELL_SHOWN:
             self._waiting["taken", item] += 1
 
+    def of(self, item: str) -> tuple[int, int]:
+        """How often it was shown and taken, in this period and the one before."""
+        return self._shown[item], self._taken[item]
+
     async def flush(self) -> None:
         """Sends what waits, in one pipeline.
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from model.times import iso
-from service.engine import explanation
 from service.engine.requests import Recommendation
 from service.http.dependencies import Services
 from service.http.fields import put_fields
+from service.http.recommendation_options import RecommendationOptions
 from service.http.schemas import LivePart, Path, Reason, RecommendedItem
+from service.store.events import Event
 
 
 def recommended(
@@ -43,16 +44,35 @@ def recommended(
     return items
 
 
-def explain(item: RecommendedItem, found: explanation.Explanation) -> None:
-    """Puts an explanation into an answer's item."""
-    if found.live is not None:
-        item.live = LivePart(**found.live._asdict())
-    item.because = [
-        Reason(
-            version=reason.event.version,
-            item_id=reason.event.item_id,
-            timestamp=iso(reason.event.time_ms),
-            contribution=reason.contribution,
-        )
-        for reason in found.reasons
-    ]
+async def put_reasons(
+    services: Services,
+    items: Sequence[RecommendedItem],
+    found: Recommendation,
+    whose: str | Sequence[Event],
+    asked: RecommendationOptions,
+) -> None:
+    """Puts into the items of an answer why they are there, where that is more than popularity.
+
+    Args:
+        whose: the user's id, or the events of a session.
+
+    Raises:
+        HistoryChanged, Overloaded, StoreError: as `Explainer.explain`.
+    """
+    if found.source not in ("model", "live"):
+        return
+    explanations = await services.explainer.explain(
+        whose, found, asked.reasons, exclude_seen=asked.exclude_seen
+    )
+    for item, explanation in zip(items, explanations, strict=True):
+        if explanation.live is not None:
+            item.live = LivePart(**explanation.live._asdict())
+        item.because = [
+            Reason(
+                version=reason.event.version,
+                item_id=reason.event.item_id,
+                timestamp=iso(reason.event.time_ms),
+                contribution=reason.contribution,
+            )
+            for reason in explanation.reasons
+        ]

@@ -17,7 +17,7 @@ from service.catalogue.item_filter import FilterError
 from service.catalogue.missing_names import MisspeltError
 from service.catalogue.ranking import NO_ITEMS
 from service.catalogue.view import Selection
-from service.http.dependencies import Services
+from service.http.dependencies import Services, check_k
 from service.http.fields import Fields, missing_fields
 from service.http.problems import ProblemError
 from service.http.schemas import MOST_LISTED, Body, Id
@@ -65,6 +65,8 @@ class RecommendationOptions(Body):
     )
     after: str | None = Field(None, description="`next` of the page before")
     fields: Fields = None
+    explain: bool = Field(False, description="say which interactions moved the scores")
+    reasons: int = Field(3, ge=1, description="most of them for an item")
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,13 @@ class ResolvedOptions:
     choice: Choice | None
     shown: Hashes | None
     warnings: list[str] | None
+
+
+def check_size(services: Services, options: RecommendationOptions) -> None:
+    """Raises ProblemError: no answer has so many items, or none so many that are explained."""
+    check_k(services, options.k)
+    if options.explain and options.k > (most := services.settings.explain_k):
+        raise ProblemError(422, f"k: at most {most} with explain, not {options.k}", field="k")
 
 
 async def resolved(services: Services, options: RecommendationOptions) -> ResolvedOptions:

@@ -157,7 +157,10 @@ def test_every_route_is_there(running: Running, half: str) -> None:
         assert call("recommend", user, k=1, at="unknown")["at"] is None
         assert call("recommend_session", [first], 1, at="unknown")["at"] is None
         assert call("rank", user, ["i3"], at="unknown")["at"] is None
-        session = call("recommend_session", [first, *rest], 20, at=at, exclude_seen=False)
+        session = call(
+            "recommend_session", [first, *rest], 20, at=at, exclude_seen=False, explain=True
+        )
+        assert len(session["items"][0]["because"]) == 3
         assert [i["item_id"] for i in session["items"]] == [i["item_id"] for i in plain["items"]]
         assert call("recommend_session", ["i1", ("i2", now), "no"], 2)["unknown_items"] == 1
         ranked = call("rank", user, ["i3", "nothing", "i4"], at=at)

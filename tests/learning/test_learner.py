@@ -222,6 +222,27 @@ def test_rollback_and_the_learner_leaves_it_so(world: World) -> None:
     assert (status, world.admin.base) == (0, bad)
 
 
+def test_going_back_through_the_service_is_written_down_once(world: World) -> None:
+    """As the page does it: seen when the learner looks next. Another model is no going back."""
+    assert world.learn("--once", **AT_ONCE)[0] == 0
+    bad = world.admin.base
+    for base, told in (("another", 2), ("first", 3), ("first", 3)):
+        world.admin.base = base
+        if base == "another":
+            shutil.copytree(world.models / "first", world.models / base)
+        assert world.learn("--once", TIM4REC_LEARN_WARM_EVERY="0")[0] == 0
+        assert len(world.journal()) == told
+    last = world.journal()[-1]
+    assert (last.what, last.model, last.reason) == ("rolled back", bad, "back to first")
+
+
+def test_a_trial_that_a_person_has_ended_is_rolled_back(world: World) -> None:
+    assert world.learn("--once")[0] == 0
+    world.admin.trials.clear()
+    assert world.learn("--once")[0] == 0
+    assert world.told()[-1] == ("rolled back", "warm")
+
+
 def test_what_was_rolled_back_is_not_published_again(world: World) -> None:
     for folder in sorted((world.played / "artefacts").iterdir())[1:]:
         shutil.rmtree(folder)
@@ -321,14 +342,14 @@ def test_no_room_on_the_disk(world: World, whose: str) -> None:
 
 
 def test_old_models_are_removed_but_none_that_may_be_needed(world: World) -> None:
-    for _ in range(3):
-        newest = world.publish("newest", 50, KNOWN - 1)
-        world.admin.base = newest.folder.name
+    others = [f"other{n}" for n in range(3)]  # the same one again would be a going back
+    for name in others:
+        world.admin.base = world.publish(name, 50, KNOWN - 1).folder.name
         again = {"TIM4REC_LEARN_WARM_EVERY": "0.001s", "TIM4REC_LEARN_KEEP": 1} | AT_ONCE
         assert world.learn("--once", **again)[0] == 0
     ours = [one.model for one in world.journal() if one.what == "published"]
     assert len(set(ours)) == 3
-    assert world.published() == sorted(["first", "newest", str(ours[-1])])
+    assert world.published() == sorted(["first", *others, str(ours[-1])])
     assert [one.model for one in world.journal() if one.what == "pruned"] == ours[:2]
 
 

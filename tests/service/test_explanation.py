@@ -77,6 +77,13 @@ def test_an_answer_says_what_moved_its_scores(artefact: Artefact, store_url: str
                 assert item["because"][0]["contribution"] == pytest.approx(expected, abs=1e-4)
             now = await _explained(client, user_id="ann", k=1)
             assert len(now["items"][0]["because"]) == 3
+            session = {
+                "events": [{"item_id": item, "timestamp": ms} for item, ms in events],
+                "k": 5, "at": at, "explain": True, "reasons": 20,
+            }  # fmt: skip
+            looked_at = (await client.post("/recommend/session", json=session)).json()
+            assert [item["because"] for item in looked_at["items"]] == because
+            problem(await client.post("/recommend/session", json=session | {"k": 21}), 422, "k")
             stranger = await _explained(client, user_id="nobody", k=2)
             assert all("because" not in item for item in stranger["items"])
             problem(await client.get("/recommend?user_id=ann&k=21&explain=true"), 422, "k")

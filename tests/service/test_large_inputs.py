@@ -52,6 +52,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/items/batch"): {"items": [{"item_id": "new"}]},
     ("PUT", "/items/{item_id}"): {"title": "new"},
     ("POST", "/admin/model"): {"model": "none"},
+    ("POST", "/admin/recommend"): {"user_id": "user-0", "edition": "none"},
 }
 """A good one of each operation that takes one."""
 NUMBERED = count(10_000)

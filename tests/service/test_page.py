@@ -10,12 +10,15 @@ import tomllib
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import httpx
 import pytest
 
-from model.artefact import Artefact
+from model.artefact import Artefact, save_artefact
+from model.items import Items
 from service.observe.exposition import exposition
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, ROOT, in_process, make_artefact
+from tests.waited import LONG_S
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 FOLDER = ROOT / "service" / "http" / "page"
@@ -184,6 +187,104 @@ def test_people_where_there_are_no_categories(
             (person,) = (await client.get("/page-data/people")).json()["people"]
             assert person["likes"][0] == "a"
             assert len(person["events"]) == 4
+
+    run(check())
+
+
+def test_how_an_item_is_used(artefact: Artefact, valkey: ValkeyServer, run: Run) -> None:
+    """As the live layer counts it, and as it was shown while little was known of it; for whoever
+    has a key. What is not counted is said to be so."""
+    path, key = "/page-data/items/a", {"X-API-Key": "secret"}
+    none = {"interactions": None, "since": None, "a_day": [], "shown": None, "taken": None}
+
+    async def until(client: httpx.AsyncClient, **holds: float) -> dict[str, Any]:
+        async with asyncio.timeout(LONG_S):
+            while True:
+                found: dict[str, Any] = (await client.get(path, headers=key)).json()
+                if holds.items() <= found.items():
+                    return found
+                await asyncio.sleep(0.05)
+
+    async def check() -> None:
+        async with in_process(artefact.folder, valkey.url, live=False, api_keys="secret") as client:
+            assert (await client.get(path)).status_code == 401
+            assert (await client.get(path, headers=key)).json() == none
+        exploring = {"explore_share": 0.5, "outcome_window_s": 60, "popular_refresh_s": 0.05}
+        async with in_process(
+            artefact.folder, valkey.url, api_keys="secret", **exploring
+        ) as client:
+            assert (await client.get(path, headers=key)).json() == none | {
+                "interactions": 0, "shown": 0, "taken": 0,
+            }  # fmt: skip
+            client.headers.update(key)
+            await client.post("/interactions", json={"user_id": "u", "item_id": "b"})
+            await client.get("/recommend", params={"user_id": "u", "k": 2, "explore": False})
+            await until(client, shown=1)
+            await client.post("/interactions", json={"user_id": "u", "item_id": "a"})
+            found = await until(client, interactions=1, taken=1)
+            day = 0.6931  # ln 2 of one interaction, of a moment ago
+            assert found["a_day"] == pytest.approx([day, day / 7, day / 30, day / 180], rel=1e-2)
+
+    run(check())
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
+    """Of 200,000 items."""
+    ids = [f"i{n}" for n in range(200_000)]
+    made = make_artefact(tmp_path_factory.mktemp("large") / "model", ids)
+    words = ["red", "blue", "old", "new", "garden", "summer"]
+    titles = [f"{words[n % 6]} thing {n}" for n in range(len(ids))]
+    categories = [[f"kind {n % 40}"] for n in range(len(ids))]
+    items = Items(ids, made.items.popularity, titles, categories)
+    save_artefact(made.folder, made.model, items, {}, "a test")
+    return made
+
+
+@pytest.mark.slow
+def test_a_large_catalogue(large: Artefact, valkey: ValkeyServer, run: Run) -> None:
+    """What the page asks for is answered before it asks again, and is small; nobody else waits."""
+    page_waits_s = 15
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/items", {"limit": 30, "unavailable": True}),
+        ("/items", {"limit": 1000}),
+        *(("/items", {"limit": 30, "q": q}) for q in ("r", "garden", "thing 19", "zzz", "i199999")),
+        ("/items", {"item_id": [f"i{n}" for n in range(100)]}),
+        ("/items/i5", {}),
+        ("/items/i5/similar", {"k": 20}),
+        ("/page-data/items/i5", {}),
+        ("/page-data/people", {}),
+        ("/popular", {"k": 20}),
+        ("/recommend", {"user_id": "u", "category": "kind 3", "explain": True, "reasons": 20}),
+    ]
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            begun = time.monotonic()
+            await asyncio.sleep(0)
+            longest = max(longest, time.monotonic() - begun)
+            await asyncio.sleep(0.002)
+
+    async def check() -> None:
+        async with in_process(large.folder, valkey.url) as client:
+            for item in ("i3", "i9", "i12"):
+                body = {"user_id": "u", "item_id": item}
+                assert (await client.post("/interactions", json=body)).is_success
+            watching = asyncio.create_task(watch())
+            for path, query in asked:
+                begun = time.monotonic()
+                answer = await client.get(path, params=query)
+                assert answer.status_code == 200, (path, query)
+                assert time.monotonic() - begun < page_waits_s, (path, query)
+                assert len(answer.content) < 200_000, (path, query)
+            watching.cancel()
+            query = {"limit": 30, "q": "garden"}
+            page = (await client.get("/items", params=query)).json()
+            more = (await client.get("/items", params=query | {"after": page["next"]})).json()
+            assert len({one["item_id"] for one in page["items"] + more["items"]}) == 60
+        assert longest < 1
 
     run(check())
 

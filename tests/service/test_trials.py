@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from model import artefact as artefacts
 from model.artefact import Artefact
+from model.times import iso
 from service.feedback import trial_counts
 from service.models.registry import ModelRegistry
 from service.models.traffic_split import SEGMENTS, TrafficSplit, Variant, segment
@@ -22,6 +23,7 @@ from tests.model.mixtures import some_mixture
 from tests.service.conftest import ValkeyServer
 from tests.service.model_service import (
     ADMIN,
+    AT_MS,
     base_of,
     choose,
     end,
@@ -31,7 +33,8 @@ from tests.service.model_service import (
     taken,
     write,
 )
-from tests.service.processes import make_artefact
+from tests.service.processes import check_answer, make_artefact, offline_scores
+from tests.service.test_api import problem
 from tests.waited import LONG_S
 
 ITEMS = [f"i{n}" for n in range(30)]
@@ -140,6 +143,46 @@ def test_three_models_side_by_side_are_told_apart(
             assert (await client.delete("/admin/model", headers=ADMIN)).is_success
             await taken(client, 6)
             assert set((await answers(client)).values()) == {"one"}
+
+    run(go())
+
+
+def test_any_model_that_is_served_can_be_asked(
+    folder: Path, models: dict[str, Artefact], valkey: ValkeyServer, run: Any
+) -> None:
+    """Base or on trial, of whoever's list, with an admin key; it is counted as shown to nobody."""
+
+    async def go() -> None:
+        async with served(folder, valkey.url, outcome_window_s=60, api_keys="own") as client:
+            client.headers["X-API-Key"] = "own"
+            events = await write(client, USERS[0], ITEMS[3:5])
+            await choose(client, "two", share=0.5)
+            await taken(client, 1)
+            asked = {"user_id": USERS[0], "k": 5, "at": iso(AT_MS), "explain": True}
+            own = await get(client, USERS[0])
+            shown_before = {
+                one.edition: metrics.of_model(one.edition).shown._value.get()
+                for one in models.values()
+            }
+            for name in ("one", "two"):
+                edition = models[name].edition
+                answer = await client.post(
+                    "/admin/recommend", json=asked | {"edition": edition}, headers=ADMIN
+                )
+                found = answer.raise_for_status().json()
+                assert (found["edition"], found["version"]) == (edition, 2)
+                check_answer(found, offline_scores(models[name], events, AT_MS), 5, ITEMS[3:5])
+                assert {one["version"] for one in found["items"][0]["because"]} == {1, 2}
+            assert (await get(client, USERS[0]))["edition"] == own["edition"]
+            grown = {
+                one: metrics.of_model(one).shown._value.get() - before
+                for one, before in shown_before.items()
+            }
+            assert {one: number for one, number in grown.items() if number} == {own["edition"]: 10}
+            body = asked | {"edition": models["mixed"].edition}
+            refused = await client.post("/admin/recommend", json=body, headers=ADMIN)
+            assert f"{models['two'].edition} (two)" in problem(refused, 422, "edition")["detail"]
+            assert (await client.post("/admin/recommend", json=body)).status_code == 401
 
     run(go())
 

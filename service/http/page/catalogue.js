@@ -1,24 +1,21 @@
 // Items: what is known of one, which are like it, and changing what is said of it.
 
-import { el } from "./dom.js";
-import { decimal, several } from "./format.js";
-import { asks, facts, Said, styled, table } from "./operator.js";
-import { segment, Service } from "./service.js";
+import { asks, button, el } from "./dom.js";
+import { count, date, decimal, short } from "./format.js";
+import { facts, openers, Said, sides, table } from "./operator.js";
+import { bar } from "./recommendations.js";
+import { segment } from "./service.js";
 
 const AT_ONCE = 30;
 const SIMILAR = 10;
 const WAIT_MS = 250;
+const SPANS = ["the last day", "the last week", "the last month", "the last half year"];
 const path = (id) => `items/${segment(id)}`;
 
-export async function view({ key, items }) {
-  await styled();
-  return new Catalogue(key, items);
-}
-
-class Catalogue {
+export class View {
   #said = new Said();
   #list = el("ul", { class: "found" });
-  #more = el("button", { type: "button", hidden: true, onclick: () => this.#look(this.#next) }, "More");
+  #more = button("More", () => this.#look(this.#next), { hidden: true });
   #input = el("input", { type: "search", id: "items-q", maxlength: "256", autocomplete: "off", dir: "auto", oninput: () => this.#soon() });
   #item = el("section", { class: "panel", hidden: true, "aria-label": "Item" });
   #next = null;
@@ -26,8 +23,8 @@ class Catalogue {
   #service;
   #items;
 
-  constructor(key, items) {
-    this.#service = new Service(key, (said, about) => this.#said.say(`${said}. ${about}`));
+  constructor({ key, items }) {
+    this.#service = this.#said.service(key);
     this.#items = items;
   }
 
@@ -35,12 +32,9 @@ class Catalogue {
     if (panel.children.length) return undefined;
     const form = el("form", { class: "row-of", role: "search", onsubmit: (event) => { event.preventDefault(); this.#look(); } },
       el("label", { for: "items-q" }, "Search"), this.#input);
-    panel.append(this.#said.node, el("div", { class: "sides" },
-      el("section", { class: "panel", "aria-label": "Find" }, form, this.#list, this.#more), this.#item));
+    panel.append(this.#said.node, sides(this.#item, form, this.#list, this.#more));
     return this.#look();
   }
-
-  hide() {}
 
   #soon() {
     clearTimeout(this.#timer);
@@ -54,7 +48,7 @@ class Catalogue {
       const { data } = await this.#service.get("items", query);
       if (asked !== this.#input.value.trim()) return;
       if (!after) this.#list.replaceChildren();
-      this.#list.append(...data.items.map((one) => this.#row(one)));
+      this.#list.append(...openers(data.items.map((one) => this.#row(one))));
       this.#next = data.next;
       this.#more.hidden = !data.next;
       this.#said.say(this.#list.children.length ? "" : asked ? `No title holds ${asked}.` : "The catalogue has no items.");
@@ -63,13 +57,12 @@ class Catalogue {
 
   #row({ item_id: id, title, categories, available }) {
     const note = [...(available ? [] : ["not shown to anybody"]), ...categories].join(" · ") || "\u00a0";
-    return el("li", {}, el("button", { type: "button", class: "open-one", onclick: () => this.#open(id) },
-      el("span", { class: "title", dir: "auto" }, title ?? id), el("span", { class: "categories", dir: "auto" }, note)));
+    return [title ?? id, note, () => this.#open(id)];
   }
 
   #open(id, done = "") {
     return this.#said.during("Reading…", async () => {
-      const { data: item } = await this.#service.get(path(id));
+      const [{ data: item }, { data: used }] = await Promise.all([path(id), `page-data/${path(id)}`].map((one) => this.#service.get(one)));
       let similar = [];
       try {
         similar = (await this.#service.get(`${path(id)}/similar`, [["k", SIMILAR]])).data.items;
@@ -77,13 +70,13 @@ class Catalogue {
         if (error.status !== 404) throw error; // nothing is like an item the model does not know
       }
       this.#item.hidden = false;
-      this.#item.replaceChildren(...this.#parts(item, similar));
+      this.#item.replaceChildren(...this.#parts(item, used, similar));
       this.#said.say(done);
       this.#item.scrollIntoView({ block: "nearest" });
     });
   }
 
-  #parts(item, similar) {
+  #parts(item, used, similar) {
     const shown = item.available ? "yes" : item.hidden ? "no, it is hidden" : "no, not at this time";
     const values = Object.entries(item.attributes).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]);
     return [
@@ -97,15 +90,15 @@ class Catalogue {
         ["The model", item.known ? "was trained on it" : "does not know it"],
         ["Said by", item.recorded ? "a record of its own, which stands in for the model's" : "the model's artefact alone"],
       ]),
-      el("button", { type: "button", onclick: () => this.#hide(item) }, item.hidden ? "Show it again" : "Hide it"),
-      item.recorded ? el("button", { type: "button", class: "danger", onclick: () => this.#drop(item) }, "Delete its record") : null,
+      button(item.hidden ? "Show it again" : "Hide it", () => this.#hide(item)),
+      item.recorded ? button("Delete its record", () => this.#drop(item), { class: "danger" }) : null,
+      ...usage(used),
       values.length ? el("h3", {}, "Attributes") : null,
       values.length ? table("Attributes", ["Name", "Value"], values) : null,
       this.#form(item),
       el("h3", {}, "Similar ones"),
       similar.length
-        ? el("ol", { class: "found" }, ...similar.map((one) => el("li", {}, el("button", { type: "button", class: "open-one", onclick: () => this.#open(one.item_id) },
-            el("span", { class: "title", dir: "auto" }, one.title ?? one.item_id), el("span", { class: "categories" }, `cosine ${decimal(one.score)}`)))))
+        ? el("ol", { class: "found" }, ...openers(similar.map((one) => [one.title ?? one.item_id, `cosine ${decimal(one.score)}`, () => this.#open(one.item_id)])))
         : el("p", { class: "hint" }, "None are known: the model was not trained on it."),
     ].filter((part) => part !== null);
   }
@@ -158,4 +151,18 @@ class Catalogue {
       this.#said.say("It is deleted.");
     }));
   }
+}
+
+/** How often it was taken and shown, as far as that is counted. */
+function usage({ interactions, since, a_day: daily, shown, taken }) {
+  const most = Math.max(...daily) || 1;
+  const rows = daily.map((number, place) => [SPANS[place], short(number), bar(number / most)]);
+  return [
+    el("h3", {}, "How it is used"),
+    facts([
+      ["Interactions", interactions === null ? "not counted: the live layer is off" : since ? `${short(interactions)} since ${date(new Date(since))}` : "none yet"],
+      ["While little known", shown === null ? "not counted: the service does not explore" : `shown ${count(shown)} times and taken ${count(taken)} times of late`],
+    ]),
+    rows.length ? table("Interactions a day", ["On average over", "a day", "beside the most"], rows) : null,
+  ];
 }

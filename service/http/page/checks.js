@@ -1,6 +1,6 @@
 // What an operator looks at first: one fact each, and whether it is well.
 
-import { ago, bytes, count, ms, several, short } from "./format.js";
+import { ago, bytes, count, ms, percent, several, short } from "./format.js";
 import { sum } from "./metrics.js";
 
 export const DURATION = "tim4rec_request_duration_seconds";
@@ -8,11 +8,9 @@ const [OK, WATCH, WRONG] = ["ok", "watch", "wrong"];
 const DAY_MS = 86_400_000;
 
 // The page's own questions are no traffic of the service; probes are none either.
-const UNCOUNTED = ["/metrics", "/page-data/metrics", "/page-data/people", "/livez", "/readyz", "/", "/page/{name}"];
-export const counted = ({ route }) => !UNCOUNTED.includes(route);
+export const counted = ({ route }) => !/^\/(page.*|metrics|livez|readyz)?$/.test(route);
 const failed = (labels) => counted(labels) && labels.status.startsWith("5");
 
-export const percent = (share) => `${short(100 * share)} %`;
 const used = (share) => (share > 0.95 ? WRONG : share > 0.8 ? WATCH : OK);
 const worst = (...levels) => [WRONG, WATCH, OK].find((level) => levels.includes(level));
 const fact = (name, level, value, note) => ({ name, level, value, note });

@@ -1,92 +1,105 @@
 // Compare: the same person, two ways of answering, side by side.
 
-import { el, unseen } from "./dom.js";
-import { decimal, several } from "./format.js";
-import { Said, styled } from "./operator.js";
-import { Service } from "./service.js";
+import { button, el } from "./dom.js";
+import { decimal } from "./format.js";
+import { moves } from "./moves.js";
+import { Said } from "./operator.js";
+import { movement } from "./recommendations.js";
+import { pairs } from "./service.js";
 
 const K = 10;
 const WEEK_MS = 7 * 86_400_000;
+// What is asked for besides, or else of which model.
 const WAYS = [
-  ["As it is served", () => []],
-  ["Without what others do now (live off)", () => [["live", false]]],
-  ["With items taken before", () => [["exclude_seen", false]]],
-  ["Asked a week from now", () => [["at", Date.now() + WEEK_MS]]],
+  ["As it is served", () => ({})],
+  ["Without what others do now (live off)", () => ({ live: false })],
+  ["With items taken before", () => ({ exclude_seen: false })],
+  ["Asked a week from now", () => ({ at: Date.now() + WEEK_MS })],
 ];
+const option = ([name], selected) => el("option", { selected }, name);
 
-export async function view({ key, items, user }) {
-  await styled();
-  return new Compare(key, items, user);
-}
-
-class Compare {
+export class View {
   #said = new Said();
   #user;
   #input = el("input", { id: "compare-user", maxlength: "256", required: true, autocomplete: "off", spellcheck: "false", dir: "auto" });
-  #ways = [0, 1].map((place) => el("select", { "aria-label": place ? "On the right" : "On the left", onchange: () => this.#ask() },
-    ...WAYS.map(([name], at) => el("option", { selected: at === place }, name))));
-  #sides = [el("ol", { class: "versus" }), el("ol", { class: "versus" })];
-  #models = [el("p", { class: "hint" }), el("p", { class: "hint" })];
+  #ways = WAYS;
+  #chosen = [0, 1].map((place) => el("select", { "aria-label": place ? "On the right" : "On the left", onchange: () => this.#ask() },
+    ...WAYS.map((way, at) => option(way, at === place))));
+  #sides = [0, 1].map(() => el("ol", { class: "versus" }));
+  #models = [0, 1].map(() => el("p", { class: "hint" }));
   #service;
+  #admin;
   #items;
 
-  constructor(key, items, user) {
-    this.#service = new Service(key, (said, about) => this.#said.say(`${said}. ${about}`));
+  constructor({ key, adminKey, items, user }) {
+    this.#service = this.#said.service(key);
+    this.#admin = this.#said.service(adminKey);
     this.#items = items;
     this.#user = user;
   }
 
   show(panel) {
     if (!panel.children.length) {
-      const side = (place) => el("section", { class: "panel", "aria-label": place ? "Right" : "Left" }, this.#ways[place], this.#models[place], this.#sides[place]);
+      const side = (place) => el("section", { class: "panel", "aria-label": place ? "Right" : "Left" }, this.#chosen[place], this.#models[place], this.#sides[place]);
       panel.append(
         el("form", { class: "row-of", onsubmit: (event) => { event.preventDefault(); this.#ask(); } },
-          el("label", { for: "compare-user" }, "User"), this.#input, el("button", { class: "primary" }, "Compare")),
+          el("label", { for: "compare-user" }, "User"), this.#input, el("button", { class: "primary" }, "Compare"),
+          button("Other models", () => this.#others())),
         this.#said.node,
-        el("div", { class: "two" }, side(0), side(1)),
-        el("p", { class: "hint" }, "A model on trial answers its own users only: to see it, compare a user whom it answers."));
+        el("div", { class: "two" }, side(0), side(1)));
     }
     this.#input.value ||= this.#user.id;
     return this.#ask();
   }
 
-  hide() {}
+  /** Adds the models that are served: what everybody has, and those on trial. */
+  #others() {
+    return this.#said.during("Looking which models are served…", async () => {
+      const { base, trials } = (await this.#admin.get("admin/model")).data.processes[0];
+      const found = trials.length ? [base, ...trials] : [];
+      const models = found.map(({ name, edition }) => [`By ${name}, ${edition}`, () => ({ edition })]);
+      this.#ways = [...WAYS, ...models];
+      for (const select of this.#chosen) {
+        [...select.options].slice(WAYS.length).forEach((one) => one.remove());
+        select.append(...models.map((way) => option(way, false)));
+      }
+      this.#said.say(models.length ? "Choose a model on the left or on the right." : "No other model is served: put one on trial, for the smallest share if nobody is to have it.");
+    });
+  }
 
   #ask() {
     const id = this.#input.value.trim();
     if (!id) return this.#said.say("Write an id first.");
     return this.#said.during("Asking both…", async () => {
-      const asked = this.#ways.map((select) => WAYS[select.selectedIndex][1]());
-      const answers = await Promise.all(asked.map((more) => this.#service.get("recommend", [["user_id", id], ["k", K], ["explore", false], ...more])));
+      const asked = this.#chosen.map((select) => ({ user_id: id, k: K, explore: false, ...this.#ways[select.selectedIndex][1]() }));
+      const answers = await Promise.all(asked.map((one) => (one.edition ? this.#admin.post("admin/recommend", one) : this.#service.get("recommend", pairs(one)))));
       const lists = answers.map(({ data }) => data.items);
       lists.forEach((list) => this.#items.learn(list));
-      await this.#items.complete(lists.flat().map((one) => one.item_id));
+      const ids = lists.map((list) => list.map((one) => one.item_id));
+      await this.#items.complete(ids.flat());
+      const beside = [moves(ids[1], ids[0]), moves(ids[0], ids[1])];
       lists.forEach((list, place) => {
-        const other = lists[1 - place].map((one) => one.item_id);
-        this.#sides[place].replaceChildren(...list.map((one, rank) => this.#row(one, rank, other)));
+        this.#sides[place].replaceChildren(...list.map((one, rank) => this.#row(one, rank, beside[place].moved.get(one.item_id))));
         const { source, edition } = answers[place].data;
         this.#models[place].textContent = source === "model" ? `by model ${edition}` : `popular items, beside model ${edition}`;
       });
-      this.#said.say(summary(...lists.map((list) => list.map((one) => one.item_id))));
+      this.#said.say(summary(beside[0]));
     });
   }
 
-  #row({ item_id: id, score }, rank, other) {
-    const there = other.indexOf(id);
-    const by = there - rank;
-    const [kind, mark] = there < 0 ? ["only", "only here"] : by ? ["moved", `${by > 0 ? "↑" : "↓"} ${Math.abs(by)}`] : ["same", "="];
-    const said = there < 0 ? null : unseen(by ? `, ${several(Math.abs(by), "place")} ${by > 0 ? "higher" : "lower"} than beside` : ", the same place");
-    return el("li", { class: kind },
+  #row({ item_id: id, score }, rank, by) {
+    return el("li", { class: by === null ? "only" : null },
       el("span", { class: "rank" }, String(rank + 1)),
       el("span", { class: "title", dir: "auto" }, this.#items.title(id)),
       el("span", { class: "score" }, decimal(score)),
-      el("span", { class: "mark" }, el("span", { "aria-hidden": there < 0 ? null : "true" }, mark), said));
+      el("span", { class: "mark" }, by === null ? "only here" : movement(by)));
   }
 }
 
-function summary(left, right) {
-  const both = left.filter((id) => right.includes(id)).length;
-  const same = left.filter((id, place) => right[place] === id).length;
-  if (same === left.length && left.length === right.length) return "Both lists are the same.";
-  return `${both} of ${left.length} items are in both lists, ${same} of them in the same place.`;
+/** What two lists have in common; `changed`, `moved`: as `moves` has them. */
+function summary({ changed, moved }) {
+  const all = [...moved.values()];
+  if (!changed) return "Both lists are the same.";
+  const [both, same] = [all.filter((by) => by !== null), all.filter((by) => by === 0)];
+  return `${both.length} of ${all.length} items are in both lists, ${same.length} of them in the same place.`;
 }

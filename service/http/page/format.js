@@ -22,6 +22,7 @@ export const date = (time) => absolute.format(time);
 
 /** With three digits that say something. */
 export const short = (value) => three.format(value);
+export const percent = (share) => `${short(100 * share)} %`;
 
 export function ms(value) {
   if (value >= 1000) return `${short(value / 1000)} s`;

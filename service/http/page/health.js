@@ -1,11 +1,11 @@
 // Health: whether the service is well, in the figures of all its workers.
 
 import { Chart } from "./chart.js";
-import { checks, counted, DURATION, percent } from "./checks.js";
+import { checks, counted, DURATION } from "./checks.js";
 import { el, unseen } from "./dom.js";
-import { count, ms, several, short } from "./format.js";
+import { count, ms, percent, several, short } from "./format.js";
 import { sum } from "./metrics.js";
-import { Said, styled, table, words } from "./operator.js";
+import { Said, table, words } from "./operator.js";
 import { quality } from "./quality.js";
 import { Between, Readings } from "./readings.js";
 
@@ -18,14 +18,8 @@ const MOST_LINES = 6;
 
 const named = ({ method, route }) => `${method} ${route}`;
 const time = (value) => (value === null ? "–" : ms(value));
-const shown = (value) => (value < 1000 ? `${short(value)} ms` : `${short(value / 1000)} s`);
 
-export async function view({ key }) {
-  await styled();
-  return new Health(key);
-}
-
-class Health {
+export class View {
   #readings;
   #said = new Said();
   #verdict = el("p", { class: "verdict" }, "Reading…");
@@ -36,12 +30,12 @@ class Health {
   #figures = Array.from({ length: 4 }, () => el("figure", { class: "panel" }));
   #charts = [
     new Chart(this.#figures[0], "Requests a second", short),
-    new Chart(this.#figures[1], "How long answers take", shown),
+    new Chart(this.#figures[1], "How long answers take", ms),
     new Chart(this.#figures[2], "Users found in memory", percent, 1),
     new Chart(this.#figures[3], "Requests waiting", short),
   ];
 
-  constructor(key) {
+  constructor({ key }) {
     this.#readings = new Readings(key, (error) => this.#told(error));
   }
 

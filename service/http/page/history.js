@@ -1,6 +1,6 @@
 // What the list follows from: the newest interactions, and the size of it all.
 
-import { byId, el } from "./dom.js";
+import { byId, el, terms } from "./dom.js";
 import { ago, bytes, count, date } from "./format.js";
 
 const SHOWN = 30;
@@ -68,6 +68,6 @@ export class History {
         ),
       ),
     );
-    byId("state").replaceChildren(...facts.flatMap(([name, said]) => [el("dt", {}, name), el("dd", {}, said)]));
+    byId("state").replaceChildren(...terms(facts));
   }
 }

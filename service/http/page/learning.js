@@ -1,34 +1,28 @@
 // Learning: which model serves whom, and what became of each that was trained.
 
-import { el } from "./dom.js";
-import { ago, count, date, decimal, several, span } from "./format.js";
-import { asks, facts, Said, styled, table } from "./operator.js";
-import { segment, Service } from "./service.js";
+import { asks, button, el } from "./dom.js";
+import { ago, count, date, decimal, percent, several, span } from "./format.js";
+import { facts, Said, table } from "./operator.js";
+import { segment } from "./service.js";
 
 const ENTRIES = 300;
 const STEPS = { scoring: "scored anew", warm: "trained further", scratch: "trained from nothing" };
 const GOOD = ["promoted", "published"];
 const BAD = ["failed", "given up", "refused", "taken back", "rolled back"];
 
-const percent = (share) => `${decimal(100 * share, share < 0.1 ? 1 : 0)} %`;
 const points = (value) => `${value > 0 ? "+" : ""}${decimal(100 * value, 2)}`.replace("-", "−");
 const signed = (value) => `${value > 0 ? "+" : ""}${decimal(value, 4)}`.replace("-", "−");
 const when = (at) => el("time", { datetime: at, title: date(new Date(at)) }, ago(new Date(at)));
 
-export async function view({ adminKey }) {
-  await styled();
-  return new Learning(adminKey);
-}
-
-class Learning {
+export class View {
   #said = new Said();
   #serving = el("div", { class: "stack" });
   #rounds = el("ol", { class: "rounds" });
   #note = el("p", { class: "hint" });
   #service;
 
-  constructor(key) {
-    this.#service = new Service(key, (said, about) => this.#said.say(`${said}. ${about}`));
+  constructor({ adminKey }) {
+    this.#service = this.#said.service(adminKey);
   }
 
   show(panel) {
@@ -36,10 +30,8 @@ class Learning {
     return this.#read();
   }
 
-  hide() {}
-
   #journal() {
-    const refresh = el("button", { type: "button", onclick: () => this.#read() }, "Read anew");
+    const refresh = button("Read anew", () => this.#read());
     return el("section", { class: "panel", "aria-labelledby": "journal-title" },
       el("div", { class: "heading" }, el("h2", { id: "journal-title" }, "What was trained"), refresh), this.#note, this.#rounds);
   }
@@ -129,7 +121,7 @@ class Learning {
       facts(known),
       judged(of("figures")),
       there && served.base?.name !== model
-        ? this.#button("Roll back to this one", "", `Everybody gets ${model}, but users of a trial.`, () => this.#service.post("admin/model", { model }))
+        ? this.#button("Roll back to this one", "", `Everybody gets ${model}, but users of a trial. The learner writes it into the journal when it looks next.`, () => this.#service.post("admin/model", { model }))
         : null,
     );
   }
@@ -142,7 +134,7 @@ class Learning {
         await this.#read(`${said} Every process takes it over within a moment.`);
       }));
     };
-    return el("button", { type: "button", class: kind || null, onclick: ask }, text);
+    return button(text, ask, { class: kind || null });
   }
 }
 

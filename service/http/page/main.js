@@ -1,7 +1,7 @@
 // The page put together: what happens when somebody chooses a person, an item or a moment.
 
 import { Clock } from "./clock.js";
-import { byId } from "./dom.js";
+import { asks, byId } from "./dom.js";
 import { ms } from "./format.js";
 import { History } from "./history.js";
 import { interactions, Items, listed } from "./items.js";
@@ -62,17 +62,17 @@ async function recommend({ signal, more = {} } = {}) {
   const chosen = { ...options.asked, ...(clock.at === null ? {} : { at: clock.at }) };
   const whose = looked ? { events: looked.events } : { user_id: user.id };
   showRequests({ ...whose, ...chosen }, looked ? null : stored, Boolean(key.value));
-  if (looked) return service.post("recommend/session", { ...whose, k: K, ...chosen }, { signal });
+  if (looked) return service.post("recommend/session", { ...whose, k: K, ...chosen, ...more }, { signal });
   return service.get("recommend", pairs({ ...whose, k: K, explore: false, ...chosen, ...more }), signal);
 }
 
 /** Adds to the list why each item is in it, where that is wanted; nobody waits for it. */
 async function explain() {
-  const wanted = byId("why").checked && !looked && list.hasReasons;
+  const wanted = byId("why").checked && list.hasReasons;
   list.makeRoom(wanted);
   if (!wanted) return;
   try {
-    await list.explain(() => recommend({ more: { explain: true, reasons: REASONS } }));
+    await list.explain(() => recommend({ more: { explain: true, reasons: REASONS } }), looked ? "they" : "you");
   } catch (error) {
     statement.fail(error, explain);
   }
@@ -228,13 +228,8 @@ byId("user-form").addEventListener("submit", (event) => {
   user.become(byId("user").value.trim());
 });
 byId("forget-user").addEventListener("click", () => {
-  byId("forget-said").textContent = `All interactions of ${user.id} and everything computed from them will be erased.`;
-  byId("forget").showModal();
-});
-byId("forget-no").addEventListener("click", () => byId("forget").close());
-byId("forget-yes").addEventListener("click", () => {
-  byId("forget").close();
-  queue(forget);
+  const said = `All interactions of ${user.id} and everything computed from them will be erased.`;
+  asks({ title: "Forget this user?", said, yes: "Forget" }, () => queue(forget));
 });
 user.addEventListener("change", () => {
   stored = null;
@@ -244,8 +239,12 @@ clock.addEventListener("change", ask);
 options.addEventListener("change", ask);
 byId("why").addEventListener("change", explain);
 const given = { key, adminKey: new Key(ADMIN_KEY), service, items, user };
-const named = (name, title) => ({ name, title, open: async () => (await import(`./${name}.js`)).view(given) });
-tabs([{ name: "try", title: "Try it", open: async () => ({ show() {}, hide() {} }) }, named("health", "Health"), named("learning", "Learning"), named("users", "Users"), named("catalogue", "Items"), named("compare", "Compare")]);
+const named = (name, title) => ({ name, title, open: async () => {
+  const [{ View }, { styled }] = await Promise.all([import(`./${name}.js`), import("./operator.js")]);
+  await styled();
+  return new View(given);
+} });
+tabs([{ name: "try", title: "Try it", open: async () => ({}) }, named("health", "Health"), named("learning", "Learning"), named("users", "Users"), named("catalogue", "Items"), named("compare", "Compare")]);
 
 queue(begin);
 people.start();

@@ -1,6 +1,7 @@
 // What the operator's views share: their style, a line that says how it went, and words for faults.
 
-import { el } from "./dom.js";
+import { button, el, terms } from "./dom.js";
+import { Service } from "./service.js";
 
 let style = null;
 
@@ -26,7 +27,7 @@ export function words(error) {
 /** A line that says how it went, with a button that tries again what did not. */
 export class Said {
   #line = el("p", { class: "told", role: "status" });
-  #button = el("button", { type: "button", onclick: () => this.#again?.() }, "Try again");
+  #button = button("Try again", () => this.#again?.());
   #again = null;
   node = el("div", { class: "bar" }, this.#line, this.#button);
 
@@ -41,6 +42,11 @@ export class Said {
   /** `again`: what the button does. */
   fail(error, again) {
     this.#put(words(error), again);
+  }
+
+  /** The API with this key; here it is said when a request has to wait. */
+  service(key) {
+    return new Service(key, (said, about) => this.say(`${said}. ${about}`));
   }
 
   /** Runs `work` as long as it takes, and says what went wrong. */
@@ -64,7 +70,15 @@ export class Said {
 
 /** A name and what is so, in pairs. */
 export const facts = (pairs) =>
-  el("dl", { class: "facts" }, ...pairs.flatMap(([name, said]) => [el("dt", {}, name), el("dd", { dir: "auto" }, said)]));
+  el("dl", { class: "facts" }, ...terms(pairs));
+
+/** Rows of what can be opened: [title, what is said of it, act] each. */
+export const openers = (all) =>
+  all.map(([title, note, act]) => el("li", {}, el("button", { type: "button", class: "open-one", onclick: act },
+    el("span", { class: "title", dir: "auto" }, title), el("span", { class: "categories", dir: "auto" }, note))));
+
+/** What finds something, and beside it what is found. */
+export const sides = (found, ...find) => el("div", { class: "sides" }, el("section", { class: "panel", "aria-label": "Find" }, ...find), found);
 
 /** A table that scrolls within itself; a row is its first cell, which names it, and the others. */
 export function table(label, columns, rows) {
@@ -72,16 +86,4 @@ export function table(label, columns, rows) {
   const body = rows.map(([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell))));
   const made = el("table", {}, el("thead", {}, el("tr", {}, ...head)), el("tbody", {}, ...body));
   return el("div", { class: "wide", role: "region", "aria-label": label, tabindex: "0" }, made);
-}
-
-/** Asks once more before `act`. */
-export function asks({ title, said, yes }, act) {
-  const dialog = el("dialog", { "aria-label": title, onclose: () => dialog.remove() },
-    el("h2", {}, title),
-    el("p", { dir: "auto" }, said),
-    el("div", { class: "choices" },
-      el("button", { type: "button", onclick: () => dialog.close() }, "Cancel"),
-      el("button", { type: "button", class: "danger", onclick: () => { dialog.close(); act(); } }, yes)));
-  document.body.append(dialog);
-  dialog.showModal();
 }

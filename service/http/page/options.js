@@ -1,7 +1,7 @@
 // What may be asked of a list besides whose it is: filters, diversity, promotions, what was seen;
 // and the kind of an interaction.
 
-import { byId, el } from "./dom.js";
+import { button, byId, el } from "./dom.js";
 import { count, several } from "./format.js";
 import { tells } from "./items.js";
 import { pairs } from "./service.js";
@@ -92,7 +92,7 @@ export class Options extends EventTarget {
       if (data.next) this.#facets.append(el("p", { class: "hint wide" }, `Counts are of the first ${count(COUNTED)} items by title.`));
     } catch (error) {
       this.#filled = null;
-      const again = el("button", { type: "button", onclick: () => (this.#filled ??= this.#fill()) }, "Try again");
+      const again = button("Try again", () => (this.#filled ??= this.#fill()));
       this.#facets.replaceChildren(el("p", { class: "hint" }, `${error.message}: filters can't be shown. `, again));
     }
   }

@@ -1,6 +1,6 @@
 // Who there is to be: a few people of the store, and somebody new.
 
-import { byId, el } from "./dom.js";
+import { button, byId, el } from "./dom.js";
 import { ago } from "./format.js";
 import { colour } from "./hue.js";
 import { interactions, listed } from "./items.js";
@@ -23,7 +23,7 @@ export class People {
       const { data } = await this.#service.get("page-data/people");
       this.#show(data.people, data.people.length ? null : "Nobody in the store has a history yet: be the first.");
     } catch {
-      const again = el("button", { type: "button", onclick: () => this.start() }, "Look again");
+      const again = button("Look again", () => this.start());
       this.#show([], "People of the store could not be read.", again);
     }
   }

@@ -68,14 +68,15 @@ export class Recommendations {
     return ["model", "live"].includes(this.#source);
   }
 
-  /** Says of each item of the model's why it is there. `ask()`: the same list with reasons. */
-  async explain(ask) {
+  /** Says of each item of the model's why it is there. `ask()`: the same list with reasons; `who`
+   * took what they are. */
+  async explain(ask, who) {
     const turn = this.#turn;
     const { items } = (await ask()).data;
     const causes = items.flatMap((item) => [...(item.because ?? []), item.live ?? {}]).map((one) => one.item_id);
     await this.#items.complete(causes.filter(Boolean));
     if (turn !== this.#turn) return; // another list is there already
-    for (const item of items) this.#rows.explain(item.item_id, ...this.#reasons(item));
+    for (const item of items) this.#rows.explain(item.item_id, ...this.#reasons(item, who));
   }
 
   /** For reasons, or none. */
@@ -84,18 +85,18 @@ export class Recommendations {
   }
 
   /** Sentences: what speaks for it, and behind a tap what speaks against it. */
-  #reasons({ path, because = [], live }) {
+  #reasons({ path, because = [], live }, who) {
     const taken = (of) => {
       const titles = [...new Set(of.map(({ item_id: id }) => this.#items.title(id)))].slice(0, SAID);
       return listed(titles).length > ROOM ? titles.slice(0, 1) : titles;
     };
     const said = PATHS[path] ? [PATHS[path]] : [];
     const lifted = taken(because.filter(({ contribution }) => contribution > 0));
-    if (lifted.length) said.push(`Because you took ${listed(lifted)}.`);
+    if (lifted.length) said.push(`Because ${who} took ${listed(lifted)}.`);
     if (live?.share > 0) said.push(live.item_id ? `Live: others go from ${this.#items.title(live.item_id)} to this.` : "Live: others take it.");
     const against = taken(because.filter(({ contribution }) => contribution < 0));
     if (!said.length && !against.length) return [];
-    if (!said.length) said.push("No single one of your items speaks for it.");
+    if (!said.length) said.push("No single interaction speaks for it.");
     const held = against.length && el("details", {}, el("summary", {}, "What speaks against it?"), el("p", { dir: "auto" }, `It would stand higher without ${listed(against)}.`));
     return [...said.map((text) => el("p", { dir: "auto", title: text }, text)), ...(held ? [held] : [])];
   }
@@ -111,13 +112,13 @@ function shares({ items, source }) {
   return items.map(({ score }) => (source === "model" ? Math.exp(score - best) : score / (best || 1)));
 }
 
-function bar(share) {
+export function bar(share) {
   const filled = el("span", { class: "filled" });
   filled.style.width = `${100 * Math.max(0.01, Math.min(1, share))}%`;
   return el("span", { class: "share", "aria-hidden": "true" }, filled);
 }
 
-function movement(by) {
+export function movement(by) {
   if (by === null) return el("span", { class: "move new" }, "new");
   if (by === 0) return el("span", { class: "move" }, el("span", { "aria-hidden": "true" }, "–"), unseen("same place"));
   const [name, arrow] = by > 0 ? ["up", "▲"] : ["down", "▼"];

@@ -1,6 +1,6 @@
 // The requests that the page has just made, to copy.
 
-import { byId, el } from "./dom.js";
+import { button, byId, el } from "./dom.js";
 import { pairs } from "./service.js";
 
 const KEY = "-H \"X-API-Key: $KEY\"";
@@ -13,27 +13,22 @@ const KEY = "-H \"X-API-Key: $KEY\"";
  */
 export function showRequests(asked, stored, hasKey) {
   const options = { k: 10, ...asked };
-  const call = "user_id" in asked ? ["recommend", quotedPython(asked.user_id)] : ["recommend_session", python(asked.events.map((event) => [event.item_id, event.timestamp ?? null]))];
+  const call = "user_id" in asked ? ["recommend", python(asked.user_id)] : ["recommend_session", python(asked.events.map((event) => [event.item_id, event.timestamp ?? null]))];
   const named = Object.entries(options).filter(([name]) => !["user_id", "events"].includes(name));
   const given = named.map(([name, value]) => `, ${name}=${python(name === "at" ? new Date(value).toISOString() : value)}`).join("");
+  const ask = "user_id" in asked ? curl("recommend", options, null, hasKey) : curl("recommend/session", null, options, hasKey);
   const list = `    print(service.${call[0]}(${call[1].replaceAll(": None", "")}${given})["items"])`;
-  const taken = stored && `    service.post(Interaction(${quotedPython(stored.user_id)}, ${quotedPython(stored.item_id)}${stored.kind ? `, kind=${quotedPython(stored.kind)}` : ""}))`;
-  const client = `with Client(${quotedPython(base())}${hasKey ? ', api_key=os.environ["KEY"]' : ""}) as service:`;
+  const taken = stored && `    service.post(Interaction(${python(stored.user_id)}, ${python(stored.item_id)}${stored.kind ? `, kind=${python(stored.kind)}` : ""}))`;
+  const client = `with Client(${python(base())}${hasKey ? ', api_key=os.environ["KEY"]' : ""}) as service:`;
   const imports = [...(hasKey ? ["import os", ""] : []), `from tim4rec_client import Client${stored ? ", Interaction" : ""}`, ""];
   byId("request-texts").replaceChildren(
-    text("curl", [...(stored ? [curl("interactions", null, stored, hasKey)] : []), listCurl(options, hasKey)].join("\n")),
+    text("curl", [...(stored ? [curl("interactions", null, stored, hasKey)] : []), ask].join("\n")),
     text("Python", [...imports, client, ...(taken ? [taken] : []), list].join("\n")),
   );
 }
 
 const base = () => new URL(".", document.baseURI).href.replace(/\/$/, "");
-const quotedPython = (value) => JSON.stringify(value);
 const shell = (value) => `'${value.replaceAll("'", "'\\''")}'`;
-
-function listCurl(options, hasKey) {
-  if (!("user_id" in options)) return curl("recommend/session", null, options, hasKey);
-  return curl("recommend", options, null, hasKey);
-}
 
 function curl(path, query, body, hasKey) {
   const found = query ? `?${new URLSearchParams(pairs(query))}` : "";
@@ -50,9 +45,9 @@ function python(value) {
 }
 
 function text(name, said) {
-  const copy = navigator.clipboard && el("button", { type: "button", onclick: async () => {
+  const copy = navigator.clipboard && button("Copy", async () => {
     await navigator.clipboard.writeText(said);
     copy.textContent = "Copied";
-  } }, "Copy");
+  });
   return el("div", { class: "snippet" }, el("h3", {}, name, copy ?? null), el("pre", { tabindex: 0, "aria-label": `${name}` }, said));
 }

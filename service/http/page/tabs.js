@@ -7,8 +7,8 @@ const NEXT = { ArrowRight: (place) => place + 1, ArrowLeft: (place) => place - 1
 /**
  * Makes the tabs of a page, the first one chosen.
  *
- * views: {name, title, open()} each. `open` resolves to a view of {show(panel), hide()} when its
- * tab is first chosen: a module is loaded when somebody looks at it. The panel is #view-NAME of the
+ * views: {name, title, open()} each. `open` resolves to a view, which may have show(panel) and hide(),
+ * when its tab is first chosen: a module is loaded when somebody looks at it. The panel is #view-NAME of the
  * page, or made where there is none.
  */
 export function tabs(views) {
@@ -54,11 +54,11 @@ class Tab {
     this.button.tabIndex = chosen ? 0 : -1;
     this.#panel.hidden = !chosen;
     if (chosen === was) return;
-    if (!chosen) return this.#view?.then((view) => view.hide());
+    if (!chosen) return this.#view?.then((view) => view.hide?.());
     this.#view ??= this.#open();
     try {
       const view = await this.#view;
-      if (this.#chosen) view.show(this.#panel);
+      if (this.#chosen) view.show?.(this.#panel);
     } catch (error) {
       this.#view = null; // choosing it again loads it again
       this.#panel.replaceChildren(el("p", { class: "notice" }, "This view could not be loaded. Choose it once more to try again."));

@@ -1,9 +1,9 @@
 // Users: who is there, what is known of one, taking it away and out.
 
-import { el } from "./dom.js";
+import { asks, button, el } from "./dom.js";
 import { ago, bytes, count, date, decimal, several, span } from "./format.js";
-import { asks, facts, Said, styled } from "./operator.js";
-import { segment, Service } from "./service.js";
+import { facts, openers, Said, sides } from "./operator.js";
+import { segment } from "./service.js";
 
 const AT_ONCE = 50;
 const MOST_LOOKS = 20; // pages that may be empty, for one click
@@ -13,15 +13,10 @@ const GAP_S = 3600;
 
 const path = (id) => `users/${segment(id)}`;
 
-export async function view({ adminKey, key, items }) {
-  await styled();
-  return new Users(adminKey, key, items);
-}
-
-class Users {
+export class View {
   #said = new Said("Find users by what their ids begin with, or open one by its whole id.");
   #list = el("ul", { class: "found" });
-  #more = el("button", { type: "button", hidden: true, onclick: () => this.#look() }, "More");
+  #more = button("More", () => this.#look(), { hidden: true });
   #input = el("input", { id: "users-id", maxlength: "256", autocomplete: "off", spellcheck: "false", dir: "auto" });
   #person = el("section", { class: "panel", hidden: true, "aria-label": "User" });
   #next = null;
@@ -29,9 +24,9 @@ class Users {
   #service;
   #items;
 
-  constructor(adminKey, key, items) {
-    this.#listing = new Service(adminKey, (said, about) => this.#said.say(`${said}. ${about}`));
-    this.#service = new Service(key, (said, about) => this.#said.say(`${said}. ${about}`));
+  constructor({ adminKey, key, items }) {
+    this.#listing = this.#said.service(adminKey);
+    this.#service = this.#said.service(key);
     this.#items = items;
   }
 
@@ -41,12 +36,9 @@ class Users {
       el("label", { for: "users-id" }, "User id"),
       this.#input,
       el("button", { class: "primary" }, "Find"),
-      el("button", { type: "button", onclick: () => this.#open(this.#input.value.trim()) }, "Open"));
-    panel.append(this.#said.node, el("div", { class: "sides" },
-      el("section", { class: "panel", "aria-label": "Find" }, form, this.#list, this.#more), this.#person));
+      button("Open", () => this.#open(this.#input.value.trim())));
+    panel.append(this.#said.node, sides(this.#person, form, this.#list, this.#more));
   }
-
-  hide() {}
 
   #find(event) {
     event.preventDefault();
@@ -66,7 +58,7 @@ class Users {
         this.#next = data.next;
         if (!data.next) break;
       }
-      this.#list.append(...found.map((one) => this.#row(one)));
+      this.#list.append(...openers(found.map((one) => this.#row(one))));
       this.#more.hidden = !this.#next;
       const shown = this.#list.children.length;
       this.#said.say(this.#next ? `${several(shown, "user")} so far.` : shown ? `${several(shown, "user")}; these are all.` : start ? `No id begins with ${start}.` : "The store has no users yet.");
@@ -75,8 +67,7 @@ class Users {
 
   #row({ user_id: id, version, last_time: last }) {
     const note = version === null ? "its record is damaged" : `${several(version, "interaction")}, the last ${ago(new Date(last))}`;
-    return el("li", {}, el("button", { type: "button", class: "open-one", onclick: () => this.#open(id) },
-      el("span", { class: "title", dir: "auto" }, id), el("span", { class: "categories" }, note)));
+    return [id, note, () => this.#open(id)];
   }
 
   #open(id) {
@@ -101,7 +92,7 @@ class Users {
   #parts(known, events) {
     const id = known.user_id;
     const line = el("ol", { class: "timeline" }, ...this.#line(events));
-    const earlier = el("button", { type: "button", hidden: events.at(-1)?.version <= 1, onclick: () => more() }, "Earlier ones");
+    const earlier = button("Earlier ones", () => more(), { hidden: events.at(-1)?.version <= 1 });
     let oldest = events.at(-1);
     const more = () => this.#said.during("Reading…", async () => {
       const before = await this.#events(id, Math.max(0, oldest.version - 1 - SHOWN), Math.min(SHOWN, oldest.version - 1));
@@ -119,8 +110,8 @@ class Users {
         ["Record", `${bytes(known.bytes)} in the store`],
         ["Answered by", known.edition],
       ]),
-      el("button", { type: "button", onclick: () => this.#export(id) }, "Export as JSON"),
-      el("button", { type: "button", class: "danger", onclick: () => this.#ask(id) }, "Erase"),
+      button("Export as JSON", () => this.#export(id)),
+      button("Erase", () => this.#ask(id), { class: "danger" }),
       el("h3", {}, "History, the newest first"),
       line,
       earlier,

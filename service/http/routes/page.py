@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from model.times import iso
 from service.http.dependencies import ServicesDep
 from service.http.problems import ProblemError
+from service.http.routes.items import ItemId
 from service.observe import values
 from service.observe.exposition import exposition
 
@@ -94,6 +95,37 @@ async def get_people(services: ServicesDep) -> ExamplePeople:
         for person in await services.people.people(services.catalogue, moves)
     ]
     return ExamplePeople(people=people)
+
+
+class ItemNumbers(BaseModel):
+    """What happens with an item; None: that is not counted.
+
+    a_day: interactions, averaged over the last day, week, month and half year: each counts for
+    2^-(its age / that time). shown, taken: only where the service explores, and as long as little
+    is known of the item.
+    """
+
+    interactions: float | None = None
+    since: str | None = None
+    a_day: tuple[float, ...] = ()
+    shown: int | None = None
+    taken: int | None = None
+
+
+@data.get("/items/{item_id}")
+async def get_item_numbers(item_id: ItemId, services: ServicesDep) -> ItemNumbers:
+    """How an item is used, as far as this process counts."""
+    live, counts = services.context.live, services.context.item_counts
+    shown, taken = (None, None) if counts is None else counts.of(item_id)
+    if live is None:
+        return ItemNumbers(shown=shown, taken=taken)
+    use = live.evidence.use(item_id, round(1000 * time.time()))
+    if use is None:
+        return ItemNumbers(interactions=0, shown=shown, taken=taken)
+    since = iso(use.first_ms)
+    return ItemNumbers(
+        interactions=use.total, since=since, a_day=use.a_day, shown=shown, taken=taken
+    )
 
 
 class MetricsReader:

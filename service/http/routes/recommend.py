@@ -1,4 +1,4 @@
-"""GET and POST /recommend."""
+"""GET and POST /recommend, and POST /admin/recommend."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from pydantic import ConfigDict, Field
 
 from service.catalogue.exploration import Exploration, seed_of
 from service.engine.requests import Recommendation
-from service.http.answers import explain, recommended
-from service.http.dependencies import Services, ServicesDep, check_k
+from service.http.answers import put_reasons, recommended
+from service.http.dependencies import Services, ServicesDep
 from service.http.fields import QueryFields
 from service.http.problems import ProblemError, declared
 from service.http.recommendation_options import (
     RecommendationOptions,
+    check_size,
     next_cursor,
     resolved,
 )
 from service.http.schemas import Body, Id, Recommendations, example
 
 router = APIRouter(tags=["recommendations"])
+admin = APIRouter(prefix="/admin/recommend", tags=["operation"])
 
 
 class _OfUser(Body):
@@ -37,13 +39,19 @@ class RecommendationRequest(RecommendationOptions, _OfUser):  # the user's id is
     allow_stale: bool = Field(
         False, description="a state in memory will do: faster, may miss the newest events"
     )
-    explain: bool = Field(False, description="say which interactions moved the scores")
-    reasons: int = Field(3, ge=1, description="most of them for an item")
     explore: bool = Field(
         True,
         description="whether some places may be for items of which little is known, where the "
         "service explores (explore_share); `false`, and `live=false`: none",
     )
+
+
+class ModelRecommendationRequest(RecommendationRequest):
+    """The same, and the model that is to answer."""
+
+    model_config = example(user_id="ann", edition="8505dca36d520613+5f0c2a9e")
+
+    edition: str = Field(description="`edition` of the answers of a model that is served now")
 
 
 class RecommendationQuery(RecommendationRequest):
@@ -78,12 +86,32 @@ async def post_recommend(body: RecommendationRequest, services: ServicesDep) -> 
     return await _recommend(services.of(body.user_id), body)
 
 
-async def _recommend(services: Services, asked: RecommendationRequest) -> Recommendations:
+@admin.post(
+    "",
+    summary="Recommend items to a user by a model of your choice",
+    responses=declared(422, 503),
+    response_model_exclude_none=True,
+)
+async def recommend_by(body: ModelRecommendationRequest, services: ServicesDep) -> Recommendations:
+    """POST /recommend as a model would answer that the user does not get: everybody's, or one on
+    trial. The list counts as shown to nobody."""
+    models = services.deployment.models
+    served = next((one for one in models if one.edition == body.edition), None)
+    if served is None:
+        others = ", ".join(f"{one.edition} ({one.name})" for one in models)
+        raise ProblemError(
+            422, f"edition: no model that is served; these are: {others}", field="edition"
+        )
+    return await _recommend(replace(services, served=served), body, counts=False)
+
+
+async def _recommend(
+    services: Services, asked: RecommendationRequest, *, counts: bool = True
+) -> Recommendations:
+    """`counts`: the list is shown to the user."""
     # What costs nothing to see comes before what the options name is looked up.
     user_id, k = asked.user_id, asked.k
-    check_k(services, k)
-    if asked.explain and k > (most := services.settings.explain_k):
-        raise ProblemError(422, f"k: at most {most} with explain, not {k}", field="k")
+    check_size(services, asked)
     options = await resolved(services, asked)
     found = await services.engine.recommend(
         user_id,
@@ -112,7 +140,7 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
         warnings=options.warnings,
     )
     outcomes = services.context.outcomes
-    if outcomes is not None:
+    if outcomes is not None and counts:
         edition = answer.edition if found.source == "model" else ""
         items = (item.item_id for item in answer.items if not item.explored)
         outcomes.shown(user_id, edition, items, services.deployment.arms(services.served))
@@ -122,12 +150,8 @@ async def _recommend(services: Services, asked: RecommendationRequest) -> Recomm
             little_known = rows[exploration.little_known(rows)].tolist()
             ids = services.catalogue.ids
             outcomes.explored(user_id, explored, [ids[row - 1] for row in little_known])
-    if asked.explain and found.source in ("model", "live"):
-        explanations = await services.explainer.explain(
-            user_id, found, asked.reasons, exclude_seen=asked.exclude_seen
-        )
-        for item, explanation in zip(answer.items, explanations, strict=True):
-            explain(item, explanation)
+    if asked.explain:
+        await put_reasons(services, answer.items, found, user_id, asked)
     return answer
 
 

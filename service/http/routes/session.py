@@ -9,12 +9,13 @@ from typing import Annotated, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from service.http.answers import recommended
-from service.http.dependencies import Services, ServicesDep, check_k
+from service.http.answers import put_reasons, recommended
+from service.http.dependencies import Services, ServicesDep
 from service.http.json_shape import AtMost
 from service.http.problems import ProblemError, declared
 from service.http.recommendation_options import (
     RecommendationOptions,
+    check_size,
     next_cursor,
     resolved,
 )
@@ -80,7 +81,7 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
 
     It is the answer that a new user would get to whom they had been posted.
     """
-    check_k(services, body.k)
+    check_size(services, body)
     vocabulary, events = services.engine.vocabulary, _events(body, services)
     options = await resolved(services, body)
     found = await services.engine.recommend_session(
@@ -92,7 +93,7 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
         choice=options.choice,
         live=body.live,
     )
-    return SessionRecommendations(
+    answer = SessionRecommendations(
         items=recommended(services, found, body.fields),
         at=found.at_ms,
         source=found.source,
@@ -102,6 +103,9 @@ async def recommend_session(body: SessionRequest, services: ServicesDep) -> Sess
         next=next_cursor(services, options.shown, found.ranking.items, body.k),
         warnings=options.warnings,
     )
+    if body.explain:
+        await put_reasons(services, answer.items, found, events, body)
+    return answer
 
 
 def _events(body: SessionRequest, services: Services) -> list[Event]:

@@ -51,6 +51,17 @@ def equal(evidence: Evidence, plain: PlainEvidence) -> None:
         for h, half_life in enumerate(POPULARITY_HALF_LIVES_MS):
             expected = item.popularity(half_life)
             assert stats[counting.POPULARITY + h] == pytest.approx(expected, abs=1e-6)
+        used, now = evidence.use(item_id, START_MS + DAY_MS), START_MS + DAY_MS
+        assert used is not None
+        assert (used.total, used.first_ms) == (pytest.approx(item.total), item.first_ms)
+        assert used.a_day == pytest.approx(
+            [
+                np.log(2) * DAY_MS / half_life
+                * sum(weight * 2 ** ((time - now) / half_life) for time, weight in item.events)
+                for half_life in POPULARITY_HALF_LIVES_MS
+            ],
+            rel=1e-4,
+        )  # fmt: skip
         assert evidence.counts.touched[number] == item.touched_ms
         found = [
             evidence.item_ids[other] for other in evidence.counts.neighbours[number] if other >= 0

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -17,15 +18,16 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from model.artefact import Artefact
 from model.journal import FILE, Entry
 from tests.ports import free_port
-from tests.service.browsing import (
+from tests.service.conftest import ValkeyServer
+from tests.service.page import browsing
+from tests.service.page.browsing import (
     DESKTOP,
     KEY,
     LOOKS,
+    PHONE,
     needs_chromium,
-    running_browser,
     violations,
 )  # fmt: skip
-from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, Service, history, make_artefact
 from tests.waited import until
 
@@ -78,36 +80,24 @@ def service(artefact: Artefact, models: Path, store: ValkeyServer) -> Iterator[S
         running.kill()
 
 
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[httpx.Client]:
-    with service.client(headers={"X-API-Key": KEY}) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as running:
-        yield running
-
-
 @contextmanager
 def opened(
-    browser: Browser, service: Service, view: str, *, admin: str | None = ADMIN, **options: Any
+    browser: Browser, service: Service, view: str, *, admin_key: str | None = ADMIN, **options: Any
 ) -> Iterator[Page]:
-    """A view of the page; no script may fail in it."""
-    context = browser.new_context(viewport=options.pop("viewport", DESKTOP), **options)  # type: ignore[arg-type]
-    context.set_default_timeout(15_000)
-    for name, key in (("key", KEY), ("admin-key", admin)):
-        if key is not None:
-            context.add_init_script(f"sessionStorage.setItem('tim4rec.{name}', {json.dumps(key)})")
-    page = context.new_page()
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.goto(f"{service.url}/")
-    page.get_by_role("tab", name=view, exact=True).click()
-    yield page
-    assert faults == []
-    context.close()
+    """A view of the page."""
+    with browsing.opened(browser, service, None, admin_key=admin_key, **options) as page:
+        page.get_by_role("tab", name=view, exact=True).click()
+        yield page
+
+
+ON_BOTH = pytest.mark.parametrize(
+    "look",
+    [
+        {"viewport": DESKTOP, "color_scheme": "light"},
+        {"viewport": PHONE, "color_scheme": "dark", "has_touch": True},
+    ],
+    ids=["desktop", "phone"],
+)
 
 
 def interact(client: httpx.Client, user: str, number: int, apart_ms: int = 1) -> None:
@@ -126,14 +116,20 @@ def said(page: Page) -> Locator:
     return panel(page).locator(".told")
 
 
-def test_health(browser: Browser, service: Service, client: httpx.Client) -> None:
-    """Every two seconds, though the metrics are on a port that the browser does not reach."""
+@pytest.fixture(scope="module")
+def traffic(client: httpx.Client) -> None:
     for n in range(30):
         interact(client, f"judged {n}", 1)
         query = {"user_id": f"judged {n}", "explain": n % 2 == 0}
         assert client.get("/recommend", params=query).is_success
         interact(client, f"judged {n}", 2)  # the second with another item: it is judged
-    with opened(browser, service, "Health") as page:
+
+
+@ON_BOTH
+@pytest.mark.usefixtures("traffic")
+def test_health(browser: Browser, service: Service, look: Any) -> None:
+    """Every two seconds, though the metrics are on a port that the browser does not reach."""
+    with opened(browser, service, "Health", **look) as page:
         checks = page.locator(".checks li")
         expect(page.locator(".verdict")).to_contain_text("The service is well.")
         for name, value in (
@@ -154,7 +150,7 @@ def test_health(browser: Browser, service: Service, client: httpx.Client) -> Non
         expect(
             page.get_by_role("img", name=re.compile(r"^Requests waiting: waiting \d"))
         ).to_be_visible()
-        assert "page-data/metrics" not in requests.inner_text()
+        assert "page-data/" not in requests.inner_text()
 
 
 @pytest.mark.slow
@@ -188,9 +184,12 @@ def test_health_while_the_service_is_away(browser: Browser, service: Service) ->
         expect(said(page)).to_be_hidden()
 
 
-def test_learning(browser: Browser, service: Service) -> None:
+@ON_BOTH
+def test_learning(browser: Browser, service: Service, look: Any) -> None:
     """What was trained, and a roll back that everybody has after one question."""
-    with opened(browser, service, "Learning") as page:
+    admin = {"X-API-Key": ADMIN}
+    assert httpx.delete(f"{service.url}/admin/model", headers=admin).is_success
+    with opened(browser, service, "Learning", **look) as page:
         rounds = page.locator(".rounds > li")
         expect(rounds).to_have_count(2)
         expect(rounds.nth(0)).to_contain_text("refused")
@@ -211,18 +210,28 @@ def test_learning(browser: Browser, service: Service) -> None:
         newer.get_by_role("button", name="Roll back").click()
         page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
         expect(panel(page).locator(".big")).to_have_text("newer")
-        admin = {"X-API-Key": ADMIN}
         assert httpx.get(f"{service.url}/admin/model", headers=admin).json()["base"]["name"] == (
             "newer"
         )
 
 
-def test_a_trial(browser: Browser, service: Service) -> None:
-    body = {"model": "older", "share": 0.25}
-    answer = httpx.post(
-        f"{service.url}/admin/model", json=body, headers={"X-API-Key": ADMIN}, timeout=60
-    )
+def try_older(service: Service) -> dict[str, Any]:
+    """Puts a model on trial, and returns what the process then serves."""
+    url, admin = f"{service.url}/admin/model", {"X-API-Key": ADMIN}
+    answer = httpx.post(url, json={"model": "older", "share": 0.25}, headers=admin, timeout=60)
     assert answer.is_success, answer.text
+    processes: list[dict[str, Any]] = []
+
+    def taken_over() -> bool:
+        processes[:] = httpx.get(url, headers=admin).json()["processes"]
+        return processes[0]["version"] == answer.json()["version"]
+
+    until(taken_over)
+    return processes[0]
+
+
+def test_a_trial(browser: Browser, service: Service) -> None:
+    try_older(service)
     with opened(browser, service, "Learning") as page:
         trial = page.locator("article", has_text="On trial")
         expect(trial).to_contain_text("25 %")
@@ -234,12 +243,12 @@ def test_a_trial(browser: Browser, service: Service) -> None:
 
 def test_the_admin_key_is_another(browser: Browser, service: Service) -> None:
     """It is asked for once, kept for the tab alone, and sent to nothing but what wants it."""
-    with opened(browser, service, "Learning", admin=None) as page:
+    with opened(browser, service, "Learning", admin_key=None) as page:
         sent: dict[str, set[str | None]] = {}
         page.on(
             "request",
             lambda request: sent.setdefault(request.headers.get("x-api-key", ""), set()).add(
-                re.sub(r"\?.*", "", request.url.removeprefix(service.url))
+                urlsplit(request.url).path
             ),
         )
         dialog = page.get_by_role("dialog")
@@ -260,12 +269,14 @@ def test_the_admin_key_is_another(browser: Browser, service: Service) -> None:
         assert page.evaluate("JSON.stringify(localStorage)").count(ADMIN) == 0
 
 
+@ON_BOTH
 def test_a_user_is_found_taken_out_and_erased(
-    browser: Browser, service: Service, client: httpx.Client
+    browser: Browser, service: Service, client: httpx.Client, look: Any
 ) -> None:
     interact(client, "kept/ann", 2)
+    kept = history(client, "kept/ann")
     interact(client, "found/ben.", 3, apart_ms=5 * HOUR_MS)
-    with opened(browser, service, "Users") as page:
+    with opened(browser, service, "Users", **look) as page:
         panel(page).get_by_label("User id").fill("found/")
         page.get_by_role("button", name="Find", exact=True).click()
         expect(panel(page).locator(".found .title")).to_have_text(["found/ben."])
@@ -287,7 +298,7 @@ def test_a_user_is_found_taken_out_and_erased(
         expect(said(page)).to_have_text("found/ben. is erased.")
         expect(person).to_be_hidden()
         assert history(client, "found/ben.") == []
-        assert len(history(client, "kept/ann")) == 2
+        assert history(client, "kept/ann") == kept
         panel(page).get_by_label("User id").fill("nobody")
         page.get_by_role("button", name="Find", exact=True).click()
         expect(said(page)).to_have_text("No id begins with nobody.")
@@ -313,17 +324,25 @@ def test_what_could_not_be_read_is_not_said_to_be_empty(
     until(lambda: client.get("/readyz").json().get("store") is None)
 
 
+@ON_BOTH
 def test_an_item_is_edited_hidden_and_as_before(
-    browser: Browser, service: Service, client: httpx.Client
+    browser: Browser, service: Service, client: httpx.Client, look: Any
 ) -> None:
     item = "/items/i%2F1"
-    with opened(browser, service, "Items") as page:
+    assert client.post("/interactions", json={"user_id": "now", "item_id": "i/1"}).is_success
+    until(lambda: client.get(f"/page-data{item}").json()["interactions"])
+    with opened(browser, service, "Items", **look) as page:
         panel(page).get_by_label("Search").fill("Title of i/1")
         expect(panel(page).locator(".found .title").first).to_have_text("Title of i/1")
         panel(page).locator(".found .open-one").first.click()
         shown = page.get_by_role("region", name="Item", exact=True)
         expect(shown.locator("h2")).to_have_text("Title of i/1")
         expect(shown.locator("ol.found li")).to_have_count(10)
+        used = client.get(f"/page-data{item}").json()
+        expect(shown).to_contain_text(f"{used['interactions']:g} since")
+        expect(shown).to_contain_text("not counted: the service does not explore")
+        a_day = shown.get_by_role("row", name="the last day").get_by_role("cell").first
+        assert float(a_day.inner_text()) == pytest.approx(used["a_day"][0], rel=0.02)
         shown.get_by_text("Edit").click()
         panel(page).get_by_label("Attributes, as JSON").fill("{price: 3}")
         page.get_by_role("button", name="Save").click()
@@ -351,11 +370,12 @@ def test_an_item_is_edited_hidden_and_as_before(
         assert client.delete(item).json()["deleted"]
 
 
+@ON_BOTH
 def test_two_lists_beside_each_other(
-    browser: Browser, service: Service, client: httpx.Client
+    browser: Browser, service: Service, client: httpx.Client, look: Any
 ) -> None:
     interact(client, "both", 8)
-    with opened(browser, service, "Compare") as page:
+    with opened(browser, service, "Compare", **look) as page:
         panel(page).get_by_label("User", exact=True).fill("both")
         panel(page).get_by_label("On the right").select_option("With items taken before")
         query: dict[str, Any] = {"user_id": "both", "k": 10, "explore": False}
@@ -375,13 +395,43 @@ def test_two_lists_beside_each_other(
                 mark = (
                     "only here"
                     if by is None
-                    else f"{'↑' if by > 0 else '↓'} {abs(by)}"
+                    else f"{'▲' if by > 0 else '▼'} {abs(by)}"
                     if by
-                    else "="
+                    else "same place"
                 )
                 expect(marks.nth(place)).to_contain_text(mark)
         panel(page).get_by_label("On the right").select_option("As it is served")
         expect(said(page)).to_have_text("Both lists are the same.")
+
+
+@ON_BOTH
+def test_two_models_beside_each_other(
+    browser: Browser, service: Service, client: httpx.Client, look: Any
+) -> None:
+    """Each answers for a user who has the other one."""
+    interact(client, "one of both", 3)
+    served = try_older(service)
+    editions = [served["base"]["edition"], served["trials"][0]["edition"]]
+    with opened(browser, service, "Compare", **look) as page:
+        panel(page).get_by_label("User", exact=True).fill("one of both")
+        page.get_by_role("button", name="Other models").click()
+        expect(said(page)).to_have_text("Choose a model on the left or on the right.")
+        for side, name, edition in zip(
+            ("left", "right"), ("newer", "older"), editions, strict=True
+        ):
+            chosen = panel(page).get_by_label(f"On the {side}")
+            chosen.select_option(f"By {name}, {edition}")
+            beside = page.get_by_role("region", name=side.title(), exact=True)
+            expect(beside).to_contain_text(f"by model {edition}")
+            asked = {"user_id": "one of both", "edition": edition, "explore": False}
+            answer = httpx.post(
+                f"{service.url}/admin/recommend", json=asked, headers={"X-API-Key": ADMIN}
+            )
+            titles = [one.get("title") or one["item_id"] for one in answer.json()["items"]]
+            expect(beside.locator(".title")).to_have_text(titles)
+    httpx.delete(
+        f"{service.url}/admin/model/trials/older", headers={"X-API-Key": ADMIN}
+    ).raise_for_status()
 
 
 @pytest.mark.slow

@@ -15,16 +15,16 @@ from playwright.sync_api import Browser, Error, Page, expect
 
 from model.artefact import Artefact, save_artefact
 from model.items import Items
-from tests.service.browsing import (
+from tests.service.conftest import ValkeyServer
+from tests.service.page.browsing import (
     KEY,
     has_stored,
+    listed,
     needs_chromium,
     opened,
-    running_browser,
     unfold,
     violations,
 )
-from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, Service, history, make_artefact
 
 pytestmark = needs_chromium
@@ -58,25 +58,9 @@ def service(artefact: Artefact, store: ValkeyServer) -> Iterator[Service]:
         running.kill()
 
 
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[httpx.Client]:
-    with service.client(headers={"X-API-Key": KEY}) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
-
-
 @pytest.fixture
 def user() -> str:
     return f"user {next(_numbers)}"
-
-
-def listed(page: Page) -> list[str]:
-    return page.locator("#list .title").all_inner_texts()
 
 
 def scores(page: Page) -> list[str]:
@@ -187,7 +171,7 @@ def test_reasons(browser: Browser, service: Service, client: httpx.Client, user:
             first = " and ".join(said[True][:2])
             held = " and ".join(said[False][:2])
             expect(why.locator("> p").first).to_contain_text(
-                f"Because you took {first}." if first else "No single one of your items"
+                f"Because you took {first}." if first else "No single interaction"
             )
             if held:
                 negatives += 1
@@ -234,7 +218,7 @@ def test_users_are_switched_and_forgotten(
         page.get_by_role("button", name="Forget").click()
         dialog = page.get_by_role("dialog")
         expect(dialog).to_contain_text(f"All interactions of {user}")
-        dialog.get_by_role("button", name="Keep").click()
+        dialog.get_by_role("button", name="Cancel").click()
         expect(dialog).to_be_hidden()
         assert len(history(client, user)) == 1
         page.get_by_role("button", name="Forget").click()
@@ -317,7 +301,7 @@ def test_accessibility(browser: Browser, service: Service, user: str, scheme: An
         faults = violations(page)
         page.get_by_role("button", name="Forget").click()
         faults += violations(page)
-        page.get_by_role("dialog").get_by_role("button", name="Keep").click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
         assert faults == [], "\n".join(faults)
         # It finds what is wrong.
         page.evaluate("document.querySelector('label[for=user]').remove()")

@@ -17,18 +17,18 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from model.artefact import Artefact, save_artefact
 from model.items import Items
-from tests.service.browsing import (
+from tests.service.conftest import ValkeyServer
+from tests.service.page.browsing import (
     KEY,
     LOOKS,
     PHONE,
     has_stored,
+    listed,
     needs_chromium,
     opened,
-    running_browser,
     unfold,
     violations,
 )
-from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, ROOT, Service, history, make_artefact
 from tests.waited import until
 
@@ -82,22 +82,6 @@ def fill(client: httpx.Client) -> None:
     client.post("/interactions/batch", json={"interactions": events}).raise_for_status()
 
 
-@pytest.fixture(scope="module")
-def client(service: Service) -> Iterator[httpx.Client]:
-    with service.client(headers={"X-API-Key": KEY}) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
-
-
-def listed(page: Page) -> list[str]:
-    return page.locator("#list .title").all_inner_texts()
-
-
 def taken_by(page: Page) -> str:
     """The user that the page has made, as its address says."""
     return str(page.evaluate("new URLSearchParams(location.hash.slice(1)).get('user')"))
@@ -130,6 +114,8 @@ def test_a_person_is_looked_at_and_gone_on_from(
         assert person.get_attribute("aria-pressed") == "true"
         (user,) = [u for u in PEOPLE if KINDS_OF_THINGS[int(u[1:])] == likes]
         has_stored(page, 6)
+        why = page.locator("#list .why")
+        expect(why.first).to_contain_text(re.compile("Because they took|No single"))
         events = [
             {"item_id": event["item_id"], "timestamp": event["timestamp"], "kind": "view"}
             for event in before[user]
@@ -381,6 +367,56 @@ def test_a_store_that_is_frozen(
         has_stored(page, len(history(client, "frozen")))
 
 
+@pytest.mark.slow
+def test_what_is_killed_outright_and_comes_back(
+    browser: Browser, artefact: Artefact, durable_valkey: ValkeyServer
+) -> None:
+    """The service, and then the store: the click is kept and counts once, and nothing is said to be
+    empty."""
+    service = Service(
+        artefact.folder, durable_valkey.folder / "output", redis_url=durable_valkey.url,
+        api_keys=KEY, store_timeout_s=0.5, exactness_every_s=0,
+    )  # fmt: skip
+    try:
+        service.start()
+        with (
+            service.client(headers={"X-API-Key": KEY}) as client,
+            opened(browser, service, "killed", viewport=PHONE, color_scheme="dark") as page,
+        ):
+            page.locator("#list .pick").first.click()
+            has_stored(page, 1)
+            for number, (kill, start, what) in enumerate(
+                (
+                    (service.kill, service.start, "The service does not answer"),
+                    (durable_valkey.kill, durable_valkey.start, "The service can't answer"),
+                ),
+                start=2,
+            ):
+                kill()
+                page.locator("#list .pick").nth(1).click()
+                expect(page.locator("#said")).to_contain_text(what)
+                expect(page.locator("#again")).to_be_visible(timeout=60_000)
+                expect(page.locator("#about")).to_contain_text("Your click is kept")
+                expect(page.locator("#stale")).to_have_text("from before")
+                expect(page.locator("#list li")).to_have_count(10)
+                plain(page)
+                if kill == durable_valkey.kill:
+                    page.get_by_label("Search items by title or id").fill("Thing 2")
+                    expect(page.locator("#picker-list .title").first).to_have_text("Thing 2")
+                    expect(page.locator("#again")).to_be_visible()
+                for empty in ("#history-empty", "#picker-empty"):
+                    expect(page.locator(empty)).to_be_hidden()
+                start()
+                until(lambda: client.get("/users/killed/history").status_code in (200, 404))
+                page.locator("#again").click()
+                has_stored(page, number)
+                assert len(history(client, "killed")) == number
+                expect(page.locator("#stale")).to_be_hidden()
+                expect(page.locator("#again")).to_be_hidden()
+    finally:
+        service.kill()
+
+
 def test_people_that_can_not_be_read(browser: Browser, service: Service) -> None:
     """Nobody is said to be there, nor not to be; looking again finds them."""
     with opened(browser, service, None) as page:
@@ -393,24 +429,6 @@ def test_people_that_can_not_be_read(browser: Browser, service: Service) -> None
         page.unroute(path)
         page.get_by_role("button", name="Look again").click()
         expect(page.locator(".person")).to_have_count(4)
-
-
-def test_a_click_without_a_service(
-    browser: Browser, service: Service, client: httpx.Client
-) -> None:
-    """What could not be sent is sent by "Try again", once."""
-    with opened(browser, service, "offline") as page:
-        page.context.set_offline(True)
-        page.locator("#list .pick").nth(1).click()
-        expect(page.locator("#said")).to_have_text("The service does not answer")
-        plain(page)
-        expect(page.locator("#again")).to_be_visible(timeout=60_000)
-        expect(page.locator("#about")).to_contain_text("Your click is kept")
-        page.context.set_offline(False)
-        page.locator("#again").click()
-        has_stored(page, 1)
-        assert len(history(client, "offline")) == 1
-        expect(page.locator("#again")).to_be_hidden()
 
 
 def test_a_slow_network(browser: Browser, service: Service) -> None:

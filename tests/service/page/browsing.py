@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from benchmarks.browser import chromium
+from benchmarks.browser import chromium, launching
 from tests.service.processes import Service
 
-CHROMIUM = chromium()
 needs_chromium = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium here (Debian's package chromium)"
+    chromium() is None, reason="no chromium here (Debian's package chromium)"
 )
 
 KEY = "a key"
@@ -35,11 +33,8 @@ expect.set_options(timeout=15_000)  # a busy machine
 @contextmanager
 def running_browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        sandbox = os.geteuid() != 0  # it can't be had by root
         running = playwright.chromium.launch(
-            executable_path=CHROMIUM,
-            chromium_sandbox=sandbox,
-            args=[f"--host-resolver-rules=MAP {HOST} 127.0.0.1"],
+            **launching(), args=[f"--host-resolver-rules=MAP {HOST} 127.0.0.1"]
         )
         yield running
         running.close()
@@ -47,14 +42,22 @@ def running_browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(
-    browser: Browser, service: Service, user: str | None, *, key: str | None = KEY, **options: Any
+    browser: Browser,
+    service: Service,
+    user: str | None,
+    *,
+    key: str | None = KEY,
+    admin_key: str | None = None,
+    **options: Any,
 ) -> Iterator[Page]:
     """The page as `user` sees it (None: a visitor); nothing may go wrong in it but what a test asks
     for."""
-    context = browser.new_context(**options)
+    context = browser.new_context(**{"viewport": DESKTOP} | options)
     context.set_default_timeout(15_000)
-    if key is not None:
-        context.add_init_script(f"sessionStorage.setItem('tim4rec.key', {json.dumps(key)})")
+    for name, given in (("key", key), ("admin-key", admin_key)):
+        if given is not None:
+            stored = f"sessionStorage.setItem('tim4rec.{name}', {json.dumps(given)})"
+            context.add_init_script(stored)
     page = context.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -68,6 +71,10 @@ def opened(
     passing = re.compile("Failed to load resource: |.* requires 'TrustedHTML'")
     assert [fault for fault in faults if not passing.match(fault)] == []
     context.close()
+
+
+def listed(page: Page) -> list[str]:
+    return page.locator("#list .title").all_inner_texts()
 
 
 def unfold(page: Page, name: str) -> None:
