@@ -15,6 +15,7 @@ import pytest
 
 from learning.journal import FolderJournal
 from model.artefact import Artefact
+from model.folder_store import FolderStore
 from model.journal import Entry
 from model.times import iso
 from tests.forked import Forked
@@ -102,7 +103,8 @@ class World:
         return [words for words in self.calls() if words[0] == name]
 
     def published(self) -> list[str]:
-        return sorted(one.name for one in self.models.iterdir() if (one / "config.json").exists())
+        """Without what a publishing that was killed has left."""
+        return sorted(FolderStore(self.models).names())
 
 
 @pytest.fixture
