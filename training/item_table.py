@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from model.items import Items
 from training.dataset import Dataset
+from training.item_features import ItemFeatures
 from training.table_files import NULL_WORDS, read_pieces
 from training.table_format import PLAIN, TableFormat
 from training.tables import BadRow, id_fault, nothing_in, refuse, split_off
@@ -75,6 +77,12 @@ def with_known(items: Items, table: pl.DataFrame | None) -> pl.DataFrame | None:
     if table is None:
         return known
     return pl.concat([table, known]).unique("item_id", keep="first", maintain_order=True)
+
+
+def with_features(dataset: Dataset, table: pl.DataFrame | None) -> Dataset:
+    """A data set, with what a table says that its items have in common."""
+    features = None if table is None else ItemFeatures.of(dataset.item_ids, table)
+    return replace(dataset, features=features)
 
 
 def items_of(dataset: Dataset, table: pl.DataFrame | None) -> Items:
