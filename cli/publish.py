@@ -160,7 +160,9 @@ def content_table(
 
 def fit_content(log: Log, model: TiM4Rec, dataset: Dataset, table: pl.DataFrame | None) -> None:
     """Fits how new items rank by the model's content, on what came after it was trained."""
-    if model.content is not None and table is not None and dataset.cut_ms is not None:
+    if model.content is None or table is None or dataset.cut_ms is None:
+        return
+    if model.causal:
         served = Served(model, dataset.item_ids)
         model.content = fit_new_items(log, served, model.content, table, dataset.cut_ms)
 

@@ -181,7 +181,7 @@ class Content:
             (found,), (scale,) = parts.pop("format").tolist(), parts.pop("scale").tolist()
             if found != FORMAT:
                 raise ContentError(f"it has format {found}, not {FORMAT}")
-            content = cls(**parts, scale=scale)
+            content = cls(parts["hashes"], parts["vectors"], parts["shift"], scale)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, ContentError):
                 raise

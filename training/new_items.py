@@ -93,7 +93,7 @@ def fit_new_items(
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return replace(content, scale=float(scale), shift=shift.detach().numpy())
+    return replace(content, scale=scale.item(), shift=shift.detach().numpy())
 
 
 @dataclass(frozen=True, slots=True)
