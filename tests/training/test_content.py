@@ -14,7 +14,7 @@ import torch
 from model import ModelConfig, TiM4Rec
 from model.content import About, Content
 from model.ensemble import combine
-from tests.training.logs import DAY_MS, make_log
+from tests.training.logs import DAY_MS, KINDS, kinds_log, table_of
 from training.content import RIDGE, join_vectors, share_vectors
 from training.dataset import Dataset, Protocol, build_dataset
 from training.ensemble import train_ensemble
@@ -27,35 +27,8 @@ from training.recipe import model_config, training_config
 from training.refit import every_row, refit, warm_started
 from training.trainer import Result, train
 
-KINDS = ["tea", "hats", "wool", "maps"]
 FORWARD = Protocol(2, 2, "forward")
 OPTIONS: dict[str, Any] = {"max_epochs": 4, "targets": 128, "threads": 1, "lr": 1e-2}
-
-
-def kinds_log(users: int = 240, seed: int = 0) -> Log:
-    """Users who keep to items of one kind, of which new ones come all the time; item n is of the
-    kind n % 4."""
-    draw = np.random.default_rng(seed)
-    rows = []
-    for user in range(users):
-        kind, day = int(draw.integers(4)), int(draw.integers(100))
-        for _ in range(8):
-            day += int(draw.integers(1, 12))
-            item = 4 * int(draw.integers(max(0, day // 4 - 8), day // 4 + 8)) + kind
-            rows.append((f"u{user}", f"i{item}", 10**12 + day * DAY_MS))
-    return make_log(rows)
-
-
-def table_of(log: Log) -> pl.DataFrame:
-    ids = log.frame["item_id"].unique().sort().to_list()
-    kinds = [KINDS[int(item[1:]) % 4] for item in ids]
-    return pl.DataFrame(
-        {
-            "item_id": ids,
-            "title": [f"fine {kind} {item}" for item, kind in zip(ids, kinds, strict=True)],
-            "categories": [[kind] for kind in kinds],
-        }
-    )
 
 
 @pytest.fixture(scope="module")
