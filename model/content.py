@@ -14,7 +14,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 
@@ -35,6 +35,8 @@ Scalar = str | float | bool
 Int64s = npt.NDArray[np.int64]
 Float32s = npt.NDArray[np.float32]
 
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{1,15})?")
+"""A code with leading zeros is none."""
 _WORD = re.compile(r"\w+")
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+"
@@ -73,12 +75,12 @@ def _names(about: About) -> Iterator[str]:
 
 
 def _told(value: Scalar) -> str:
-    """A number goes by its power of two: one that changes a little is the same feature."""
-    if isinstance(value, str):
-        return f"'{_folded(value)}"
-    if isinstance(value, bool) or not value:
-        return str(value)
-    return f"{'-' if value < 0 else ''}2^{math.frexp(value)[1]}"
+    """A number goes by its power of two: one that changes a little is the same feature. It is the
+    same one as text, as in a table."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        return f"'{_folded(str(value))}"
+    number = float(value)
+    return f"{'-' if number < 0 else ''}2^{math.frexp(number)[1]}" if number else "0"
 
 
 def _words(title: str) -> Iterator[str]:
@@ -130,10 +132,19 @@ class Content:
                 raise ContentError(f"{name} is not float32 of shape {shape[name == 'shift' :]}")
             if not np.isfinite(value).all():
                 raise ContentError(f"{name} is not finite")
-        if not 1 <= len(self.hashes) <= MOST_KNOWN or not (np.diff(self.hashes) > 0).all():
+        rising = (self.hashes[1:] > self.hashes[:-1]).all()
+        if not 1 <= len(self.hashes) <= MOST_KNOWN or not rising:
             raise ContentError(f"hashes are not 1 to {MOST_KNOWN} rising ones")
         if not math.isfinite(self.scale):
             raise ContentError("scale is not finite")
+
+    def updated(self, hashes: Int64s, vectors: Float32s) -> Content:
+        """With these features' vectors; others stay, as far as there is room."""
+        left = np.flatnonzero(~np.isin(self.hashes, hashes))[: MOST_KNOWN - len(hashes)]
+        together = np.concatenate([hashes, self.hashes[left]])
+        order = np.argsort(together)
+        found = np.concatenate([vectors, self.vectors[left]])[order]
+        return replace(self, hashes=together[order], vectors=found)
 
     def part_of(self, about: About) -> Float32s:
         """(D) What an item's features add to its vector."""

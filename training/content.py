@@ -6,8 +6,6 @@ the rest is worth something alone: that is all that a new item has.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -110,7 +108,7 @@ def join_vectors(model: Recommender, features: ItemFeatures) -> None:
     before = model.content
     if before is None:
         before = Content(features.hashes, vectors, np.zeros(vectors.shape[1], np.float32))
-    model.content = replace(before, hashes=features.hashes, vectors=vectors)
+    model.content = before.updated(features.hashes, vectors)
 
 
 @torch.no_grad()

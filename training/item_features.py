@@ -1,15 +1,17 @@
-"""What the items of a vocabulary have in common: features of their titles and categories."""
+"""What the items of a vocabulary have in common: features of titles, categories, attributes."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from model.content import MOST_KNOWN, About, Int64s, feature_hashes, places_in
+from model.content import MOST_KNOWN, About, Int64s, Scalar, feature_hashes, places_in
+from training.table_files import NULL_WORDS
 
 LEAST_ITEMS = 2
 """A feature of fewer items is what their ids' own vectors say already."""
@@ -44,5 +46,25 @@ class ItemFeatures:
 
 def abouts(table: pl.DataFrame) -> dict[str, About]:
     """What an item table says, by id."""
-    rows = table.select("item_id", "title", "categories").iter_rows()
-    return {item: About(title, categories) for item, title, categories in rows}
+    names = [name for name in table.columns if name not in ("item_id", "title", "categories")]
+    ordered = table.select("item_id", "title", "categories", *names)
+    return {
+        item: About(title, categories or (), _values(names, cells))
+        for item, title, categories, *cells in ordered.iter_rows()
+    }
+
+
+def _values(names: Sequence[str], cells: Sequence[object]) -> dict[str, list[Scalar]]:
+    return {name: list(_scalars(cell)) for name, cell in zip(names, cells, strict=True)}
+
+
+def _scalars(cell: object) -> Iterator[Scalar]:
+    """What a cell says; an empty one nothing."""
+    if isinstance(cell, list):
+        for inner in cell:
+            yield from _scalars(inner)
+    elif isinstance(cell, int | float):
+        if math.isfinite(cell):
+            yield cell
+    elif cell is not None and cell not in ("", *NULL_WORDS):
+        yield str(cell)

@@ -87,8 +87,11 @@ def test_values_of_attributes() -> None:
     assert told(price=17.0) == told(price=30.0)  # one power of two
     assert not told(price=17.0) & told(price=33.0)
     assert not told(price=17.0) & told(price=-17.0)
-    assert len(told(a=True, b="True", c=1.0, d=0.0)) == 4
-    assert not told(a=True) & told(a="True")
+    # A table has text where a service has numbers and booleans.
+    assert told(price="17.00", new="true") == told(price=20, new=True)
+    assert told(price="0") == told(price=0.0)
+    assert not told(code="0017") & told(code=17.0)
+    assert len(told(a="1e400", b="-", c="nan", d="1" * 400, e=2.0**62)) == 5
     assert told(tags=["a", "b"]) == told(tags="a") | told(tags="b")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,37 @@ def test_an_item_of_which_nothing_is_known_keeps_its_own_vector(log: Log) -> Non
         assert torch.equal(model.train().item_embedding.weight[row], before[row])
 
 
+def test_every_column_of_a_table_says_something() -> None:
+    table = pl.DataFrame(
+        {
+            "item_id": ["a", "b", "c"],
+            "title": [None] * 3,
+            "categories": [[]] * 3,
+            "price": ["17.00", "", "30"],
+            "new": [True, False, None],
+            "tags": [["x", "y"], None, ["y"]],
+            "weight": [math.nan, 1.0, 2.0],
+            "since": [date(2026, 1, 1)] * 3,
+        },
+        schema_overrides={"title": pl.String, "categories": pl.List(pl.String)},
+    )
+    assert {item: about.values for item, about in abouts(table).items()} == {
+        "a": {
+            "price": ["17.00"], "new": [True], "tags": ["x", "y"], "weight": [],
+            "since": ["2026-01-01"],
+        },
+        "b": {
+            "price": [], "new": [False], "tags": [], "weight": [1.0], "since": ["2026-01-01"],
+        },
+        "c": {
+            "price": ["30"], "new": [], "tags": ["y"], "weight": [2.0], "since": ["2026-01-01"],
+        },
+    }  # fmt: skip
+    features = ItemFeatures.of(["a", "b", "c"], table)
+    assert features is not None
+    assert np.diff(features.offsets).tolist() == [3, 1, 3]  # price, tag y, since
+
+
 def test_a_feature_of_one_item_only_is_none(table: pl.DataFrame, dataset: Dataset) -> None:
     features = features_of(dataset)
     assert len(features.hashes) == 2 * len(KINDS) + 1  # categories, their words, and "fine"
@@ -216,6 +249,18 @@ def test_a_refit_goes_on_with_the_content(
     assert (after.scale, after.shift.tolist()) == (2.0, shift.tolist())
     assert not np.array_equal(after.vectors, before.vectors)
     assert np.corrcoef(after.vectors.ravel(), before.vectors.ravel())[0, 1] > 0.5
+
+
+def test_what_a_table_no_longer_says_is_not_forgotten(dataset: Dataset) -> None:
+    """A warm start without the item table has titles and categories, and no attributes."""
+    hashes = features_of(dataset).hashes
+    vectors = np.ones((len(hashes), 2), np.float32)
+    more = np.sort(np.append(hashes, [5, 7]))
+    before = Content(more, np.full((len(more), 2), 3, np.float32), np.zeros(2, np.float32), 2.0)
+    after = before.updated(hashes, vectors)
+    assert after.hashes.tolist() == more.tolist()
+    assert after.vectors[:, 0].tolist() == [3 if own in (5, 7) else 1 for own in more]
+    assert after.scale == 2.0
 
 
 def test_an_ensemble_has_its_members_contents(dataset: Dataset) -> None:
