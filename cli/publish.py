@@ -153,7 +153,7 @@ def content_table(
     if table is None or not plan.content:
         return None
     if config.loss == "sampled":
-        say("items' titles and categories are not learned from: a sampled loss can't (--loss full)")
+        say("the item table is not learned from: with a sampled loss it can't be (--loss full)")
         return None
     return table
 

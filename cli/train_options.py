@@ -256,8 +256,8 @@ Content = Annotated[
     bool,
     typer.Option(
         "--content/--no-content",
-        help="(with --items) Make items' vectors of their titles and categories, too: new items "
-        "have one from the start.",
+        help="(with --items) Make items' vectors of titles, categories and attributes, too: new "
+        "items have one from the start.",
         rich_help_panel=TRAINING,
     ),
 ]

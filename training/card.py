@@ -112,9 +112,9 @@ def _content(outcome: Outcome) -> list[str]:
     if content is None:
         return []
     return [
-        f"Items' vectors are those of their ids and of {len(content.hashes):,} words of titles and "
-        "categories, added up. An item that was not trained on has the latter alone, times "
-        f"{content.scale:.3g}, and a shift that all of them share."
+        f"Items' vectors are those of their ids and of {len(content.hashes):,} words, "
+        "categories and values of attributes, added up. An item that was not trained on has the "
+        f"latter alone, times {content.scale:.3g}, and a shift that all of them share."
     ]
 
 

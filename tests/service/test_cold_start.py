@@ -222,7 +222,7 @@ def test_a_new_item_reaches_those_whom_it_is_for(
         ],
     )  # fmt: skip
     assert trained.exit_code == 0, trained.output
-    assert "words of titles and categories" in (tmp_path / "model" / "README.md").read_text()
+    assert "words, categories and values" in (tmp_path / "model" / "README.md").read_text()
 
     async def main() -> None:
         folder = tmp_path / "model"
