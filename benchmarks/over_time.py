@@ -56,6 +56,7 @@ from benchmarks.forward.training import (
     warm_start,
 )
 from benchmarks.quality import DATA, ERRORS
+from benchmarks.ranks import ResultError
 from model.artefact import ArtefactError, load_artefact
 from training.dataset import Int64s
 from training.forward.events import Events
@@ -140,6 +141,8 @@ def all_ranks(log: Log, args: argparse.Namespace, console: Console) -> tuple[Wal
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
+    if args.new_items != NONE and LEARN in args.policies:
+        raise ResultError(f"--new-items {args.new_items} is not for the policy {LEARN}")
     path = args.data / args.dataset / "interactions.csv.gz"
     walk, ranks = all_ranks(read_log(path), args, console)
     borders = [str(np.datetime64(int(border), "ms"))[:16] for border in walk.borders]

@@ -37,11 +37,11 @@ _STEPS, _AT_ONCE = 50, 1 << 22
 
 def with_new_items(served: Served, vectors: Mapping[str, Float32s]) -> Served:
     """As served, but that these items are scored as well by vectors (D); by id."""
-    model = copy.copy(served.model)
-    new = {item: own for item, own in vectors.items() if item not in set(served.item_ids)}
+    known = set(served.item_ids)
+    new = {item: own for item, own in vectors.items() if item not in known}
     if not new:
         return served
-    ids = [*served.item_ids, *new]
+    model, ids = copy.copy(served.model), [*served.item_ids, *new]
     old = model.scoring_vectors.detach()
     table = torch.cat([old, torch.from_numpy(np.stack(list(new.values()))).to(old)])
     bias = table.new_zeros(len(table))
