@@ -24,6 +24,7 @@ from training.forward.models import Served
 from training.interactions import Log
 from training.item_features import abouts
 from training.mixture import asked_at
+from training.unseen import BONUSES, LISTED, found_with_bonuses, largest_bonus
 
 MOST_EVENTS, MOST_NEW = 20_000, 4_000
 """The newest events, and the new items, that are looked at; each of these stands for several where
@@ -61,7 +62,7 @@ def fit_new_items(
     log: Log, served: Served, content: Content, table: pl.DataFrame, since_ms: int
 ) -> Content:
     """The scale and shift by which what was had from `since_ms` on is likeliest, among known and
-    new items: cross-entropy.
+    new items: cross-entropy. And then as much more as costs next to nothing (`training.unseen`).
 
     Args:
         served: trained on what lies before.
@@ -93,18 +94,21 @@ def fit_new_items(
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return replace(content, scale=scale.item(), shift=shift.detach().numpy())
+    lifted = shift.detach() + cases.bonus(scale.detach(), shift.detach()) * cases.one
+    return replace(content, scale=scale.item(), shift=lifted.numpy())
 
 
 @dataclass(frozen=True, slots=True)
 class _Cases:
-    """queries: (T, D); known: (T) log of the sum of exp of the known items' scores; own: (T) the
-    score of what was had where it is known; new: (T) its place among the new items, from 1 on, 0
-    where it is known; vectors: (N, D), each of `each` new items."""
+    """queries: (T, D); known: (T) log of the sum of exp of the known items' scores; own, ahead: (T)
+    the score of what was had where it is known, and how many known ones are at least as good; new:
+    (T) its place among the new items, from 1 on, 0 where it is known; vectors: (N, D), each of
+    `each` new items."""
 
     queries: Tensor
     known: Tensor
     own: Tensor
+    ahead: Tensor
     new: Tensor
     vectors: Tensor
     each: float
@@ -131,16 +135,39 @@ class _Cases:
         rng = np.random.default_rng(0)
         queries = queries_at(model, inputs, asked_at(events, rows, rng))
         known, own = torch.zeros(len(rows)), torch.zeros(len(rows))
+        ahead = torch.zeros(len(rows), dtype=torch.int64)
         size = max(1, _AT_ONCE // (model.n_scored + 1))
         for begin in range(0, len(rows), size):
             batch = np.arange(begin, min(begin + size, len(rows)))
             scores = model.scores(queries[batch])
             targets = torch.from_numpy(inputs.targets[batch])
             own[batch] = scores.gather(1, targets[:, None])[:, 0].where(targets > 0, 0.0)
-            known[batch] = scores.scatter(1, inputs.seen(batch), -torch.inf).logsumexp(1)
+            left = scores.scatter(1, inputs.seen(batch), -torch.inf)
+            known[batch] = left.logsumexp(1)
+            ahead[batch] = (left >= own[batch, None]).sum(1) - 1
         table = torch.from_numpy(np.stack(list(vectors.values())))
         new = torch.from_numpy(place_of[events.items[rows]])
-        return cls(queries, known, own, new, table, each)
+        return cls(queries, known, own, ahead, new, table, each)
+
+    @property
+    def one(self) -> Tensor:
+        """(D) What adds about 1 to every score."""
+        of_all = self.queries.T @ self.queries + torch.eye(self.queries.shape[1])
+        found: Tensor = torch.linalg.solve(of_all, self.queries.sum(0))
+        return found
+
+    def bonus(self, scale: Tensor, shift: Tensor) -> float:
+        """By how much new items may be lifted."""
+        hits = np.zeros(len(BONUSES))
+        (known,) = torch.nonzero(self.new == 0, as_tuple=True)
+        for batch in torch.split(known, max(1, _AT_ONCE // len(self.vectors))):
+            queries = self.queries[batch]
+            scores = scale * (queries @ self.vectors.T) + (queries @ shift)[:, None]
+            best = scores.topk(min(LISTED, len(self.vectors)), dim=1).values
+            hits += found_with_bonuses(
+                self.own[batch].numpy(), self.ahead[batch].numpy(), best.numpy()
+            )
+        return largest_bonus(hits)
 
     def loss(self, scale: Tensor, shift: Tensor) -> Tensor:
         """Mean cross-entropy of what was had."""
