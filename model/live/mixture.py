@@ -98,15 +98,11 @@ class Mixture:
                 raise MixtureError(f"it has format {found}, not {FORMAT}")
             (alone,) = parts.pop("alone", np.array([USUAL_ALONE])).tolist()
             (unseen,) = parts.pop("unseen", np.zeros(1)).tolist()
-            weights = Weights(**parts)
+            return cls(Weights(**parts), alone, unseen)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, MixtureError):
                 raise
             raise MixtureError(f"it is damaged: {error}") from None
-        try:
-            return cls(weights, alone, unseen)
-        except TypeError:
-            raise MixtureError(f"{unseen!r} is no number") from None
 
 
 UNFITTED = Mixture(
