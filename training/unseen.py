@@ -13,14 +13,15 @@ from model.live.ranking import AGE, LEAST_DAYS, LEAST_POPULARITY, POPULAR
 LOSS = 0.005
 """The share of what is found among the other items that may be lost."""
 LISTED = 10
+ROUNDING = 0.01
 BONUSES = np.arange(0, 8.25, 0.25)
 
 
 def without_event(features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """(C) Which candidates have had no event, by their features (F, C), rounded to float16."""
-    least = np.float32(np.float16(LEAST_POPULARITY))
+    """(C) Which candidates have had no event, by their features (F, C), rounded or not."""
     found: npt.NDArray[np.bool_] = np.logical_and(
-        (features[POPULAR:AGE] <= least).all(0), features[AGE] <= np.log2(LEAST_DAYS) + 0.01
+        (features[POPULAR:AGE] <= LEAST_POPULARITY + ROUNDING).all(0),
+        features[AGE] <= np.log2(LEAST_DAYS) + ROUNDING,
     )
     return found
 
