@@ -24,7 +24,7 @@ from training.forward.models import Served
 from training.interactions import Log
 from training.item_features import abouts
 from training.mixture import asked_at
-from training.unseen import BONUSES, LISTED, found_with_bonuses, largest_bonus
+from training.unseen import LISTED, LOSS
 
 MOST_EVENTS, MOST_NEW = 20_000, 4_000
 """The newest events, and the new items, that are looked at; each of these stands for several where
@@ -33,6 +33,8 @@ LEAST_EVENTS = 50
 """With fewer events of new items nothing is known of how they should be ranked."""
 HOLD = 1e-2
 """How much the squared length of the shift counts beside the loss."""
+WEIGHTS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+"""Of an event of a new item; the largest that costs next to nothing is taken."""
 _STEPS, _AT_ONCE = 50, 1 << 22
 
 
@@ -62,7 +64,8 @@ def fit_new_items(
     log: Log, served: Served, content: Content, table: pl.DataFrame, since_ms: int
 ) -> Content:
     """The scale and shift by which what was had from `since_ms` on is likeliest, among known and
-    new items: cross-entropy. And then as much more as costs next to nothing (`training.unseen`).
+    new items: cross-entropy. Events of new items weigh as much more as costs next to nothing: lists
+    are how an item gets its first events.
 
     Args:
         served: trained on what lies before.
@@ -83,19 +86,14 @@ def fit_new_items(
     cases = _Cases.of(log, served, vectors, since_ms, len(new) / len(looked_at))
     if int((cases.new > 0).sum()) < LEAST_EVENTS:
         return content
-    scale = torch.ones((), requires_grad=True)
-    shift = torch.zeros(len(content.shift), requires_grad=True)
-    optimizer = torch.optim.LBFGS([scale, shift], max_iter=_STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = cases.loss(scale, shift) + HOLD * shift.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    lifted = shift.detach() + cases.bonus(scale.detach(), shift.detach()) * cases.one
-    return replace(content, scale=scale.item(), shift=lifted.numpy())
+    found, least = content, (1 - LOSS) * cases.known_found(None)
+    for weight in WEIGHTS:
+        scale, shift = cases.fitted(weight)
+        lifted = replace(content, scale=scale.item(), shift=shift.numpy())
+        if weight > 1 and cases.known_found((scale, shift)) < least:
+            break
+        found = lifted
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ class _Cases:
     each: float
 
     @classmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def of(
         cls,
         log: Log,
@@ -133,7 +131,7 @@ class _Cases:
         rows = rows[chosen]
         inputs = KnownHistories.of(events, rows, served.item_ids, model.config.n_items)
         rng = np.random.default_rng(0)
-        queries = queries_at(model, inputs, asked_at(events, rows, rng))
+        queries = queries_at(model, inputs, asked_at(events, rows, rng)).clone()
         known, own = torch.zeros(len(rows)), torch.zeros(len(rows))
         ahead = torch.zeros(len(rows), dtype=torch.int64)
         size = max(1, _AT_ONCE // (model.n_scored + 1))
@@ -149,37 +147,52 @@ class _Cases:
         new = torch.from_numpy(place_of[events.items[rows]])
         return cls(queries, known, own, ahead, new, table, each)
 
-    @property
-    def one(self) -> Tensor:
-        """(D) What adds about 1 to every score."""
-        of_all = self.queries.T @ self.queries + torch.eye(self.queries.shape[1])
-        found: Tensor = torch.linalg.solve(of_all, self.queries.sum(0))
-        return found
+    def fitted(self, weight: float) -> tuple[Tensor, Tensor]:
+        """Scale and shift (D); weight: of an event of a new item, others have 1."""
+        scale = torch.ones((), requires_grad=True)
+        shift = torch.zeros(self.vectors.shape[1], requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [scale, shift], max_iter=_STEPS, line_search_fn="strong_wolfe"
+        )
 
-    def bonus(self, scale: Tensor, shift: Tensor) -> float:
-        """By how much new items may be lifted."""
-        hits = np.zeros(len(BONUSES))
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self.loss(scale, shift, weight) + HOLD * shift.square().sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+        return scale.detach(), shift.detach()
+
+    def known_found(self, ranked: tuple[Tensor, Tensor] | None) -> int:
+        """How many events of known items have theirs among the first `LISTED`, where new items are
+        ranked by this scale and shift; None: not at all."""
         (known,) = torch.nonzero(self.new == 0, as_tuple=True)
-        for batch in torch.split(known, max(1, _AT_ONCE // len(self.vectors))):
+        if ranked is None:
+            return int((self.ahead[known] < LISTED).sum())
+        scale, shift = ranked
+        found = 0
+        for batch in torch.split(known, self._at_once):
             queries = self.queries[batch]
             scores = scale * (queries @ self.vectors.T) + (queries @ shift)[:, None]
-            best = scores.topk(min(LISTED, len(self.vectors)), dim=1).values
-            hits += found_with_bonuses(
-                self.own[batch].numpy(), self.ahead[batch].numpy(), best.numpy()
-            )
-        return largest_bonus(hits)
+            ahead = self.ahead[batch] + (scores >= self.own[batch, None]).sum(1)
+            found += int((ahead < LISTED).sum())
+        return found
 
-    def loss(self, scale: Tensor, shift: Tensor) -> Tensor:
+    @property
+    def _at_once(self) -> int:
+        return max(1, _AT_ONCE // len(self.vectors))
+
+    def loss(self, scale: Tensor, shift: Tensor, weight: float) -> Tensor:
         """Mean cross-entropy of what was had."""
         total = torch.zeros(())
-        for batch in torch.split(
-            torch.arange(len(self.new)), max(1, _AT_ONCE // len(self.vectors))
-        ):
+        for batch in torch.split(torch.arange(len(self.new)), self._at_once):
             moved = self.queries[batch] @ shift
             scores = scale * (self.queries[batch] @ self.vectors.T)
             of_new = scores.logsumexp(1) + moved + math.log(self.each)
             all_of_them = torch.logaddexp(self.known[batch], of_new)
             new = self.new[batch]
             own = scores.gather(1, (new - 1).clamp(min=0)[:, None])[:, 0] + moved
-            total = total + (all_of_them - own.where(new > 0, self.own[batch])).sum()
+            loss = all_of_them - own.where(new > 0, self.own[batch])
+            total = total + torch.where(new > 0, weight, 1.0) @ loss
         return total / len(self.new)
