@@ -24,6 +24,9 @@ that takes the request time is asked at three moments, and with an unknown one; 
 layer, users of whom it knows nothing get the 30-day popularity. `popularity` (half-life 30 days),
 `transitions` and `item-knn` are counted online.
 
+`--new-items` says how what is served ranks the items of DATASET's item table that have had no
+event; the slice `items never seen before` is of them.
+
 The last lines say where `served` is behind the best of the others asked at the same time.
 `benchmarks.over_time_pictures` draws what --json wrote.
 """
@@ -44,6 +47,7 @@ from benchmarks.forward.behind import behind
 from benchmarks.forward.behind import table as behind_table
 from benchmarks.forward.learning import LEARN, Learner, Trained, learned_ranks
 from benchmarks.forward.live import ONE_MIXTURE, SERVED, live_ranks
+from benchmarks.forward.new_items import CONTENT, HOW, NONE, with_table
 from benchmarks.forward.summary import summarise, tables
 from benchmarks.forward.training import (
     frozen_model,
@@ -52,6 +56,7 @@ from benchmarks.forward.training import (
     warm_start,
 )
 from benchmarks.quality import DATA, ERRORS
+from benchmarks.ranks import ResultError
 from model.artefact import ArtefactError, load_artefact
 from training.dataset import Int64s
 from training.forward.events import Events
@@ -61,6 +66,7 @@ from training.forward.popularity import Popularity
 from training.forward.transitions import Transitions
 from training.forward.walk import DAY_MS, Policy, Walk, walk_forward
 from training.interactions import Log, read_log
+from training.item_table import read_items
 
 RUNS = Path("runs/over_time")
 COUNTED: dict[str, Callable[[Events], Policy]] = {
@@ -91,7 +97,13 @@ def trained_ranks(
         retrained = retrained_models(log, walk, frozen, place, console, **options)
         found["retrained"] = model_ranks(walk, retrained)
     if wanted & {SERVED, ONE_MIXTURE, LIVE_OFF, LEARN}:
-        published = refitted_model(log, walk, folder / "published", console, **whole)
+        how = args.new_items
+        name = "published" if how != CONTENT else f"published-{CONTENT}"
+        table = None if how == NONE else read_items(args.data / args.dataset / "items.csv.gz")
+        learned = table if how == CONTENT else None
+        published = refitted_model(log, walk, folder / name, console, learned, **whole)
+        if table is not None:
+            published = with_table(published, table, how)
     grain_ms = GRAINS[args.count_every]
     if LEARN in wanted:
 
@@ -129,6 +141,8 @@ def all_ranks(log: Log, args: argparse.Namespace, console: Console) -> tuple[Wal
 
 
 def run(args: argparse.Namespace, console: Console) -> None:
+    if args.new_items != NONE and LEARN in args.policies:
+        raise ResultError(f"--new-items {args.new_items} is not for the policy {LEARN}")
     path = args.data / args.dataset / "interactions.csv.gz"
     walk, ranks = all_ranks(read_log(path), args, console)
     borders = [str(np.datetime64(int(border), "ms"))[:16] for border in walk.borders]
@@ -146,6 +160,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
             "periods": borders,
             "events": len(walk.rows),
             "counted_every": args.count_every,
+            "new_items": args.new_items,
             "seed": args.seed,
             "figures": [row.to_dict() for row in figures],
             "behind": [place.to_dict() for place in places],
@@ -169,6 +184,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"of {', '.join(usual)}, {LEARN}; default: all but {LEARN}",
     )
+    parser.add_argument(
+        "--new-items", choices=HOW, default=NONE,
+        help="how what is served ranks items of the item table without an event: not at all; as a "
+        "service does without a content, by their categories; or by the content it learns",
+    )  # fmt: skip
     parser.add_argument("--artefact", nargs="+", type=Path, default=[], help="trained models")
     parser.add_argument(
         "--cut", type=float, default=0.7, help="share of the interactions before it"

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from rich.console import Console
 from rich.table import Table
 
@@ -47,6 +48,7 @@ from training.dataset import Dataset, Int64s, Protocol, build_dataset
 from training.ensemble import train_ensemble
 from training.evaluation import rank_targets
 from training.interactions import read_log
+from training.item_table import read_items, with_features
 from training.metrics import CUTOFFS
 from training.recipe import model_config, training_config
 from training.tables import InputError
@@ -66,7 +68,8 @@ class Preset:
     """One row: options of the model and of `TrainingConfig` that differ from their defaults.
 
     configure: makes the architecture from the data set and the options of the model.
-    ensemble: how many are trained apart and served as one.
+    ensemble: how many are trained apart and served as one. content: whether items' vectors are made
+    of their titles and categories, too.
     """
 
     title: str
@@ -74,6 +77,7 @@ class Preset:
     training: dict[str, Any] = field(default_factory=dict)
     configure: Callable[..., ModelConfig | BaselineConfig] = model_config
     ensemble: int = 1
+    content: bool = False
 
     def architecture(self, dataset: Dataset) -> ModelConfig | BaselineConfig:
         return self.configure(dataset, **self.model)
@@ -128,6 +132,7 @@ def presets(dataset: str) -> dict[str, Preset]:
     return {
         "causal": Preset("TiM4Rec causal, as served: 2 layers, width 64"),
         "causal-gaps": Preset("causal without request time", {"request_time": False}),
+        "content": Preset("causal, items by their titles and categories, too", content=True),
         "no-time": Preset("time off (SSD4Rec*)", {"time": "none"}),
         "no-ffn": Preset("causal without FFN", {"ffn": False}),
         "1-layer": Preset("causal, 1 layer", {"n_layers": 1}),
@@ -234,6 +239,11 @@ def load(name: str, data: Path, split: str, ties: str = "log") -> Dataset:
     if ties != "log":
         log = replace(log, frame=ORDERS[ties](log.frame))
     return build_dataset(log, Protocol(split=split))  # type: ignore[arg-type]
+
+
+def item_table(folder: Path, wanted: bool) -> pl.DataFrame | None:
+    """The item table of a data set's folder, where it is wanted."""
+    return read_items(folder / "items.csv.gz") if wanted else None
 
 
 def run_folder(runs: Path, dataset: str, split: str, ties: str = "log") -> Path:
@@ -518,6 +528,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     dataset = load(args.dataset, args.data, args.split, args.ties)
     folder = run_folder(args.runs, args.dataset, args.split, args.ties)
     names = list(rows) if args.rows is None else args.rows
+    if args.rows is None and not (args.data / args.dataset / "items.csv.gz").exists():
+        names.remove("content")
     if args.rows is None and _lacks_times(dataset):
         need = [name for name in rows if rows[name].architecture(dataset).time_use == "required"]
         names = [name for name in names if name not in need]
@@ -536,8 +548,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
         for row in names:
             preset = rows[row].with_options(args.set)
             name = args.name or row
+            about = with_features(dataset, item_table(args.data / args.dataset, preset.content))
             measure(
-                dataset, args.dataset, name, preset, seed,
+                about, args.dataset, name, preset, seed,
                 folder / name / str(seed), overrides, console,
             )  # fmt: skip
     lines = collect(folder, list(rows), digest(dataset))

@@ -9,9 +9,8 @@ from typing import Any
 import polars as pl
 
 from cli.attribute_types import typed
-from cli.items import NO_ATTRIBUTES
 from cli.table_head import TableHead
-from training.item_table import read_items
+from training.item_table import NO_ATTRIBUTES, read_items
 from training.table_files import OLDER_ENCODING, read_pieces, wrongly_encoded
 from training.table_format import TableFormat
 from training.tables import InputError

@@ -27,15 +27,13 @@ from service.catalogue.item_store import ItemStore
 from service.http.item_schemas import NewItem
 from service.settings import Settings
 from service.store.errors import StoreError
+from training.item_table import NO_ATTRIBUTES
 from training.table_files import NULL_WORDS, read_pieces
 from training.table_format import TableFormat
 
 LISTED = 20
 AT_ONCE = 1000
 LONGEST_LINE = 1 << 20
-NO_ATTRIBUTES = ("item_id", "title", "categories", "genres", "similar_to", "hidden",
-                 "available_from", "available_until", "line")  # fmt: skip
-"""Columns that are no attribute."""
 _NOTHING = frozenset(NULL_WORDS)
 _LISTS = ("categories", "similar_to")
 

@@ -16,7 +16,6 @@ from cli.source import Source
 from cli.steps import listed_kinds, suggested_rules
 from model.kinds import KindRules
 from training.interactions import log_pieces
-from training.item_table import ITEM_COLUMNS
 from training.table_files import OLDER_ENCODING, is_export, read_pieces, wrongly_encoded
 from training.table_format import MissingColumns, TableFormat
 from training.tables import BadRow
@@ -122,6 +121,4 @@ class _Rows:
 def _bad_items(path: Path, form: TableFormat) -> list[BadRow]:
     if path.suffix == ".jsonl":
         return []
-    return [
-        row for piece in read_pieces(path, ["item_id"], ITEM_COLUMNS, form) for row in piece.bad
-    ]
+    return [row for piece in read_pieces(path, ["item_id"], None, form) for row in piece.bad]

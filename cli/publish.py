@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from cli.disk_room import require_room
 from cli.figures import figures
 from model import ModelConfig, TiM4Rec
 from model.artefact import save_artefact
+from model.ensemble import members_of
 from model.items import Items
 from model.live.mixture import Mixture
 from training import parallel
@@ -25,10 +26,12 @@ from training.card import model_card
 from training.config import TrainingConfig
 from training.dataset import Dataset, Protocol, Split, build_dataset
 from training.ensemble import ensemble_of, refit_ensemble, train_members
+from training.forward.models import Served
 from training.interactions import Log
-from training.item_table import items_of
+from training.item_table import items_of, with_features
 from training.log_summary import CoreLoss
 from training.mixture import fit_mixture
+from training.new_items import content_vectors, fit_new_items, with_new_items
 from training.outcome import Outcome, Refit
 from training.recipe import CORE, REFITTED_CORE, Recipe, model_config, split_log, training_config
 from training.refit import every_row
@@ -47,7 +50,8 @@ class Plan:
 
     split, core_users, core_items: None leaves them to what is best for a model that is refitted,
     or for one that is not. architecture, training: options given against the recipe. None leaves
-    the others to the default, or to what a warm start goes on from.
+    the others to the default, or to what a warm start goes on from. content: whether items' vectors
+    are made of what an item table says, too.
     """
 
     recipe: Recipe | None
@@ -58,6 +62,7 @@ class Plan:
     members: int | None
     architecture: Mapping[str, Any]
     training: Mapping[str, Any]
+    content: bool = True
     verbose: bool = False
 
     @property
@@ -91,6 +96,8 @@ def publish(
     recipe, n_members = plan.recipe or "full", plan.members or 1
     architecture = model_config(dataset, recipe, **plan.architecture)
     config = training_config(dataset, recipe, **plan.training)
+    about = content_table(table, plan, config, say)
+    dataset, every = with_features(dataset, about), with_features(every, about)
     say(in_words(dataset))
     if plan.refit:
         say(f"refit: {in_words(every)}")
@@ -103,16 +110,17 @@ def publish(
     checkpoint = checkpoint_folder(folder, resume=resume)
     members = train_members(dataset, architecture, config, n_members, checkpoint, console=err)
     trained = ensemble_of(members, dataset, config)
+    fit_content(log, trained.model, dataset, about)
     refit = None
     if plan.refit:
         result = refit_ensemble(
-            [member.model for member in members], dataset.item_ids, every, config, checkpoint,
+            members_of(trained.model), dataset.item_ids, every, config, checkpoint,
             repeat_bias=trained.model.repeat_bias, console=err,
         )  # fmt: skip
         refit = Refit(every, result)
     if not first:
         return
-    mixture = _mixture(log, dataset, trained.model, config.seed, say) if plan.refit else None
+    mixture = _mixture(log, dataset, trained.model, about, config.seed, say) if plan.refit else None
     outcome = Outcome.of(name, dataset, config, n_members, trained, refit, mixture)
     write(outcome, vocabulary, log, folder, verbose=plan.verbose)
     shutil.rmtree(checkpoint)
@@ -138,11 +146,43 @@ def _split(log: Log, plan: Plan, say: Say) -> Dataset:
     return dataset
 
 
-def _mixture(log: Log, dataset: Dataset, model: TiM4Rec, seed: int, say: Say) -> Mixture | None:
+def content_table(
+    table: pl.DataFrame | None, plan: Plan, config: TrainingConfig, say: Say
+) -> pl.DataFrame | None:
+    """What items' vectors are made of beside their ids; None: of nothing."""
+    if table is None or not plan.content:
+        return None
+    if config.loss == "sampled":
+        say("the item table is not learned from: with a sampled loss it can't be (--loss full)")
+        return None
+    return table
+
+
+def fit_content(log: Log, model: TiM4Rec, dataset: Dataset, table: pl.DataFrame | None) -> None:
+    """Fits how new items rank by the model's content, on what came after it was trained."""
+    if model.content is None or table is None or dataset.cut_ms is None:
+        return
+    if model.causal:
+        served = Served(model, dataset.item_ids)
+        model.content = fit_new_items(log, served, model.content, table, dataset.cut_ms)
+
+
+def with_table(model: TiM4Rec, item_ids: Sequence[str], table: pl.DataFrame | None) -> Served:
+    """A model that ranks all items of a table, where it has a content."""
+    served = Served(model, item_ids)
+    if model.content is None or table is None:
+        return served
+    return with_new_items(served, content_vectors(model.content, table))
+
+
+def _mixture(
+    log: Log, dataset: Dataset, model: TiM4Rec, table: pl.DataFrame | None, seed: int, say: Say
+) -> Mixture | None:
     """Fitted on what came after a model was trained, where times and model allow."""
     mixture = None
     if dataset.cut_ms is not None and model.causal:
-        mixture = fit_mixture(log, model, dataset.item_ids, dataset.cut_ms, seed=seed)
+        served = with_table(model, dataset.item_ids, table)
+        mixture = fit_mixture(log, served.model, served.item_ids, dataset.cut_ms, seed=seed)
     if mixture is None:
         say("no mixture: what others do meanwhile will not change this model's recommendations")
     return mixture

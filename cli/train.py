@@ -63,6 +63,7 @@ def train(
     weight_decay: options.WeightDecay = None,
     label_smoothing: options.LabelSmoothing = None,
     ema: options.Ema = None,
+    content: options.Content = True,
     item_init: options.Init = None,
     loss: options.LossName = None,
     negatives: options.Negatives = None,
@@ -157,6 +158,7 @@ def train(
         members=ensemble,
         architecture=architecture,
         training=training,
+        content=content,
         verbose=verbose,
     )
     target = folder or Path("artefacts", name)

@@ -252,6 +252,15 @@ Ema = Annotated[
         rich_help_panel=TRAINING,
     ),
 ]
+Content = Annotated[
+    bool,
+    typer.Option(
+        "--content/--no-content",
+        help="(with --items) Make items' vectors of titles, categories and attributes, too: new "
+        "items have one from the start.",
+        rich_help_panel=TRAINING,
+    ),
+]
 Init = Annotated[
     ItemInit | None,
     typer.Option(

@@ -15,11 +15,13 @@ from cli.publish import (
     Plan,
     Say,
     checkpoint_folder,
+    content_table,
     first_says,
     in_words,
     require_artefact_folder,
     say_settings,
     vocabulary_of,
+    with_table,
     write,
 )
 from model import TiM4Rec
@@ -31,7 +33,7 @@ from training import parallel
 from training.dataset import Dataset, Protocol
 from training.ids import Overlap
 from training.interactions import Log
-from training.item_table import with_known
+from training.item_table import with_features, with_known
 from training.mixture import Walked, fit_mixture, refit_mixture
 from training.outcome import Outcome, Refit
 from training.recipe import REFITTED_CORE, training_config
@@ -71,11 +73,16 @@ def publish_warm(
     _require_shared_items(log, parent)
     protocol, kept, since_ms = _of_metrics(plan, parent)
     every = every_row(log, protocol, parent.items.ids)
+    table = with_known(parent.items, table)
     new = every.n_train_targets if since_ms is None else every.n_targets_after(since_ms)
     _say_what_is_new(say, parent, since_ms, new, every)
     recipe = WARM | {key: value for key, value in plan.training.items() if key in WARM}
     config = replace(training_config(every, **(kept | dict(plan.training))), **recipe)
     members = [_with_dropout(member, plan) for member in members_of(parent.model)]
+    about = None
+    if parent.model.content is not None:
+        about = content_table(table, plan, config, say)
+    every = with_features(every, about)
     share = REPLAY if replay is None else replay
     architecture = replace(parent.model.config, n_items=every.n_items)
     if plan.verbose:
@@ -83,7 +90,7 @@ def publish_warm(
 
     require_artefact_folder(folder)
     require_room(folder, architecture, 1)
-    vocabulary = vocabulary_of(every, with_known(parent.items, table), say)
+    vocabulary = vocabulary_of(every, table, say)
     checkpoint = checkpoint_folder(folder, resume=resume)
     run = WarmRun(
         members, parent.items.ids, parent.model.repeat_bias, since_ms, share, config, recipe,
@@ -94,13 +101,14 @@ def publish_warm(
         say("the mixture stays: too little is new to fit one on, or times are missing")
         trained, dataset, refit = run.on(every), every, None
     else:
+        dataset = with_features(dataset, about)
         trained, again = run.in_two_parts(dataset, every)
         refit = Refit(every, again, recipe)
     if parallel.rank():
         return
     mixture = None
     if dataset.cut_ms is not None:
-        mixture = _mixture(log, parent, trained.model, dataset, config.seed)
+        mixture = _mixture(log, parent, trained.model, dataset, about, config.seed)
         if mixture is None:
             say("the mixture stays: too little of what is new can be foreseen to fit one on")
     start = WarmStart(parent.edition, since_ms, new, share, own_mixture=mixture is not None)
@@ -112,17 +120,25 @@ def publish_warm(
 
 
 def _mixture(
-    log: Log, parent: Artefact, model: TiM4Rec, dataset: Dataset, seed: int
+    log: Log,
+    parent: Artefact,
+    model: TiM4Rec,
+    dataset: Dataset,
+    table: pl.DataFrame | None,
+    seed: int,
 ) -> Mixture | None:
-    """Fitted on what parent and child were not trained on; dataset: what the child was."""
+    """Fitted on what parent and child were not trained on; dataset: what the child was; table: of
+    the items that both score."""
     assert dataset.cut_ms is not None
-    child = Walked(model, dataset.item_ids, dataset.cut_ms)
+    served = with_table(model, dataset.item_ids, table)
+    child = Walked(served.model, served.item_ids, dataset.cut_ms)
     until_ms = parent.core_until_ms
     if until_ms is None:
         return fit_mixture(
-            log, model, dataset.item_ids, dataset.cut_ms, start=parent.mixture, seed=seed
+            log, child.model, child.item_ids, child.since_ms, start=parent.mixture, seed=seed
         )
-    before = Walked(parent.model, parent.scored_items.ids, until_ms + 1)
+    served = with_table(parent.model, parent.scored_items.ids, table)
+    before = Walked(served.model, served.item_ids, until_ms + 1)
     return refit_mixture(log, before, child, start=parent.mixture, seed=seed)
 
 
@@ -145,6 +161,7 @@ def _require_no_contradiction(plan: Plan, parent: Artefact) -> None:
         ("--recipe", plan.recipe is not None),
         ("--no-refit", not plan.refit),
         ("--split", plan.split is not None),
+        ("--no-content", not plan.content),
         ("--item-init", "item_init" in plan.training),
         ("--patience", "patience" in plan.training),
     ):

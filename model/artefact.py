@@ -3,8 +3,9 @@
 `config.json` (architecture, state layout, identity, hashes, rules for kinds), `model.safetensors`,
 `items.json` (vocabulary, popularity, optional titles and categories), `metrics.json`, `README.md`
 (the model card), and what decides scores and no state, each optional: `mixture.safetensors` (how
-scores and evidence join), `scoring.safetensors` and `scoring.json` (what is scored, where it is not
-the vocabulary by its input vectors). Nothing is pickled.
+scores and evidence join), `content.safetensors` (the vectors of new items, by what they are),
+`scoring.safetensors` and `scoring.json` (what is scored, where it is not the vocabulary by its
+input vectors). Nothing is pickled.
 
 Whoever made a folder, it is loaded whole or refused: `config.json` is read first, and no more of
 the other files than it says that there is.
@@ -24,7 +25,9 @@ from typing import Any
 
 import torch
 
+from model.content import Content, ContentError, content_bytes
 from model.description import (
+    CONTENT,
     ITEMS,
     MIXTURE,
     SCORED_ITEMS,
@@ -50,7 +53,7 @@ from model.times import parse_time
 from model.weights import WeightsError, read_scoring, read_weights
 
 CONFIG, METRICS, CARD = "config.json", "metrics.json", "README.md"
-FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD, MIXTURE, SCORING, SCORED_ITEMS)
+FILES = (CONFIG, WEIGHTS, ITEMS, METRICS, CARD, MIXTURE, CONTENT, SCORING, SCORED_ITEMS)
 
 CONFIG_BYTES = 1 << 16
 """Most of `config.json`; 2,000 are usual. The list of models reads many of them."""
@@ -69,8 +72,8 @@ class Artefact:
     """A loaded artefact.
 
     items: the vocabulary. identity: names everything that decides a state. mixture_hash,
-    scoring_files: of what decides scores only; None: there is none. kinds: by which rows of the
-    log it was trained; None: by all, or it is not known.
+    content_hash, scoring_files: of what decides scores only; None: there is none. kinds: by which
+    rows of the log it was trained; None: by all, or it is not known.
     """
 
     model: TiM4Rec
@@ -82,6 +85,7 @@ class Artefact:
     mixture_hash: str | None = None
     scoring_files: ScoringFiles | None = None
     kinds: KindRules | None = None
+    content_hash: str | None = None
 
     @property
     def until_ms(self) -> int | None:
@@ -107,7 +111,7 @@ class Artefact:
     def edition(self) -> str:
         """Names what decides scores only, too: by another edition of the same identity, the same
         states are ranked otherwise."""
-        return edition_of(self.identity, self.mixture_hash, self.scoring_files)
+        return edition_of(self.identity, self.mixture_hash, self.scoring_files, self.content_hash)
 
     @property
     def scored_items(self) -> Items:
@@ -131,8 +135,8 @@ def save_artefact(
 ) -> str:
     """Writes the folder as a whole: at any moment it is the old artefact or the new one.
 
-    The model's scoring is written if it has one. Other files in the folder of an old artefact are
-    kept.
+    The model's scoring and content are written if it has them. Other files in the folder of an old
+    artefact are kept.
 
     Returns:
         the identity.
@@ -157,6 +161,8 @@ def save_artefact(
         (partial / CARD).write_text(card, encoding="utf-8")
         if mixture is not None:
             (partial / MIXTURE).write_bytes(mixture.to_bytes())
+        if model.content is not None:
+            (partial / CONTENT).write_bytes(model.content.to_bytes())
         if model.scoring is not None:
             write_tensors(partial / SCORING, model.scoring.tensors())
             _write_items(partial / SCORED_ITEMS, model.scoring.items)
@@ -284,6 +290,8 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
     if description.scoring is not None:
         scoring = _read_scoring(folder, description.scoring, items, config.d_model)
         model.scoring = scoring.to(device)
+    if description.content is not None:
+        model.content = _read_content(folder / CONTENT, config.d_model, description.content)
     mixture = description.mixture
     return Artefact(
         model=model.to(device).eval(),
@@ -295,6 +303,7 @@ def _load(folder: Path, device: torch.device | str) -> Artefact:
         mixture_hash=mixture,
         scoring_files=description.scoring,
         kinds=description.kinds,
+        content_hash=description.content,
     )
 
 
@@ -314,13 +323,12 @@ def _describe(
             len(scoring.items), {name: _hash(folder / name) for name in (SCORING, SCORED_ITEMS)}
         ),
         kinds,
+        None if model.content is None else _hash(folder / CONTENT),
     )
 
 
 def _read_items(path: Path, n_items: int, expected: str) -> Items:
-    table = read_plain(path, items_bytes(n_items), within=path.parent)
-    if hashlib.sha256(table).hexdigest() != expected:
-        raise ArtefactError(f"{path}: its hash is not the one in {CONFIG}: damaged")
+    table = _read_hashed(path, items_bytes(n_items), expected)
     try:
         return read_items(table, n_items)
     except ValueError as error:
@@ -343,13 +351,24 @@ def _require_beginning(path: Path, items: Items, known: Items) -> None:
 
 
 def _read_mixture(path: Path, expected: str) -> Mixture:
-    content = read_plain(path, MIXTURE_BYTES, within=path.parent)
-    if hashlib.sha256(content).hexdigest() != expected:
-        raise ArtefactError(f"{path}: its hash is not the one in {CONFIG}: damaged")
     try:
-        return Mixture.from_bytes(content)
+        return Mixture.from_bytes(_read_hashed(path, MIXTURE_BYTES, expected))
     except MixtureError as error:
         raise ArtefactError(f"{path}: {error}") from None
+
+
+def _read_content(path: Path, width: int, expected: str) -> Content:
+    try:
+        return Content.from_bytes(_read_hashed(path, content_bytes(width), expected), width)
+    except ContentError as error:
+        raise ArtefactError(f"{path}: {error}") from None
+
+
+def _read_hashed(path: Path, most: int, expected: str) -> bytes:
+    content = read_plain(path, most, within=path.parent)
+    if hashlib.sha256(content).hexdigest() != expected:
+        raise ArtefactError(f"{path}: its hash is not the one in {CONFIG}: damaged")
+    return content
 
 
 def _require_state(path: Path, state: object, model: TiM4Rec) -> None:

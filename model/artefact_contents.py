@@ -17,7 +17,8 @@ from model.artefact import (
     describe,
     require_hashes,
 )
-from model.description import ITEMS, MIXTURE, SCORED_ITEMS, SCORING, WEIGHTS
+from model.content import content_bytes
+from model.description import CONTENT, ITEMS, MIXTURE, SCORED_ITEMS, SCORING, WEIGHTS
 from model.items import items_bytes
 from model.live.mixture import MOST_BYTES
 from model.plain_file import read_plain
@@ -50,6 +51,7 @@ class Contents:
             METRICS: METRICS_BYTES,
             CARD: METRICS_BYTES,
             MIXTURE: MOST_BYTES,
+            CONTENT: content_bytes(architecture.d_model),
         }
         if scoring is not None:
             bounds[SCORING] = scoring_bytes(scoring.n_items, architecture.d_model)

@@ -21,6 +21,7 @@ from model.strict_json import is_number
 FORMAT = 1
 WEIGHTS, ITEMS, MIXTURE = "model.safetensors", "items.json", "mixture.safetensors"
 SCORING, SCORED_ITEMS = "scoring.safetensors", "scoring.json"
+CONTENT = "content.safetensors"
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -38,7 +39,7 @@ class ScoringFiles:
 
 @dataclass(frozen=True)
 class Description:
-    """hashes: of the weights and the items. mixture: the hash of the mixture. None: there is no
+    """hashes: of the weights and the items. mixture, content: the file's hash. None: there is no
     such file. kinds: by which rows of the log it was trained; None: by all, or it is not known."""
 
     config: ModelConfig
@@ -47,6 +48,7 @@ class Description:
     mixture: str | None = None
     scoring: ScoringFiles | None = None
     kinds: KindRules | None = None
+    content: str | None = None
 
     @property
     def identity(self) -> str:
@@ -56,7 +58,7 @@ class Description:
     @property
     def edition(self) -> str:
         """Names what decides scores and no state, too."""
-        return edition_of(self.identity, self.mixture, self.scoring)
+        return edition_of(self.identity, self.mixture, self.scoring, self.content)
 
     @property
     def files(self) -> dict[str, str]:
@@ -64,6 +66,8 @@ class Description:
         found = dict(self.hashes)
         if self.mixture is not None:
             found[MIXTURE] = self.mixture
+        if self.content is not None:
+            found[CONTENT] = self.content
         return found if self.scoring is None else found | dict(self.scoring.hashes)
 
     def to_dict(self, layout: StateLayout) -> dict[str, Any]:
@@ -82,6 +86,8 @@ class Description:
         }
         if self.mixture is not None:
             found["mixture"] = self.mixture
+        if self.content is not None:
+            found["content"] = self.content
         if self.scoring is not None:
             found["scoring"] = asdict(self.scoring)
         if self.kinds is not None:
@@ -117,7 +123,10 @@ class Description:
                 "the architecture or the repeat_bias is not the one that these weights were saved "
                 "with"
             )
-        return cls(config, float(bias), hashes, _mixture(values), _scoring(values), _kinds(values))
+        return cls(
+            config, float(bias), hashes, _file_hash(values, "mixture"), _scoring(values),
+            _kinds(values), _file_hash(values, "content"),
+        )  # fmt: skip
 
 
 def claimed_edition_of(values: dict[str, Any]) -> str:
@@ -125,7 +134,9 @@ def claimed_edition_of(values: dict[str, Any]) -> str:
     claimed = values.get("identity")
     if not isinstance(claimed, str) or len(claimed) > 64:
         raise DescriptionError(f"`identity` is {reprlib.repr(claimed)}")
-    return edition_of(claimed, _mixture(values), _scoring(values))
+    return edition_of(
+        claimed, _file_hash(values, "mixture"), _scoring(values), _file_hash(values, "content")
+    )
 
 
 def identity_of(config: ModelConfig, repeat_bias: float, hashes: Mapping[str, str]) -> str:
@@ -139,18 +150,23 @@ def identity_of(config: ModelConfig, repeat_bias: float, hashes: Mapping[str, st
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def edition_of(identity: str, mixture: str | None, scoring: ScoringFiles | None) -> str:
-    """mixture: its hash."""
-    if scoring is not None:
-        text = json.dumps([mixture, asdict(scoring)], sort_keys=True)
-        mixture = hashlib.sha256(text.encode()).hexdigest()
-    return identity if mixture is None else f"{identity}+{mixture[:8]}"
+def edition_of(
+    identity: str, mixture: str | None, scoring: ScoringFiles | None, content: str | None = None
+) -> str:
+    """mixture, content: their hashes."""
+    # What came later keeps the editions of what was there before.
+    digest = mixture
+    for part in (None if scoring is None else asdict(scoring), content):
+        if part is not None:
+            text = json.dumps([digest, part], sort_keys=True)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+    return identity if digest is None else f"{identity}+{digest[:8]}"
 
 
-def _mixture(values: dict[str, Any]) -> str | None:
-    found = values.get("mixture")
+def _file_hash(values: dict[str, Any], name: str) -> str | None:
+    found = values.get(name)
     if found is not None and not _is_hash(found):
-        raise DescriptionError(f"`mixture` must be a hash, not {reprlib.repr(found)}")
+        raise DescriptionError(f"`{name}` must be a hash, not {reprlib.repr(found)}")
     return found
 
 

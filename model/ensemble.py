@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import ConfigError, ModelConfig
+from model.content import Content
 from model.tim4rec import TiM4Rec
 
 
@@ -34,6 +35,8 @@ def combine(members: Sequence[TiM4Rec]) -> TiM4Rec:
     model = TiM4Rec(ensemble_config(first, len(members))).to(members[0].item_embedding.weight)
     parts = [member.state_dict() for member in members]
     model.load_state_dict({name: _joined(name, [p[name] for p in parts]) for name in parts[0]})
+    contents = [member.content for member in members if member.content is not None]
+    model.content = Content.side_by_side(contents) if contents else None
     return model.eval()
 
 
@@ -51,6 +54,8 @@ def members_of(model: TiM4Rec) -> list[TiM4Rec]:
     for number in range(count):
         members.append(TiM4Rec(member).to(model.item_embedding.weight))
         members[-1].load_state_dict({name: part[number] for name, part in parts.items()})
+        if model.content is not None:
+            members[-1].content = model.content.of_member(number, count)
     return members
 
 

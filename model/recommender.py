@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.config import TimeUse
+from model.content import Content
 from model.gaps import UNKNOWN_TIME
 from model.scoring import Scoring
 from model.state import State
@@ -34,6 +35,8 @@ class Recommender(nn.Module, ABC):
     """To be added to the score of an item that the user has had, where such items are ranked."""
     scoring: Scoring | None = None
     """What queries are scored against; None: the rows of `item_embedding`."""
+    content: Content | None = None
+    """What items that it was not trained on get their vectors by."""
 
     @property
     def device(self) -> torch.device:

@@ -23,11 +23,14 @@ class Scoring:
             of the others move no state.
         vectors: (V' + 1, D) float32, row 0 the padding's.
         bias: (V' + 1) float32.
+        n_new: so many of the last have vectors of what they are, as new items of a catalogue have;
+            in no file.
     """
 
     items: Items
     vectors: Tensor
     bias: Tensor
+    n_new: int = 0
 
     def __post_init__(self) -> None:
         rows = len(self.items) + 1

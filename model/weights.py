@@ -49,7 +49,8 @@ def read_weights(path: Path, config: ModelConfig, sha256: str) -> TiM4Rec:
 def read_scoring(path: Path, items: Items, width: int, sha256: str) -> Scoring:
     """The scoring of these items of a file, as `read_weights` reads; `width`: D."""
     shape = (len(items) + 1, width)
-    meta = Scoring(items, *(torch.empty(size, device="meta") for size in (shape, shape[:1])))
+    vectors, bias = (torch.empty(size, device="meta") for size in (shape, shape[:1]))
+    meta = Scoring(items, vectors, bias)
     with _checked(path, meta.tensors()) as fill:
         scoring = Scoring(items, torch.empty(shape), torch.empty(shape[:1]))
         fill(scoring.tensors(), sha256)

@@ -65,6 +65,7 @@ def model_card(outcome: Outcome, command: str, notes: Sequence[str] = ()) -> str
         f"{outcome.trained.epochs} epochs in {outcome.trained.seconds:.0f} s; {_weights(outcome)}.",
         f"Repeat bias {outcome.model.repeat_bias:g}: added to the score of an item that the user "
         "has had, where such items are kept; fitted on validation.",
+        *_content(outcome),
         *_refit(outcome),
         *_mixture(outcome),
         *_results(outcome),
@@ -104,6 +105,17 @@ def _weights(outcome: Outcome) -> str:
         f"the weights are those of epoch {trained.best_epoch}, {which}, with a validation NDCG@10 "
         f"of {trained.best_ndcg:.4f}"
     )
+
+
+def _content(outcome: Outcome) -> list[str]:
+    content = outcome.model.content
+    if content is None:
+        return []
+    return [
+        f"Items' vectors are those of their ids and of {len(content.hashes):,} words, "
+        "categories and values of attributes, added up. An item that was not trained on has the "
+        f"latter alone, times {content.scale:.3g}, and a shift that all of them share."
+    ]
 
 
 def _refit(outcome: Outcome) -> list[str]:

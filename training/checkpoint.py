@@ -54,14 +54,14 @@ def fingerprint(dataset: Dataset, model_config: Architecture, config: TrainingCo
     described = [model_config.to_dict(), settings, dataset.protocol.to_dict()]
     if dataset.replay is not None:
         described.append(asdict(dataset.replay))
-    text = json.dumps(described)
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
-    for array in (
-        dataset.histories.offsets,
-        dataset.histories.items,
-        dataset.histories.times,
-        dataset.train_ends,
-    ):
+    histories, features = dataset.histories, dataset.features
+    arrays = [histories.offsets, histories.items, histories.times, dataset.train_ends]
+    if features is None:
+        del settings["id_dropout"]
+    else:
+        arrays += [features.hashes, features.offsets, features.places]
+    digest = hashlib.blake2b(json.dumps(described).encode(), digest_size=16)
+    for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update("\n".join(dataset.item_ids).encode())
     return digest.hexdigest()

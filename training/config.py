@@ -66,6 +66,7 @@ class TrainingConfig:
     request_dropout: float = 0.1
     request_moments: RequestMoments = "between"
     time_masking: float = 0.0
+    id_dropout: float = 0.2
     shuffle_ties: bool = False
     context: int = 0
     max_epochs: int = 200
@@ -102,7 +103,9 @@ class TrainingConfig:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
-        for name in ("beta1", "beta2", "label_smoothing", "ema", "request_dropout", "time_masking"):
+        for name in ("beta1", "beta2", "label_smoothing", "ema", "request_dropout", "time_masking",
+            "id_dropout",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in 0..1, not {getattr(self, name)}")
 

@@ -18,6 +18,7 @@ import polars as pl
 from model import UNKNOWN_TIME
 from model.times import iso
 from training.interactions import Log
+from training.item_features import ItemFeatures
 from training.tables import InputError
 
 Int64s = npt.NDArray[np.int64]
@@ -147,7 +148,8 @@ class Dataset:
     """A log, split. The training part of user u is [offsets[u], train_ends[u]) of `histories`.
 
     cut_ms: the time before which everybody's training part ends; None where each has its own.
-    replay: None where an epoch takes the whole training part.
+    replay: None where an epoch takes the whole training part. features: what the items have in
+    common; None: nothing is known of it.
     """
 
     protocol: Protocol
@@ -159,6 +161,7 @@ class Dataset:
     test: Targets
     cut_ms: int | None = None
     replay: Replay | None = None
+    features: ItemFeatures | None = None
 
     @property
     def n_items(self) -> int:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from model.items import Items
 from training.dataset import Dataset
+from training.item_features import ItemFeatures
 from training.table_files import NULL_WORDS, read_pieces
 from training.table_format import PLAIN, TableFormat
 from training.tables import BadRow, id_fault, nothing_in, refuse, split_off
 
 ITEM_COLUMNS = ("title", "categories", "genres")
 """Of an item table, beside `item_id`."""
+NO_ATTRIBUTES = (
+    "item_id", *ITEM_COLUMNS, "similar_to", "hidden", "available_from", "available_until", "line",
+)  # fmt: skip
+"""Columns that are no attribute; all others are."""
 
 
 def read_items(
     path: Path, *, skip_bad_rows: bool = False, form: TableFormat = PLAIN
 ) -> pl.DataFrame:
-    """An item table: item_id (String), title (String or null), categories (List[String]).
+    """An item table: item_id (String), title (String or null), categories (List[String]); then the
+    attributes as they are there.
 
     Read from the columns `item_id`, `title` and `categories` or `genres` (`|`-separated); the last
     two may be missing. Raises InputError as `read_log` does; an id listed twice is a bad row.
     """
     frames, bad = [], list[BadRow]()
-    for piece in read_pieces(path, ["item_id"], ITEM_COLUMNS, form):
+    for piece in read_pieces(path, ["item_id"], None, form):
         frames.append(piece.frame)
         bad += piece.bad
     raw = pl.concat(frames)
@@ -57,6 +64,7 @@ def read_items(
         "item_id",
         pl.when(title.is_in(["", *NULL_WORDS]).not_()).then(title).alias("title"),
         categories.alias("categories"),
+        pl.exclude(*NO_ATTRIBUTES),
     )
 
 
@@ -74,7 +82,15 @@ def with_known(items: Items, table: pl.DataFrame | None) -> pl.DataFrame | None:
     )
     if table is None:
         return known
-    return pl.concat([table, known]).unique("item_id", keep="first", maintain_order=True)
+    return pl.concat([table, known], how="diagonal").unique(
+        "item_id", keep="first", maintain_order=True
+    )
+
+
+def with_features(dataset: Dataset, table: pl.DataFrame | None) -> Dataset:
+    """A data set, with what a table says that its items have in common."""
+    features = None if table is None else ItemFeatures.of(dataset.item_ids, table)
+    return replace(dataset, features=features)
 
 
 def items_of(dataset: Dataset, table: pl.DataFrame | None) -> Items:

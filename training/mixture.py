@@ -30,6 +30,7 @@ from training.dataset import Int64s
 from training.forward.events import Events
 from training.forward.live_walk import LiveWalk, ModelLists
 from training.interactions import Log
+from training.unseen import BONUSES, found_with_bonuses, largest_bonus, without_event
 
 HIDDEN = 16
 EPOCHS = 6
@@ -239,7 +240,24 @@ def fitted(
     found, alone = network.mixture(), _best_alone(examples)
     if alone is None:
         alone = found.alone if start is None else start.alone
-    return replace(found, alone=alone)
+    return replace(found, alone=alone, unseen=_unseen_bonus(found, examples))
+
+
+def _unseen_bonus(mixture: Mixture, examples: Examples) -> float:
+    """By how much items without an event may be lifted."""
+    hits = np.zeros(len(BONUSES))
+    starts = np.append(0, examples.ends[:-1])
+    for n, (begin, end) in enumerate(zip(starts, examples.ends, strict=True)):
+        context, target = examples.context[n], examples.targets[n]
+        features = examples.features[begin:end].T.astype(np.float32)
+        unseen = without_event(features)
+        if unseen[target] or not (context[HAS_QUERY] or context[LENGTH]):
+            continue
+        scores = mixture.scores(features, context)
+        own = scores[target : target + 1]
+        ahead = np.array([(scores[~unseen] >= own).sum() - 1])
+        hits += found_with_bonuses(own, ahead, scores[None, unseen])
+    return largest_bonus(hits)
 
 
 def _best_alone(examples: Examples) -> int | None:

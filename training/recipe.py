@@ -33,8 +33,7 @@ CHANCE = 0.6
 
 def model_config(dataset: Dataset, recipe: Recipe = "full", **options: Any) -> ModelConfig:
     """An architecture for this data: its size, what the recipe says, and the given options."""
-    short = float(np.diff(dataset.histories.offsets).mean()) < SHORT
-    dropout = 0.5 if short else 0.2
+    dropout = 0.5 if _is_short(dataset) else 0.2
     # Few epochs do not overfit.
     chosen: dict[str, Any] = {"dropout": dropout / 2 if recipe == "quick" else dropout}
     if (gaps := dataset.gap_range_ms()) is not None:
@@ -42,6 +41,11 @@ def model_config(dataset: Dataset, recipe: Recipe = "full", **options: Any) -> M
         # Asked within a second of an interaction, however coarse the log's times are.
         chosen |= {"gap_range_s": seconds, "request_range_s": (min(1.0, seconds[0]), seconds[1])}
     return ModelConfig(n_items=dataset.n_items, **(chosen | options))
+
+
+def _is_short(dataset: Dataset) -> bool:
+    """Whether histories are short."""
+    return float(np.diff(dataset.histories.offsets).mean()) < SHORT
 
 
 def split_log(log: Log, protocol: Protocol) -> tuple[Dataset, str | None]:
@@ -68,6 +72,8 @@ def training_config(dataset: Dataset, recipe: Recipe = "full", **options: Any) -
         "ema": 0.995, "item_init": "cooccurrence",
         "shuffle_ties": agreement is not None and agreement < CHANCE,
         "time_masking": round(missing, 2),
+        # Items that are often had need less of what they are.
+        "id_dropout": 0.2 if _is_short(dataset) else 0.05,
     }  # fmt: skip
     if recipe == "quick":
         chosen |= QUICK

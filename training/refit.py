@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model import TiM4Rec
 from training.config import TrainingConfig
+from training.content import feature_parts
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, Protocol, build_dataset
 from training.interactions import Log
@@ -112,8 +113,12 @@ def warm_started(trained: TiM4Rec, item_ids: Sequence[str], dataset: Dataset, se
     if not kept.all():
         mapped, met = mapped_vectors(dataset, old, kept, seed)
         table[1:][met] = mapped[met]
+        if dataset.features is not None and trained.content is not None:
+            parts, described = feature_parts(dataset.features, trained.content)
+            table[1:][described] = parts[described]
     table[1:][kept] = old[kept]
     model.load_state_dict(trained.state_dict() | {"item_embedding.weight": table})
+    model.content = trained.content
     return model
 
 

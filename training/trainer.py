@@ -24,6 +24,7 @@ from rich.progress import (
     Progress as ProgressBar,
 )
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from model import ModelConfig, Recommender, TiM4Rec
 from model.kernels import choose
@@ -36,6 +37,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import TrainingConfig
+from training.content import join_vectors, share_vectors
 from training.cooccurrence import cooccurrence_vectors
 from training.dataset import Dataset, Targets
 from training.evaluation import SeenItems, rank_targets
@@ -155,6 +157,10 @@ class _Run(Generic[M]):
             kernels = choose(config.kernels, self.model.device)
             self.model.use(kernels)
             self.packs = kernels is not None and self.model.causal
+        # A sampled loss reads a few rows of a table, and these would be computed for all items.
+        self.features = dataset.features if config.loss == "full" else None
+        if self.features is not None:
+            share_vectors(self.model, self.features, config.id_dropout)
         self.average = copy.deepcopy(self.model) if config.ema else None
         self.sampler = None
         if config.loss == "sampled":
@@ -195,6 +201,8 @@ class _Run(Generic[M]):
             if after_epoch is not None:
                 after_epoch(done)
         self.model.load_state_dict(self.best)
+        if self.features is not None:
+            join_vectors(self.model, self.features)
         if len(self.validation):
             self.model.repeat_bias = repeat_bias(self.model, self.dataset)
         p = self.progress
@@ -288,7 +296,8 @@ class _Run(Generic[M]):
             weight = int((mine.targets > 0).sum()) / int((batch.targets > 0).sum())
             if self.packs and batch.before is None:
                 mine = packed(mine)
-            loss = weight * self._loss(mine.to(self.model.device), negatives)
+            with parametrize.cached():  # the same vectors in the input and in the loss
+                loss = weight * self._loss(mine.to(self.model.device), negatives)
             loss.backward()  # type: ignore[no-untyped-call]
         table = self.model.item_embedding
         self.group.sum_gradients(self.model, table.weight if table.sparse else None)
@@ -341,7 +350,10 @@ class _Run(Generic[M]):
         asked = model.config.uses_request_time
         everyone = np.arange(len(self.validation))
         mine = self.validation.take(everyone[self.group.rank :: self.group.size])
-        ranking = rank_targets(model, self.dataset.histories, mine, at_target_time=(asked,), top=0)
+        with parametrize.cached():
+            ranking = rank_targets(
+                model, self.dataset.histories, mine, at_target_time=(asked,), top=0
+            )
         ranks = np.empty_like(everyone)
         for number, part in enumerate(self.group.gather(getattr(ranking[asked], self.seen))):
             ranks[number :: self.group.size] = part

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from model import UNKNOWN_TIME, TiM4Rec
+from model.ensemble import members_of
 from training.config import TrainingConfig
 from training.dataset import Dataset, Replay
 from training.ensemble import ensemble_of, refit_ensemble, refit_members
@@ -130,7 +131,7 @@ class WarmRun:
         between = ensemble_of(members, dataset, self.config)
         rest = replace(
             self,
-            members=[member.model for member in members],
+            members=members_of(between.model),
             item_ids=dataset.item_ids,
             repeat_bias=between.model.repeat_bias,
             since_ms=dataset.cut_ms - 1,

@@ -15,7 +15,9 @@ from training.dataset import Protocol, build_dataset
 from training.forward.models import Served
 from training.forward.walk import Walk
 from training.interactions import Log
+from training.item_table import with_features
 from training.mixture import Walked, refit_mixture
+from training.new_items import fit_new_items
 from training.recipe import REFITTED_CORE, model_config, training_config
 from training.refit import every_row, grown_dataset, refit
 from training.trainer import train
@@ -71,19 +73,30 @@ class Refitted:
 
 
 def refitted_model(
-    log: Log, walk: Walk, folder: Path, console: Console, **options: Any
+    log: Log,
+    walk: Walk,
+    folder: Path,
+    console: Console,
+    table: pl.DataFrame | None = None,
+    **options: Any,
 ) -> Refitted:
     """What `tim4rec train` publishes at the cut; goes on from what `folder` holds.
 
     Args:
+        table: of the items; None: nothing is learned of what they are.
         options: of `TrainingConfig`.
     """
     so_far = before(log, int(walk.borders[0]))
-    dataset = build_dataset(so_far, PUBLISHED)
+    dataset = with_features(build_dataset(so_far, PUBLISHED), table)
     assert dataset.cut_ms is not None
     config = training_config(dataset, **options)
     base = train(dataset, model_config(dataset), config, folder, console=console)
-    every = every_row(so_far, PUBLISHED)
+    if table is not None and base.model.content is not None:
+        served = Served(base.model, dataset.item_ids)
+        base.model.content = fit_new_items(
+            so_far, served, base.model.content, table, dataset.cut_ms
+        )
+    every = with_features(every_row(so_far, PUBLISHED), table)
     console.print(f"refit: {every.n_items} items", highlight=False)
     result = refit(base.model, dataset.item_ids, every, config, folder, console=console)
     return Refitted(

@@ -15,6 +15,7 @@ from model.live.ranking import AGE, CONTEXT, FEATURES, POPULAR, USUAL_ALONE
 FORMAT = 1
 MOST_HIDDEN = 256
 MOST_BYTES = 1 << 20
+MOST_BONUS = 100.0
 
 
 class MixtureError(ValueError):
@@ -38,14 +39,18 @@ class Mixture:
     candidate's features and c the request's context (model.live.ranking).
 
     alone: the feature that is the score for somebody of whom nothing is known, a popularity.
+    unseen: is added to the score of an item that has had no event.
     """
 
     weights: Weights
     alone: int = USUAL_ALONE
+    unseen: float = 0.0
 
     def __post_init__(self) -> None:
         if type(self.alone) is not int or not POPULAR <= self.alone < AGE:
             raise MixtureError(f"feature {self.alone!r} is no popularity")
+        if not abs(self.unseen) <= MOST_BONUS:
+            raise MixtureError(f"{self.unseen!r} is not in -{MOST_BONUS:g}..{MOST_BONUS:g}")
         size = self.weights.out.size
         n_features, n_context = len(FEATURES), len(CONTEXT)
         shapes = {
@@ -67,7 +72,8 @@ class Mixture:
     def scores(
         self, features: npt.NDArray[np.float32], context: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """(C) of candidates with these features (F, C), in a request of this context (X)."""
+        """(C) of candidates with these features (F, C), in a request of this context (X); without
+        what is added for those that have had no event."""
         own = self.weights
         slopes = own.linear + own.by_context @ context
         bias = own.hidden_context @ context + own.bias
@@ -77,7 +83,8 @@ class Mixture:
 
     def to_bytes(self) -> bytes:
         parts = {name: np.ascontiguousarray(v) for name, v in self.weights._asdict().items()}
-        return save(parts | {"format": np.array([FORMAT]), "alone": np.array([self.alone])})
+        parts |= {"alone": np.array([self.alone]), "unseen": np.array([self.unseen])}
+        return save(parts | {"format": np.array([FORMAT])})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Mixture:
@@ -90,12 +97,12 @@ class Mixture:
             if found != FORMAT:
                 raise MixtureError(f"it has format {found}, not {FORMAT}")
             (alone,) = parts.pop("alone", np.array([USUAL_ALONE])).tolist()
-            weights = Weights(**parts)
+            (unseen,) = parts.pop("unseen", np.zeros(1)).tolist()
+            return cls(Weights(**parts), alone, unseen)
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, MixtureError):
                 raise
             raise MixtureError(f"it is damaged: {error}") from None
-        return cls(weights, alone)
 
 
 UNFITTED = Mixture(

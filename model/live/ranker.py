@@ -162,7 +162,7 @@ class LiveRanker:
             ranking.best(
                 packed, evidence.counts, evidence.popular, evidence.newest_ms, HALF_LIVES_MS,
                 PAIRS_HALF_LIFE_MS, self._items(open_rows), self._scratch, self.mixture.weights,
-                self.mixture.alone, rows, scores, sizes,
+                self.mixture.alone, self.mixture.unseen, rows, scores, sizes,
             )  # fmt: skip
         return [(rows[b, :size], scores[b, :size]) for b, size in enumerate(sizes.tolist())]
 

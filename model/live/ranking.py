@@ -361,11 +361,12 @@ def _select(n: int, rows: Any, scores: Any, k: int, best_rows: Any, best_scores:
 @compiled
 def best(
     requests: Any, counts: Any, popular: Any, newest_ms: int, half_lives: Any, half_life: float,
-    items: Any, scratch: Any, weights: Any, alone: int, found_rows: Any, found_scores: Any,
-    sizes: Any,
+    items: Any, scratch: Any, weights: Any, alone: int, unseen: float, found_rows: Any,
+    found_scores: Any, sizes: Any,
 ) -> None:  # fmt: skip
     """The best candidates of each request: (B, k) rows and scores, best first; equal ones in the
     order of their rows. alone: the feature that ranks them where nothing is known of somebody;
+    unseen: is added to the score of what has had no event;
     sizes: (B) how many there are."""
     context = np.zeros(N_CONTEXT, np.float32)
     wide = len(scratch.logs)
@@ -376,6 +377,8 @@ def best(
         )
         if context[HAS_QUERY] or context[LENGTH]:
             _score(n, scratch.features, context, weights, scores, hidden)
+            for i in range(n):
+                scores[i] += np.float32(unseen) * (scratch.numbers[i] < 0)
         else:  # of somebody of whom nothing is known
             scores[:n] = scratch.features[alone, :n]
         sizes[b] = _select(n, scratch.rows, scores, requests.ks[b], found_rows[b], found_scores[b])

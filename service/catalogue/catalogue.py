@@ -41,7 +41,7 @@ class Catalogue:
         table = self._table = ItemTable(artefact.scored_items)
         self.ids, self.titles, self.trained = table.ids, table.titles, table.trained
         retrieval.row_of = table.row
-        vectors = NewItemVectors(table, retrieval.table)
+        vectors = NewItemVectors(table, retrieval.table, artefact.model.content)
         self.records = FollowedRecords(store, table, vectors, retrieval)
         self.turns = Turns()
         self._retrieval = retrieval

@@ -1,4 +1,4 @@
-"""Vectors of items that the model has not been trained on, until it is.
+"""Vectors of items that the model has not been trained on, until it is; where it has no content.
 
 An item that is said to be similar to others gets the mean of their vectors, as long as theirs
 are. Else its categories say where it lies: a ridge regression from categories to the vectors of the
@@ -9,7 +9,7 @@ gets the mean of all vectors, so that it scores as the average item does.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -96,14 +96,9 @@ class ColdStart:
 
     def vector(self, similar: Iterable[int], categories: Iterable[str]) -> Vector:
         """(D,) for an item that is like these trained rows, and has these categories."""
-        rows = np.fromiter(similar, np.int64) - 1
-        if len(rows):
-            like = self._table[rows]
-            mean: Vector = like.mean(0)
-            length = float(np.linalg.norm(mean))
-            if length > 0:
-                mean *= np.linalg.norm(like, axis=1).mean() / length
-            return mean
+        rows = list(similar)
+        if rows:
+            return like(self._table, rows)
         known = _known(self._places, categories)
         if not known:
             return self._average
@@ -111,6 +106,16 @@ class ColdStart:
         apart[known] += 1
         found: Vector = self._average + apart @ self._weights
         return found
+
+
+def like(table_VD: Vector, rows: Sequence[int]) -> Vector:
+    """(D,) The mean of these trained rows' vectors, as long as they are."""
+    own = table_VD[np.array(rows) - 1]
+    mean: Vector = own.mean(0)
+    length = float(np.linalg.norm(mean))
+    if length > 0:
+        mean *= np.linalg.norm(own, axis=1).mean() / length
+    return mean
 
 
 def _known(places: dict[str, int], categories: Iterable[str]) -> list[int]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.catalogue.cold_start import ColdStart, summed
+from model.content import About, Content
+from service.catalogue.cold_start import ColdStart, like, summed
+from service.catalogue.item import Item
 from service.catalogue.item_table import Change, ItemTable
 from service.catalogue.turns import Steps, in_turns
 
@@ -20,36 +23,43 @@ _BLOCK, _LARGE_BYTES = 8192, 2_000_000
 class NewItemVectors:
     """Args:
     weight: (V + 1, D) the vectors of the trained items, row 0 the padding's.
+    content: what items are given vectors by; None: their categories, by a regression.
     """
 
-    def __init__(self, table: ItemTable, weight: Tensor) -> None:
-        self._table, self._weight = table, weight.detach()
+    def __init__(self, table: ItemTable, weight: Tensor, content: Content | None) -> None:
+        self._table, self._weight, self._content = table, weight.detach(), content
         self._blocks: list[NDArray[np.float32]] = []  # (_BLOCK, D) each
         self._cold: ColdStart | None = None
         self._without_vector: set[int] = set()
         table.watchers.append(self._change)
 
+    @cached_property
+    def _known(self) -> NDArray[np.float32]:
+        """(V, D)"""
+        known: NDArray[np.float32] = self._weight.float().cpu().numpy()[1:]
+        return known
+
     @property
     def outdated(self) -> bool:
         """Whether `refreshed` has something to do."""
         newer = len(self._table) > self._table.trained
-        return bool(self._without_vector) or (newer and self._cold is None)
+        regression = self._content is None and self._cold is None
+        return bool(self._without_vector) or (newer and regression)
 
     async def refreshed(self) -> Tensor:
         """(n, D) of the n newer rows that there are when it begins, on the model's device."""
         trained, size = self._table.trained, len(self._table)
         rows: Iterable[int] = list(self._without_vector)
-        if self._cold is None:
+        if self._content is None and self._cold is None:
             rows = range(trained + 1, size + 1)
-            vectors = self._weight.float().cpu().numpy()[1:]
-            solved = await in_turns(summed(vectors, self._table.categories))
+            solved = await in_turns(summed(self._known, self._table.categories))
             self._cold = await asyncio.to_thread(solved)
-        await in_turns(self._place(rows, self._cold))
+        await in_turns(self._place(rows))
         if sum(block.nbytes for block in self._blocks) < _LARGE_BYTES:
             return self._copied(size - trained)
         return await asyncio.to_thread(self._copied, size - trained)
 
-    def _place(self, rows: Iterable[int], cold: ColdStart) -> Steps[None]:
+    def _place(self, rows: Iterable[int]) -> Steps[None]:
         table = self._table
         for row in rows:
             block, place = divmod(row - table.trained - 1, _BLOCK)
@@ -60,9 +70,19 @@ class NewItemVectors:
                 continue
             found = [own for item_id in item.similar_to if (own := table.row(item_id))]
             similar = [own for own in found if own <= table.trained]
-            self._blocks[block][place] = cold.vector(similar, item.categories or ())
+            self._blocks[block][place] = self._vector(item, similar)
             yield
         self._without_vector.clear()
+
+    def _vector(self, item: Item, similar: Sequence[int]) -> NDArray[np.float32]:
+        if self._cold is not None:
+            return self._cold.vector(similar, item.categories or ())
+        if similar:
+            return like(self._known, similar)
+        assert self._content is not None
+        own = self._content.vector(About(item.title, item.categories or (), item.values))
+        # Where items have a bias it is a column more.
+        return np.pad(own, (0, self._weight.shape[1] - len(own)))
 
     def _copied(self, count: int) -> Tensor:
         own = np.concatenate(self._blocks)[:count]

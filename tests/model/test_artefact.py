@@ -26,6 +26,7 @@ from model.artefact import (
     load_artefact,
     save_artefact,
 )
+from model.content import Content
 from model.description import identity_of
 from model.items import Items, ItemsError
 from model.scoring import Scoring
@@ -61,6 +62,14 @@ def with_scoring(model: TiM4Rec, seed: int = 0, items: Items = SCORED) -> TiM4Re
     return model
 
 
+def with_content(model: TiM4Rec, seed: int = 0) -> TiM4Rec:
+    """A model that knows what three features add."""
+    draw = np.random.default_rng(seed)
+    vectors = draw.normal(size=(3, model.config.d_model)).astype(np.float32)
+    model.content = Content(np.array([-3, 4, 5]), vectors, vectors[0], 2.0)
+    return model
+
+
 def outputs(model: TiM4Rec) -> torch.Tensor:
     items = torch.tensor([[1, 2, 3, 6], [4, 5, 0, 0]])
     times = torch.tensor([[0, 1000, 9000, 10**9], [5, 6, 0, 0]])
@@ -72,7 +81,7 @@ def outputs(model: TiM4Rec) -> torch.Tensor:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    model = with_scoring(make())
+    model = with_content(with_scoring(make()))
     save_artefact(tmp_path / "model", model, ITEMS, {"ndcg@10": 0.25}, "# A card\n", some_mixture())
     return tmp_path / "model"
 
@@ -97,7 +106,10 @@ def test_loading_gives_the_same_scores(tmp_path: Path, time: str) -> None:
     assert loaded.mixture is None
     assert loaded.edition == identity
     names = {p.name for p in (tmp_path / "new" / "m").iterdir()}
-    assert names == {*FILES} - {"mixture.safetensors", "scoring.safetensors", "scoring.json"}
+    optional = {
+        "mixture.safetensors", "content.safetensors", "scoring.safetensors", "scoring.json"
+    }  # fmt: skip
+    assert names == {*FILES} - optional
     assert (tmp_path / "new" / "m" / "README.md").read_text() == "# A card\n"
     assert len({p.stat().st_mode for p in (tmp_path / "new" / "m").iterdir()}) == 1
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["m"]
@@ -124,7 +136,8 @@ def test_another_mixture_is_another_edition_and_no_other_identity(
     assert {p.name for p in folder.iterdir()} == {*FILES}
     found = {}
     for name, mixture in (("same", some_mixture()), ("new", some_mixture(1)), ("none", None)):
-        identity = save_artefact(tmp_path / name, with_scoring(make()), ITEMS, {}, "", mixture)
+        model = with_content(with_scoring(make()))
+        identity = save_artefact(tmp_path / name, model, ITEMS, {}, "", mixture)
         loaded = load_artefact(tmp_path / name)
         assert identity == loaded.identity == first.identity
         assert loaded.edition == claimed_edition(tmp_path / name)
@@ -135,6 +148,24 @@ def test_another_mixture_is_another_edition_and_no_other_identity(
     assert not (folder / "mixture.safetensors").exists(), "the old one's is none of the new one's"
     assert load_artefact(folder).mixture is None
     assert load_artefact(folder).edition == first.identity
+
+
+def test_another_content_is_another_edition_and_no_other_identity(tmp_path: Path) -> None:
+    found = {}
+    models = {"none": make(), "one": with_content(make()), "other": with_content(make(), 1)}
+    for mixture in (None, some_mixture()):
+        for name, model in models.items():
+            folder = tmp_path / name
+            save_artefact(folder, model, ITEMS, {}, "", mixture)
+            loaded = load_artefact(folder)
+            assert loaded.edition == claimed_edition(folder)
+            assert (folder / "content.safetensors").exists() == (name != "none")
+            if model.content is not None:
+                assert loaded.model.content is not None
+                assert loaded.model.content.to_bytes() == model.content.to_bytes()
+            found[name, mixture is None] = loaded.edition
+    assert len({edition.partition("+")[0] for edition in found.values()}) == 1
+    assert len({*found.values()}) == len(found)
 
 
 def test_another_scoring_is_another_edition_and_no_other_identity(tmp_path: Path) -> None:
@@ -177,8 +208,8 @@ def test_a_scoring_that_does_not_begin_with_the_vocabulary_is_not_saved(tmp_path
 
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "items.json", "mixture.safetensors", "scoring.safetensors",
-     "scoring.json"],
+    ["model.safetensors", "items.json", "mixture.safetensors", "content.safetensors",
+     "scoring.safetensors", "scoring.json"],
 )  # fmt: skip
 def test_a_changed_byte_is_refused(folder: Path, name: str) -> None:
     data = bytearray((folder / name).read_bytes())
@@ -239,10 +270,11 @@ def test_a_changed_architecture_is_refused(folder: Path, values: dict[str, Any])
 
 @pytest.mark.parametrize("value", [None, [], "x"])
 @pytest.mark.parametrize(
-    "field", ["architecture", "hashes", "identity", "state", "repeat_bias", "mixture", "scoring"]
+    "field",
+    ["architecture", "hashes", "identity", "state", "repeat_bias", "mixture", "scoring", "content"],
 )
 def test_a_field_of_another_type_is_refused(folder: Path, field: str, value: object) -> None:
-    if field in ("mixture", "scoring") and value is None:
+    if field in ("mixture", "scoring", "content") and value is None:
         return  # there need not be one
     change(folder / "config.json", **{field: value})
     assert str(folder / "config.json") in refusal(folder)

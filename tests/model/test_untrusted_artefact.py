@@ -39,7 +39,8 @@ from model.artefact import (
     save_artefact,
 )
 from model.config import SIZES
-from model.description import ITEMS, MIXTURE, SCORED_ITEMS, SCORING, WEIGHTS, identity_of
+from model.content import About, Content, content_bytes
+from model.description import CONTENT, ITEMS, MIXTURE, SCORED_ITEMS, SCORING, WEIGHTS, identity_of
 from model.items import Items, ItemsError
 from model.live.mixture import MOST_BYTES
 from model.scoring import Scoring
@@ -48,7 +49,7 @@ from tests.model.mixtures import same, some_mixture
 from tests.waited import LONG_S
 
 ROOT = Path(__file__).parents[2]
-READ = (CONFIG, WEIGHTS, ITEMS, METRICS, MIXTURE, SCORING, SCORED_ITEMS)
+READ = (CONFIG, WEIGHTS, ITEMS, METRICS, MIXTURE, CONTENT, SCORING, SCORED_ITEMS)
 SHAPE = ModelConfig(n_items=5, d_model=8, n_layers=1, head_dim=4, d_state=3)
 VOCABULARY = Items(
     ["a", "ü", "3", " d", "e" * 256],
@@ -68,6 +69,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Artefact:
     metrics = {"protocol": {"core": 5}}
     model = TiM4Rec(SHAPE)
     model.scoring = Scoring(SCORED, torch.randn(8, 8), torch.randn(8))
+    vectors = torch.randn(4, 8).numpy()
+    model.content = Content(np.array([-7, 0, 3, 2**62]), vectors[:4], vectors[0], 0.5)
     save_artefact(folder, model, VOCABULARY, metrics, "", some_mixture())
     for _ in range(2):  # what is allocated once is there
         loaded = load_artefact(folder)
@@ -139,6 +142,11 @@ def assert_same(loaded: Artefact, saved: Artefact, but: str) -> None:
         assert but == CONFIG, "only what says that there is one can say that there is none"
     else:
         assert same(loaded.mixture, saved.mixture)
+    assert saved.model.content is not None
+    if loaded.model.content is None:
+        assert but == CONFIG, "only what says that there is one can say that there is none"
+    else:
+        assert loaded.model.content.to_bytes() == saved.model.content.to_bytes()
     assert vars(loaded.items).keys() == vars(saved.items).keys()
     for name, column in vars(loaded.items).items():
         assert (
@@ -174,6 +182,10 @@ def assert_sound(loaded: Artefact) -> None:
         assert tensor.isfinite().all()
     if loaded.mixture is not None:
         assert all(np.isfinite(part).all() for part in loaded.mixture.weights)
+    if model.content is not None:
+        new = model.content.vector(About("a title", ["category"]))
+        assert new.shape == (model.config.d_model,)
+        assert np.isfinite(new).all()
     state = model.step(torch.tensor([1]), torch.tensor([0]), model.new_state(1))
     assert model.scores(model.query(state)).shape == (1, len(scored) + 1)
 
@@ -186,6 +198,8 @@ def seal(folder: Path) -> None:
         description["hashes"] = hashes
         if (folder / MIXTURE).exists():
             description["mixture"] = module._hash(folder / MIXTURE)
+        if (folder / CONTENT).exists():
+            description["content"] = module._hash(folder / CONTENT)
         scoring = {name: module._hash(folder / name) for name in (SCORING, SCORED_ITEMS)}
         if "scoring" in description:
             description["scoring"]["hashes"] = scoring
@@ -309,7 +323,7 @@ def tensor_changed(draw: st.DrawFn) -> Change:
 
 def header_changed(draw: st.DrawFn) -> Change:
     """A safetensors file that claims other tensors, or another length of what describes them."""
-    file = draw(st.sampled_from((WEIGHTS, MIXTURE, SCORING)))
+    file = draw(st.sampled_from((WEIGHTS, MIXTURE, CONTENT, SCORING)))
     which, raw = draw(st.integers(0, 10**6)), draw(RAW)
     length = draw(st.none() | st.integers(0, 2**64 - 1))
     what = draw(st.sampled_from(["dtype", "shape", "data_offsets", "whole"]))
@@ -531,6 +545,29 @@ def test_a_mixture_that_is_not_finite_or_of_other_features(saved: Artefact, valu
             (folder / MIXTURE).write_bytes(b"x" * (MOST_BYTES + 1))
             seal(folder)
             refused(folder, MIXTURE, "bytes: at most 1,048,576 are read")
+
+
+def test_a_content_that_does_not_fit(saved: Artefact) -> None:
+    for name, change, part in (
+        ("vectors", lambda a: np.full_like(a, np.nan), "vectors is not finite"),
+        ("vectors", lambda a: a[:-1], "vectors is not float32 of shape"),
+        ("shift", lambda a: a[:-1], "vectors is not float32 of shape"),
+        ("hashes", lambda a: a[::-1].copy(), "rising"),
+        ("hashes", lambda a: a.astype(np.int32), "hashes are not int64"),
+        ("scale", lambda a: np.full_like(a, np.inf), "scale is not finite"),
+        ("format", lambda a: a + 1, "it has format 2"),
+    ):
+        with copied(saved) as folder:
+            parts = load_arrays((folder / CONTENT).read_bytes())
+            parts[name] = change(parts[name])
+            (folder / CONTENT).write_bytes(save_arrays(parts))
+            seal(folder)
+            refused(folder, CONTENT, part)
+            (folder / CONTENT).write_bytes(b"x" * (content_bytes(8) + 1))
+            seal(folder)
+            refused(folder, CONTENT, "bytes: at most")
+            (folder / CONTENT).unlink()
+            refused(folder, CONTENT, "is missing")
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from cli.main import app
 from model.artefact import Artefact, save_artefact
+from model.content import About, Content, feature_hashes
 from model.items import Items
+from model.scoring import Scoring
 from service.catalogue import cold_start
 from service.catalogue.cold_start import PENALTY, summed
 from service.catalogue.turns import at_once
 from tests.service.conftest import ValkeyServer
 from tests.service.processes import BASE_MS, check_answer, in_process, make_artefact, offline_scores
+from tests.training.logs import KINDS, kinds_log, table_of
+from training.forward.models import Served
+from training.new_items import with_new_items
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -122,5 +133,113 @@ def test_new_items_are_recommended_until_the_next_training(
             again = (await client.get("/recommend", params=query)).json()
             assert again["version"] == 3
             check_answer(again, expected, 50)
+
+    run(main())
+
+
+def described(item: dict[str, Any]) -> About:
+    values = {name: own for name, own in item.get("attributes", {}).items()}
+    return About(item.get("title"), item.get("categories", ()), values)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_new_items_are_scored_by_the_content_at_once(
+    run: Run, artefact: Artefact, valkey: ValkeyServer, tmp_path: Path, biases: bool
+) -> None:
+    """Of a model with a content, what an item is decides, not what others like it have learned."""
+    records: list[dict[str, Any]] = [
+        {"item_id": "both", "title": "Red Shoes", "categories": ["odd"]},
+        {"item_id": "words", "title": "shoes, RED"},
+        {"item_id": "strange", "title": "nothing that was ever said"},
+        {"item_id": "coloured", "attributes": {"colour": ["red", "blue"]}},
+    ]
+    draw = np.random.default_rng(0)
+    hashes = np.unique(
+        [
+            own
+            for one in (*map(described, records[:2]), About(values={"colour": ["red", "blue"]}))
+            for own in feature_hashes(one)
+        ]
+    )
+    width = artefact.model.config.d_model
+    vectors = draw.normal(size=(len(hashes), width)).astype(np.float32)
+    content = Content(hashes, vectors, draw.normal(size=width).astype(np.float32), 0.7)
+    made = make_artefact(tmp_path / "base", IDS)
+    model = made.model
+    if biases:
+        bias = torch.from_numpy(draw.normal(size=31).astype(np.float32))
+        model.scoring = Scoring(made.items, model.item_embedding.weight.detach(), bias)
+    model.content = content
+    save_artefact(tmp_path / "model", model, made.items, {}, "x")
+    new = {one["item_id"]: content.vector(described(one)) for one in records}
+    listing = with_new_items(Served(model, IDS), new)
+    expected = offline_scores(replace(made, model=listing.model), EVENTS, AT)
+    assert len({round(expected[item], 4) for item in new}) == len(new)
+
+    async def main() -> None:
+        folder = tmp_path / "model"
+        async with in_process(folder, valkey.url, exactness_every_s=0) as client:
+            for item, ms in EVENTS:
+                event = {"user_id": "ann", "item_id": item, "timestamp": ms}
+                (await client.post("/interactions", json=event)).raise_for_status()
+            body = {"items": [*records, {"item_id": "like i4", "similar_to": ["i4"]}]}
+            (await client.post("/items/batch", json=body)).raise_for_status()
+            query = {"user_id": "ann", "k": 50, "at": AT, "exclude_seen": False}
+            if not biases:
+                expected["like i4"] = expected["i4"]
+            answer = (await client.get("/recommend", params=query)).json()
+            answer["items"] = [
+                item for item in answer["items"] if not biases or item["item_id"] != "like i4"
+            ]
+            check_answer(answer, expected, 50)
+            # An item that is described otherwise has another vector.
+            await client.put("/items/strange", json={"title": "red shoes", "categories": ["odd"]})
+            expected["strange"] = expected["both"]
+            answer = (await client.get("/recommend", params=query)).json()
+            answer["items"] = [
+                item for item in answer["items"] if not biases or item["item_id"] != "like i4"
+            ]
+            check_answer(answer, expected, 50)
+
+    run(main())
+
+
+def test_a_new_item_reaches_those_whom_it_is_for(
+    run: Run, valkey: ValkeyServer, tmp_path: Path
+) -> None:
+    """From a log and an item table to a service that is told of items a moment ago."""
+    log = kinds_log()
+    rows = log.frame.select("user_id", "item_id", timestamp="time_ms")
+    rows.write_csv(tmp_path / "interactions.csv")
+    table = table_of(log).with_columns(pl.col("categories").list.join("|"))
+    table.write_csv(tmp_path / "items.csv")
+    trained = CliRunner().invoke(
+        app,
+        [
+            "train", str(tmp_path / "interactions.csv"), "--items", str(tmp_path / "items.csv"),
+            "--out", str(tmp_path / "model"), "--epochs=4", "--d-model=16", "--d-state=8",
+            "--targets=128", "--lr=1e-2", "--threads=1",
+        ],
+    )  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    assert "words, categories and values" in (tmp_path / "model" / "README.md").read_text()
+
+    async def main() -> None:
+        folder = tmp_path / "model"
+        async with in_process(folder, valkey.url, exactness_every_s=0, live=False) as client:
+            new = [
+                {"item_id": f"new {kind}", "title": f"a fine {kind}", "categories": [kind]}
+                for kind in KINDS
+            ]
+            (await client.post("/items/batch", json={"items": new})).raise_for_status()
+            for number, kind in enumerate(KINDS):
+                events = [{"user_id": kind, "item_id": f"i{4 * n + number}"} for n in range(20, 24)]
+                (await client.post("/interactions/batch", json={"interactions": events}))
+                query = {"user_id": kind, "k": 200}
+                answer = (await client.get("/recommend", params=query)).json()
+                listed = [item["item_id"] for item in answer["items"]]
+                assert {one["item_id"] for one in new} <= {*listed}
+                first = min((one["item_id"] for one in new), key=listed.index)
+                assert first == f"new {kind}"
 
     run(main())

@@ -12,6 +12,7 @@ from training.interactions import Log
 
 DAY_MS = 86_400_000
 START_MS = 1_300_000_000_000
+KINDS = ["tea", "hats", "wool", "maps"]
 
 
 def make_log(rows: Sequence[tuple[str, str, int]]) -> Log:
@@ -67,3 +68,30 @@ def drifting_log(users: int = 300, days: int = 5, length: int = 8) -> Log:
             had.add(item)
             rows.append((f"u{user}", f"i{item}", START_MS + ms))
     return make_log(rows)
+
+
+def kinds_log(users: int = 240, seed: int = 0) -> Log:
+    """Users who keep to items of one kind, of which new ones come all the time; item n is of the
+    kind n % 4."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        kind, day = int(draw.integers(4)), int(draw.integers(100))
+        for _ in range(8):
+            day += int(draw.integers(1, 12))
+            item = 4 * int(draw.integers(max(0, day // 4 - 8), day // 4 + 8)) + kind
+            rows.append((f"u{user}", f"i{item}", 10**12 + day * DAY_MS))
+    return make_log(rows)
+
+
+def table_of(log: Log) -> pl.DataFrame:
+    """What the items of a log of kinds are."""
+    ids = log.frame["item_id"].unique().sort().to_list()
+    kinds = [KINDS[int(item[1:]) % 4] for item in ids]
+    return pl.DataFrame(
+        {
+            "item_id": ids,
+            "title": [f"fine {kind} {item}" for item, kind in zip(ids, kinds, strict=True)],
+            "categories": [[kind] for kind in kinds],
+        }
+    )

@@ -91,8 +91,8 @@ def test_train_says_what_it_does(folder: Path, tmp_path: Path) -> None:
     assert "Traceback" not in refused.output
     assert not (tmp_path / "model").exists()
     used = tim4rec(
-        "train", log, "--out", tmp_path / "model", "--skip-bad-rows", "--no-refit", "--verbose",
-        *QUICK,
+        "train", log, "--items", folder / "items.csv", "--out", tmp_path / "model",
+        "--skip-bad-rows", "--no-refit", "--verbose", *QUICK,
     )  # fmt: skip
     assert used.exit_code == 0, used.output
     assert "1 rows left out" in used.output

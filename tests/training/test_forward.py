@@ -318,6 +318,7 @@ def test_periods_have_equally_many_events_and_slices_are_what_they_say() -> None
         "items of the 5-core at the cut": [True, False, False, True],
         "rarer items at the cut": [False, True, False, False],
         "items new at the cut": [False, False, True, False],
+        "items never seen before": [False, False, True, False],
         "users without history": [False, False, True, False],
         "first of a visit": [False, True, False, False],
     }

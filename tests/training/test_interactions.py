@@ -377,6 +377,11 @@ def test_item_table(tmp_path: Path) -> None:
         ("2", None, []),
         ("3", "Up|", []),
     ]
+    more = write(tmp_path, "price,item_id,hidden\n1.50,x,true\n,y,\n", "more.csv")
+    assert read_items(more).to_dicts() == [
+        {"item_id": "x", "title": None, "categories": [], "price": "1.50"},
+        {"item_id": "y", "title": None, "categories": [], "price": ""},
+    ]
     bare = write(tmp_path, "item_id\nx\n", "bare.csv")
     assert read_items(bare).rows() == [("x", None, [])]
 

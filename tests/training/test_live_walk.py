@@ -11,14 +11,19 @@ import torch
 from model import UNKNOWN_TIME, TiM4Rec
 from model.live.mixture import Mixture
 from model.live.ranker import LISTED, Request
+from model.live.ranking import KNOWN as KNOWN_FEATURE
+from model.live.ranking import SCORED
 from tests.model.live.plain_ranking import PlainFeatures, Situation, random_mixture
 from tests.training.logs import chain_log, make_log
 from tests.training.models import KNOWN, tiny_model
 from training.forward.events import Events
 from training.forward.live_walk import LiveWalk, ModelLists
+from training.forward.models import Served
 from training.interactions import Log
 from training.mixture import asked_at, user_ids, walked
+from training.new_items import with_new_items
 from training.tables import InputError
+from training.unseen import without_event
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +98,32 @@ def test_the_best_are_those_of_plain_python(log: Log, mixture: Mixture) -> None:
             assert len(best) == min(5, len(expected))
             scores = [expected[found_row] for found_row in best.tolist()]
             np.testing.assert_allclose(scores, sorted(expected.values())[::-1][:5], atol=2e-3)
+
+
+def test_new_items_are_listed_and_not_taken_for_known_ones(log: Log, mixture: Mixture) -> None:
+    """As a service lists items that have a record and came after the training."""
+    events = Events.of(log)
+    draw, wide = np.random.default_rng(0), tiny_model().config.d_model
+    new = ["i025", "i026", "never"]
+    vectors = {item: draw.normal(size=wide).astype(np.float32) for item in new}
+    served = with_new_items(Served(tiny_model(), KNOWN), vectors)
+    assert list(served.item_ids) == [*KNOWN, *new]
+    assert list(with_new_items(served, vectors).item_ids) == list(served.item_ids)
+    order = in_time(events)
+    rows = order[-40:]
+    lists = ModelLists.of(events, rows, served.model, served.item_ids, events.times[rows])
+    assert set(lists.listed[lists.known].ravel().tolist()) > {len(KNOWN) + 1, len(KNOWN) + 3}
+    walk = LiveWalk(events, user_ids(log), served.model, served.item_ids, mixture)
+    walk.observe(order[:30])
+    place = int(np.flatnonzero(lists.known)[0])
+    found = walk.features(int(rows[place]), lists, place)
+    for row in range(1, len(served.item_ids) + 1):
+        (at,) = np.nonzero(found.rows == row)
+        if len(at):
+            assert found.features[KNOWN_FEATURE, at[0]] == (row <= len(KNOWN))
+    (at,) = np.nonzero(found.rows == len(KNOWN) + 3)
+    assert found.features[SCORED, at].tolist() == [1.0]
+    assert without_event(found.features)[at].tolist() == [True]
 
 
 def _situation(

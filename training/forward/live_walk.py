@@ -103,7 +103,8 @@ class LiveWalk:
         self._row_of = np.array([self._rows.get(item, 0) for item in known], np.int32)
         self._open = np.ones(1 + len(item_ids) + len(known), np.bool_)
         self._open[0] = False
-        vectors = model.scoring_vectors.detach().float().cpu().numpy()
+        new = 0 if model.scoring is None else model.scoring.n_new
+        vectors = model.scoring_vectors[: 1 + len(item_ids) - new].detach().float().cpu().numpy()
         self.ranker = LiveRanker(
             lambda: self.evidence, vectors, self._rows.get, mixture, model.config.n_items
         )

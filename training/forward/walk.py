@@ -98,6 +98,7 @@ class Walk:
 
         Those of items are disjoint: the items of the `CORE`-core of what lies before the cut, which
         a model trained there knows by default, others that had an event before it, and the rest.
+        Of the rest, items never seen before had no event before this moment.
         """
         events, rows = self.events, self.rows
         before = np.sort(self.before)
@@ -111,9 +112,18 @@ class Walk:
             f"items of the {CORE}-core at the cut": core,
             "rarer items at the cut": ~core & ~new,
             "items new at the cut": new,
+            "items never seen before": events.times[rows] == self._first_times[events.items[rows]],
             "users without history": ~has_history,
             "first of a visit": has_history & (pause >= PAUSE_MS),
         }
+
+    @property
+    def _first_times(self) -> Int64s:
+        """(V) ms, of each item's first event."""
+        events = self.events
+        found = np.full(len(events.item_ids), np.iinfo(np.int64).max)
+        np.minimum.at(found, events.items, events.times)
+        return found
 
     def blocks(self, grain_ms: int) -> Iterator[tuple[Int64s, slice]]:
         """The events from the first border on that are counted together: rows of the log, and which

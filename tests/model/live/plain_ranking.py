@@ -75,7 +75,8 @@ def random_mixture(rng: np.random.Generator, hidden: int = 4) -> Mixture:
         (len(FEATURES),), (len(FEATURES), len(CONTEXT)), (hidden, len(FEATURES)),
         (hidden, len(CONTEXT)), (hidden,), (hidden,),
     )  # fmt: skip
-    return Mixture(Weights(*(rng.normal(scale=0.3, size=s).astype(np.float32) for s in shapes)))
+    weights = Weights(*(rng.normal(scale=0.3, size=s).astype(np.float32) for s in shapes))
+    return Mixture(weights, unseen=float(rng.uniform(0, 3)))
 
 
 class PlainFeatures:
@@ -197,7 +198,10 @@ class PlainFeatures:
         weights = Weights(*(part.astype(float) for part in mixture.weights))
         slopes = weights.linear + weights.by_context @ self.context
         bias = weights.hidden_context @ self.context + weights.bias
+        unseen = set(self.situation.rows) - set(self.numbers)
+        lifted = {self.situation.rows[item] for item in unseen}
         return {
             row: float(slopes @ own + weights.out @ np.maximum(weights.hidden @ own + bias, 0))
+            + mixture.unseen * (row in lifted)
             for row, own in self.by_row.items()
         }

@@ -39,6 +39,14 @@ def test_one_that_was_saved_without_a_popularity_has_the_shortest() -> None:
     assert Mixture.from_bytes(save(parts)).alone == USUAL_ALONE
 
 
+def test_one_that_was_saved_without_lifts_nothing() -> None:
+    mixture = replace(random_mixture(np.random.default_rng(0)), unseen=2.5)
+    assert Mixture.from_bytes(mixture.to_bytes()).unseen == 2.5
+    parts = load(mixture.to_bytes())
+    del parts["unseen"]
+    assert Mixture.from_bytes(save(parts)).unseen == 0
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
@@ -59,6 +67,10 @@ def test_one_that_was_saved_without_a_popularity_has_the_shortest() -> None:
         ("alone", lambda array: np.full_like(array, AGE)),
         ("alone", lambda array: array.astype(np.float32)),
         ("alone", lambda array: np.zeros(0, np.int64)),
+        ("unseen", lambda array: array * np.nan),
+        ("unseen", lambda array: array + 101),
+        ("unseen", lambda array: array[None]),
+        ("unseen", lambda array: array[:0]),
         ("more", lambda array: np.zeros(1, np.float32)),
     ],
 )

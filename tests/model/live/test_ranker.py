@@ -83,6 +83,8 @@ def test_the_score_is_the_mixture_of_the_features(rng: np.random.Generator) -> N
     )
     slopes = weights.linear + weights.by_context.astype(float) @ found.context
     expected = slopes @ found.features + weights.out @ np.maximum(inner, 0)
+    counted = [situation.rows.get(item) for item in situation.evidence.item_ids]
+    expected += mixture.unseen * ~np.isin(found.rows, [row for row in counted if row])
     by_row = dict(zip(found.rows.tolist(), expected.tolist(), strict=True))
     np.testing.assert_allclose(scores, [by_row[row] for row in rows.tolist()], atol=1e-4)
 
