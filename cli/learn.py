@@ -150,6 +150,10 @@ def run(
     warm_states: Annotated[
         bool, _option("--warm-states/--no-warm-states", "First compute a new model's states.")
     ] = False,
+    items: Annotated[
+        Path | None,
+        _option("--items", "Item table that models learn from, too; read at each training."),
+    ] = None,
     scratch_options: Annotated[
         str, _option("--scratch-options", "Options of `train` for training from nothing.")
     ] = "",
@@ -190,6 +194,7 @@ def run(
         settle_s=_seconds("--settle-timeout", settle_timeout),
         look_s=_seconds("--look", look),
         warm_states=warm_states,
+        items=None if items is None else items.resolve(),
         scratch_options=tuple(shlex.split(scratch_options)),
         keep=keep,
     )

@@ -24,6 +24,7 @@ class LearnSettings:
     settle_s: a model that not every process serves after so long is taken back.
     look_s: between two looks at the service.
     warm_states: compute all states of a new model before it is served.
+    items: an item table that models learn from, too; None: there is none.
     scratch_options: of `tim4rec train`, for training from nothing.
     keep: so many of the newest published models stay.
     """
@@ -42,5 +43,6 @@ class LearnSettings:
     settle_s: float
     look_s: float
     warm_states: bool
+    items: Path | None
     scratch_options: tuple[str, ...]
     keep: int

@@ -170,6 +170,9 @@ class Training:
         out = self._folder(going) / part
         if (out / CONFIG).exists():
             return going
+        items = self._settings.items
+        if items is not None and going.step != "scoring":
+            options = ["--items", str(items), *options]
         log = str(self._export(going))
         return await self._run(going, part, "train", log, *options, "--out", str(out))
 

@@ -30,7 +30,7 @@ from training.dataset import Int64s
 from training.forward.events import Events
 from training.forward.live_walk import LiveWalk, ModelLists
 from training.interactions import Log
-from training.unseen import BONUSES, found_with_bonuses, largest_bonus, without_event
+from training.unseen import BONUSES, LISTED, found_with_bonuses, largest_bonus, without_event
 
 HIDDEN = 16
 EPOCHS = 6
@@ -238,14 +238,19 @@ def fitted(
     finally:
         torch.set_num_threads(threads)
     found, alone = network.mixture(), _best_alone(examples)
-    if alone is None:
-        alone = found.alone if start is None else start.alone
-    return replace(found, alone=alone, unseen=_unseen_bonus(found, examples))
+    unseen = _unseen_bonus(found, examples)
+    before = found if start is None else start
+    return replace(
+        found,
+        alone=before.alone if alone is None else alone,
+        unseen=before.unseen if unseen is None else unseen,
+    )
 
 
-def _unseen_bonus(mixture: Mixture, examples: Examples) -> float:
-    """By how much items without an event may be lifted."""
-    hits = np.zeros(len(BONUSES))
+def _unseen_bonus(mixture: Mixture, examples: Examples) -> float | None:
+    """By how much items without an event may be lifted; None: too few lists had such items for
+    that to be known, as where a walk knows of no item but by its events."""
+    hits, n_beside = np.zeros(len(BONUSES)), 0
     starts = np.append(0, examples.ends[:-1])
     for n, (begin, end) in enumerate(zip(starts, examples.ends, strict=True)):
         context, target = examples.context[n], examples.targets[n]
@@ -256,8 +261,12 @@ def _unseen_bonus(mixture: Mixture, examples: Examples) -> float:
         scores = mixture.scores(features, context)
         own = scores[target : target + 1]
         ahead = np.array([(scores[~unseen] >= own).sum() - 1])
+        if not unseen.any():
+            hits += ahead[0] < LISTED
+            continue
+        n_beside += 1
         hits += found_with_bonuses(own, ahead, scores[None, unseen])
-    return largest_bonus(hits)
+    return largest_bonus(hits) if n_beside >= LEAST_EVENTS else None
 
 
 def _best_alone(examples: Examples) -> int | None:

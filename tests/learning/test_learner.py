@@ -109,10 +109,12 @@ def test_a_new_scoring_is_for_everybody_at_once(world: World) -> None:
 
 def test_training_from_nothing_goes_on_from_its_judged_candidate(world: World) -> None:
     options = {"TIM4REC_LEARN_SCRATCH_OPTIONS": "--recipe quick"} | AT_ONCE
+    options |= {"TIM4REC_LEARN_ITEMS": "/items.csv"}
     assert world.learn("--once", **options, TIM4REC_LEARN_SCRATCH_EVERY="30d")[0] == 0
     candidate, final = world.called("train")
     assert "--from" not in candidate
     assert option(candidate, "--recipe") == "quick"
+    assert option(candidate, "--items") == option(final, "--items") == "/items.csv"
     assert "--kinds" not in candidate
     assert option(final, "--from") == option(candidate, "--out")
 

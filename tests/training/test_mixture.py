@@ -257,6 +257,18 @@ def test_chance_does_not_choose_what_strangers_are_given() -> None:
         assert _best_alone(replace(examples, features=features, context=context)) == USUAL_ALONE
 
 
+def test_without_items_that_had_no_event_it_is_not_known_how_far_to_lift_them() -> None:
+    """A walk that knows of no item but by its events has none: any number would cost nothing."""
+    examples = made_up(np.random.default_rng(0), 400)
+    assert fitted(examples).unseen == 0
+    assert fitted(examples, start=replace(UNFITTED, unseen=1.5)).unseen == 1.5
+    features = examples.features.copy()
+    last = examples.ends - 1
+    features[last, POPULAR:AGE] = ranking.LEAST_POPULARITY
+    features[last, AGE] = np.log2(ranking.LEAST_DAYS)
+    assert fitted(replace(examples, features=features)).unseen > 0
+
+
 def made_up(rng: np.random.Generator, events: int) -> Examples:
     """Of ten candidates the one is had that two features and a context together say."""
     features = rng.normal(size=(events, 10, N_FEATURES)).astype(np.float32)
