@@ -594,6 +594,7 @@ def test_the_openapi_document(client: httpx.Client) -> None:
         ("post", "/admin/model"): {"401", "403", "409", "422", "503"},
         ("delete", "/admin/model"): {"401", "403", "409", "503"},
         ("delete", "/admin/model/trials/{name}"): {"401", "403", "404", "409", "422", "503"},
+        ("post", "/admin/recommend"): {"401", "403", "422", "503"},
         ("get", "/livez"): set(),
         ("get", "/readyz"): {"503"},
     }
