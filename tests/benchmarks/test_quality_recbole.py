@@ -106,7 +106,7 @@ def run(data: Path, *arguments: str) -> Path:
 
 @pytest.mark.slow
 @recbole
-@pytest.mark.parametrize("model", recbole_baseline.MODELS if DEPTH > 1 else ["SASRec", "GRU4Rec"])
+@pytest.mark.parametrize("model", recbole_baseline.MODELS if DEPTH > 1 else ["SASRec"])
 def test_without_padding_a_model_computes_the_same(model: str, tmp_path: Path) -> None:
     command = [os.environ["RECBOLE_PYTHON"], "-c", DIFFERENCE, model]
     root = str(Path(recbole_baseline.__file__).parents[1])

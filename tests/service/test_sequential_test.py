@@ -42,7 +42,7 @@ def looks(found: list[Cohort]) -> list[Comparison]:
 )
 def test_no_difference_is_seldom_called_one(shares: list[float]) -> None:
     """Also where the share grows while users take less: the sums alone would show a difference."""
-    draw, runs = np.random.default_rng(3), 200
+    draw, runs = np.random.default_rng(3), examples(100)
     base = np.linspace(0.25, 0.05, 100).tolist()
     called = 0
     for _ in range(runs):
