@@ -42,6 +42,7 @@ class Catalogue:
         self.ids, self.titles, self.trained = table.ids, table.titles, table.trained
         retrieval.row_of = table.row
         vectors = NewItemVectors(table, retrieval.table, artefact.model.content)
+        retrieval.content_of = vectors.content_of
         self.records = FollowedRecords(store, table, vectors, retrieval)
         self.turns = Turns()
         self._retrieval = retrieval

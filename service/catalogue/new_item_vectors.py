@@ -59,6 +59,22 @@ class NewItemVectors:
             return self._copied(size - trained)
         return await asyncio.to_thread(self._copied, size - trained)
 
+    def content_of(self, row: int) -> NDArray[np.float32] | None:
+        """(D) What a new item's features add up to; None: they don't make its vector, or say
+        nothing. Any thread may ask."""
+        item = self._table.items.get(row)
+        if self._content is None or row <= self._table.trained or item is None:
+            return None
+        if self._similar(item):
+            return None
+        own = self._content.part_of(_about(item))
+        return own if own.any() else None
+
+    def _similar(self, item: Item) -> list[int]:
+        """The trained rows that it is said to be similar to."""
+        found = [row for item_id in item.similar_to if (row := self._table.row(item_id))]
+        return [row for row in found if row <= self._table.trained]
+
     def _place(self, rows: Iterable[int]) -> Steps[None]:
         table = self._table
         for row in rows:
@@ -68,9 +84,7 @@ class NewItemVectors:
             item = table.items.get(row)
             if item is None:
                 continue
-            found = [own for item_id in item.similar_to if (own := table.row(item_id))]
-            similar = [own for own in found if own <= table.trained]
-            self._blocks[block][place] = self._vector(item, similar)
+            self._blocks[block][place] = self._vector(item, self._similar(item))
             yield
         self._without_vector.clear()
 
@@ -80,7 +94,7 @@ class NewItemVectors:
         if similar:
             return like(self._known, similar)
         assert self._content is not None
-        own = self._content.vector(About(item.title, item.categories or (), item.values))
+        own = self._content.vector(_about(item))
         # Where items have a bias it is a column more.
         return np.pad(own, (0, self._weight.shape[1] - len(own)))
 
@@ -93,3 +107,7 @@ class NewItemVectors:
             self._without_vector.add(change.row)
         elif "category" in change.names:
             self._cold = None  # and all vectors are to be found anew
+
+
+def _about(item: Item) -> About:
+    return About(item.title, item.categories or (), item.values)

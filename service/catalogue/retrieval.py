@@ -51,6 +51,7 @@ class Retrieval:
         table: the embedding, with the biases as a column more where there are some.
         trained: V.
         row_of: an item's row in the catalogue, once there is one.
+        content_of: what an item's features add up to, where its vector is of them alone (D).
         view: what there is besides the vocabulary, and what may not be returned. Each call takes
             the one that is there when it begins.
     """
@@ -73,6 +74,7 @@ class Retrieval:
             self._search = ApproximateSearch(self._exact, self.table.cpu(), index)
         self.trained = len(items)
         self.row_of: Callable[[str], int | None] = lambda item_id: None
+        self.content_of: Callable[[int], NDArray[np.float32] | None] = lambda row: None
         self.view = CatalogueView(len(items))
         self.live: LiveSearch | None = None
 
@@ -210,7 +212,15 @@ class Retrieval:
             found = self.live.beside(item_id, ask, self.view)
             if len(found.items) or (noted is not None and noted[row]):
                 return found
-        return similar(row, ask, self.view, self._search.around, self.vectors)
+        flags = self.view.open.copy()
+        flags[ask.hidden] = flags[row] = False
+        content = self.content_of(row)
+        if content is None:
+            vector = self.vectors(np.array([row]))[0]
+        else:
+            # By their whole vectors new items are near each other: all have the same shift.
+            vector, flags[self.trained + 1 :] = torch.from_numpy(content), False
+        return similar(vector, ask.k, flags, self._search.around, self.vectors)
 
     def live_parts(
         self, query_1D: Tensor | None, ask: Ask, rows: NDArray[np.int64]

@@ -192,6 +192,17 @@ def test_new_items_are_scored_by_the_content_at_once(
                 item for item in answer["items"] if not biases or item["item_id"] != "like i4"
             ]
             check_answer(answer, expected, 50)
+            # Items like it are those of the model that point where its features do.
+            table = model.scoring_vectors.detach().numpy()[1:, :width]
+            own = content.part_of(described(records[0]))
+            cosines = table @ own / np.linalg.norm(table, axis=1) / np.linalg.norm(own)
+            like = (await client.get("/items/both/similar", params={"k": 5})).json()["items"]
+            assert [one["item_id"] for one in like] == [
+                IDS[row] for row in np.argsort(-cosines)[:5]
+            ]
+            assert [one["score"] for one in like] == pytest.approx(np.sort(cosines)[::-1][:5])
+            (first,) = (await client.get("/items/like i4/similar", params={"k": 1})).json()["items"]
+            assert first["item_id"] == "i4"
             # An item that is described otherwise has another vector.
             await client.put("/items/strange", json={"title": "red shoes", "categories": ["odd"]})
             expected["strange"] = expected["both"]
