@@ -141,6 +141,9 @@ def presets(dataset: str) -> dict[str, Preset]:
         "width-256": Preset("causal, width 256", {"d_model": 256}),
         "ensemble-2": Preset("ensemble of 2, width 64", ensemble=2),
         "ensemble-3": Preset("ensemble of 3, width 64", ensemble=3),
+        "content-3": Preset(
+            "ensemble of 3, by titles and categories, too", ensemble=3, content=True
+        ),
         "ensemble-2-128": Preset("ensemble of 2, width 128", {"d_model": 128}, ensemble=2),
         "sampled": Preset("causal, loss over a sample of items", {}, {"loss": "sampled"}),
         "random-start": Preset("causal, items start at random", {}, {"item_init": "random"}),
@@ -529,7 +532,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     folder = run_folder(args.runs, args.dataset, args.split, args.ties)
     names = list(rows) if args.rows is None else args.rows
     if args.rows is None and not (args.data / args.dataset / "items.csv.gz").exists():
-        names.remove("content")
+        names = [name for name in names if not rows[name].content]
     if args.rows is None and _lacks_times(dataset):
         need = [name for name in rows if rows[name].architecture(dataset).time_use == "required"]
         names = [name for name in names if name not in need]
