@@ -212,11 +212,12 @@ class Evidence:
                 raise ValueError(f"{event} has a time or a weight that cannot be counted")
         # Of so few none makes another one's user give way.
         for start in range(0, len(events), self.rules.users):
+            some = events[start : start + self.rules.users]
             with self.lock:
-                self._count(events[start : start + self.rules.users])
+                self._count(some)
+                self.n_events += len(some)  # last: whoever reads it has no lock
 
     def _count(self, events: Sequence[Observed]) -> None:
-        self.n_events += len(events)
         numbers = [self._number_for(event.item_id) for event in events]
         if None in numbers:
             events = [event for event in events if event.item_id in self._numbers]
