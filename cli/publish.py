@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from training.interactions import Log
 from training.item_table import items_of, with_features
 from training.log_summary import CoreLoss
 from training.mixture import fit_mixture
-from training.new_items import content_vectors, fit_new_items, with_new_items
+from training.new_items import fit_new_items, with_table
 from training.outcome import Outcome, Refit
 from training.recipe import CORE, REFITTED_CORE, Recipe, model_config, split_log, training_config
 from training.refit import every_row
@@ -167,21 +167,13 @@ def fit_content(log: Log, model: TiM4Rec, dataset: Dataset, table: pl.DataFrame 
         model.content = fit_new_items(log, served, model.content, table, dataset.cut_ms)
 
 
-def with_table(model: TiM4Rec, item_ids: Sequence[str], table: pl.DataFrame | None) -> Served:
-    """A model that ranks all items of a table, where it has a content."""
-    served = Served(model, item_ids)
-    if model.content is None or table is None:
-        return served
-    return with_new_items(served, content_vectors(model.content, table))
-
-
 def _mixture(
     log: Log, dataset: Dataset, model: TiM4Rec, table: pl.DataFrame | None, seed: int, say: Say
 ) -> Mixture | None:
     """Fitted on what came after a model was trained, where times and model allow."""
     mixture = None
     if dataset.cut_ms is not None and model.causal:
-        served = with_table(model, dataset.item_ids, table)
+        served = with_table(Served(model, dataset.item_ids), table)
         mixture = fit_mixture(log, served.model, served.item_ids, dataset.cut_ms, seed=seed)
     if mixture is None:
         say("no mixture: what others do meanwhile will not change this model's recommendations")

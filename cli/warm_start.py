@@ -21,7 +21,6 @@ from cli.publish import (
     require_artefact_folder,
     say_settings,
     vocabulary_of,
-    with_table,
     write,
 )
 from model import TiM4Rec
@@ -31,10 +30,12 @@ from model.live.mixture import Mixture
 from model.times import iso
 from training import parallel
 from training.dataset import Dataset, Protocol
+from training.forward.models import Served
 from training.ids import Overlap
 from training.interactions import Log
 from training.item_table import with_features, with_known
 from training.mixture import Walked, fit_mixture, refit_mixture
+from training.new_items import with_table
 from training.outcome import Outcome, Refit
 from training.recipe import REFITTED_CORE, training_config
 from training.refit import every_row, grown_dataset
@@ -130,14 +131,14 @@ def _mixture(
     """Fitted on what parent and child were not trained on; dataset: what the child was; table: of
     the items that both score."""
     assert dataset.cut_ms is not None
-    served = with_table(model, dataset.item_ids, table)
+    served = with_table(Served(model, dataset.item_ids), table)
     child = Walked(served.model, served.item_ids, dataset.cut_ms)
     until_ms = parent.core_until_ms
     if until_ms is None:
         return fit_mixture(
             log, child.model, child.item_ids, child.since_ms, start=parent.mixture, seed=seed
         )
-    served = with_table(parent.model, parent.scored_items.ids, table)
+    served = with_table(Served(parent.model, parent.scored_items.ids), table)
     before = Walked(served.model, served.item_ids, until_ms + 1)
     return refit_mixture(log, before, child, start=parent.mixture, seed=seed)
 

@@ -250,23 +250,25 @@ def fitted(
 def _unseen_bonus(mixture: Mixture, examples: Examples) -> float | None:
     """By how much items without an event may be lifted; None: too few lists had such items for
     that to be known, as where a walk knows of no item but by its events."""
-    hits, n_beside = np.zeros(len(BONUSES)), 0
     starts = np.append(0, examples.ends[:-1])
-    for n, (begin, end) in enumerate(zip(starts, examples.ends, strict=True)):
-        context, target = examples.context[n], examples.targets[n]
-        features = examples.features[begin:end].T.astype(np.float32)
-        unseen = without_event(features)
-        if unseen[target] or not (context[HAS_QUERY] or context[LENGTH]):
-            continue
-        scores = mixture.scores(features, context)
+    unseen_C = without_event(examples.features.T)
+    known = examples.context[:, [HAS_QUERY, LENGTH]].any(1)
+    counted = known & ~unseen_C[starts + examples.targets]
+    beside = counted & np.logical_or.reduceat(unseen_C, starts)
+    if beside.sum() < LEAST_EVENTS:
+        return None
+    hits = np.zeros(len(BONUSES))
+    for n in np.flatnonzero(counted):
+        own_C, target = slice(starts[n], examples.ends[n]), examples.targets[n]
+        features, unseen = examples.features[own_C].T.astype(np.float32), unseen_C[own_C]
+        scores = mixture.scores(features, examples.context[n])
         own = scores[target : target + 1]
         ahead = np.array([(scores[~unseen] >= own).sum() - 1])
-        if not unseen.any():
+        if beside[n]:
+            hits += found_with_bonuses(own, ahead, scores[None, unseen])
+        else:
             hits += ahead[0] < LISTED
-            continue
-        n_beside += 1
-        hits += found_with_bonuses(own, ahead, scores[None, unseen])
-    return largest_bonus(hits) if n_beside >= LEAST_EVENTS else None
+    return largest_bonus(hits)
 
 
 def _best_alone(examples: Examples) -> int | None:

@@ -55,6 +55,15 @@ def with_new_items(served: Served, vectors: Mapping[str, Float32s]) -> Served:
     return Served(model, ids)
 
 
+def with_table(served: Served, table: pl.DataFrame | None) -> Served:
+    """As served, but that all items of a table are scored as well, where the model has a
+    content."""
+    content = served.model.content
+    if content is None or table is None:
+        return served
+    return with_new_items(served, content_vectors(content, table))
+
+
 def content_vectors(content: Content, table: pl.DataFrame) -> dict[str, Float32s]:
     """The vectors (D) that the items of a table have as new ones; by id."""
     return {item: content.vector(about) for item, about in abouts(table).items()}

@@ -17,7 +17,7 @@ ROUNDING = 0.01
 BONUSES = np.arange(0, 8.25, 0.25)
 
 
-def without_event(features: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def without_event(features: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
     """(C) Which candidates have had no event, by their features (F, C), rounded or not."""
     found: npt.NDArray[np.bool_] = np.logical_and(
         (features[POPULAR:AGE] <= LEAST_POPULARITY + ROUNDING).all(0),

@@ -7,8 +7,8 @@ import polars as pl
 from benchmarks.forward.training import Refitted
 from service.catalogue.cold_start import summed
 from service.catalogue.turns import at_once
+from training import new_items
 from training.forward.models import Served
-from training.new_items import content_vectors, with_new_items
 
 NONE, CATEGORIES, CONTENT = "none", "categories", "content"
 HOW = (NONE, CATEGORIES, CONTENT)
@@ -17,13 +17,8 @@ HOW = (NONE, CATEGORIES, CONTENT)
 def with_table(models: Refitted, table: pl.DataFrame, how: str) -> Refitted:
     """The same, but that all items of a table are ranked: by the model's content, or as a service
     does without one, by a regression from their categories."""
-    ranked = _by_content if how == CONTENT else _by_categories
+    ranked = new_items.with_table if how == CONTENT else _by_categories
     return Refitted(ranked(models.base, table), models.since_ms, ranked(models.refitted, table))
-
-
-def _by_content(served: Served, table: pl.DataFrame) -> Served:
-    assert served.model.content is not None
-    return with_new_items(served, content_vectors(served.model.content, table))
 
 
 def _by_categories(served: Served, table: pl.DataFrame) -> Served:
@@ -31,4 +26,6 @@ def _by_categories(served: Served, table: pl.DataFrame) -> Served:
     ids = served.item_ids
     vectors = served.model.scoring_vectors.detach().numpy()[1:]
     cold = at_once(summed(vectors, lambda row: categories.get(ids[row - 1], ())))()
-    return with_new_items(served, {item: cold.vector((), own) for item, own in categories.items()})
+    return new_items.with_new_items(
+        served, {item: cold.vector((), own) for item, own in categories.items()}
+    )
